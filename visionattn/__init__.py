@@ -1,0 +1,10 @@
+"""Visual attention for timm: plug-in blocks for CNNs, token mixers for vision transformers, and their networks.
+
+`import visionattn` registers every `va_*` network with timm, so that `timm.create_model('va_resnet50_cbam')` works.
+Training and evaluation live in `visionattn.engine` and need to be imported on their own.
+"""
+
+from . import models, plugins
+from .version import __version__
+
+__all__ = ["__version__", "models", "plugins"]

@@ -1,0 +1,171 @@
+"""What every `va_*` family needs to stand in timm's registry: weight tags and checked loading."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from torch import nn
+
+from visionattn._resources import checkpoint_dir, read_manifest
+
+__all__ = ["build_model", "check_state_dict", "packaged_cfgs", "rename_keys", "sha256", "unwrap", "verify_file"]
+
+StateDict = dict[str, torch.Tensor]
+
+
+def packaged_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """timm's cfg of each packaged checkpoint of these models: `{'<model>.<tag>': cfg(...)}`.
+
+    Args:
+        models: Names of architectures.
+        cfg: The family's function that fills in the rest; called with the architecture and the fields that the manifest
+            states.
+    """
+    wanted = set(models)
+    return {
+        name: cfg(
+            entry["model"], file=str(checkpoint_dir() / entry["file"]), license=entry["license"], **entry["input"]
+        )
+        for name, entry in read_manifest().items()
+        if entry["model"] in wanted
+    }
+
+
+def sha256(path: str | Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify_file(path: str | Path) -> None:
+    """Checks that a file of weights is there, not empty, and what its name says: `<name>-<8+ hex of sha256>.<ending>`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is empty, or its sha256 is not the one in its name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes)")
+    if stated := re.search(r"-([0-9a-f]{8,64})$", path.stem):
+        actual = sha256(path)
+        if not actual.startswith(stated[1]):
+            raise ValueError(
+                f"{path} is damaged or was changed: its name says sha256 {stated[1]}, "
+                f"its content has {actual[: len(stated[1])]}"
+            )
+
+
+def unwrap(checkpoint: dict[str, Any]) -> StateDict:
+    """The flat state dict inside a checkpoint: no `state_dict` or `model` around it, no `module.` prefixes."""
+    for key in ("state_dict", "model"):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+    return {key.removeprefix("module."): value for key, value in checkpoint.items()}
+
+
+def rename_keys(state_dict: StateDict, patterns: Iterable[tuple[str, str]]) -> StateDict:
+    """A state dict with each `(regular expression, replacement)` applied to its keys in turn."""
+    renamed = {}
+    for key, value in state_dict.items():
+        for pattern, replacement in patterns:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return renamed
+
+
+def check_state_dict(state_dict: StateDict, model: nn.Module, free: Iterable[str] = ()) -> None:
+    """Raises one error that names every missing, unknown or wrongly shaped entry of a state dict.
+
+    Counters of batch normalisation may be missing (old files lack them); they do not change what a network computes.
+
+    Args:
+        state_dict: The entries to load.
+        model: The network they are for.
+        free: Prefixes of modules whose shapes may differ because the loader adapts or drops them (first convolution,
+            classifier).
+
+    Raises:
+        ValueError: If anything does not fit.
+    """
+    own = model.state_dict()
+    adaptable = tuple(free)
+    missing = [
+        k for k in own if k not in state_dict and not k.endswith("num_batches_tracked") and not _below(k, adaptable)
+    ]
+    unknown = [k for k in state_dict if k not in own and not _below(k, adaptable)]
+    shapes = [
+        f"{k} is {tuple(v.shape)}, the model has {tuple(own[k].shape)}"
+        for k, v in state_dict.items()
+        if k in own and v.shape != own[k].shape and not _below(k, adaptable)
+    ]
+    faults = [
+        f"{what}: {', '.join(found[:8])}{f' and {len(found) - 8} more' if len(found) > 8 else ''}"
+        for what, found in (("missing", missing), ("not in the model", unknown), ("wrong shape", shapes))
+        if found
+    ]
+    if faults:
+        raise ValueError(f"the weights do not fit {type(model).__name__}; " + "; ".join(faults))
+
+
+def build_model(
+    model_cls: type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    *,
+    to_native: Callable[[StateDict, nn.Module], StateDict],
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """timm's builder with checked weights.
+
+    Args:
+        model_cls: The network's class.
+        variant: Registered name.
+        pretrained: Whether to load weights.
+        to_native: Maps a flat state dict in any format the family knows to the network's own keys.
+        pretrained_cfg: As in timm.
+        pretrained_cfg_overlay: As in timm; `dict(file=PATH)` loads a local file.
+        **kwargs: For the network's constructor and timm's builder.
+
+    Raises:
+        FileNotFoundError: If the file of weights is missing.
+        ValueError: If it is damaged or does not fit the network.
+    """
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    if pretrained and cfg.file:
+        verify_file(cfg.file)
+
+    def filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> StateDict:
+        state_dict = to_native(unwrap(checkpoint), model)
+        free = [cfg.classifier] if getattr(model, "num_classes", cfg.num_classes) != cfg.num_classes else []
+        if getattr(model, "in_chans", 3) != cfg.input_size[0]:
+            free.append(cfg.first_conv)
+        check_state_dict(state_dict, model, free)
+        # timm loads strictly: entries that may be missing are given the network's own values.
+        own = model.state_dict()
+        return {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **state_dict}
+
+    return build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=pretrained_cfg_overlay,
+        pretrained_filter_fn=filter_fn,
+        **kwargs,
+    )
+
+
+def _below(key: str, modules: tuple[str, ...]) -> bool:
+    return any(key.startswith(f"{module}.") for module in modules)

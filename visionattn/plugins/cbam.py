@@ -1,0 +1,166 @@
+"""CBAM: Convolutional Block Attention Module (ECCV 2018, arXiv 1807.06521).
+
+Official code: https://github.com/Jongchan/attention-module (MIT), MODELS/cbam.py.
+
+Differs from the official code in:
+- the channel gate's hidden width is never below 1 (the official code builds a broken layer if channels < reduction);
+- the pooled vectors are summed before the second linear layer: the same by linearity, and one product less.
+
+Golden: tests/golden/cbam_*.npz (outputs, input gradients, running statistics).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from visionattn.ops import max_first
+
+__all__ = ["CBAM", "ChannelGate", "SpatialGate"]
+
+_POOLS = {
+    "avg": lambda x: x.mean(-1),
+    "max": lambda x: max_first(x, -1),
+    "lp": lambda x: torch.linalg.vector_norm(x, dim=-1),
+    "lse": lambda x: x.logsumexp(-1),
+}
+
+
+class ChannelGate(nn.Module):
+    """Scales each channel by a sigmoid of a shared MLP over its pooled values. `(B, C, H, W) -> (B, C, H, W)`.
+
+    Args:
+        channels: Width of the map.
+        reduction: The hidden layer of the MLP has `max(channels // reduction, 1)` units.
+        pool_types: Which pools over the positions feed the MLP, summed: any of `avg`, `max`, `lp` (2-norm), `lse`
+            (log-sum-exp).
+
+    Raises:
+        ValueError: If `channels` or `reduction` is below 1, or a pool is unknown or missing.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        pool_types: Sequence[str] = ("avg", "max"),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if channels < 1 or reduction < 1:
+            raise ValueError(
+                f"channels and reduction must be at least 1, got channels={channels}, reduction={reduction}"
+            )
+        unknown = [pool for pool in pool_types if pool not in _POOLS]
+        if unknown or not pool_types:
+            raise ValueError(f"pool_types must name at least one of {', '.join(_POOLS)}, got {tuple(pool_types)}")
+        dd = {"device": device, "dtype": dtype}
+        self.pool_types = tuple(pool_types)
+        hidden = max(channels // reduction, 1)
+        self.fc1 = nn.Linear(channels, hidden, **dd)
+        self.fc2 = nn.Linear(hidden, channels, **dd)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official start: PyTorch's default weights, biases zero."""
+        for fc in (self.fc1, self.fc2):
+            fc.reset_parameters()
+            nn.init.zeros_(fc.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(2)
+        pooled = torch.stack([_POOLS[pool](flat) for pool in self.pool_types])
+        hidden = F.relu(self.fc1(pooled)).sum(0)
+        # fc2 is linear, so the sum goes first; its bias counts once for every pool.
+        logits = F.linear(hidden, self.fc2.weight, len(self.pool_types) * self.fc2.bias)
+        return x * logits.sigmoid()[:, :, None, None]
+
+
+class SpatialGate(nn.Module):
+    """Scales each position by a sigmoid of one convolution over the maximum and mean of its channels (in this order).
+
+    `(B, C, H, W) -> (B, C, H, W)`, for any C.
+
+    Args:
+        kernel_size: Side of the convolution, odd.
+
+    Raises:
+        ValueError: If `kernel_size` is not a positive odd number.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int = 7,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        dd = {"device": device, "dtype": dtype}
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **dd)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01, **dd)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official start: the scale of the normalisation is zero, so the gate is 0.5 everywhere."""
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
+        self.bn.reset_parameters()
+        nn.init.zeros_(self.bn.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = torch.stack((max_first(x, 1), x.mean(1)), dim=1)
+        return x * self.bn(self.conv(pooled)).sigmoid()
+
+
+class CBAM(nn.Module):
+    """A channel gate, then a spatial gate. `(B, C, H, W) -> (B, C, H, W)`, any H, W >= 1.
+
+    The paper puts one into every residual block, before the addition.
+
+    Args:
+        channels: Width of the map.
+        reduction: Divides `channels` to the hidden width of the channel gate (at least 1).
+        kernel_size: Side of the spatial gate's convolution, odd; the paper found 7 better than 3.
+        pool_types: Pools of the channel gate: any of `avg`, `max`, `lp`, `lse`.
+        no_spatial: Leave the spatial gate out (the paper's ablation).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    # (pattern, replacement) pairs that turn the author's parameter names into ours.
+    official_keys = (
+        (r"ChannelGate\.mlp\.1\.", "channel_gate.fc1."),
+        (r"ChannelGate\.mlp\.3\.", "channel_gate.fc2."),
+        (r"SpatialGate\.spatial\.", "spatial_gate."),
+    )
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        pool_types: Sequence[str] = ("avg", "max"),
+        no_spatial: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.channel_gate = ChannelGate(channels, reduction=reduction, pool_types=pool_types, **dd)
+        self.spatial_gate = nn.Identity() if no_spatial else SpatialGate(kernel_size, **dd)
+
+    def reset_parameters(self) -> None:
+        """The official start of both gates."""
+        self.channel_gate.reset_parameters()
+        if isinstance(self.spatial_gate, SpatialGate):
+            self.spatial_gate.reset_parameters()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.spatial_gate(self.channel_gate(x))
