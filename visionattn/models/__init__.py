@@ -1,5 +1,6 @@
 """The networks, registered with timm under `va_*` when this package is imported."""
 
+from ._build import check_state_dict, unwrap
 from .va_resnet import ResNet
 
-__all__ = ["ResNet"]
+__all__ = ["ResNet", "check_state_dict", "unwrap"]

@@ -1,18 +1,17 @@
 """What every `va_*` family needs to stand in timm's registry: weight tags and checked loading."""
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
+from visionattn._files import read_checkpoint
 from visionattn._resources import checkpoint_dir, read_manifest
 
-__all__ = ["build_model", "check_state_dict", "packaged_cfgs", "rename_keys", "sha256", "unwrap", "verify_file"]
+__all__ = ["build_model", "check_state_dict", "packaged_cfgs", "rename_keys", "unwrap"]
 
 StateDict = dict[str, torch.Tensor]
 
@@ -33,36 +32,6 @@ def packaged_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> 
         for name, entry in read_manifest().items()
         if entry["model"] in wanted
     }
-
-
-def sha256(path: str | Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def verify_file(path: str | Path) -> None:
-    """Checks that a file of weights is there, not empty, and what its name says: `<name>-<8+ hex of sha256>.<ending>`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, or its sha256 is not the one in its name.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes)")
-    if stated := re.search(r"-([0-9a-f]{8,64})$", path.stem):
-        actual = sha256(path)
-        if not actual.startswith(stated[1]):
-            raise ValueError(
-                f"{path} is damaged or was changed: its name says sha256 {stated[1]}, "
-                f"its content has {actual[: len(stated[1])]}"
-            )
 
 
 def unwrap(checkpoint: dict[str, Any]) -> StateDict:
@@ -144,7 +113,7 @@ def build_model(
     """
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     if pretrained and cfg.file:
-        verify_file(cfg.file)
+        read_checkpoint(cfg.file)  # timm reads it again, but what it says of a bad file is no help
 
     def filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> StateDict:
         state_dict = to_native(unwrap(checkpoint), model)

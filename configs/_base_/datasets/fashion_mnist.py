@@ -1,0 +1,32 @@
+# Fashion-MNIST at its own 28 px: 60,000 training and 10,000 test images.
+data_preprocessor = dict(type="ImgDataPreprocessor", mean=[73.0] * 3, std=[90.0] * 3)
+data_root = "data/fashion-mnist"
+train_pipeline = [
+    dict(type="Pad", padding=2),
+    dict(type="RandomCrop", height=28, width=28),
+    dict(type="HorizontalFlip", p=0.5),
+]
+train_dataloader = dict(
+    batch_size=128,
+    num_workers=1,
+    persistent_workers=True,
+    drop_last=True,
+    dataset=dict(type="FashionMNIST", split="train", data_root=data_root, pipeline=train_pipeline),
+    sampler=dict(type="SeededSampler", shuffle=True),
+    collate_fn=dict(type="default_collate"),
+)
+val_dataloader = dict(
+    batch_size=500,
+    num_workers=0,
+    dataset=dict(type="FashionMNIST", split="test", data_root=data_root, pipeline=[]),
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    collate_fn=dict(type="default_collate"),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    type="TorchMetrics",
+    scores=dict(top1=dict(type="MulticlassAccuracy", num_classes=10, average="micro")),
+)
+test_evaluator = val_evaluator
+val_cfg = dict()
+test_cfg = dict()

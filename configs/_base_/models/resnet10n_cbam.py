@@ -1,0 +1,5 @@
+model = dict(
+    type="Classifier",
+    backbone=dict(model_name="va_resnet10n_cbam", num_classes=10),
+    loss=dict(type="CrossEntropyLoss", label_smoothing=0.1),
+)

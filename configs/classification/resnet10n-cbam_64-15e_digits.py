@@ -1,0 +1,7 @@
+_base_ = [
+    "../_base_/models/resnet10n_cbam.py",
+    "../_base_/datasets/digits.py",
+    "../_base_/schedules/adamw_cosine.py",
+    "../_base_/default_runtime.py",
+]
+default_hooks = dict(logger=dict(interval=11))

@@ -1,0 +1,123 @@
+"""Checkpoints for the world: flat files of weights named by their sha256, and the manifest that says what they are."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from ._files import read_checkpoint, replacing
+from ._resources import checkpoint_dir, read_manifest
+from .models import unwrap
+
+__all__ = ["packaged_path", "publish", "read_weights"]
+
+
+def packaged_path(name: str) -> Path:
+    """The file of a packaged checkpoint.
+
+    Args:
+        name: `<model>.<tag>`.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    manifest = read_manifest()
+    if name not in manifest:
+        raise ValueError(f"no packaged checkpoint {name!r}; there are: {', '.join(manifest) or 'none'}")
+    return checkpoint_dir() / manifest[name]["file"]
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The flat weights in a published file, a training checkpoint or an author's file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, holds code or holds no weights.
+    """
+    state_dict = unwrap(read_checkpoint(path))
+    strays = [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
+    if strays or not state_dict:
+        raise ValueError(f"{path} holds no flat weights: {', '.join(strays[:3]) or 'nothing'} is no tensor")
+    return state_dict
+
+
+def publish(
+    model: nn.Module,
+    name: str,
+    folder: str | Path,
+    *,
+    classes: tuple[str, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    input_size: tuple[int, int, int],
+    facts: dict[str, Any],
+) -> Path:
+    """Writes a trained network as `<model>-<tag>-<sha256>.safetensors` and enters it into the manifest beside it.
+
+    A checkpoint of the same name is replaced.
+
+    Args:
+        model: The timm network, trained.
+        name: `<model>.<tag>`, the name under which timm will find it.
+        folder: Where the file and `manifest.json` go.
+        classes: Names of the classes.
+        mean: Of the channels, for pixels in 0..1.
+        std: Of the channels, for pixels in 0..1.
+        input_size: Channels, height and width the network was trained for.
+        facts: What else the manifest shall say: `task`, `dataset`, `metrics`, `config`, `command`, `license`, `origin`.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ValueError: If the name is not of this form or its model is not registered.
+    """
+    architecture, dot, tag = name.partition(".")
+    if not dot or not tag or not timm.is_model(architecture):
+        raise ValueError(f"name must be <registered model>.<tag>, such as va_resnet10n_cbam.digits, got {name!r}")
+    folder = Path(folder)
+    state_dict = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    content = safetensors.torch.save(state_dict, metadata={"name": name})
+    digest = hashlib.sha256(content).hexdigest()
+    path = folder / f"{architecture}-{tag}-{digest[:8]}.safetensors"
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    _enter(
+        folder / "manifest.json",
+        name,
+        {
+            "model": architecture,
+            "tag": tag,
+            **facts,
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": digest,
+            "params": sum(parameter.numel() for parameter in model.parameters()),
+            "input": {
+                "num_classes": len(classes),
+                "label_names": list(classes),
+                "input_size": list(input_size),
+                "mean": list(mean),
+                "std": list(std),
+                "crop_pct": 1.0,
+            },
+        },
+    )
+    return path
+
+
+def _enter(manifest: Path, name: str, entry: dict[str, Any]) -> None:
+    content = json.loads(manifest.read_text()) if manifest.is_file() else {"version": 1, "checkpoints": {}}
+    old = content["checkpoints"].get(name)
+    content["checkpoints"][name] = entry
+    content["checkpoints"] = dict(sorted(content["checkpoints"].items()))
+    with replacing(manifest) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    # Last, so that the manifest never names a file that is gone.
+    if old and old["file"] != entry["file"]:
+        (manifest.parent / old["file"]).unlink(missing_ok=True)

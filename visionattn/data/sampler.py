@@ -1,0 +1,35 @@
+"""Shuffling and augmentation as a pure function of (seed, epoch, sample): a resumed run repeats an uninterrupted one."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from mmengine.dataset import DefaultSampler
+from mmengine.registry import DATA_SAMPLERS
+
+__all__ = ["SeededIndex", "SeededSampler"]
+
+
+class SeededIndex(int):
+    """The index of a sample, with the seed of its augmentation on its back. It goes wherever a plain int goes."""
+
+    seed: int
+
+    def __new__(cls, index: int, seed: int) -> "SeededIndex":
+        self = super().__new__(cls, index)
+        self.seed = seed
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[int, int]]:
+        return SeededIndex, (int(self), self.seed)
+
+
+@DATA_SAMPLERS.register_module()
+class SeededSampler(DefaultSampler):
+    """mmengine's sampler, handing out indices that carry a seed drawn from (run's seed, epoch, index).
+
+    The number of workers and processes does not change how a sample is augmented.
+    """
+
+    def __iter__(self) -> Iterator[SeededIndex]:
+        seeds = np.random.SeedSequence((self.seed, self.epoch)).generate_state(len(self.dataset))
+        return (SeededIndex(index, int(seeds[index])) for index in super().__iter__())

@@ -1,0 +1,83 @@
+"""A live progress bar on a terminal; elsewhere mmengine's log lines with their ETA are enough."""
+
+import logging
+import sys
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["ProgressHook"]
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """Shows how far training or testing is, if the console is a terminal; the lines for each few steps then go to the log file
+    only.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+
+    def before_train(self, runner: Any) -> None:
+        """Opens the bar over all iterations of the run."""
+        self._open(runner, "train", runner.max_iters, runner.iter)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Moves it on."""
+        if self.bar is not None:
+            loss = float(outputs["loss"]) if outputs and "loss" in outputs else float("nan")
+            text = f"train, epoch {runner.epoch + 1}/{runner.max_epochs}, loss {loss:.3f}"
+            self.bar.update(self.task, completed=runner.iter + 1, description=text)
+
+    def after_train(self, runner: Any) -> None:
+        """Closes it."""
+        self._close(runner)
+
+    def before_test(self, runner: Any) -> None:
+        """Opens a bar over the test set."""
+        self._open(runner, "test", len(runner.test_dataloader), 0)
+
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Moves it on."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=batch_idx + 1)
+
+    def after_test(self, runner: Any) -> None:
+        """Closes it."""
+        self._close(runner)
+
+    def _open(self, runner: Any, what: str, total: int, done: int) -> None:
+        if not (is_main_process() and sys.stdout.isatty()):
+            return
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.bar = Progress(TextColumn("{task.description}"), *columns)
+        self.bar.start()
+        self.task = self.bar.add_task(what, total=total, completed=done)
+        # The bar has put itself in front of stdout: lines go above it only through there.
+        for handler in _console(runner):
+            handler.setStream(sys.stdout)
+            handler.addFilter(_no_step)
+
+    def _close(self, runner: Any) -> None:
+        if self.bar is None:
+            return
+        self.bar.stop()
+        self.bar = None
+        for handler in _console(runner):
+            handler.setStream(sys.stdout)
+            handler.removeFilter(_no_step)
+
+
+def _console(runner: Any) -> list[logging.StreamHandler]:
+    return [handler for handler in runner.logger.handlers if type(handler) is logging.StreamHandler]
+
+
+def _no_step(record: logging.LogRecord) -> bool:
+    """Everything but the lines of single steps, which the bar shows."""
+    text = record.getMessage()
+    return not (text.startswith(("Epoch(", "Iter(")) and "eta:" in text)

@@ -1,0 +1,25 @@
+"""The randomness inside a training step (dropout, drop path, mixup) as a function of (seed, rank, iteration)."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+__all__ = ["StepSeedHook"]
+
+
+@HOOKS.register_module()
+class StepSeedHook(Hook):
+    """Seeds Python's, NumPy's and PyTorch's generators before every step, so that a resumed run draws the same numbers."""
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Seeds the step about to run."""
+        state = np.random.SeedSequence((runner.seed, runner.rank, runner.iter)).generate_state(2)
+        random.seed(int(state[0]))
+        np.random.seed(int(state[0]))
+        torch.manual_seed((int(state[0]) << 32) | int(state[1]) >> 1)

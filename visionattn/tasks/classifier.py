@@ -1,0 +1,109 @@
+"""Image classification with any timm network."""
+
+from typing import Any
+
+import timm
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy
+from torch import nn
+
+from visionattn.models import check_state_dict
+
+__all__ = ["Classifier"]
+
+_LOSSES = {"CrossEntropyLoss": nn.CrossEntropyLoss, "BinaryCrossEntropy": BinaryCrossEntropy}
+
+
+@MODELS.register_module()
+class Classifier(BaseModel):
+    """A timm network with a loss over its logits.
+
+    Args:
+        backbone: Arguments of `timm.create_model`, `model_name` among them; `num_classes` sizes the head.
+        loss: `type` is `CrossEntropyLoss` or timm's `BinaryCrossEntropy`, the rest its arguments (`label_smoothing`,
+            `smoothing`).
+        mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, `switch_prob`, `mode`), which mixes
+            the pictures of a training batch and their labels; batches must be even.
+        compile: Compile the network with torch.compile: True, or its arguments.
+        data_preprocessor: As in mmengine, usually `dict(type='ImgDataPreprocessor', mean=[...], std=[...])`.
+
+    Raises:
+        ValueError: If the network or the loss is unknown.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        loss: dict[str, Any] | None = None,
+        mixup: dict[str, Any] | None = None,
+        compile: bool | dict[str, Any] = False,
+        data_preprocessor: dict[str, Any] | nn.Module | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        backbone = dict(backbone)
+        name = backbone.get("model_name")
+        if not isinstance(name, str) or not (timm.is_model(name) or ":" in name):
+            raise ValueError(f"unknown model {name!r} (model.backbone.model_name); timm.list_models('va_*') lists ours")
+        self.backbone = timm.create_model(**backbone)
+        loss = dict(loss or {"type": "CrossEntropyLoss"})
+        kind = loss.pop("type", None)
+        if kind not in _LOSSES:
+            raise ValueError(f"loss type must be one of {', '.join(_LOSSES)}, got {kind!r}")
+        self.loss = _LOSSES[kind](**loss)
+        # Smoothing belongs to the loss: applied after mixing it gives the same targets.
+        mixup = {**mixup, "num_classes": self.num_classes, "label_smoothing": 0.0} if mixup else None
+        self.mixup = Mixup(**mixup) if mixup else None
+        if compile:
+            self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the head."""
+        return self.backbone.num_classes
+
+    def init_weights(self) -> None:
+        """Does nothing: timm's networks start when they are built, and pretrained weights must stay."""
+
+    def load_weights(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Loads weights of this task (keys starting with `backbone.`) or of its network alone.
+
+        Raises:
+            ValueError: If anything is missing, unknown or of another shape.
+        """
+        whole = any(key.startswith("backbone.") for key in state_dict)
+        target = self if whole else self.backbone
+        check_state_dict(state_dict, target)
+        target.load_state_dict(state_dict, strict=False)
+
+    def forward(
+        self, inputs: torch.Tensor, data_samples: dict[str, torch.Tensor] | None = None, mode: str = "tensor"
+    ) -> torch.Tensor | dict[str, torch.Tensor] | list[dict[str, Any]]:
+        """Runs the network.
+
+        Args:
+            inputs: `(B, C, H, W)`, normalised.
+            data_samples: `label` and `index`, each `(B,)`; needed for `loss` and `predict`.
+            mode: `tensor` gives the logits, `loss` a dict of losses, `predict` one dict a picture with `preds` (probability
+                of each class) and `target`.
+        """
+        if mode == "loss":
+            return self._loss(inputs, data_samples["label"])
+        logits = self.backbone(inputs)
+        if mode == "tensor":
+            return logits
+        if mode == "predict":
+            preds = logits.float().softmax(-1)
+            return [{"preds": p, "target": t} for p, t in zip(preds, data_samples["label"], strict=True)]
+        raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
+
+    def _loss(self, inputs: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.mixup is not None:
+            if len(inputs) % 2:
+                raise ValueError(
+                    f"mixup needs batches of even size, got {len(inputs)}: set train_dataloader.drop_last=True"
+                )
+            inputs, target = self.mixup(inputs, target)
+        return {"loss": self.loss(self.backbone(inputs), target)}
