@@ -157,7 +157,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=("none", "pytorch", "slurm"),
         default="none",
-        help="how several processes were started: `torchrun --nproc-per-node 2 -m visionattn.cli train ... --launcher pytorch`",
+        help="how several processes were started, such as `torchrun --nproc-per-node 2 -m visionattn.cli train ...`",
     )
 
 
@@ -195,11 +195,7 @@ def _summarise(name: str, config: "Config", work_dir: Path, seconds: float) -> N
     picture = draw_learning_curve(work_dir, metric)
     scores = [(r[metric], r["step"]) for r in read_scalars(work_dir)[1] if metric in r]
     best = work_dir / f"best_{metric.replace('/', '_')}.pth"
-    print(
-        f"\ntrained   {_duration(seconds)}, {config.train_cfg.max_epochs} epochs"
-        if "max_epochs" in config.train_cfg
-        else ""
-    )
+    print(f"\ntrained   {_duration(seconds)}")
     if scores:
         score, step = max(scores)
         print(f"accuracy  {metric} {100 * scores[-1][0]:.2f} % at the end, {100 * score:.2f} % at best (epoch {step})")

@@ -15,8 +15,8 @@ __all__ = ["Digits"]
 class Digits(LabelledImages):
     """8x8 grey digits (UCI optical recognition of handwritten digits, test part), as RGB.
 
-    The split is fixed: every fifth image, the ones whose number leaves remainder 4, is for testing (359 images), the other
-    1,438 are for training.
+    The split is fixed: every fifth image (those whose number leaves remainder 4, 359 of them) is for testing, the
+    other 1,438 are for training.
 
     Args:
         split: `train` or `test`.

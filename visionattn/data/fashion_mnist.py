@@ -35,8 +35,8 @@ _PREFIX = {"train": "train", "test": "t10k"}
 class FashionMNIST(LabelledImages):
     """60,000 training and 10,000 test images of clothes, 28x28 grey, as RGB.
 
-    The files are looked for in `data_root`, in `data_root/FashionMNIST/raw` (torchvision's place) and where Debian's package
-    dataset-fashion-mnist puts them; torchvision downloads them into `data_root` otherwise.
+    The files are looked for in `data_root`, in `data_root/FashionMNIST/raw` (torchvision's place) and where Debian's
+    package dataset-fashion-mnist puts them; torchvision downloads them into `data_root` otherwise.
 
     Args:
         split: `train` or `test`.

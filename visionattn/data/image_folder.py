@@ -18,7 +18,7 @@ class ImageFolder(LabelledImages):
     """Labelled pictures on disk.
 
     Args:
-        data_root: Folder that holds one sub-folder a class, sorted by name; or, with `ann_file`, what its paths start from.
+        data_root: Folder with one sub-folder a class, sorted by name; or, with `ann_file`, what its paths start from.
         pipeline: Transforms.
         classes: Names of the classes in the order of their numbers; without it the sub-folders, or with `ann_file` the
             numbers that occur.

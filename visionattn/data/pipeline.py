@@ -20,8 +20,8 @@ class Pipeline:
     """A chain of albumentations transforms: an RGB picture in, a `(3, H, W)` uint8 tensor out.
 
     Args:
-        transforms: One dict a transform: `type` is its name in albumentations, the rest its arguments; `OneOf` and the like
-            take their `transforms` the same way.
+        transforms: One dict a transform: `type` is its name in albumentations, the rest its arguments; `OneOf` and the
+            like take their `transforms` the same way.
 
     Raises:
         ValueError: If a transform or an argument is unknown or out of range.

@@ -1,4 +1,4 @@
-"""Shuffling and augmentation as a pure function of (seed, epoch, sample): a resumed run repeats an uninterrupted one."""
+"""Shuffling and augmentation as a function of (seed, epoch, sample): a resumed run repeats an uninterrupted one."""
 
 from collections.abc import Iterator
 

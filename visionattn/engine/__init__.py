@@ -1,4 +1,4 @@
-"""What mmengine needs from us to train, resume, evaluate and report. Importing this makes every type in our configs known."""
+"""What mmengine needs from us to train, resume, evaluate and report; importing it makes our configs' types known."""
 
 from visionattn import data, tasks  # noqa: F401  (registered by importing)
 

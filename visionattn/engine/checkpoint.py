@@ -32,10 +32,10 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(Hook):
-    """Saves the run every few epochs (or iterations), after the evaluation, and the weights of the best evaluation so far.
+    """Saves the run every few epochs (or iterations), after the evaluation, and the best weights so far.
 
-    It differs from mmengine's CheckpointHook, which saves before the evaluation, so that a run killed between the two
-    lost its evaluation, and deletes old files before the new one is complete.
+    mmengine's CheckpointHook saves before the evaluation, so that a run killed between the two lost its evaluation, and
+    deletes old files before the new one is complete.
 
     Args:
         interval: Save every this many epochs; the last one is always saved.
@@ -94,7 +94,7 @@ class AtomicCheckpointHook(Hook):
         self._save_run(runner, runner.epoch if self.by_epoch else runner.iter, runner.epoch, runner.iter)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Leaves only plain data, which loads without trusting the file: the logs' history goes, numbers become Python's."""
+        """Leaves only plain data, which loads without trusting the file: no log history, no NumPy numbers."""
         info = checkpoint["message_hub"]["runtime_info"]
         checkpoint["message_hub"] = {
             "log_scalars": {},

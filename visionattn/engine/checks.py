@@ -32,6 +32,6 @@ def _check(runner: Any, name: str) -> None:
     classes = getattr(dataset, "metainfo", {}).get("classes")
     if classes is not None and len(classes) > model.num_classes:
         raise ValueError(
-            f"{name}: {type(dataset).__name__} has {len(classes)} classes, but the model tells only {model.num_classes} "
-            "apart (num_classes)"
+            f"{name}: {type(dataset).__name__} has {len(classes)} classes, but the model's num_classes is only "
+            f"{model.num_classes}"
         )

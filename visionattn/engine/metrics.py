@@ -22,8 +22,8 @@ class TorchMetrics(BaseMetric):
     The network's predictions are dicts with `preds` and `target`; tensors are stacked, anything else goes on as lists.
 
     Args:
-        scores: Name of a result -> config: `type` is a class of torchmetrics, the rest its arguments. A metric that gives
-            one number a class is reported as `<name>/<class>`; one that gives several named numbers as `<name>/<key>`.
+        scores: Name of a result -> config: `type` is a class of torchmetrics, the rest its arguments. A metric that
+            gives one number a class is reported as `<name>/<class>`, several named numbers as `<name>/<key>`.
         prefix: Goes before the names, with a slash.
 
     Raises:
@@ -32,7 +32,7 @@ class TorchMetrics(BaseMetric):
 
     def __init__(self, scores: dict[str, dict[str, Any]], prefix: str | None = None) -> None:
         # Results travel between processes as objects; mmengine's other way leaves a folder of pickles behind.
-        super().__init__(collect_device="gpu", prefix=prefix or "")
+        super().__init__(collect_device="gpu", prefix=prefix)
         self.metrics = {name: _build(name, config) for name, config in scores.items()}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:

@@ -15,21 +15,19 @@ __all__ = ["TimmOptimWrapperConstructor", "TimmOptimizer"]
 
 @OPTIMIZERS.register_module()
 def TimmOptimizer(params: Iterable[Any], opt: str, **kwargs: Any) -> Optimizer:
-    """Any optimiser of timm's factory: `optimizer=dict(type='TimmOptimizer', opt='lamb', lr=5e-3, weight_decay=0.02)`."""
+    """Any optimiser of timm's factory: `optimizer=dict(type='TimmOptimizer', opt='lamb', lr=5e-3)`."""
     return create_optimizer_v2(params, opt=opt, **kwargs)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class TimmOptimWrapperConstructor:
-    """Groups parameters as timm's training does: no weight decay on biases, scales and what the network exempts, and a
-    learning rate that shrinks towards the input.
-
-    Parameters outside `model.backbone` get the full learning rate.
+    """Groups parameters as timm's training does: no weight decay on biases, scales and what the network exempts, and
+    rates that shrink towards the input. Parameters outside `model.backbone` get the full rate.
 
     Args:
         optim_wrapper_cfg: As in mmengine.
-        paramwise_cfg: `layer_decay`: factor a block from the head down to the stem, at most 1; by default all blocks learn
-            alike.
+        paramwise_cfg: `layer_decay`: factor a block from the head down to the stem, at most 1; by default all blocks
+            learn alike.
 
     Raises:
         ValueError: If `layer_decay` is out of range or another key is given.

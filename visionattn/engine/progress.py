@@ -14,9 +14,7 @@ __all__ = ["ProgressHook"]
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Shows how far training or testing is, if the console is a terminal; the lines for each few steps then go to the log file
-    only.
-    """
+    """Shows how far a run is, if the console is a terminal; the lines of its steps then go to the log file only."""
 
     priority = "LOWEST"
 

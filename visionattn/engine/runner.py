@@ -1,4 +1,4 @@
-"""mmengine's Runner, mended where version 0.10.7 fails with a current PyTorch or on a CPU, and quieter on the console."""
+"""mmengine's Runner, mended where 0.10.7 fails with a current PyTorch or on a CPU, and quieter on the console."""
 
 import logging
 import os
@@ -93,7 +93,7 @@ class Runner(mmengine.runner.Runner):
 
 def _for_people(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    return record.levelno >= logging.WARNING or (text.count("\n") < 3 and not text.startswith("Exp name"))
+    return record.levelno >= logging.WARNING or (text.count("\n") < 3 and not text.startswith(_NOISE))
 
 
 def _check_schedule(cfg: Config) -> None:
@@ -106,7 +106,8 @@ def _check_schedule(cfg: Config) -> None:
         if length is not None and latest >= length:
             unit = "epochs" if by_epoch else "iterations"
             raise ValueError(
-                f"{scheduler['type']} in param_scheduler reaches to {unit[:-1]} {latest}, but training lasts only {length} {unit}"
+                f"{scheduler['type']} in param_scheduler reaches to {unit[:-1]} {latest}, but training lasts only "
+                f"{length} {unit}"
             )
 
 

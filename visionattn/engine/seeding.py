@@ -13,7 +13,7 @@ __all__ = ["StepSeedHook"]
 
 @HOOKS.register_module()
 class StepSeedHook(Hook):
-    """Seeds Python's, NumPy's and PyTorch's generators before every step, so that a resumed run draws the same numbers."""
+    """Seeds Python's, NumPy's and PyTorch's generators before every step: a resumed run draws the same numbers."""
 
     priority = "VERY_HIGH"
 

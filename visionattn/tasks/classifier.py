@@ -25,8 +25,8 @@ class Classifier(BaseModel):
         backbone: Arguments of `timm.create_model`, `model_name` among them; `num_classes` sizes the head.
         loss: `type` is `CrossEntropyLoss` or timm's `BinaryCrossEntropy`, the rest its arguments (`label_smoothing`,
             `smoothing`).
-        mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, `switch_prob`, `mode`), which mixes
-            the pictures of a training batch and their labels; batches must be even.
+        mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, `switch_prob`, `mode`), which
+            mixes the pictures of a training batch and their labels; batches must be even.
         compile: Compile the network with torch.compile: True, or its arguments.
         data_preprocessor: As in mmengine, usually `dict(type='ImgDataPreprocessor', mean=[...], std=[...])`.
 
@@ -86,8 +86,8 @@ class Classifier(BaseModel):
         Args:
             inputs: `(B, C, H, W)`, normalised.
             data_samples: `label` and `index`, each `(B,)`; needed for `loss` and `predict`.
-            mode: `tensor` gives the logits, `loss` a dict of losses, `predict` one dict a picture with `preds` (probability
-                of each class) and `target`.
+            mode: `tensor` gives the logits, `loss` a dict of losses, `predict` one dict a picture with `preds`
+                (probability of each class) and `target`.
         """
         if mode == "loss":
             return self._loss(inputs, data_samples["label"])

@@ -1,5 +1,5 @@
-# Averaged weights, evaluated and saved as the best. The momentum anneals: with a constant one the average of a short run
-# never leaves the random start.
+# Averaged weights, evaluated and saved as the best. The momentum anneals: with a constant one the average of a short
+# run never leaves the random start.
 custom_hooks = [
     dict(
         type="EMAHook",
