@@ -30,6 +30,8 @@ class TorchMetrics(BaseMetric):
         ValueError: If a metric's type is unknown or its arguments are wrong.
     """
 
+    default_prefix = ""
+
     def __init__(self, scores: dict[str, dict[str, Any]], prefix: str | None = None) -> None:
         # Results travel between processes as objects; mmengine's other way leaves a folder of pickles behind.
         super().__init__(collect_device="gpu", prefix=prefix)

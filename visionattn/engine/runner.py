@@ -91,6 +91,9 @@ class Runner(mmengine.runner.Runner):
         return checkpoint
 
 
+_NOISE = ("Exp name", "Distributed training is not used")
+
+
 def _for_people(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     return record.levelno >= logging.WARNING or (text.count("\n") < 3 and not text.startswith(_NOISE))
