@@ -197,7 +197,7 @@ def _summarise(name: str, config: "Config", work_dir: Path, seconds: float) -> N
     best = work_dir / f"best_{metric.replace('/', '_')}.pth"
     print(f"\ntrained   {_duration(seconds)}")
     if scores:
-        score, step = max(scores)
+        score, step = max(scores, key=lambda pair: pair[0])  # the first of equals is the one that was saved
         print(f"accuracy  {metric} {100 * scores[-1][0]:.2f} % at the end, {100 * score:.2f} % at best (epoch {step})")
     print(f"picture   {picture}")
     print(f"weights   {best if best.exists() else work_dir}")

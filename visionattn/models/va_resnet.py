@@ -138,7 +138,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     small = _HOSTS[_MODELS[name][0]].get("stem_stride", 4) < 4
     return {
         "url": "",
-        "num_classes": 1000,
+        "num_classes": 10 if small else 1000,
         "input_size": (3, 32, 32) if small else (3, 224, 224),
         "pool_size": (2, 2) if small else (7, 7),
         "crop_pct": 1.0 if small else 0.875,

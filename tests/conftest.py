@@ -1,0 +1,52 @@
+"""Small runs that several tests share."""
+
+import os
+import sys
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+
+@pytest.fixture
+def run_cli(monkeypatch, tmp_path, capsys):
+    """Runs a `visionattn` command in an empty folder: `run_cli('train', ...)` -> (exit code, stdout, stderr)."""
+    from visionattn.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["visionattn", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory):
+    """A config that trains in seconds with every source of randomness switched on."""
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(TINY)
+    return path
+
+
+TINY = f"""
+_base_ = [{str(__import__("visionattn._resources", fromlist=["config_dir"]).config_dir() / "classification/quickstart.py")!r}]
+model = dict(
+    backbone=dict(drop_path_rate=0.2, drop_rate=0.1),
+    mixup=dict(mixup_alpha=0.2, cutmix_alpha=1.0, prob=0.8),
+)
+train_dataloader = dict(batch_size=256, drop_last=False)
+custom_hooks = [
+    dict(type="EMAHook", ema_type="MomentumAnnealingEMA", momentum=0.05, gamma=20, update_buffers=True, begin_epoch=2)
+]
+train_cfg = dict(max_epochs=4)
+default_hooks = dict(logger=dict(interval=3))
+"""

@@ -1,0 +1,61 @@
+"""Two processes on CPUs train, evaluate and resume, and count every test image once."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def torchrun(folder, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", "-m", "visionattn.cli", *map(str, arguments), "--launcher", "pytorch"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    options = ["--work-dir", folder / "run", "--cfg-options", "train_cfg.max_epochs=2"]
+    return folder, torchrun(folder, "train", "quickstart", *options)
+
+
+def test_trains_and_reports_once(trained):
+    folder, printed = trained
+    assert printed.count("accuracy  top1") == 1
+    assert (folder / "run" / "learning_curve.png").stat().st_size > 0
+    assert not list(folder.glob(".dist_test*"))
+
+
+def test_metric_is_that_of_one_process(trained, run_cli):
+    """The 359 test images do not divide by two: the padded one must not count."""
+    folder, _ = trained
+    checkpoint = folder / "run" / "best_top1.pth"
+    torchrun(folder, "test", "quickstart", checkpoint, "--out", "two.json")
+    code, *_ = run_cli("test", "quickstart", checkpoint, "--out", folder / "one.json")
+    assert code == 0
+    one, two = (json.loads((folder / name).read_text()) for name in ("one.json", "two.json"))
+    assert one == two
+    assert abs(one["top1"] * 359 - round(one["top1"] * 359)) < 1e-4
+    logged = [
+        json.loads(line)
+        for path in (folder / "run").glob("*/vis_data/scalars.json")
+        for line in path.read_text().splitlines()
+    ]
+    assert max(record["top1"] for record in logged if "top1" in record) == one["top1"]
+
+
+def test_resumes(trained):
+    folder, _ = trained
+    options = ["--work-dir", folder / "run", "--resume", "--cfg-options", "train_cfg.max_epochs=3"]
+    assert "Loaded" in torchrun(folder, "train", "quickstart", *options)
+    assert (folder / "run" / "epoch_3.pth").exists()
+
+
+def test_says_how_to_start_several_processes(run_cli):
+    code, _, err = run_cli("train", "quickstart", "--launcher", "pytorch")
+    assert code == 2 and "torchrun --nproc-per-node 2" in err

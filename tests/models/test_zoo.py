@@ -1,0 +1,192 @@
+"""What every registered network promises: timm's contracts, any size, any dtype, compile, export, ONNX.
+
+The cheap contracts run over all networks (on the meta device, or small inputs); the costly ones over the smallest network of
+each family, and over all with `-m slow`.
+"""
+
+import pytest
+import timm
+import torch
+from golden import relative_error
+
+import visionattn  # noqa: F401
+
+MODELS = timm.list_models("va_*")
+# The smallest of each family stands for it in the default run.
+SMALLEST = {"va_resnet10n_cbam", "va_resnet18_cbam"}
+COSTLY = [pytest.param(name, marks=[] if name in SMALLEST else pytest.mark.slow) for name in MODELS]
+
+
+def create(name, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **kwargs)
+
+
+def settled(name, **kwargs):
+    """A network in evaluation mode with statistics and gates away from their start, so that signals neither fade nor grow."""
+    model = create(name, **kwargs)
+    for key, parameter in model.named_parameters():
+        if parameter.ndim <= 1:
+            torch.nn.init.normal_(parameter, 1.0 if key.endswith("weight") else 0.0, 0.1)
+    model.train()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.momentum = None
+        model(torch.randn(2, model.in_chans, 64, 64, device=next(model.parameters()).device))
+    return model.eval()
+
+
+def strides(model):
+    return model.feature_info.reduction()
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestOnMeta:
+    """Shapes and names, at no cost."""
+
+    def test_classifier_contract(self, name):
+        model = create(name, device="meta", num_classes=42).eval()
+        x = torch.empty(2, 3, 64, 96, device="meta")
+        features = model.forward_features(x)
+        assert model(x).shape == (2, 42)
+        assert model.forward_head(features).shape == (2, 42)
+        assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
+        assert features.shape[1] == model.num_features
+        model.reset_classifier(7)
+        assert model(x).shape == (2, 7) and model.num_classes == 7
+        model.reset_classifier(0)
+        assert model(x).shape == (2, model.head_hidden_size)
+        model.reset_classifier(0, "")
+        assert model(x).shape == features.shape
+        assert create(name, device="meta", num_classes=0, global_pool="")(x).shape == features.shape
+
+    def test_cfg_names_real_parameters(self, name):
+        model = create(name, device="meta")
+        keys = dict(model.named_parameters())
+        cfg = model.pretrained_cfg
+        assert f"{cfg['first_conv']}.weight" in keys and f"{cfg['classifier']}.weight" in keys
+        assert model.get_classifier() is model.get_submodule(cfg["classifier"])
+        size = cfg["input_size"][-2:]
+        features = model.forward_features(torch.empty(1, *cfg["input_size"], device="meta"))
+        assert features.shape[-2:] == cfg["pool_size"], size
+        assert cfg["license"] and cfg["paper_ids"] and cfg["origin_url"]
+
+    def test_features(self, name):
+        model = create(name, device="meta", features_only=True).eval()
+        stem = strides(model)[0]
+        assert strides(model) == [stem, 2 * stem, 4 * stem, 8 * stem]
+        assert stem == 4 or name.startswith("va_resnet10n")
+        features = model(torch.empty(2, 3, 64, 96, device="meta"))
+        for feature, channels, stride in zip(features, model.feature_info.channels(), strides(model), strict=True):
+            assert feature.shape == (2, channels, 64 // stride, 96 // stride)
+
+    def test_input_channels(self, name):
+        model = create(name, device="meta", in_chans=1)
+        assert model(torch.empty(2, 1, 64, 64, device="meta")).shape == (2, model.num_classes)
+
+    def test_group_matcher_covers_all_parameters(self, name):
+        from timm.models import group_parameters
+
+        model = create(name, device="meta")
+        for coarse in (True, False):
+            groups = group_parameters(model, model.group_matcher(coarse=coarse))
+            assert sum(len(members) for members in groups.values()) == len(list(model.parameters()))
+        assert isinstance(model.no_weight_decay(), set)
+
+    def test_dtype(self, name):
+        model = create(name, device="meta", dtype=torch.bfloat16)
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+class TestOnCpu:
+    """Numbers."""
+
+    def test_backward_reaches_every_parameter(self, name):
+        model = create(name, num_classes=42, drop_path_rate=0.1).train()
+        model(torch.randn(2, 3, 64, 64)).mean().backward()
+        assert not [key for key, parameter in model.named_parameters() if parameter.grad is None]
+
+    def test_checkpointing_changes_nothing(self, name):
+        model = create(name).train()
+        x = torch.randn(2, 3, 64, 64)
+        plain = model(x)
+        plain.sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        model.set_grad_checkpointing()
+        checkpointed = model(x)
+        checkpointed.sum().backward()
+        torch.testing.assert_close(checkpointed, plain)
+        torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
+
+    @pytest.mark.parametrize("size", [(61, 83), (150, 203), (33, 32)], ids=str)
+    def test_any_size(self, name, size):
+        model = settled(name)
+        with torch.inference_mode():
+            assert model(torch.randn(1, 3, *size)).isfinite().all()
+            features = create(name, features_only=True).eval()(torch.randn(1, 3, *size))
+        assert len(features) == 4
+
+    def test_intermediates(self, name):
+        model = settled(name)
+        x = torch.randn(1, 3, 64, 64)
+        with torch.inference_mode():
+            final, intermediates = model.forward_intermediates(x)
+            torch.testing.assert_close(final, model.forward_features(x))
+            torch.testing.assert_close(intermediates[-1], final)
+            assert len(model.forward_intermediates(x, indices=2, intermediates_only=True)) == 2
+        kept = model.prune_intermediate_layers(2)
+        with torch.inference_mode():
+            assert len(model.forward_intermediates(x, indices=kept, intermediates_only=True)) == 2
+
+    def test_bfloat16_and_channels_last(self, name):
+        model = settled(name)
+        x = torch.randn(2, 3, 64, 64)
+        with torch.inference_mode():
+            expected = model(x)
+            assert relative_error(model.to(memory_format=torch.channels_last)(x), expected) < 1e-4
+            # Rounding adds up over a hundred layers of random weights.
+            assert relative_error(model.bfloat16()(x.bfloat16()), expected) < 0.25
+
+    def test_compiles_as_one_graph(self, name):
+        model = settled(name)
+        x = torch.randn(2, 3, 64, 64)
+        with torch.inference_mode():
+            assert relative_error(torch.compile(model, fullgraph=True, backend="eager")(x), model(x)) < 1e-5
+
+    def test_exports_with_dynamic_batch(self, name):
+        model = settled(name)
+        x = torch.randn(2, 3, 64, 64)
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        y = torch.randn(5, 3, 64, 64)
+        with torch.inference_mode():
+            assert relative_error(program.module()(y), model(y)) < 1e-4
+
+    def test_onnx_agrees(self, name, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX parity needs the [test] extra")
+        model = settled(name)
+        path = tmp_path / "model.onnx"
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        torch.onnx.export(model, (torch.randn(2, 3, 64, 64),), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        x = torch.randn(3, 3, 64, 64)
+        (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        with torch.inference_mode():
+            assert relative_error(torch.from_numpy(out), model(x)) < 1e-4
+
+    def test_weights_come_back(self, name, tmp_path):
+        """Saved weights load by file, into other numbers of classes and channels too."""
+        model = settled(name)
+        path = tmp_path / "weights.pth"
+        torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
+        overlay = {"file": str(path)}
+        x = torch.randn(1, 3, 64, 64)
+        again = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+        with torch.inference_mode():
+            torch.testing.assert_close(again(x), model(x))
+            other = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=1)
+            assert other(torch.randn(1, 1, 64, 64)).shape == (1, 5)
+            features = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
+            torch.testing.assert_close(features.eval()(x)[-1], model.forward_features(x))

@@ -1,0 +1,132 @@
+"""The package as a whole: who may import whom, what importing costs, what is registered, what the wheel carries."""
+
+import ast
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import visionattn
+from visionattn._resources import config_dir
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "visionattn"
+# Each room may import what stands after it, never before; rooms of one line stand side by side.
+FLOORS = [
+    ["cli"],
+    ["inference"],
+    ["checkpoints", "engine"],
+    ["tasks", "data"],
+    ["models"],
+    ["plugins"],
+    ["ops"],
+    ["_files", "_resources", "version"],
+]
+HEAVY = {
+    "mmengine": {"tasks", "data", "engine", "inference", "cli"},
+    "albumentations": {"data"},
+    "cv2": {"data", "inference"},
+    "triton": set(),
+    "torchmetrics": {"engine"},
+}
+
+
+def imports(path):
+    """The modules a file imports, absolute, with names imported from a package counted as modules."""
+    package = (".".join(path.relative_to(ROOT).with_suffix("").parts)).split(".")
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def room(module):
+    parts = module.split(".")
+    return parts[1] if parts[0] == "visionattn" and len(parts) > 1 else None
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downwards(path):
+    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+    own = room("visionattn." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+    for module in imports(path):
+        other = room(module)
+        if other in floor and other != own:
+            assert floor[other] > floor[own], f"{path.name} of {own} imports {module}"
+        heavy = module.split(".")[0]
+        if heavy in HEAVY:
+            assert own in HEAVY[heavy], f"{own} may not import {heavy}"
+
+
+@pytest.mark.parametrize("folder", ["plugins", "models"])
+def test_papers_stand_on_their_own(folder):
+    public = {path.stem for path in (PACKAGE / folder).glob("*.py") if not path.stem.startswith("_")}
+    for path in (PACKAGE / folder).glob("[!_]*.py"):
+        sideways = {m.rpartition(".")[2] for m in imports(path) if m.startswith(f"visionattn.{folder}.")} & public
+        assert not sideways - {path.stem}, f"{path.name} imports {sideways}"
+
+
+def python(code, **kwargs):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, **kwargs)
+
+
+def test_import_is_light():
+    code = """
+import statistics, sys, time, timm
+start = time.perf_counter(); import visionattn; cost = time.perf_counter() - start
+heavy = {'triton', 'mmengine', 'cv2', 'albumentations', 'matplotlib', 'torchmetrics'} & set(sys.modules)
+import json; print(json.dumps([cost, sorted(heavy)]))
+"""
+    results = [json.loads(python(code).stdout) for _ in range(3)]
+    # torch itself imports triton where it is installed; what counts is what we add.
+    before = json.loads(python("import sys, timm, json; print(json.dumps(sorted(sys.modules)))").stdout)
+    assert set(results[0][1]) <= set(before)
+    assert min(cost for cost, _ in results) < 0.1
+
+
+def test_names_do_not_clash_with_timm():
+    code = "import timm, json; print(json.dumps([timm.list_models(), timm.list_modules()]))"
+    models, modules = json.loads(python(code).stdout)
+    assert not [name for name in models if name.startswith("va_")]
+    assert not {path.stem for path in (PACKAGE / "models").glob("va_*.py")} & set(modules)
+
+
+def test_import_raises_no_warning():
+    done = python("import warnings; import timm; warnings.simplefilter('error'); import visionattn")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_config_is_short_and_loads():
+    from visionattn.engine import list_configs, load_config
+
+    assert "classification/quickstart" in list_configs()
+    for name in list_configs():
+        config = load_config(name)
+        assert config.model.backbone.model_name.startswith("va_")
+    for path in config_dir().rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 60, path
+
+
+def test_wheel_carries_configs_tools_and_checkpoints(tmp_path):
+    command = ["pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), "."]
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    done = subprocess.run([sys.executable, "-m", *command], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert visionattn.__version__ in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    for kind in ("configs/classification/quickstart.py", "tools/train.py", "checkpoints/manifest.json"):
+        assert f"visionattn/_share/{kind}" in names
+    assert any(name.endswith(".safetensors") for name in names)
