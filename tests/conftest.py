@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from visionattn._resources import config_dir
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
@@ -38,7 +40,7 @@ def tiny_config(tmp_path_factory):
 
 
 TINY = f"""
-_base_ = [{str(__import__("visionattn._resources", fromlist=["config_dir"]).config_dir() / "classification/quickstart.py")!r}]
+_base_ = [{str(config_dir() / "classification" / "quickstart.py")!r}]
 model = dict(
     backbone=dict(drop_path_rate=0.2, drop_rate=0.1),
     mixup=dict(mixup_alpha=0.2, cutmix_alpha=1.0, prob=0.8),

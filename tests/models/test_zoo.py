@@ -1,7 +1,7 @@
 """What every registered network promises: timm's contracts, any size, any dtype, compile, export, ONNX.
 
-The cheap contracts run over all networks (on the meta device, or small inputs); the costly ones over the smallest network of
-each family, and over all with `-m slow`.
+The cheap contracts run over all networks on the meta device, the costly ones over the smallest network of each family
+and, with `-m slow`, over all.
 """
 
 import pytest
@@ -23,7 +23,7 @@ def create(name, **kwargs):
 
 
 def settled(name, **kwargs):
-    """A network in evaluation mode with statistics and gates away from their start, so that signals neither fade nor grow."""
+    """A network in evaluation mode, gates away from their start, such that signals neither fade nor grow."""
     model = create(name, **kwargs)
     for key, parameter in model.named_parameters():
         if parameter.ndim <= 1:

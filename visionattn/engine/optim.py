@@ -54,9 +54,11 @@ class TimmOptimWrapperConstructor:
         backbone = model.backbone
         exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
         if self.layer_decay is None:
-            groups = param_groups_weight_decay(backbone, decay, exempt)
+            groups = param_groups_weight_decay(backbone, decay, no_weight_decay_list=exempt)
         else:
-            groups = param_groups_layer_decay(backbone, decay, exempt, layer_decay=self.layer_decay)
+            groups = param_groups_layer_decay(
+                backbone, decay, no_weight_decay_list=exempt, layer_decay=self.layer_decay
+            )
         inside = {id(parameter) for parameter in backbone.parameters()}
         rest = nn.ParameterList([p for p in model.parameters() if id(p) not in inside])
         groups += [group for group in param_groups_weight_decay(rest, decay) if group["params"]]
