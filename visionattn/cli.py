@@ -138,6 +138,21 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("checkpoints"), help="folder of the manifest (default: checkpoints)"
     )
 
+    bakeoff = add(
+        "bakeoff",
+        _bakeoff,
+        "train several configs with several seeds and write a table that compares them; goes on where it stopped",
+        "resnet10n_128-3e_fashion-mnist resnet10n-cbam_128-3e_fashion-mnist --seeds 0 1 --out results.md",
+    )
+    bakeoff.add_argument("configs", nargs="+", help="paths or names of configs, the baseline first")
+    bakeoff.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs (default: 0 1 2)")
+    bakeoff.add_argument("--jobs", type=int, default=2, help="how many runs at a time (default: 2)")
+    bakeoff.add_argument("--metric", default="top1", help="what to compare (default: top1)")
+    bakeoff.add_argument("--work-dir", type=Path, default=Path("work_dirs/bakeoff"), help="where the runs go")
+    bakeoff.add_argument("--title", default="Bake-off", help="heading of the table")
+    bakeoff.add_argument("--out", type=Path, required=True, help="the table, a .md file; a .csv is written beside it")
+    bakeoff.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change all configs")
+
     add("configs", _configs, "list the packaged configs", "")
     return parser
 
@@ -288,6 +303,16 @@ def _publish(options: argparse.Namespace) -> None:
         },
     )
     print(f"published {path} ({path.stat().st_size / 1e6:.2f} MB): {metrics}")
+
+
+def _bakeoff(options: argparse.Namespace) -> None:
+    from visionattn.engine.bakeoff import Run, run_all, write_table
+
+    if options.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+    runs = [Run(config, seed, options.work_dir) for config in options.configs for seed in options.seeds]
+    run_all(runs, options.jobs, options.cfg_options)
+    print(write_table(runs, options.metric, options.out, options.title))
 
 
 def _configs(options: argparse.Namespace) -> None:
