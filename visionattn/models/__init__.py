@@ -1,6 +1,7 @@
 """The networks, registered with timm under `va_*` when this package is imported."""
 
 from ._build import check_state_dict, unwrap
+from .va_mobilenet import MobileNet
 from .va_resnet import ResNet
 
-__all__ = ["ResNet", "check_state_dict", "unwrap"]
+__all__ = ["MobileNet", "ResNet", "check_state_dict", "unwrap"]

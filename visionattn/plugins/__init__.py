@@ -11,11 +11,13 @@ from typing import Any
 from torch import nn
 
 from .cbam import CBAM
+from .ulsam import ULSAM
 
-__all__ = ["CBAM", "PLUGINS", "resolve_plugin"]
+__all__ = ["CBAM", "PLUGINS", "ULSAM", "resolve_plugin"]
 
 PLUGINS: dict[str, Callable[..., nn.Module]] = {
     "cbam": CBAM,
+    "ulsam": ULSAM,
 }
 
 

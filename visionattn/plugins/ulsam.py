@@ -1,0 +1,124 @@
+"""ULSAM: Ultra-Lightweight Subspace Attention Module for Compact CNNs (WACV 2020, arXiv 2006.15102).
+
+Official code: https://github.com/Nandan91/ULSAM (no licence file), ulsam.py.
+
+Differs from the official code in:
+- the subspaces share grouped operators in place of a module each: `ULSAM.merge_subspaces` converts official weights;
+- on the CPU the first convolution and its normalisation are one affine map, whose statistics follow from those of `x`;
+- the unused arguments `nout`, `h` and `w` are gone, and importing does not move PyTorch's default tensors to a GPU.
+
+Golden: tests/golden/ulsam_module_*.npz (outputs, input gradients, running statistics).
+"""
+
+import re
+from collections import defaultdict
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from visionattn.ops import channel_moments, residual_gate, subspace_scores, written_by_hand
+
+__all__ = ["ULSAM"]
+
+
+class ULSAM(nn.Module):
+    """Adds to each group of channels its product with the group's own map of attention. `(B, C, H, W)`, same out.
+
+    The attention of a group is a soft-max over all positions, so the block starts and stays close to the identity.
+    The paper inserts it into MobileNets or replaces whole layers by it.
+
+    Args:
+        channels: Width of the map.
+        num_splits: Number of groups (subspaces), a divisor of `channels`; the paper tries 1, 2, 4, 8 and 16.
+        bn_momentum: Momentum of both normalisations. The official 0.9 weighs the last batch with 90 %; 0.1 is
+            PyTorch's custom.
+
+    Raises:
+        ValueError: If `channels` is no positive multiple of `num_splits`, or `bn_momentum` is not in (0, 1].
+    """
+
+    # The author's parameter names are ours once the subspaces are merged.
+    official_keys = ()
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_splits: int = 4,
+        bn_momentum: float = 0.9,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if channels < 1 or num_splits < 1 or channels % num_splits:
+            raise ValueError(
+                f"channels must be a positive multiple of num_splits, got channels={channels}, num_splits={num_splits}"
+            )
+        if not 0 < bn_momentum <= 1:
+            raise ValueError(f"bn_momentum must be above 0 and at most 1, got {bn_momentum}")
+        dd = {"device": device, "dtype": dtype}
+        self.num_splits = num_splits
+        self.conv_dws = nn.Conv2d(channels, channels, 1, groups=channels, **dd)
+        self.bn_dws = nn.BatchNorm2d(channels, momentum=bn_momentum, **dd)
+        self.conv_point = nn.Conv2d(channels, num_splits, 1, groups=num_splits, **dd)
+        self.bn_point = nn.BatchNorm2d(num_splits, momentum=bn_momentum, **dd)
+
+    def reset_parameters(self) -> None:
+        """The official start: PyTorch's defaults."""
+        for module in self.children():
+            module.reset_parameters()
+
+    @staticmethod
+    def merge_subspaces(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Concatenates the entries of official modules' subspaces, in order; the other entries pass through.
+
+        Args:
+            state_dict: Weights with `<anything>subspaces.<n>.<name>` among the keys.
+
+        Raises:
+            ValueError: If the subspaces of a module are not numbered 0, 1, 2, ... for each entry.
+        """
+        merged: dict[str, torch.Tensor] = {}
+        parts: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
+        for key, value in state_dict.items():
+            if match := re.fullmatch(r"(|.*\.)subspaces\.(\d+)\.(.+)", key):
+                parts[match[1] + match[3]][int(match[2])] = value
+            else:
+                merged[key] = value
+        for key, values in parts.items():
+            if sorted(values) != list(range(len(values))):
+                raise ValueError(f"{key} has the subspaces {sorted(values)}, they must be 0, 1, 2, ...")
+            # Counters of batches have no dimension and agree.
+            merged[key] = values[0] if values[0].ndim == 0 else torch.cat([values[n] for n in range(len(values))])
+        return merged
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """The attention of each group: sums to 1 over the positions. `(B, C, H, W) -> (B, num_splits, H, W)`."""
+        scores = F.relu(self.bn_point(self._scores(x)))
+        return scores.flatten(2).softmax(-1).view_as(scores).to(x.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return residual_gate(x, self.attention(x))
+
+    def _scores(self, x: torch.Tensor) -> torch.Tensor:
+        conv, bn = self.conv_dws, self.bn_dws
+        count = x.numel() // x.shape[1]
+        # Other normalisations (synchronised, frozen) have their own statistics; one value has none.
+        if not written_by_hand(x) or type(bn) is not nn.BatchNorm2d or (bn.training and count < 2):
+            activated = F.relu(bn(conv(x)), inplace=True)
+            return self.conv_point(F.max_pool2d(activated, 3, stride=1, padding=1))
+        weight = conv.weight.flatten()
+        if bn.training:
+            mean, var = channel_moments(x)
+            mean, var = weight * mean + conv.bias, weight.square() * var
+            with torch.no_grad():
+                bn.num_batches_tracked.add_(1)
+                bn.running_mean.lerp_(mean, bn.momentum)
+                bn.running_var.lerp_(var * (count / (count - 1)), bn.momentum)
+        else:
+            mean, var = bn.running_mean, bn.running_var
+        inverse = bn.weight * (var + bn.eps).rsqrt()
+        scale, shift = weight * inverse, bn.bias + (conv.bias - mean) * inverse
+        scores = subspace_scores(x, scale, shift, self.conv_point.weight.flatten(1))
+        return scores + self.conv_point.bias.view(-1, 1, 1)
