@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from .cbam import CBAM
+from .pkcam import PKCAM
 
-__all__ = ["CBAM", "PLUGINS", "resolve_plugin"]
+__all__ = ["CBAM", "PKCAM", "PLUGINS", "resolve_plugin"]
 
 PLUGINS: dict[str, Callable[..., nn.Module]] = {
     "cbam": CBAM,
