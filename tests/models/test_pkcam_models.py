@@ -156,7 +156,7 @@ def test_distributed_training_needs_no_search_for_unused_parameters(tmp_path):
 def test_starts_as_the_official_code_does():
     model = build()
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 1000:
             bound = module.weight[0].numel() ** -0.5
             assert 0.9 * bound < module.weight.abs().max() <= bound
         if isinstance(module, nn.BatchNorm2d):
@@ -271,7 +271,7 @@ def test_bfloat16():
     assert relative_error(model.bfloat16()(X.bfloat16()), expected) < 0.05
 
 
-@pytest.mark.parametrize("variant", ["stage", "block_stage_all"])
+@pytest.mark.parametrize("variant", ["stage", pytest.param("block_stage_all", marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(variant):
     model = build(variant=variant)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -292,7 +292,9 @@ def test_exports_with_dynamic_batch(arguments):
     assert relative_error(program.module()(x), model(x)) < 1e-5
 
 
-@pytest.mark.parametrize("arguments", [{"variant": "block_stage"}, LEARNED], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{"variant": "block_stage"}, pytest.param(LEARNED, marks=pytest.mark.slow)], ids=str
+)
 def test_onnx_agrees(arguments, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX parity needs the [test] extra")
     model = build(**arguments)

@@ -66,7 +66,7 @@ def test_stage_and_block_formula():
     module = build("block_stage")
     x, stage, block = inputs("block_stage")
     d = x.mean((2, 3))
-    kernel = {name: p for name, p in module.named_parameters() if p.ndim == 3}
+    kernel = {name: p[:, :, 0] for name, p in module.named_parameters() if p.ndim == 4}
     eca = lambda v, name: F.conv1d(v[:, None], kernel[name], padding=1)[:, 0].sigmoid()  # noqa: E731
     a, b, c = module.stage_gate.mix.weight[0]
     of_stage = eca((a * widened(stage[0]) + b * widened(stage[1]) + c * d).relu(), "stage_gate.gate.conv.weight")
@@ -80,7 +80,7 @@ def test_stage_and_block_formula():
 def test_learned_upsampling_doubles_half_widths_and_tiles_the_rest():
     gate = build("learned").stage_gate
     half, quarter = torch.randn(2, 12), torch.randn(2, 6)
-    doubled = F.conv1d(half[:, None], gate.upsample.weight, padding=1).relu()
+    doubled = F.conv1d(half[:, None], gate.upsample.weight[:, :, 0], padding=1).relu()
     torch.testing.assert_close(gate.widen(half), torch.cat((doubled[:, 0], doubled[:, 1]), 1))
     torch.testing.assert_close(gate.widen(quarter), widened(quarter))
     assert PKCAM(24, stage_widths=(6, 24), upsample="learned").stage_gate.upsample is None
@@ -96,7 +96,7 @@ def test_se_gate_is_two_linear_layers():
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 1), (48, 3), (64, 3), (128, 5), (1024, 5), (2048, 7)])
 def test_kernel_size_grows_with_the_width(channels, size):
-    assert PKCAM(channels).local_gate.conv.weight.shape == (1, 1, size)
+    assert PKCAM(channels).local_gate.conv.weight.shape == (1, 1, 1, size)
 
 
 def test_starts_as_pytorch_does():

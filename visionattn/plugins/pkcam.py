@@ -23,10 +23,16 @@ from torch.nn import functional as F
 __all__ = ["PKCAM"]
 
 
-def _eca_size(channels: int) -> int:
-    """ECA's kernel for this many channels: odd, growing with their logarithm."""
+def _along_channels(
+    channels: int, out: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> nn.Conv2d:
+    """ECA's convolution over a `(1, 1, B, C)` batch of vectors; the kernel grows with the logarithm of C.
+
+    Taking the batch for the height of one image makes the backward pass many times faster than a 1-D convolution's.
+    """
     size = int((math.log2(channels) + 1) / 2)
-    return size if size % 2 else size + 1
+    size += 1 - size % 2
+    return nn.Conv2d(1, out, (1, size), padding=(0, size // 2), bias=False, device=device, dtype=dtype)
 
 
 class ECAGate(nn.Module):
@@ -34,11 +40,10 @@ class ECAGate(nn.Module):
 
     def __init__(self, channels: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         super().__init__()
-        size = _eca_size(channels)
-        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False, device=device, dtype=dtype)
+        self.conv = _along_channels(channels, 1, device, dtype)
 
     def forward(self, descriptor: torch.Tensor) -> torch.Tensor:
-        return self.conv(descriptor[:, None])[:, 0].sigmoid()
+        return self.conv(descriptor[None, None])[0, 0].sigmoid()
 
 
 class SEGate(nn.Module):
@@ -54,14 +59,21 @@ class SEGate(nn.Module):
         return self.fc2(F.relu(self.fc1(descriptor))).sigmoid()
 
 
-class WeightedSum(nn.Linear):
+class WeightedSum(nn.Module):
     """The sum of `count` tensors with one learned weight each. `count * (B, C) -> (B, C)`."""
 
     def __init__(self, count: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
-        super().__init__(count, 1, bias=False, device=device, dtype=dtype)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, count, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The start of a linear layer with `count` inputs."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        return super().forward(torch.stack(tuple(tensors), -1)).squeeze(-1)
+        stacked = torch.stack(tuple(tensors))
+        return (self.weight @ stacked.flatten(1)).view(stacked.shape[1:])
 
 
 _INNER = {"eca": ECAGate, "se": SEGate}
@@ -93,8 +105,7 @@ class GlobalGate(nn.Module):
         self.channels = channels
         self.upsample = None
         if upsample == "learned" and any(2 * width == channels for width in widths):
-            size = _eca_size(channels)
-            self.upsample = nn.Conv1d(1, 2, size, padding=size // 2, bias=False, **dd)
+            self.upsample = _along_channels(channels, 2, **dd)
         self.mix = WeightedSum(len(widths) + 1, **dd)
         self.gate = _INNER[inner](channels, **dd)
 
@@ -106,7 +117,7 @@ class GlobalGate(nn.Module):
         if width == self.channels:
             return descriptor
         if self.upsample is not None and 2 * width == self.channels:
-            return F.relu(self.upsample(descriptor[:, None])).flatten(1)
+            return F.relu(self.upsample(descriptor[None, None]))[0].transpose(0, 1).flatten(1)
         return descriptor.repeat(1, self.channels // width)
 
 
@@ -181,7 +192,7 @@ class PKCAM(nn.Module):
     def reset_parameters(self) -> None:
         """The official start: PyTorch's default everywhere."""
         for module in self.modules():
-            if isinstance(module, nn.Conv1d | nn.Linear):
+            if module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
 
     def forward(
