@@ -2,6 +2,7 @@
 
 from ._build import check_state_dict, unwrap
 from .va_mobilenet import MobileNet
+from .va_pkcam_resnet import PKCAMResNet
 from .va_resnet import ResNet
 
-__all__ = ["MobileNet", "ResNet", "check_state_dict", "unwrap"]
+__all__ = ["MobileNet", "PKCAMResNet", "ResNet", "check_state_dict", "unwrap"]

@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from .cbam import CBAM
+from .pkcam import PKCAM
 from .ulsam import ULSAM
 
-__all__ = ["CBAM", "PLUGINS", "ULSAM", "resolve_plugin"]
+__all__ = ["CBAM", "PKCAM", "PLUGINS", "ULSAM", "resolve_plugin"]
 
 PLUGINS: dict[str, Callable[..., nn.Module]] = {
     "cbam": CBAM,

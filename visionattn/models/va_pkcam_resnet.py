@@ -1,0 +1,330 @@
+"""ResNets whose channel attention also sees earlier layers (PKCAM), on timm's ResNet.
+
+Paper: arXiv 2211.07521. Official code: https://github.com/eslambakr/EMCA (no licence), Code/eca_resnet_multi_scale.py.
+
+Differs from the official code in: the descriptors travel from block to block as arguments and return values; the
+weights that it holds in the first block of each stage without using them do not exist (see plugins/pkcam.py).
+
+Golden: tests/golden/pkcam_*.npz (blocks in both modes, logits and the means of the stages).
+"""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import ResNet, checkpoint, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+
+from visionattn.plugins.pkcam import PKCAM
+
+from ._build import StateDict, build_model, packaged_cfgs, rename_keys
+
+__all__ = ["PKCAMBasicBlock", "PKCAMBottleneck", "PKCAMResNet"]
+
+_logger = logging.getLogger(__name__)
+
+Descriptors = tuple[torch.Tensor, ...]
+
+# What a stage sees of the stem and the stages before it, each of which is a sequence with one entry for every block.
+_EARLIER: dict[str, Callable[[Sequence[Sequence[Any]]], Sequence[Any]]] = {
+    "none": lambda history: (),
+    "history": lambda history: [stage[-1] for stage in history],
+    "last": lambda history: history[-1][-1:],
+    "all": lambda history: history[-1],
+}
+# Variant -> what of earlier stages, and whether the earlier blocks of the same stage.
+_VARIANTS = {
+    "stage": ("history", False),
+    "stage_last": ("last", False),
+    "stage_all": ("all", False),
+    "block": ("none", True),
+    "block_stage": ("history", True),
+    "block_stage_last": ("last", True),
+    "block_stage_all": ("all", True),
+}
+
+
+class _AttendedBlock(nn.Module):
+    """What the residual blocks share: they take earlier layers' descriptors and return their own beside the map."""
+
+    def add(
+        self, x: torch.Tensor, residual: torch.Tensor, stage: Sequence[torch.Tensor], block: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scaled residual plus the shortcut, and the residual's descriptor."""
+        residual, descriptor = self.se(residual, stage, block)
+        if self.drop_path is not None:
+            residual = self.drop_path(residual)
+        residual += x if self.downsample is None else self.downsample(x)
+        return residual, descriptor
+
+
+class PKCAMBasicBlock(_AttendedBlock, BasicBlock):
+    """timm's block of two 3x3 convolutions with PKCAM in the place of `se`."""
+
+    def forward(
+        self, x: torch.Tensor, stage: Sequence[torch.Tensor] = (), block: Sequence[torch.Tensor] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        residual = self.act1(self.drop_block(self.bn1(self.conv1(x))))
+        residual = self.bn2(self.conv2(self.aa(residual)))
+        out, descriptor = self.add(x, residual, stage, block)
+        return self.act2(out), descriptor
+
+
+class PKCAMBottleneck(_AttendedBlock, Bottleneck):
+    """timm's bottleneck with PKCAM in the place of `se`."""
+
+    def forward(
+        self, x: torch.Tensor, stage: Sequence[torch.Tensor] = (), block: Sequence[torch.Tensor] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        residual = self.act1(self.bn1(self.conv1(x)))
+        residual = self.act2(self.drop_block(self.bn2(self.conv2(residual))))
+        residual = self.bn3(self.conv3(self.aa(residual)))
+        out, descriptor = self.add(x, residual, stage, block)
+        return self.act3(out), descriptor
+
+
+class Stage(nn.ModuleList):
+    """Blocks in a row, the first with its local gate only.
+
+    Args:
+        blocks: The blocks.
+        within: Whether each block sees those before it in this stage.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module] = (), within: bool = False) -> None:
+        super().__init__(blocks)
+        self.within = within
+
+    def forward(
+        self, x: torch.Tensor, earlier: Sequence[torch.Tensor], checkpointing: bool = False
+    ) -> tuple[torch.Tensor, Descriptors]:
+        own: Descriptors = ()
+        for block in self:
+            arguments = (x, earlier, own if self.within else ()) if own else (x,)
+            if checkpointing:
+                x, descriptor = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x, descriptor = block(*arguments)
+            own = (*own, descriptor)
+        return x, own
+
+
+class PKCAMResNet(ResNet):
+    """timm's ResNet with PKCAM in every residual block, before the addition. `(B, in_chans, H, W) -> (B, num_classes)`.
+
+    Args:
+        block: `PKCAMBasicBlock` or `PKCAMBottleneck`.
+        layers: Number of blocks of each stage.
+        variant: Which earlier descriptors the blocks beyond the first of a stage see. `stage`: of the stem and of the
+            last block of every earlier stage (the paper's); `stage_last`: of the last block of the previous stage;
+            `stage_all`: of all its blocks (the first stage sees the stem in either); `block`: of the earlier blocks of
+            the same stage; `block_stage`, `block_stage_last`, `block_stage_all`: both.
+        inner: As in `PKCAM`.
+        upsample: As in `PKCAM`.
+        zero_init_last: Start every residual branch at zero. Off, as in the official code.
+        **kwargs: As timm's ResNet.
+
+    Raises:
+        ValueError: If `variant`, `inner` or `upsample` is unknown, or the width of a stage is not a multiple of that of
+            one before it.
+    """
+
+    def __init__(
+        self,
+        block: type[_AttendedBlock],
+        layers: Sequence[int],
+        *,
+        variant: str = "stage",
+        inner: str = "eca",
+        upsample: str = "tile",
+        zero_init_last: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if variant not in _VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(_VARIANTS)}, got {variant!r}")
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(block, layers, zero_init_last=zero_init_last, **dd, **kwargs)
+        earlier, within = _VARIANTS[variant]
+        self._earlier = earlier
+        widths: list[Sequence[int]] = [(self.bn1.num_features,)]
+        for info in self.feature_info[1:]:
+            blocks = self.get_submodule(info["module"])
+            for index, attended in enumerate(blocks):
+                attended.se = PKCAM(
+                    info["num_chs"],
+                    stage_widths=_EARLIER[earlier](widths) if index else (),
+                    block_count=index if within else 0,
+                    inner=inner,
+                    upsample=upsample,
+                    **dd,
+                )
+            setattr(self, info["module"], Stage(blocks, within))
+            widths.append((info["num_chs"],) * len(blocks))
+
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        """The official start: PyTorch's default everywhere."""
+        for module in self.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        for module in self.modules():
+            if zero_init_last and isinstance(module, _AttendedBlock):
+                module.zero_init_last()
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that no weight decay should touch beyond biases and scales: none."""
+        return set()
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """The maps after the stem's activation (0) and after each stage (1 to 4).
+
+        Args:
+            x: Images.
+            indices: Which maps to return: the last n, these (negative ones count from the end), or all.
+            norm: Without effect, as in timm's ResNet.
+            stop_early: Leave out the stages behind the last map that is returned.
+            output_fmt: NCHW.
+            intermediates_only: Return the list of maps alone.
+
+        Returns:
+            The last map and the list of maps, or the list alone.
+
+        Raises:
+            ValueError: If `output_fmt` is another, or an index is out of range.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
+        count = len(self.feature_info)
+        if isinstance(indices, int):
+            wanted = list(range(count - indices, count))
+        else:
+            wanted = [index + count if index < 0 else index for index in (range(count) if indices is None else indices)]
+        if not wanted or not 0 <= min(wanted) <= max(wanted) < count:
+            raise ValueError(f"indices must choose from {count} maps, got {indices}")
+        x, maps = self._run(x, wanted, max(wanted) if stop_early else count - 1)
+        return maps if intermediates_only else (x, maps)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """The map before pooling and classifier."""
+        return self._run(x)[0]
+
+    def _run(
+        self, x: torch.Tensor, wanted: Sequence[int] = (), last: int = 4
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        x = self.act1(self.bn1(self.conv1(x)))
+        maps = [x] if 0 in wanted else []
+        x = self.maxpool(x)
+        history: list[Descriptors] = [(x.mean((2, 3)),)]
+        for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)[:last], 1):
+            if len(stage):  # timm empties the stages that feature extraction does not need.
+                x, descriptors = stage(x, _EARLIER[self._earlier](history), self.grad_checkpointing)
+                history.append(descriptors)
+            if index in wanted:
+                maps.append(x)
+        return x, maps
+
+
+# The author's names of everything but the attention, in turn.
+_OFFICIAL_KEYS = (
+    (r"^pre\.0\.", "conv1."),
+    (r"^pre\.1\.", "bn1."),
+    (r"^linear\.", "fc."),
+    (r"^stage(\d)\.", r"layer\1."),
+    (r"\.shortcut\.", ".downsample."),
+    *((rf"\.residual\.{3 * n}\.", f".conv{n + 1}.") for n in range(3)),
+    *((rf"\.residual\.{3 * n + 1}\.", f".bn{n + 1}.") for n in range(3)),
+    *((rf"^(layer\d\.\d+)\.{pattern}", rf"\1.se.{replacement}") for pattern, replacement in PKCAM.official_keys),
+)
+
+
+def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """Maps the author's checkpoints to our keys; our own pass through unchanged.
+
+    Args:
+        state_dict: Flat weights, without prefixes.
+        model: The network they are for.
+    """
+    if not any(key.startswith("stage") for key in state_dict):
+        return state_dict
+    own = model.state_dict()
+    learned = any(".upsample." in key for key in own)
+    native, dropped = {}, []
+    renamed = rename_keys(state_dict, _OFFICIAL_KEYS)
+    for official, (key, value) in zip(state_dict, renamed.items(), strict=True):
+        unused = re.match(r"layer\d\.0\.se\.(?!local_gate)", key) or (learned and ".se.stage_gate.upsample." in key)
+        if unused and key not in own:
+            dropped.append(official)
+        elif ".se." in key and key in own and value.numel() == own[key].numel():
+            native[key] = value.reshape(own[key].shape)
+        else:
+            native[key] = value
+    if dropped:
+        _logger.info("left out %d weights that the official code never uses: %s", len(dropped), ", ".join(dropped))
+    return native
+
+
+_MODELS: dict[str, dict[str, Any]] = {
+    "va_resnet18_pkcam": {"block": PKCAMBasicBlock, "layers": (2, 2, 2, 2)},
+    "va_resnet34_pkcam": {"block": PKCAMBasicBlock, "layers": (3, 4, 6, 3)},
+    "va_resnet50_pkcam": {"block": PKCAMBottleneck, "layers": (3, 4, 6, 3)},
+    "va_resnet101_pkcam": {"block": PKCAMBottleneck, "layers": (3, 4, 23, 3)},
+}
+
+
+def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "conv1",
+        "classifier": "fc",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2211.07521",
+        "origin_url": "https://github.com/eslambakr/EMCA",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
+
+
+def _register(name: str, **host: Any) -> None:
+    def create(pretrained: bool = False, variant: str = "stage", **kwargs: Any) -> PKCAMResNet:
+        return build_model(
+            # timm's builder has an argument `variant` of its own.
+            partial(PKCAMResNet, variant=variant),
+            name,
+            pretrained,
+            to_native=checkpoint_filter_fn,
+            # The stages hand descriptors on, so they cannot be run as a plain sequence.
+            feature_cfg={"out_indices": (1, 2, 3, 4), "feature_cls": "getter"},
+            **{**host, **kwargs},
+        )
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"{name.split('_')[1]} with pkcam in every block."
+    globals()[name] = register_model(create)
+
+
+for _name, _host in _MODELS.items():
+    _register(_name, **_host)
