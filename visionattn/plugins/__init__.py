@@ -11,11 +11,18 @@ from typing import Any
 from torch import nn
 
 from .cbam import CBAM
+from .ela import EfficientLocalAttention, ela_b, ela_l, ela_s, ela_t
+from .triplet import TripletAttention
 
-__all__ = ["CBAM", "PLUGINS", "resolve_plugin"]
+__all__ = ["CBAM", "PLUGINS", "EfficientLocalAttention", "TripletAttention", "resolve_plugin"]
 
 PLUGINS: dict[str, Callable[..., nn.Module]] = {
     "cbam": CBAM,
+    "ela_b": ela_b,
+    "ela_l": ela_l,
+    "ela_s": ela_s,
+    "ela_t": ela_t,
+    "triplet": TripletAttention,
 }
 
 
