@@ -1,9 +1,8 @@
 """ELA: Efficient Local Attention for Deep Convolutional Neural Networks (arXiv 2403.01123).
 
-Official code: https://github.com/Xuwei86/ELA_Code MbV2/models/mbv2_ela72.py and others: the
-author's own projects. They share one convolution and one normalisation between both directions, as does the paper's
-listing, and name the parameters as they are named here. timm's `EfficientLocalAttn` is another block: its weights do
-not fit.
+Official code: https://github.com/Xuwei86/ELA_Code (no licence file), MbV2/models/mbv2_ela72.py and the author's other
+projects there. They share one convolution and one normalisation between both directions, as does the paper's listing,
+and name the parameters as they are named here. timm's `EfficientLocalAttn` is another block: its weights do not fit.
 
 Differs from the official code in:
 - widths that the numbers of groups do not divide take the largest number of groups that does;
@@ -83,8 +82,7 @@ class EfficientLocalAttention(nn.Module):
         # In the map's layout, so that the products over all positions run densely.
         rows = rows.unsqueeze(3).contiguous(memory_format=memory_format(x))
         columns = columns.unsqueeze(2).contiguous(memory_format=memory_format(x))
-        gate = rows * columns
-        return torch.addcmul(x, x, gate) if self.residual else x * gate
+        return torch.addcmul(x, x * rows, columns) if self.residual else x * rows * columns
 
     def _gate(self, strip: torch.Tensor) -> torch.Tensor:
         # Not through the module: it refuses groups of a single value, which a map of one row can have.
