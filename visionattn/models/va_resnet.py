@@ -1,14 +1,17 @@
 """ResNets with a plug-in in every residual block, before the addition, on timm's ResNet.
 
 Paper of the host: arXiv 1512.03385. Where the plug-in goes: CBAM (arXiv 1807.06521),
-https://github.com/Jongchan/attention-module (MIT), MODELS/model_resnet.py.
+https://github.com/Jongchan/attention-module (MIT), MODELS/model_resnet.py; triplet attention (arXiv 2010.03045),
+https://github.com/landskape-ai/triplet-attention (MIT), MODELS/resnet.py. ELA (arXiv 2403.01123) has no published code
+for ImageNet ResNets: its place here is our choice.
 
 Differs from the official code in: any input size instead of 224 px only; timm's initialisation of the convolutions
 outside the plug-ins (Kaiming normal by fan-out everywhere) instead of PyTorch's default in the shortcuts.
 
-Golden: tests/golden/cbam_resnet*.npz (logits and the means of the stages).
+Golden: tests/golden/cbam_resnet*.npz and triplet_resnet*.npz (logits and the means of the stages).
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +46,14 @@ _HOSTS: dict[str, dict[str, Any]] = {
 # Registered name -> host and plug-in.
 _MODELS: dict[str, tuple[str, str | None]] = {
     "va_resnet10n": ("resnet10n", None),
-    **{f"va_{host}_cbam": (host, "cbam") for host in _HOSTS},
+    **{f"va_{host}_{plugin}": (host, plugin) for host in _HOSTS for plugin in ("cbam", "ela_s", "triplet")},
+}
+# Plug-in -> its paper and official code.
+_SOURCES = {
+    None: ("arXiv:1512.03385", "https://github.com/huggingface/pytorch-image-models"),
+    "cbam": ("arXiv:1807.06521", "https://github.com/Jongchan/attention-module"),
+    "ela_s": ("arXiv:2403.01123", "https://github.com/Xuwei86/ELA_Code"),
+    "triplet": ("arXiv:2010.03045", "https://github.com/landskape-ai/triplet-attention"),
 }
 
 
@@ -127,15 +137,22 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     """
     official = {type(m): m.official_keys for m in model.modules() if hasattr(m, "official_keys")}
     patterns = [
-        (rf"^(layer\d\.\d+)\.{cls.__name__.lower()}\.{pattern}", rf"\1.se.{replacement}")
+        (rf"^(layer\d\.\d+)\.{_official_name(cls)}\.{pattern}", rf"\1.se.{replacement}")
         for cls, keys in official.items()
         for pattern, replacement in keys
     ]
     return rename_keys(state_dict, patterns)
 
 
+def _official_name(plugin: type[nn.Module]) -> str:
+    """What the authors call the plug-in in a block, as a pattern: `cbam`, `triplet_attention`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", plugin.__name__).lower()
+
+
 def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    small = _HOSTS[_MODELS[name][0]].get("stem_stride", 4) < 4
+    host, plugin = _MODELS[name]
+    paper, code = _SOURCES[plugin]
+    small = _HOSTS[host].get("stem_stride", 4) < 4
     return {
         "url": "",
         "num_classes": 10 if small else 1000,
@@ -148,8 +165,8 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
         "first_conv": "conv1.0" if small else "conv1",
         "classifier": "fc",
         "license": "apache-2.0",
-        "paper_ids": "arXiv:1807.06521",
-        "origin_url": "https://github.com/Jongchan/attention-module",
+        "paper_ids": paper,
+        "origin_url": code,
         **kwargs,
     }
 

@@ -1,7 +1,19 @@
 """Functions on tensors that the blocks share; the torch code here defines what they mean."""
 
 from ._eager import written_by_hand
+from .axis_pool import axis_pools
+from .layout import memory_format
+from .plane_conv import plane_conv
 from .pool import max_first
 from .subspace import channel_moments, residual_gate, subspace_scores
 
-__all__ = ["channel_moments", "max_first", "residual_gate", "subspace_scores", "written_by_hand"]
+__all__ = [
+    "axis_pools",
+    "channel_moments",
+    "max_first",
+    "memory_format",
+    "plane_conv",
+    "residual_gate",
+    "subspace_scores",
+    "written_by_hand",
+]

@@ -11,13 +11,28 @@ from typing import Any
 from torch import nn
 
 from .cbam import CBAM
+from .ela import EfficientLocalAttention, ela_b, ela_l, ela_s, ela_t
 from .pkcam import PKCAM
+from .triplet import TripletAttention
 from .ulsam import ULSAM
 
-__all__ = ["CBAM", "PKCAM", "PLUGINS", "ULSAM", "resolve_plugin"]
+__all__ = [
+    "CBAM",
+    "PKCAM",
+    "PLUGINS",
+    "ULSAM",
+    "EfficientLocalAttention",
+    "TripletAttention",
+    "resolve_plugin",
+]
 
 PLUGINS: dict[str, Callable[..., nn.Module]] = {
     "cbam": CBAM,
+    "ela_b": ela_b,
+    "ela_l": ela_l,
+    "ela_s": ela_s,
+    "ela_t": ela_t,
+    "triplet": TripletAttention,
     "ulsam": ULSAM,
 }
 

@@ -1,0 +1,28 @@
+"""Efficient local attention as its paper writes it down: one gate after the other, each multiplied onto the map."""
+
+import torch
+from torch import nn
+
+__all__ = ["NaiveEfficientLocalAttention"]
+
+
+class NaiveEfficientLocalAttention(nn.Module):
+    """`(B, C, H, W) -> (B, C, H, W)`; takes the state dict of `visionattn.plugins.EfficientLocalAttention`.
+
+    Args:
+        channels: Width, a multiple of `group_size` and `norm_groups`.
+        kernel_size: Length of the convolution.
+        group_size: Channels in each group of the convolution.
+        norm_groups: Groups of the normalisation.
+    """
+
+    def __init__(self, channels: int, *, kernel_size: int = 7, group_size: int = 8, norm_groups: int = 16) -> None:
+        super().__init__()
+        groups = channels // group_size
+        self.conv = nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
+        self.gn = nn.GroupNorm(norm_groups, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.gn(self.conv(x.mean(3))).sigmoid()
+        columns = self.gn(self.conv(x.mean(2))).sigmoid()
+        return x * rows[..., None] * columns[:, :, None]

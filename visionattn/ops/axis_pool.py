@@ -1,0 +1,99 @@
+"""Means and maxima of a map over its axes, in the formulation that is fastest in plain PyTorch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from .layout import memory_format
+from .pool import max_first
+
+__all__ = ["axis_pools"]
+
+
+def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
+    """Pools a map `(B, C, H, W)` over single axes: the results of `x.mean(axis)` and `max_first(x, axis)`.
+
+    PyTorch reduces the rows and columns of channels_last maps, and short rows on the CPU, up to ten times slower than
+    memory allows, and a gradient through several pools writes the map anew for each; this does neither.
+
+    Args:
+        x: The map, in any layout.
+        pools: `("mean", axis)` and `("max", axis)` in any number, each axis 1 (C), 2 (H) or 3 (W).
+
+    Returns:
+        One tensor for each pool, with the other axes in their order.
+    """
+    if torch.compiler.is_compiling():
+        return tuple(x.mean(axis) if kind == "mean" else max_first(x, axis) for kind, axis in pools)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _AxisPools.apply(x, tuple(pools))[: len(pools)]
+    return tuple(_mean(x, axis) if kind == "mean" else _max(x, axis) for kind, axis in pools)
+
+
+class _AxisPools(torch.autograd.Function):
+    """The pools with one gradient for all, written in place; gives the indices of the maxima after the pools."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, pools: tuple[tuple[str, int], ...]) -> tuple[torch.Tensor, ...]:
+        pooled = [(_mean(x, axis), None) if kind == "mean" else _max_with_index(x, axis) for kind, axis in pools]
+        return *(value for value, _ in pooled), *(index for _, index in pooled if index is not None)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        x, ctx.pools = inputs
+        indices = output[len(ctx.pools) :]
+        ctx.shape, ctx.layout = x.shape, memory_format(x)
+        ctx.save_for_backward(*indices)
+        ctx.mark_non_differentiable(*indices)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
+        given = [grad for grad in grads if grad is not None]
+        if not given:
+            return None, None
+        total = torch.empty(ctx.shape, dtype=given[0].dtype, device=given[0].device, memory_format=ctx.layout).zero_()
+        indices = iter(ctx.saved_tensors)
+        for (kind, axis), grad in zip(ctx.pools, grads, strict=False):
+            index = next(indices) if kind == "max" else None
+            if grad is None:
+                continue
+            grad = grad.unsqueeze(axis)
+            if index is None:
+                total.add_((grad / ctx.shape[axis]).contiguous(memory_format=ctx.layout))
+            else:
+                total.scatter_add_(axis, index.unsqueeze(axis), grad)
+        return total, None
+
+
+def _mean(x: torch.Tensor, axis: int) -> torch.Tensor:
+    if memory_format(x) != torch.channels_last:
+        return x.mean(axis)
+    # The (B, H, W, C) view is dense: its other two axes come out in the order of memory.
+    mean = x.permute(0, 2, 3, 1).mean((axis + 1) % 3 + 1)
+    return mean if axis == 1 else mean.transpose(1, 2)
+
+
+def _max(x: torch.Tensor, axis: int) -> torch.Tensor:
+    if x.device.type == "cpu" and axis != 1:
+        if memory_format(x) == torch.channels_last:
+            return F.max_pool2d(x, _window(x, axis)).squeeze(axis)
+        # Elementwise maxima of halves, which overlap in the middle where the size is odd.
+        while (size := x.size(axis)) > 8:
+            half = (size + 1) // 2
+            x = torch.maximum(x.narrow(axis, 0, half), x.narrow(axis, size - half, half))
+    return x.amax(axis)
+
+
+def _max_with_index(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if x.device.type != "cpu" or axis == 1 or memory_format(x) != torch.channels_last:
+        return x.max(axis)
+    values, position = F.max_pool2d(x, _window(x, axis), return_indices=True)
+    index = position // x.size(3) if axis == 2 else position % x.size(3)
+    return values.squeeze(axis), index.squeeze(axis)
+
+
+def _window(x: torch.Tensor, axis: int) -> tuple[int, int]:
+    return (x.size(2), 1) if axis == 2 else (1, x.size(3))

@@ -1,0 +1,100 @@
+"""ELA: Efficient Local Attention for Deep Convolutional Neural Networks (arXiv 2403.01123).
+
+Official code: https://github.com/Xuwei86/ELA_Code (no licence file), MbV2/models/mbv2_ela72.py and the author's other
+projects there. They share one convolution and one normalisation between both directions, as does the paper's listing,
+and name the parameters as they are named here. timm's `EfficientLocalAttn` is another block: its weights do not fit.
+
+Differs from the official code in:
+- widths that the numbers of groups do not divide take the largest number of groups that does;
+- any memory layout and strips of one value are taken.
+
+Golden: tests/golden/ela_module_*.npz (outputs and input gradients).
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from visionattn.ops import axis_pools, memory_format
+
+__all__ = ["EfficientLocalAttention", "ela_b", "ela_l", "ela_s", "ela_t"]
+
+
+class EfficientLocalAttention(nn.Module):
+    """Scales each row and each column of each channel, by a 1-D convolution over the means of its neighbours.
+
+    `(B, C, H, W) -> (B, C, H, W)`, any C, H, W >= 1. The presets `ela_t`, `ela_b`, `ela_s` and `ela_l` are the paper's
+    four versions; the defaults are those of `ela_l`.
+
+    The paper's widths are multiples of 8 and of `norm_groups`. For others, the convolution and the normalisation take
+    the largest number of groups that divides the width and is not above the wanted one.
+
+    Args:
+        channels: Width of the map.
+        kernel_size: Length of the convolution, odd.
+        group_size: Channels that each group of the convolution mixes, wanted; 1 is depthwise.
+        norm_groups: Groups of the normalisation, wanted.
+        residual: Add the input to the result, as the author's DeepLab and YOLOF do around the block.
+
+    Raises:
+        ValueError: If `channels`, `group_size` or `norm_groups` is below 1, or `kernel_size` is not a positive odd
+            number.
+    """
+
+    # The author's parameter names are ours.
+    official_keys = ()
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 7,
+        group_size: int = 8,
+        norm_groups: int = 16,
+        residual: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(channels, group_size, norm_groups) < 1:
+            raise ValueError(
+                "channels, group_size and norm_groups must be at least 1, "
+                f"got channels={channels}, group_size={group_size}, norm_groups={norm_groups}"
+            )
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        dd = {"device": device, "dtype": dtype}
+        self.residual = residual
+        groups = _largest_divisor(channels, channels // group_size)
+        self.conv = nn.Conv1d(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False, **dd
+        )
+        self.gn = nn.GroupNorm(_largest_divisor(channels, norm_groups), channels, **dd)
+
+    def reset_parameters(self) -> None:
+        """The official start: PyTorch's own."""
+        self.conv.reset_parameters()
+        self.gn.reset_parameters()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = (self._gate(strip) for strip in axis_pools(x, (("mean", 3), ("mean", 2))))
+        # In the map's layout, so that the products over all positions run densely.
+        rows = rows.unsqueeze(3).contiguous(memory_format=memory_format(x))
+        columns = columns.unsqueeze(2).contiguous(memory_format=memory_format(x))
+        return torch.addcmul(x, x * rows, columns) if self.residual else x * rows * columns
+
+    def _gate(self, strip: torch.Tensor) -> torch.Tensor:
+        # Not through the module: it refuses groups of a single value, which a map of one row can have.
+        gn = self.gn
+        return torch.group_norm(self.conv(strip), gn.num_groups, gn.weight, gn.bias, gn.eps).sigmoid()
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next((divisor for divisor in range(min(limit, number), 1, -1) if number % divisor == 0), 1)
+
+
+ela_t = partial(EfficientLocalAttention, kernel_size=5, group_size=1, norm_groups=32)
+ela_b = partial(EfficientLocalAttention, kernel_size=7, group_size=1, norm_groups=16)
+ela_s = partial(EfficientLocalAttention, kernel_size=5, group_size=8, norm_groups=16)
+ela_l = partial(EfficientLocalAttention, kernel_size=7, group_size=8, norm_groups=16)

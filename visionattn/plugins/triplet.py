@@ -1,0 +1,119 @@
+"""Triplet Attention: Rotate to Attend, Convolutional Triplet Attention Module (WACV 2021, arXiv 2010.03045).
+
+Official code: https://github.com/landskape-ai/triplet-attention (MIT), triplet_attention.py and
+MODELS/triplet_attention.py: the same mathematics under two sets of parameter names; both load here.
+
+Differs from the official code in:
+- the three gates are averaged and multiplied onto the map once: the same by distributivity, without permuted copies;
+- the kernel's size is an argument (the paper's 3 needs an edit of the official file).
+
+Golden: tests/golden/triplet_*.npz (outputs, input gradients, running statistics; logits of two ResNets).
+"""
+
+import torch
+from torch import nn
+
+from visionattn.ops import axis_pools, memory_format, plane_conv
+
+__all__ = ["PlaneGate", "TripletAttention"]
+
+
+class PlaneGate(nn.Module):
+    """A sigmoid of one convolution over the maximum and mean of a pooled axis (in this order).
+
+    `(B, 2, M, N) -> (B, 1, M, N)`, for any M, N >= 1.
+
+    Args:
+        kernel_size: Side of the convolution, odd.
+
+    Raises:
+        ValueError: If `kernel_size` is not a positive odd number.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int = 7,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        dd = {"device": device, "dtype": dtype}
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **dd)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01, **dd)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official start."""
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
+        self.bn.reset_parameters()
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.bn(plane_conv(pooled, self.conv.weight)).sigmoid()
+
+
+class TripletAttention(nn.Module):
+    """Scales a map by the mean of three gates, one for each plane of it. `(B, C, H, W) -> (B, C, H, W)`, any H, W >= 1.
+
+    The gates of the (C, W) and (H, C) planes convolve over the channels: their order matters, and pruning or shuffling
+    channels changes the result. The paper puts one into every residual block, before the addition.
+
+    Args:
+        channels: Width of the map; no parameter depends on it.
+        kernel_size: Side of the three convolutions, odd. The paper found 7 better for ResNets, 3 for MobileNetV2.
+        no_spatial: Leave the gate of the (H, W) plane out.
+        zero_init_spatial: Start the gate of the (H, W) plane at 0.5 everywhere, as the official ResNets do. Their
+            MobileNetV2 and detectors start all three gates alike.
+
+    Raises:
+        ValueError: If `channels` is below 1 or `kernel_size` is not a positive odd number.
+    """
+
+    # (pattern, replacement) pairs that turn the author's parameter names into ours.
+    official_keys = (
+        *((rf"{plane}\.conv\.(?=conv\.|bn\.)", f"{plane}.") for plane in ("cw", "hc", "hw")),
+        (r"ChannelGateH\.spatial\.", "cw."),
+        (r"ChannelGateW\.spatial\.", "hc."),
+        (r"SpatialGate\.spatial\.", "hw."),
+    )
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 7,
+        no_spatial: bool = False,
+        zero_init_spatial: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels}")
+        dd = {"device": device, "dtype": dtype}
+        self.zero_init_spatial = zero_init_spatial
+        self.cw = PlaneGate(kernel_size, **dd)
+        self.hc = PlaneGate(kernel_size, **dd)
+        self.hw = None if no_spatial else PlaneGate(kernel_size, **dd)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official start of the gates."""
+        for gate in self.children():
+            gate.reset_parameters()
+        if self.hw is not None and self.zero_init_spatial:
+            nn.init.zeros_(self.hw.bn.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        axes = (2, 3) if self.hw is None else (2, 3, 1)
+        pools = axis_pools(x, [(kind, axis) for axis in axes for kind in ("max", "mean")])
+        over_h, over_w, *over_c = (torch.stack(pair, dim=1) for pair in zip(pools[::2], pools[1::2], strict=True))
+        # The kernel of the second gate has its rows along H and its columns along C; the pool has these swapped.
+        gates = [self.cw(over_h).transpose(1, 2), self.hc(over_w.mT).permute(0, 3, 2, 1)]
+        gates += [self.hw(pooled) for pooled in over_c]
+        # The small gates take the division and the map's layout, so that the full product runs densely, once.
+        cw, hc, *hw = ((gate / len(gates)).contiguous(memory_format=memory_format(x)) for gate in gates)
+        gate = cw + hc
+        return x * (gate.add_(*hw) if hw else gate)
