@@ -10,12 +10,18 @@ from typing import Any
 
 from torch import nn
 
+from .bam import BAM
+from .bmta import BalancedMultiTaskAttention
 from .cbam import CBAM
+from .coord import CoordinateAttention
 
-__all__ = ["CBAM", "PLUGINS", "resolve_plugin"]
+__all__ = ["BAM", "CBAM", "PLUGINS", "BalancedMultiTaskAttention", "CoordinateAttention", "resolve_plugin"]
 
 PLUGINS: dict[str, Callable[..., nn.Module]] = {
+    "bam": BAM,
+    "bmta": BalancedMultiTaskAttention,
     "cbam": CBAM,
+    "coord": CoordinateAttention,
 }
 
 
