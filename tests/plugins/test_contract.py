@@ -78,7 +78,7 @@ def test_built_on_meta_with_a_dtype(name):
     module = build(name, device="meta", dtype=torch.bfloat16)
     assert {p.device.type for p in module.parameters()} <= {"meta"}
     assert {p.dtype for p in module.parameters()} <= {torch.bfloat16}
-    assert module(torch.empty(1, CHANNELS, 5, 6, device="meta", dtype=torch.bfloat16)).shape == (1, CHANNELS, 5, 6)
+    assert module(torch.empty(2, CHANNELS, 5, 6, device="meta", dtype=torch.bfloat16)).shape == (2, CHANNELS, 5, 6)
 
 
 def test_unknown_keywords_are_refused(name):

@@ -2,18 +2,23 @@
 
 from ._eager import written_by_hand
 from .axis_pool import axis_pools
+from .cross import cross_gate
 from .layout import memory_format
 from .plane_conv import plane_conv
 from .pool import max_first
+from .strip import strip_gate, strip_means
 from .subspace import channel_moments, residual_gate, subspace_scores
 
 __all__ = [
     "axis_pools",
     "channel_moments",
+    "cross_gate",
     "max_first",
     "memory_format",
     "plane_conv",
     "residual_gate",
+    "strip_gate",
+    "strip_means",
     "subspace_scores",
     "written_by_hand",
 ]

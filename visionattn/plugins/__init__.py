@@ -10,24 +10,33 @@ from typing import Any
 
 from torch import nn
 
+from .bam import BAM
+from .bmta import BalancedMultiTaskAttention
 from .cbam import CBAM
+from .coord import CoordinateAttention
 from .ela import EfficientLocalAttention, ela_b, ela_l, ela_s, ela_t
 from .pkcam import PKCAM
 from .triplet import TripletAttention
 from .ulsam import ULSAM
 
 __all__ = [
+    "BAM",
     "CBAM",
     "PKCAM",
     "PLUGINS",
     "ULSAM",
+    "BalancedMultiTaskAttention",
+    "CoordinateAttention",
     "EfficientLocalAttention",
     "TripletAttention",
     "resolve_plugin",
 ]
 
 PLUGINS: dict[str, Callable[..., nn.Module]] = {
+    "bam": BAM,
+    "bmta": BalancedMultiTaskAttention,
     "cbam": CBAM,
+    "coord": CoordinateAttention,
     "ela_b": ela_b,
     "ela_l": ela_l,
     "ela_s": ela_s,

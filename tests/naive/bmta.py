@@ -1,0 +1,15 @@
+"""Balanced multi-task attention (arXiv 2510.15527) written as its formulas read, with no eye on speed."""
+
+from torch.nn import functional as F
+
+from .coord import strip_gates
+
+
+def balanced_attention(module, x):
+    """`visionattn.plugins.BalancedMultiTaskAttention` with the same weights: two attended maps, then their mix."""
+    rows, columns = strip_gates(x, module.conv1, module.bn1, F.relu, module.conv_h, module.conv_w)
+    coordinate = x * rows * columns
+    channel = F.adaptive_avg_pool2d(x, 1).flatten(1)
+    squeezed = x * module.fc2(F.relu(module.fc1(channel))).sigmoid()[:, :, None, None]
+    mix = module.alpha.sigmoid()
+    return mix * coordinate + (1 - mix) * squeezed

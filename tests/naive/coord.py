@@ -1,0 +1,24 @@
+"""Coordinate attention (arXiv 2103.02907) written as its formulas read, with no eye on speed."""
+
+import torch
+from torch.nn import functional as F
+
+
+def strip_gates(x, conv1, bn1, act, conv_h, conv_w):
+    """The gates of the rows and of the columns, from strips pooled along the other axis and convolved as one."""
+    height, width = x.shape[2:]
+    rows = F.adaptive_avg_pool2d(x, (None, 1))
+    columns = F.adaptive_avg_pool2d(x, (1, None)).permute(0, 1, 3, 2)
+    strips = act(bn1(conv1(torch.cat((rows, columns), dim=2))))
+    rows, columns = strips.split((height, width), dim=2)
+    return conv_h(rows).sigmoid(), conv_w(columns.permute(0, 1, 3, 2)).sigmoid()
+
+
+def hard_swish(x):
+    return x * F.relu6(x + 3) / 6
+
+
+def coordinate_attention(module, x):
+    """`visionattn.plugins.CoordinateAttention` with the same weights."""
+    rows, columns = strip_gates(x, module.conv1, module.bn1, hard_swish, module.conv_h, module.conv_w)
+    return x * columns * rows

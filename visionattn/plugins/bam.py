@@ -1,0 +1,113 @@
+"""BAM: Bottleneck Attention Module (BMVC 2018, arXiv 1807.06514).
+
+Official code: https://github.com/Jongchan/attention-module (MIT), MODELS/bam.py.
+
+Differs from the official code in:
+- the channel gate averages the whole map (the official code averages an HxH square, wrong or impossible unless H = W);
+- hidden widths are never below 1;
+- `mode="sum"` offers the paper's formula beside the code's product;
+- the two maps are never grown to full size before they are joined.
+
+Golden: tests/golden/bam_*.npz (outputs, input gradients, running statistics).
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from visionattn.ops import cross_gate
+
+__all__ = ["BAM"]
+
+
+class BAM(nn.Module):
+    """`x * (1 + sigmoid(channel * spatial))`. `(B, C, H, W) -> (B, C, H, W)`, any H, W >= 1.
+
+    `channel` is a score of each channel from a small MLP over its mean, `spatial` a score of each position from dilated
+    convolutions over few channels. The paper puts one after each stage of a network but the last. In training the MLP's
+    normalisation needs batches of at least 2.
+
+    Args:
+        channels: Width of the map.
+        reduction: Divides `channels` to the hidden width of both branches (at least 1).
+        num_layers: Hidden layers of the channel branch.
+        num_dilated: Dilated 3x3 convolutions of the spatial branch.
+        dilation: Their dilation.
+        mode: How the two scores are joined: `product` as in the official code (and its weights) or `sum` as in the
+            paper.
+
+    Raises:
+        ValueError: If a number is below 1 or `mode` is unknown.
+    """
+
+    # (pattern, replacement) pairs that turn the author's parameter names into ours.
+    official_keys = (
+        (r"channel_att\.gate_c\.gate_c_fc_final\.", "channel_gate.fc_out."),
+        (r"channel_att\.gate_c\.gate_c_(fc|bn)_(\d+)\.", r"channel_gate.\1\2."),
+        (r"spatial_att\.gate_s\.gate_s_(conv|bn)_reduce0\.", r"spatial_gate.\1_in."),
+        (r"spatial_att\.gate_s\.gate_s_(conv|bn)_di_(\d+)\.", r"spatial_gate.\1\2."),
+        (r"spatial_att\.gate_s\.gate_s_conv_final\.", "spatial_gate.conv_out."),
+    )
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        num_layers: int = 1,
+        num_dilated: int = 2,
+        dilation: int = 4,
+        mode: str = "product",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        numbers = {
+            "channels": channels,
+            "reduction": reduction,
+            "num_layers": num_layers,
+            "num_dilated": num_dilated,
+            "dilation": dilation,
+        }
+        for name, number in numbers.items():
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        if mode not in ("product", "sum"):
+            raise ValueError(f"mode must be 'product' or 'sum', got {mode!r}")
+        dd = {"device": device, "dtype": dtype}
+        self.mode = mode
+        hidden = max(channels // reduction, 1)
+
+        layers = OrderedDict()
+        for index in range(num_layers):
+            layers[f"fc{index}"] = nn.Linear(hidden if index else channels, hidden, **dd)
+            # Counted from 1, as in the official checkpoints.
+            layers[f"bn{index + 1}"] = nn.BatchNorm1d(hidden, **dd)
+            layers[f"act{index}"] = nn.ReLU()
+        layers["fc_out"] = nn.Linear(hidden, channels, **dd)
+        self.channel_gate = nn.Sequential(layers)
+
+        layers = OrderedDict(conv_in=nn.Conv2d(channels, hidden, 1, **dd), bn_in=nn.BatchNorm2d(hidden, **dd))
+        layers["act_in"] = nn.ReLU()
+        for index in range(num_dilated):
+            layers[f"conv{index}"] = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation, **dd)
+            layers[f"bn{index}"] = nn.BatchNorm2d(hidden, **dd)
+            layers[f"act{index}"] = nn.ReLU()
+        layers["conv_out"] = nn.Conv2d(hidden, 1, 1, **dd)
+        self.spatial_gate = nn.Sequential(layers)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official start: Kaiming normal convolutions, PyTorch's default weights of the MLP, biases zero."""
+        for layer in (*self.channel_gate, *self.spatial_gate):
+            if isinstance(layer, nn.ReLU):
+                continue
+            layer.reset_parameters()
+            nn.init.zeros_(layer.bias)
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        channel = self.channel_gate(x.mean((2, 3)))[:, :, None, None]
+        return cross_gate(x, channel, self.spatial_gate(x), self.mode)

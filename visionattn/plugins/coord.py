@@ -1,0 +1,56 @@
+"""Coordinate attention for efficient mobile network design (CVPR 2021, arXiv 2103.02907).
+
+Official code: https://github.com/houqb/CoordAttention (MIT), coordatt.py and mbv2_ca.py.
+
+Differs from the official code in: nothing that changes a number; rows and columns are pooled and gated with fewer
+passes over the map.
+
+Golden: tests/golden/coordatt_*.npz (outputs, input gradients, running statistics, both namings of the parameters).
+"""
+
+import torch
+from torch import nn
+
+from visionattn.ops import strip_gate, strip_means
+
+from ._common import StripGates
+
+__all__ = ["CoordinateAttention"]
+
+
+class CoordinateAttention(StripGates):
+    """Scales each position by a gate of its row and one of its column. `(B, C, H, W) -> (B, C, H, W)`, any H, W >= 1.
+
+    The paper puts one into every inverted residual, on the expanded width, after the depthwise convolution.
+
+    Args:
+        channels: Width of the map.
+        reduction: Divides `channels` to the hidden width.
+        min_width: The hidden width is at least this.
+
+    Raises:
+        ValueError: If an argument is below 1.
+    """
+
+    # The checkpoint's network calls the last two layers differently from the module's own file.
+    official_keys = ((r"\bconv2\.", "conv_h."), (r"\bconv3\.", "conv_w."))
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 32,
+        min_width: int = 8,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if channels < 1 or reduction < 1 or min_width < 1:
+            raise ValueError(
+                "channels, reduction and min_width must be at least 1, "
+                f"got channels={channels}, reduction={reduction}, min_width={min_width}"
+            )
+        hidden = max(channels // reduction, min_width)
+        super().__init__(channels, hidden, bias=True, act=nn.Hardswish, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return strip_gate(x, *self.gates(*strip_means(x)))
