@@ -16,18 +16,18 @@ from visionattn.plugins import PKCAM
 NAMES = ("va_resnet18_pkcam", "va_resnet34_pkcam", "va_resnet50_pkcam", "va_resnet101_pkcam")
 VARIANTS = ("stage", "stage_last", "stage_all", "block", "block_stage", "block_stage_last", "block_stage_all")
 # Fixture -> our arguments and how many of the author's weights are never used.
-LEARNED = {"variant": "stage_all", "upsample": "learned"}
+LEARNED = {"earlier": "stage_all", "upsample": "learned"}
 MODELS = {
-    "resnet18_block": ({"variant": "block"}, 12),
+    "resnet18_block": ({"earlier": "block"}, 12),
     "resnet18_ms2d": ({}, 12),
-    "resnet18_stageall": ({"variant": "stage_all"}, 12),
-    "resnet18_stagelast": ({"variant": "stage_last"}, 12),
+    "resnet18_stageall": ({"earlier": "stage_all"}, 12),
+    "resnet18_stagelast": ({"earlier": "stage_last"}, 12),
     "resnet18_upsample2d": (LEARNED, 17),
     "resnet34_upsample2d": (LEARNED, 18),
-    "resnet50_block": ({"variant": "block"}, 12),
-    "resnet50_blockstage": ({"variant": "block_stage"}, 20),
+    "resnet50_block": ({"earlier": "block"}, 12),
+    "resnet50_blockstage": ({"earlier": "block_stage"}, 20),
     "resnet50_default": ({}, 12),
-    "resnet50_stageall": ({"variant": "stage_all"}, 12),
+    "resnet50_stageall": ({"earlier": "stage_all"}, 12),
 }
 # Fixture -> position in its stage, block and attention.
 BLOCKS = {
@@ -106,15 +106,15 @@ def test_foreign_weights_are_refused(tmp_path):
     weights = load("pkcam_resnet18_stageall_eval").state_dict
     path = tmp_path / "official.pth"
     for change, message in (
-        ({"variant": "block"}, "not in the model: layer1.1.se.stage_gate"),
-        ({"variant": "stage"}, r"wrong shape: layer3.1.se.stage_gate.mix.weight is \(1, 1, 3\)"),
+        ({"earlier": "block"}, "not in the model: layer1.1.se.stage_gate"),
+        ({"earlier": "stage"}, r"wrong shape: layer3.1.se.stage_gate.mix.weight is \(1, 1, 3\)"),
     ):
         torch.save(weights, path)
         with pytest.raises(ValueError, match=message):
             build(pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **change)
     torch.save({**weights, "stage2.1.mystery": torch.ones(1)}, path)
     with pytest.raises(ValueError, match=r"layer2\.1\.mystery"):
-        build(variant="stage_all", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+        build(earlier="stage_all", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
 def test_own_weights_load(tmp_path):
@@ -127,17 +127,17 @@ def test_own_weights_load(tmp_path):
 
 
 @pytest.mark.parametrize("inner", ["eca", "se"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_parameter_gets_a_gradient(variant, inner):
+@pytest.mark.parametrize("earlier", VARIANTS)
+def test_every_parameter_gets_a_gradient(earlier, inner):
     for upsample in ("tile", "learned"):
-        model = build(variant=variant, inner=inner, upsample=upsample).train()
+        model = build(earlier=earlier, inner=inner, upsample=upsample).train()
         model(X).square().sum().backward()
         assert not [key for key, parameter in model.named_parameters() if parameter.grad is None]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_first_blocks_have_a_local_gate_only(variant):
-    model = build("va_resnet50_pkcam", variant=variant)
+@pytest.mark.parametrize("earlier", VARIANTS)
+def test_first_blocks_have_a_local_gate_only(earlier):
+    model = build("va_resnet50_pkcam", earlier=earlier)
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         assert {key.split(".")[0] for key, _ in stage[0].se.named_parameters()} == {"local_gate"}
         assert all("mix.weight" in dict(block.se.named_parameters()) for block in stage[1:])
@@ -146,7 +146,7 @@ def test_first_blocks_have_a_local_gate_only(variant):
 def test_distributed_training_needs_no_search_for_unused_parameters(tmp_path):
     init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        model = nn.parallel.DistributedDataParallel(build(variant="block_stage").train())
+        model = nn.parallel.DistributedDataParallel(build(earlier="block_stage").train())
         for _ in range(2):  # An unused parameter would stop the second step.
             model(X).sum().backward()
     finally:
@@ -177,10 +177,10 @@ def test_registered_with_a_cfg(name):
 
 
 @pytest.mark.parametrize("name", ["va_resnet18_pkcam", "va_resnet50_pkcam"])
-@pytest.mark.parametrize("variant", ["stage", "block_stage_all"])
-def test_features_at_every_stride(name, variant):
-    model = build(name, variant=variant)
-    features = build(name, variant=variant, features_only=True)
+@pytest.mark.parametrize("earlier", ["stage", "block_stage_all"])
+def test_features_at_every_stride(name, earlier):
+    model = build(name, earlier=earlier)
+    features = build(name, earlier=earlier, features_only=True)
     assert features.feature_info.reduction() == [4, 8, 16, 32]
     x = torch.randn(1, 3, 75, 61)
     maps = features(x)
@@ -189,7 +189,7 @@ def test_features_at_every_stride(name, variant):
         assert m.shape[2:] == tuple(-(-side // reduction) for side in x.shape[2:])
     for m, expected in zip(maps, model.forward_intermediates(x, indices=4)[1], strict=True):
         assert relative_error(m, expected) < 1e-6
-    early = build(name, variant=variant, features_only=True, out_indices=(0, 2))
+    early = build(name, earlier=earlier, features_only=True, out_indices=(0, 2))
     assert early.feature_info.reduction() == [2, 8] and "model.layer3.0.conv1.weight" not in early.state_dict()
     assert relative_error(early(x)[1], maps[1]) < 1e-6
 
@@ -236,11 +236,11 @@ def test_any_size_in_both_layouts(size):
     assert out.isfinite().all() and relative_error(out, expected) < 1e-5
 
 
-@pytest.mark.parametrize("variant", ["stage", "block_stage"])
-def test_checkpointing_changes_nothing(variant):
+@pytest.mark.parametrize("earlier", ["stage", "block_stage"])
+def test_checkpointing_changes_nothing(earlier):
     results = []
     for enable in (False, True):
-        model = build("va_resnet50_pkcam", variant=variant).double().train()
+        model = build("va_resnet50_pkcam", earlier=earlier).double().train()
         model.set_grad_checkpointing(enable)
         out = model(X.double())
         out.square().sum().backward()
@@ -271,9 +271,9 @@ def test_bfloat16():
     assert relative_error(model.bfloat16()(X.bfloat16()), expected) < 0.05
 
 
-@pytest.mark.parametrize("variant", ["stage", pytest.param("block_stage_all", marks=pytest.mark.slow)])
-def test_compiles_as_one_graph(variant):
-    model = build(variant=variant)
+@pytest.mark.parametrize("earlier", ["stage", pytest.param("block_stage_all", marks=pytest.mark.slow)])
+def test_compiles_as_one_graph(earlier):
+    model = build(earlier=earlier)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert relative_error(compiled(X), model(X)) < 1e-5
 
@@ -293,7 +293,7 @@ def test_exports_with_dynamic_batch(arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"variant": "block_stage"}, pytest.param(LEARNED, marks=pytest.mark.slow)], ids=str
+    "arguments", [{"earlier": "block_stage"}, pytest.param(LEARNED, marks=pytest.mark.slow)], ids=str
 )
 def test_onnx_agrees(arguments, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX parity needs the [test] extra")
@@ -310,7 +310,7 @@ def test_onnx_agrees(arguments, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"variant": "stages"}, ValueError, "variant must be one of stage, .*, got 'stages'"),
+        ({"earlier": "stages"}, ValueError, "earlier must be one of stage, .*, got 'stages'"),
         ({"inner": "cbam"}, ValueError, "inner must be one of eca, se, got 'cbam'"),
         ({"upsample": "linear"}, ValueError, "upsample must be one of tile, learned, got 'linear'"),
         ({"channels": (64, 96, 128, 256)}, ValueError, "must divide channels=96"),

@@ -1,17 +1,18 @@
 """What every `va_*` family needs to stand in timm's registry: weight tags and checked loading."""
 
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, register_model, resolve_pretrained_cfg
 from torch import nn
 
 from visionattn._files import read_checkpoint
 from visionattn._resources import checkpoint_dir, read_manifest
 
-__all__ = ["build_model", "check_state_dict", "packaged_cfgs", "rename_keys", "unwrap"]
+__all__ = ["build_model", "check_state_dict", "packaged_cfgs", "register_network", "rename_keys", "unwrap"]
 
 StateDict = dict[str, torch.Tensor]
 
@@ -134,6 +135,40 @@ def build_model(
         pretrained_filter_fn=filter_fn,
         **kwargs,
     )
+
+
+def register_network(
+    module: str,
+    name: str,
+    doc: str,
+    model_cls: Callable[..., nn.Module],
+    *,
+    to_native: Callable[[StateDict, nn.Module], StateDict],
+    feature_cfg: dict[str, Any],
+    **arguments: Any,
+) -> None:
+    """Registers a network with timm and puts its entrypoint into the module that describes it.
+
+    Args:
+        module: Name of that module, which holds `default_cfgs`.
+        name: Name of the network.
+        doc: Its docstring.
+        model_cls: Its class.
+        to_native: As in `build_model`.
+        feature_cfg: How timm extracts its features.
+        **arguments: Of the class; a caller's own take their place.
+    """
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        # timm takes entries out of feature_cfg.
+        features = dict(feature_cfg)
+        merged = {**arguments, **kwargs}
+        return build_model(model_cls, name, pretrained, to_native=to_native, feature_cfg=features, **merged)
+
+    create.__name__ = create.__qualname__ = name
+    create.__module__ = module
+    create.__doc__ = doc
+    setattr(sys.modules[module], name, register_model(create))
 
 
 def _below(key: str, modules: tuple[str, ...]) -> bool:

@@ -11,18 +11,17 @@ Golden: tests/golden/pkcam_*.npz (blocks in both modes, logits and the means of 
 import logging
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import ResNet, checkpoint, generate_default_cfgs, register_model
+from timm.models import ResNet, checkpoint, generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from visionattn.plugins.pkcam import PKCAM
 
-from ._build import StateDict, build_model, packaged_cfgs, rename_keys
+from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._resnet import HOSTS, resnet_cfg
 
 __all__ = ["PKCAMBasicBlock", "PKCAMBottleneck", "PKCAMResNet"]
 
@@ -31,7 +30,7 @@ _logger = logging.getLogger(__name__)
 Descriptors = tuple[torch.Tensor, ...]
 
 # What a stage sees of the stem and the stages before it, each of which is a sequence with one entry for every block.
-_EARLIER: dict[str, Callable[[Sequence[Sequence[Any]]], Sequence[Any]]] = {
+_SEEN: dict[str, Callable[[Sequence[Sequence[Any]]], Sequence[Any]]] = {
     "none": lambda history: (),
     "history": lambda history: [stage[-1] for stage in history],
     "last": lambda history: history[-1][-1:],
@@ -120,7 +119,7 @@ class PKCAMResNet(ResNet):
     Args:
         block: `PKCAMBasicBlock` or `PKCAMBottleneck`.
         layers: Number of blocks of each stage.
-        variant: Which earlier descriptors the blocks beyond the first of a stage see. `stage`: of the stem and of the
+        earlier: Which earlier descriptors the blocks beyond the first of a stage see. `stage`: of the stem and of the
             last block of every earlier stage (the paper's); `stage_last`: of the last block of the previous stage;
             `stage_all`: of all its blocks (the first stage sees the stem in either); `block`: of the earlier blocks of
             the same stage; `block_stage`, `block_stage_last`, `block_stage_all`: both.
@@ -130,7 +129,7 @@ class PKCAMResNet(ResNet):
         **kwargs: As timm's ResNet.
 
     Raises:
-        ValueError: If `variant`, `inner` or `upsample` is unknown, or the width of a stage is not a multiple of that of
+        ValueError: If `earlier`, `inner` or `upsample` is unknown, or the width of a stage is not a multiple of that of
             one before it.
     """
 
@@ -139,7 +138,7 @@ class PKCAMResNet(ResNet):
         block: type[_AttendedBlock],
         layers: Sequence[int],
         *,
-        variant: str = "stage",
+        earlier: str = "stage",
         inner: str = "eca",
         upsample: str = "tile",
         zero_init_last: bool = False,
@@ -147,19 +146,18 @@ class PKCAMResNet(ResNet):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        if variant not in _VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(_VARIANTS)}, got {variant!r}")
+        if earlier not in _VARIANTS:
+            raise ValueError(f"earlier must be one of {', '.join(_VARIANTS)}, got {earlier!r}")
         dd = {"device": device, "dtype": dtype}
         super().__init__(block, layers, zero_init_last=zero_init_last, **dd, **kwargs)
-        earlier, within = _VARIANTS[variant]
-        self._earlier = earlier
+        self._seen, within = _VARIANTS[earlier]
         widths: list[Sequence[int]] = [(self.bn1.num_features,)]
         for info in self.feature_info[1:]:
             blocks = self.get_submodule(info["module"])
             for index, attended in enumerate(blocks):
                 attended.se = PKCAM(
                     info["num_chs"],
-                    stage_widths=_EARLIER[earlier](widths) if index else (),
+                    stage_widths=_SEEN[self._seen](widths) if index else (),
                     block_count=index if within else 0,
                     inner=inner,
                     upsample=upsample,
@@ -232,7 +230,7 @@ class PKCAMResNet(ResNet):
         history: list[Descriptors] = [(x.mean((2, 3)),)]
         for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)[:last], 1):
             if len(stage):  # timm empties the stages that feature extraction does not need.
-                x, descriptors = stage(x, _EARLIER[self._earlier](history), self.grad_checkpointing)
+                x, descriptors = stage(x, _SEEN[self._seen](history), self.grad_checkpointing)
                 history.append(descriptors)
             if index in wanted:
                 maps.append(x)
@@ -278,53 +276,25 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     return native
 
 
-_MODELS: dict[str, dict[str, Any]] = {
-    "va_resnet18_pkcam": {"block": PKCAMBasicBlock, "layers": (2, 2, 2, 2)},
-    "va_resnet34_pkcam": {"block": PKCAMBasicBlock, "layers": (3, 4, 6, 3)},
-    "va_resnet50_pkcam": {"block": PKCAMBottleneck, "layers": (3, 4, 6, 3)},
-    "va_resnet101_pkcam": {"block": PKCAMBottleneck, "layers": (3, 4, 23, 3)},
-}
+_BLOCKS = {BasicBlock: PKCAMBasicBlock, Bottleneck: PKCAMBottleneck}
+# Registered name -> host.
+_MODELS = {f"va_{host}_pkcam": host for host in ("resnet18", "resnet34", "resnet50", "resnet101")}
 
 
 def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bilinear",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "conv1",
-        "classifier": "fc",
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:2211.07521",
-        "origin_url": "https://github.com/eslambakr/EMCA",
-        **kwargs,
-    }
+    return resnet_cfg(_MODELS[name], "arXiv:2211.07521", "https://github.com/eslambakr/EMCA", **kwargs)
 
 
 default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
 
-
-def _register(name: str, **host: Any) -> None:
-    def create(pretrained: bool = False, variant: str = "stage", **kwargs: Any) -> PKCAMResNet:
-        return build_model(
-            # timm's builder has an argument `variant` of its own.
-            partial(PKCAMResNet, variant=variant),
-            name,
-            pretrained,
-            to_native=checkpoint_filter_fn,
-            # The stages hand descriptors on, so they cannot be run as a plain sequence.
-            feature_cfg={"out_indices": (1, 2, 3, 4), "feature_cls": "getter"},
-            **{**host, **kwargs},
-        )
-
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"{name.split('_')[1]} with pkcam in every block."
-    globals()[name] = register_model(create)
-
-
 for _name, _host in _MODELS.items():
-    _register(_name, **_host)
+    register_network(
+        __name__,
+        _name,
+        f"{_host} with PKCAM in every block.",
+        PKCAMResNet,
+        to_native=checkpoint_filter_fn,
+        # The stages hand descriptors on, so they cannot be run as a plain sequence.
+        feature_cfg={"out_indices": (1, 2, 3, 4), "feature_cls": "getter"},
+        **{**HOSTS[_host], "block": _BLOCKS[HOSTS[_host]["block"]]},
+    )
