@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import timm
 
 import visionattn
 from visionattn._resources import config_dir
@@ -111,12 +112,20 @@ def test_import_raises_no_warning():
 
 
 def test_every_config_is_short_and_loads():
+    from visionattn.data import Pipeline
     from visionattn.engine import list_configs, load_config
+    from visionattn.engine.runner import _check_schedule
 
     assert "classification/quickstart" in list_configs()
     for name in list_configs():
         config = load_config(name)
+        model = timm.create_model(**config.model.backbone, device="meta")
         assert config.model.backbone.model_name.startswith("va_")
+        _check_schedule(config)
+        for part in ("train", "test"):
+            Pipeline(config[f"{part}_dataloader"].dataset.pipeline)
+        for score in config.test_evaluator.scores.values():
+            assert score.num_classes == model.num_classes
     for path in config_dir().rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 60, path
 
@@ -139,8 +148,6 @@ def test_wheel_carries_configs_tools_and_checkpoints(tmp_path):
 
 
 def test_readme_names_every_network():
-    import timm
-
     named = set()
     for pattern in re.findall(r"`(va_[\w{},]+)`", (ROOT / "README.md").read_text()):
         parts = [part.split(",") for part in re.split(r"[{}]", pattern)]

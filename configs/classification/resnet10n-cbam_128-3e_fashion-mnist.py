@@ -1,5 +1,5 @@
 _base_ = [
-    "../_base_/models/resnet10n_cbam.py",
+    "../_base_/models/small.py",
     "../_base_/datasets/fashion_mnist.py",
     "../_base_/schedules/adamw_cosine.py",
     "../_base_/default_runtime.py",

@@ -1,2 +1,0 @@
-_base_ = ["./resnet50-cbam_256-90e_imagenet.py"]
-model = dict(backbone=dict(model_name="va_resnet18_cbam"))
