@@ -1,7 +1,12 @@
 """The commands from end to end: train, test, publish, load by name, predict."""
 
+import contextlib
 import csv
 import json
+import os
+import pty
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -18,7 +23,6 @@ from visionattn._resources import read_manifest
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A short run of the quickstart, in mixed precision."""
-    import sys
 
     from visionattn.cli import main
 
@@ -124,3 +128,22 @@ def test_help_teaches(run_cli):
     for command in ("train", "test", "predict", "publish"):
         assert "examples:\n  visionattn " in run_cli(command, "--help")[1]
     assert "classification/quickstart" in run_cli("configs")[1]
+
+
+def test_live_progress_on_a_terminal(tmp_path):
+    """A bar in place of the steps' lines; results are still lines, above the bar."""
+    master, terminal = pty.openpty()
+    command = [sys.executable, "-m", "visionattn.cli", "train", "quickstart", "--cfg-options", "train_cfg.max_epochs=2"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=terminal, stderr=terminal, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # a terminal whose other side is gone ends in an error
+        while chunk := os.read(master, 4096):
+            shown += chunk
+    os.close(master)
+    assert process.wait(60) == 0
+    text = shown.decode()
+    assert "epoch 2/2, loss" in text and "44/44" in text and "━" in text
+    assert "eta:" not in text and "Epoch(val) [2]" in text and "accuracy  top1" in text

@@ -59,3 +59,29 @@ def test_resumes(trained):
 def test_says_how_to_start_several_processes(run_cli):
     code, _, err = run_cli("train", "quickstart", "--launcher", "pytorch")
     assert code == 2 and "torchrun --nproc-per-node 2" in err
+
+
+def test_slurm_on_cpus(tmp_path):
+    """Two tasks as srun would start them."""
+    command = [sys.executable, "-m", "visionattn.cli", "train", "quickstart", "--launcher", "slurm"]
+    command += ["--cfg-options", "train_cfg.max_epochs=2", "train_dataloader.batch_size=256"]
+    common = {
+        "SLURM_NTASKS": "2",
+        "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
+        "MASTER_PORT": "29511",
+        "OMP_NUM_THREADS": "1",
+    }
+    tasks = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, **common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], printed
+    assert "accuracy  top1" in printed[0] and "accuracy  top1" not in printed[1]
