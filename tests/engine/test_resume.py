@@ -131,3 +131,22 @@ def test_pointer_to_a_lost_file(tmp_path):
     (tmp_path / "last_checkpoint").write_text("epoch_7.pth")
     with pytest.raises(FileNotFoundError, match=r"last_checkpoint names epoch_7.pth, which is gone"):
         latest_checkpoint(tmp_path)
+
+
+def test_iterations_resume_too(tiny_config, tmp_path):
+    """Runs counted in iterations, over the end of an epoch (six iterations)."""
+    overrides = {
+        "train_cfg": {"_delete_": True, "type": "IterBasedTrainLoop", "max_iters": 9, "val_interval": 4},
+        "default_hooks.checkpoint.by_epoch": False,
+        "default_hooks.checkpoint.interval": 4,
+        "param_scheduler": [{"type": "CosineAnnealingLR", "by_epoch": False, "eta_min": 0.0}],
+        "custom_hooks": [],
+    }
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert run(tiny_config, whole, overrides=overrides)
+    assert not run(tiny_config, halves, kill_at=(7, 0.0), overrides=overrides)
+    assert latest_checkpoint(halves).name == "iter_4.pth"
+    assert run(tiny_config, halves, overrides=overrides)
+    assert sorted(path.name for path in halves.glob("iter_*")) == ["iter_4.pth", "iter_8.pth", "iter_9.pth"]
+    a, b = (read_checkpoint(folder / "iter_9.pth")["state_dict"] for folder in (whole, halves))
+    assert all(torch.equal(value, b[key]) for key, value in a.items())
