@@ -13,7 +13,7 @@ import visionattn  # noqa: F401
 
 MODELS = timm.list_models("va_*")
 # The smallest of each family stands for it in the default run.
-SMALLEST = {"va_resnet10n_cbam", "va_resnet18_cbam"}
+SMALLEST = {"va_resnet10n_cbam", "va_resnet18_cbam", "va_mobilenetv2_050_coord"}
 COSTLY = [pytest.param(name, marks=[] if name in SMALLEST else pytest.mark.slow) for name in MODELS]
 
 
@@ -109,7 +109,7 @@ class TestOnCpu:
         assert not [key for key, parameter in model.named_parameters() if parameter.grad is None]
 
     def test_checkpointing_changes_nothing(self, name):
-        model = create(name).train()
+        model = create(name, drop_rate=0.0).train()
         x = torch.randn(2, 3, 64, 64)
         plain = model(x)
         plain.sum().backward()
@@ -135,7 +135,9 @@ class TestOnCpu:
         with torch.inference_mode():
             final, intermediates = model.forward_intermediates(x)
             torch.testing.assert_close(final, model.forward_features(x))
-            torch.testing.assert_close(intermediates[-1], final)
+            # A convolution may follow the last stage, as in MobileNetV2.
+            if intermediates[-1].shape == final.shape:
+                torch.testing.assert_close(intermediates[-1], final)
             assert len(model.forward_intermediates(x, indices=2, intermediates_only=True)) == 2
         kept = model.prune_intermediate_layers(2)
         with torch.inference_mode():
@@ -147,8 +149,9 @@ class TestOnCpu:
         with torch.inference_mode():
             expected = model(x)
             assert relative_error(model.to(memory_format=torch.channels_last)(x), expected) < 1e-4
-            # Rounding adds up over a hundred layers of random weights.
-            assert relative_error(model.bfloat16()(x.bfloat16()), expected) < 0.25
+            # Rounding adds up over a hundred layers of random weights; some magnify even that of the input alone.
+            magnified = relative_error(model(x.bfloat16().float()), expected)
+            assert relative_error(model.bfloat16()(x.bfloat16()), expected) < max(0.25, 5 * magnified)
 
     def test_compiles_as_one_graph(self, name):
         model = settled(name)
@@ -189,4 +192,5 @@ class TestOnCpu:
             other = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=1)
             assert other(torch.randn(1, 1, 64, 64)).shape == (1, 5)
             features = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
-            torch.testing.assert_close(features.eval()(x)[-1], model.forward_features(x))
+            last = model.forward_intermediates(x, indices=1, intermediates_only=True)[0]
+            torch.testing.assert_close(features.eval()(x)[-1], last)
