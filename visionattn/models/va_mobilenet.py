@@ -288,12 +288,10 @@ def _register(name: str, host: str, arguments: dict[str, Any]) -> None:
         )
 
     where = {"hidden": "on the hidden maps of", "after": "after", "instead": "in place of", None: "at the end of"}
-    layers, plugin = arguments.get("layers"), arguments["plugin"]
-    which = (
-        f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if isinstance(layers, tuple) else "the blocks"
-    )
+    layers = arguments.get("layers")
+    which = f"layer {', '.join(map(str, layers))}" if isinstance(layers, tuple) else "the blocks"
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"{host} with {plugin} {where[arguments.get('where')]} {which}."
+    create.__doc__ = f"{host} with {arguments['plugin']} {where[arguments.get('where')]} {which}."
     globals()[name] = register_model(create)
 
 
