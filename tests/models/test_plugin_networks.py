@@ -1,4 +1,4 @@
-"""BAM's ResNets, coordinate attention's MobileNetV2 and the balanced network: golden values and timm's contracts."""
+"""BAM's ResNets and the balanced network: golden values and timm's contracts."""
 
 import pytest
 import timm
@@ -7,12 +7,11 @@ from golden import load, relative_error
 from timm.optim import param_groups_layer_decay
 
 import visionattn  # noqa: F401
-from visionattn.plugins import BAM, BalancedMultiTaskAttention, CoordinateAttention
+from visionattn.plugins import BAM, BalancedMultiTaskAttention
 
 # The smallest of each family, on images small enough for a CPU: name -> size, stride of each feature.
 SMALL = {
     "va_resnet18_bam": (64, (4, 8, 16, 32)),
-    "va_mobilenetv2_050_coord": (64, (4, 8, 16, 32)),
     "va_balanced12_bmta": (16, (1, 2, 4, 8)),
 }
 small = pytest.mark.parametrize("name", SMALL)
@@ -32,11 +31,6 @@ def image(name, batch=2):
     ("fixture", "name", "points"),
     [
         ("bam_resnet50_eval", "va_resnet50_bam", ("layer1", "layer2", "layer3", "layer4")),
-        (
-            "coordatt_mobilenetv2_eval",
-            "va_mobilenetv2_coord",
-            (*(f"blocks.{stage}" for stage in range(7)), "bn2"),
-        ),
         ("bmta_balanced12_eval", "va_balanced12_bmta", ("layer1", "layer2", "layer3", "layer4")),
     ],
 )
@@ -68,16 +62,13 @@ def test_every_bam_follows_its_stage(name):
     assert model.layer2.bam.spatial_gate.conv_in.in_channels == model.feature_info[1]["num_chs"]
 
 
-def test_attention_of_every_expanding_block():
-    model = timm.create_model("va_mobilenetv2_075_coord", device="meta")
-    assert sum(isinstance(module, CoordinateAttention) for module in model.modules()) == 16
+def test_attention_of_every_balanced_block():
     model = timm.create_model("va_balanced12_bmta", device="meta")
     assert sum(isinstance(module, BalancedMultiTaskAttention) for module in model.modules()) == 11
 
 
 def test_arguments_reach_the_attention():
     assert build("va_resnet18_bam", bam={"mode": "sum"}).layer3.bam.mode == "sum"
-    assert build("va_mobilenetv2_050_coord", reduction=4).blocks[6][0].se.conv1.out_channels == 120
     model = build("va_balanced12_bmta", drop_block_rates=(0, 0, 0, 0.3))
     assert [model.layer1[0].drop_block.drop_prob, model.layer4[1].drop_block.drop_prob] == [0, 0.3]
 
@@ -88,9 +79,6 @@ def test_starts():
     model.init_weights()
     assert not torch.equal(fc, model.layer2.bam.channel_gate.fc0.weight)
     assert model.layer1[0].bn2.weight.all()
-    model = build("va_mobilenetv2_050_coord")
-    assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
-    assert not model.blocks[3][1].se.conv_h.bias.any()
     model = build("va_balanced12_bmta")
     # PyTorch's own start is uniform, timm's is not.
     assert model.layer4[0].se.conv1.weight.abs().max().item() <= 512**-0.5

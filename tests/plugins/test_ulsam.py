@@ -97,6 +97,18 @@ def test_other_normalisations_are_called(train):
     torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("momentum", "track"), [(None, True), (0.1, False)], ids=["average", "untracked"])
+def test_other_statistics(momentum, track):
+    _, ours, x = pair(8, 2, (6, 6), train=True)
+    ours.bn_dws = nn.BatchNorm2d(8, momentum=momentum, track_running_stats=track, dtype=x.dtype)
+    expected = ours(x)
+    if track:
+        torch.testing.assert_close(ours.bn_dws.running_mean, ours.conv_dws(x).mean((0, 2, 3)))
+    else:
+        torch.testing.assert_close(ours.eval().bn_dws(x), ours.train().bn_dws(x))
+    torch.testing.assert_close(ours(x), expected)
+
+
 def test_attention_sums_to_one_in_each_group():
     attention = ULSAM(12, num_splits=3).eval().attention(torch.randn(2, 12, 5, 4))
     assert attention.shape == (2, 3, 5, 4)

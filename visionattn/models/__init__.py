@@ -3,7 +3,6 @@
 from ._build import check_state_dict, unwrap
 from .va_balanced import BalancedNet
 from .va_bam_resnet import BAMResNet
-from .va_coord_mobilenetv2 import CoordMobileNetV2
 from .va_mobilenet import MobileNet
 from .va_pkcam_resnet import PKCAMResNet
 from .va_resnet import ResNet
@@ -11,7 +10,6 @@ from .va_resnet import ResNet
 __all__ = [
     "BAMResNet",
     "BalancedNet",
-    "CoordMobileNetV2",
     "MobileNet",
     "PKCAMResNet",
     "ResNet",

@@ -1,15 +1,17 @@
 """MobileNetV1 and V2 with a plug-in at the end of the blocks, on their hidden maps, or in place of whole layers.
 
-Papers of the hosts: arXiv 1704.04861 and 1801.04381, built by timm's EfficientNet. Where the plug-ins go: ULSAM
-(arXiv 2006.15102, https://github.com/Nandan91/ULSAM, which holds the block only: the layers follow from the published
-parameter and FLOP counts, which leave open which of several equal layers it is); Coordinate Attention and ELA
-(https://github.com/houqb/CoordAttention, mbv2_ca.py): on the hidden maps of the inverted residuals; others: after the
-last normalisation of a block, before the addition.
+Papers of the hosts: arXiv 1704.04861 and 1801.04381, built by timm's EfficientNet. Where the plug-ins go in V2:
+coordinate attention (arXiv 2103.02907, https://github.com/houqb/CoordAttention, MIT, mbv2_ca.py) and ELA (arXiv
+2403.01123, https://github.com/Xuwei86/ELA_Code, no licence file): on the hidden maps of the expanding blocks; triplet
+attention (arXiv 2010.03045, https://github.com/landskape-ai/triplet-attention, MIT): after the last normalisation of a
+block, before the addition; ULSAM (arXiv 2006.15102, https://github.com/Nandan91/ULSAM, no licence file), in V1 too: the
+code holds the block only, its layers follow from the published parameter and FLOP counts, which leave open which of
+several equal layers it is. All other places are our choice.
 
-Differs from the official code in: ReLU6 in MobileNetV1 too; timm's initialisation outside the plug-ins.
+Differs from the official code in: any input size instead of 224 px only; ReLU6 and the start of V2's codes in V1 too.
 
-Golden: tests/golden/ulsam_mobilenetv2_*.npz (logits and the means of the stages, of torchvision's network with the
-official block in it).
+Golden: tests/golden/coordatt_mobilenetv2_*.npz and ulsam_mobilenetv2_*.npz (logits and the means of the stages; the
+latter of torchvision's network with the official block in it).
 """
 
 import re
@@ -23,7 +25,7 @@ from timm.models import EfficientNet, generate_default_cfgs, register_model
 from timm.models.efficientnet import decode_arch_def, round_channels
 from torch import nn
 
-from visionattn.plugins import PLUGINS, ULSAM, resolve_plugin
+from visionattn.plugins import ULSAM, resolve_plugin
 
 from ._build import StateDict, build_model, packaged_cfgs, rename_keys
 
@@ -43,42 +45,56 @@ _HOSTS: dict[str, dict[str, Any]] = {
     "mobilenetv1_050": {"arch": _V1, "width": 0.5, "num_features": 0},
     "mobilenetv1_075": {"arch": _V1, "width": 0.75, "num_features": 0},
     "mobilenetv1_100": {"arch": _V1, "num_features": 0},
+    "mobilenetv2_050": {"arch": _V2, "width": 0.5},
+    "mobilenetv2_075": {"arch": _V2, "width": 0.75},
     "mobilenetv2_100": {"arch": _V2},
 }
-# Where a plug-in goes in V1 and in V2; the others go to the end of every block. Layers count from the stem, which is 1.
-_PLACES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "bam": ({"where": "after", "layers": (4, 6, 12)}, {"where": "after", "layers": (4, 7, 14)}),
-    "coordatt": ({"where": "hidden"}, {"where": "hidden", "layers": range(3, 19)}),
-    "ela": ({"where": "hidden"}, {"where": "hidden", "layers": range(3, 19)}),
-    "ulsam": ({"where": "instead", "layers": (12,)}, {"where": "instead", "layers": (14, 17)}),
-}
-# They need maps of several layers.
-_ELSEWHERE = ("pkcam",)
 
 
-def _places(plugin: str, host: str) -> dict[str, Any]:
-    both = _PLACES.get(plugin) or _PLACES.get(plugin.split("_")[0]) or ({}, {})
-    return both[host.startswith("mobilenetv2")]
+def _ulsam(where: str, *layers: int) -> dict[str, Any]:
+    return {"plugin": "ulsam", "where": where, "layers": layers}
 
 
+_V1_HIDDEN: dict[str, Any] = {"where": "hidden"}
+# The first block of V2 does not expand its map.
+_V2_HIDDEN: dict[str, Any] = {"where": "hidden", "layers": range(3, 19), "drop_rate": 0.1}
+# Hosts, rest of the name, arguments (the plug-in is what the rest says). Layers count from the stem, which is 1.
+_TABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("v1_100 v2_100", "bmta", {}),
+    ("v1_100 v2_100", "cbam", {}),
+    ("v1_100", "coord", _V1_HIDDEN),
+    ("v2_050 v2_075 v2_100", "coord", {**_V2_HIDDEN, "init_plugins": True}),
+    *(("v1_100", ela, _V1_HIDDEN) for ela in ("ela_t", "ela_b", "ela_s", "ela_l")),
+    *(("v2_100", ela, _V2_HIDDEN) for ela in ("ela_t", "ela_b", "ela_s", "ela_l")),
+    ("v1_100", "triplet", {"init_plugins": True}),
+    ("v2_100", "triplet", {"init_plugins": True, "drop_rate": 0.25}),
+    ("v1_050 v1_075 v1_100", "ulsam", _ulsam("instead", 12)),
+    ("v1_100", "ulsam_i11", _ulsam("after", 11)),
+    ("v1_100", "ulsam_i12", _ulsam("after", 12)),
+    ("v1_100", "ulsam_i13", _ulsam("after", 13)),
+    ("v2_100", "ulsam", _ulsam("instead", 14, 17)),
+    ("v2_100", "ulsam_i17", _ulsam("after", 17)),
+    ("v2_100", "ulsam_r14", _ulsam("instead", 14)),
+    ("v2_100", "ulsam_r17", _ulsam("instead", 17)),
+    ("v2_100", "ulsam_r11_14", _ulsam("instead", 11, 14)),
+    ("v2_100", "ulsam_r16_17", _ulsam("instead", 16, 17)),
+    ("v2_100", "ulsam_r13_14_16_17", _ulsam("instead", 13, 14, 16, 17)),
+)
 # Registered name -> host and further arguments.
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    f"va_{host}_{plugin}": (host, {"plugin": plugin, **_places(plugin, host)})
-    for host in ("mobilenetv1_100", "mobilenetv2_100")
-    for plugin in PLUGINS
-    if plugin.split("_")[0] not in _ELSEWHERE
+    f"va_mobilenet{host}_{rest}": (f"mobilenet{host}", {"plugin": rest, **arguments})
+    for hosts, rest, arguments in _TABLE
+    for host in hosts.split()
 }
-# The other published networks: ULSAM inserted after a layer (i) or in place of layers (r).
-for _host, _where, _all_layers in (
-    ("mobilenetv1_100", "after", ((11,), (12,), (13,))),
-    ("mobilenetv2_100", "after", ((17,),)),
-    ("mobilenetv2_100", "instead", ((14,), (17,), (11, 14), (16, 17), (13, 14, 16, 17))),
-):
-    for _layers in _all_layers:
-        _name = f"va_{_host}_ulsam_{'i' if _where == 'after' else 'r'}{'_'.join(map(str, _layers))}"
-        _MODELS[_name] = (_host, {"plugin": "ulsam", "where": _where, "layers": _layers})
-for _host in ("mobilenetv1_050", "mobilenetv1_075"):
-    _MODELS[f"va_{_host}_ulsam"] = (_host, {"plugin": "ulsam", **_places("ulsam", _host)})
+# First word of a plug-in's name -> its paper and official code.
+_SOURCES = {
+    "bmta": ("arXiv:2510.15527", "https://github.com/virAditya/satellite-image-classification-eurosat"),
+    "cbam": ("arXiv:1807.06521", "https://github.com/Jongchan/attention-module"),
+    "coord": ("arXiv:2103.02907", "https://github.com/houqb/CoordAttention"),
+    "ela": ("arXiv:2403.01123", "https://github.com/Xuwei86/ELA_Code"),
+    "triplet": ("arXiv:2010.03045", "https://github.com/landskape-ai/triplet-attention"),
+    "ulsam": ("arXiv:2006.15102", "https://github.com/Nandan91/ULSAM"),
+}
 
 
 class _PluginLayer(nn.Module):
@@ -109,6 +125,8 @@ class MobileNet(EfficientNet):
         where: `block_end` (after a block's last normalisation and activation, before the addition), `hidden` (after the
             depthwise convolution), `after` (after the whole layer) or `instead` (in place of the layer).
         layers: Which layers; all by default.
+        init_plugins: Start the layers of the plug-ins as the host's, as the authors of coordinate and triplet attention
+            do; otherwise the plug-ins keep their own start.
         act_layer: Activation of the host.
         **kwargs: As timm's EfficientNet.
 
@@ -125,6 +143,7 @@ class MobileNet(EfficientNet):
         plugin: str | dict[str, Any] | Callable[..., nn.Module] | None = None,
         where: str = "block_end",
         layers: Iterable[int] | None = None,
+        init_plugins: bool = False,
         act_layer: str | type[nn.Module] = "relu6",
         **kwargs: Any,
     ) -> None:
@@ -142,6 +161,8 @@ class MobileNet(EfficientNet):
             raise ValueError(f"layers must be among 2 to {count}, got {sorted(chosen)}")
         make = None if plugin is None else resolve_plugin(plugin)
         dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        if not init_plugins:
+            self.apply(_start)
         self.layer_names: dict[int, str] = {}
         for index, stage in enumerate(self.blocks):
             modules: list[nn.Module] = []
@@ -150,11 +171,26 @@ class MobileNet(EfficientNet):
                 self.layer_names[number] = f"blocks.{index}.{len(modules)}"
                 modules += [block] if make is None or number not in chosen else _put(make, where, block, number, dd)
             self.blocks[index] = nn.Sequential(*modules)
+        if init_plugins:
+            self.apply(_start)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that no weight decay should touch beyond biases and scales: none."""
         return set()
+
+
+def _start(module: nn.Module) -> None:
+    """The official start: convolutions normal by fan-out, the classifier narrow, scales one, biases zero."""
+    if isinstance(module, nn.Conv2d):
+        # As the authors' formula, this counts all outputs of grouped convolutions too.
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.ones_(module.weight)
+    if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def _put(
@@ -218,6 +254,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
 
 
 def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
+    paper, code = _SOURCES[name.split("_")[3]]
     return {
         "url": "",
         "num_classes": 1000,
@@ -230,7 +267,8 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
         "first_conv": "conv_stem",
         "classifier": "classifier",
         "license": "apache-2.0",
-        "paper_ids": "arXiv:1801.04381" if "mobilenetv2" in name else "arXiv:1704.04861",
+        "paper_ids": paper,
+        "origin_url": code,
         **kwargs,
     }
 
@@ -249,11 +287,11 @@ def _register(name: str, host: str, arguments: dict[str, Any]) -> None:
             **{**_HOSTS[host], **arguments, **kwargs},
         )
 
-    where = {"block_end": "at the end of", "hidden": "on the hidden map of", "after": "after", "instead": "in place of"}
-    layers = arguments.get("layers", ())
-    which = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}" if layers else "every block"
+    where = {"hidden": "on the hidden maps of", "after": "after", "instead": "in place of", None: "at the end of"}
+    layers = arguments.get("layers")
+    which = f"layer {', '.join(map(str, layers))}" if isinstance(layers, tuple) else "the blocks"
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"{host} with {arguments['plugin']} {where[arguments.get('where', 'block_end')]} {which}."
+    create.__doc__ = f"{host} with {arguments['plugin']} {where[arguments.get('where')]} {which}."
     globals()[name] = register_model(create)
 
 

@@ -104,8 +104,10 @@ class ULSAM(nn.Module):
     def _scores(self, x: torch.Tensor) -> torch.Tensor:
         conv, bn = self.conv_dws, self.bn_dws
         count = x.numel() // x.shape[1]
-        # Other normalisations (synchronised, frozen) have their own statistics; one value has none.
-        if not written_by_hand(x) or type(bn) is not nn.BatchNorm2d or (bn.training and count < 2):
+        # Other normalisations (synchronised, frozen, averaging over all batches) have their own statistics; one value
+        # has none.
+        plain = type(bn) is nn.BatchNorm2d and bn.running_mean is not None and bn.momentum is not None
+        if not written_by_hand(x) or not plain or (bn.training and count < 2):
             activated = F.relu(bn(conv(x)), inplace=True)
             return self.conv_point(F.max_pool2d(activated, 3, stride=1, padding=1))
         weight = conv.weight.flatten()
