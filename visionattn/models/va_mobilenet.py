@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import EfficientNet, generate_default_cfgs, register_model
+from timm.models import EfficientNet, generate_default_cfgs
 from timm.models.efficientnet import decode_arch_def, round_channels
 from torch import nn
 
 from visionattn.plugins import ULSAM, resolve_plugin
 
-from ._build import StateDict, build_model, packaged_cfgs, rename_keys
+from ._build import StateDict, packaged_cfgs, register_network, rename_keys
 
 __all__ = ["MobileNet"]
 
@@ -276,24 +276,20 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
 
 
-def _register(name: str, host: str, arguments: dict[str, Any]) -> None:
-    def create(pretrained: bool = False, **kwargs: Any) -> MobileNet:
-        return build_model(
-            MobileNet,
-            name,
-            pretrained,
-            to_native=checkpoint_filter_fn,
-            feature_cfg={"out_indices": (1, 2, 3, 4), "feature_cls": "getter"},
-            **{**_HOSTS[host], **arguments, **kwargs},
-        )
-
+def _doc(host: str, arguments: dict[str, Any]) -> str:
     where = {"hidden": "on the hidden maps of", "after": "after", "instead": "in place of", None: "at the end of"}
     layers = arguments.get("layers")
     which = f"layer {', '.join(map(str, layers))}" if isinstance(layers, tuple) else "the blocks"
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"{host} with {arguments['plugin']} {where[arguments.get('where')]} {which}."
-    globals()[name] = register_model(create)
+    return f"{host} with {arguments['plugin']} {where[arguments.get('where')]} {which}."
 
 
 for _name, (_host, _arguments) in _MODELS.items():
-    _register(_name, _host, _arguments)
+    register_network(
+        __name__,
+        _name,
+        _doc(_host, _arguments),
+        MobileNet,
+        to_native=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (1, 2, 3, 4), "feature_cls": "getter"},
+        **{**_HOSTS[_host], **_arguments},
+    )
