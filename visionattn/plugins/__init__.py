@@ -10,13 +10,19 @@ from typing import Any
 
 from torch import nn
 
+from .attach import attach
 from .cbam import CBAM
 
-__all__ = ["CBAM", "PLUGINS", "resolve_plugin"]
+__all__ = ["CBAM", "PLUGINS", "attach", "list_plugins", "resolve_plugin", "timm_layer"]
 
 PLUGINS: dict[str, Callable[..., nn.Module]] = {
     "cbam": CBAM,
 }
+
+
+def list_plugins() -> list[str]:
+    """Names of all plug-ins."""
+    return sorted(PLUGINS)
 
 
 def resolve_plugin(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -38,6 +44,24 @@ def resolve_plugin(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> C
         if plugin not in PLUGINS:
             raise ValueError(f"unknown plug-in {plugin!r}; there are: {', '.join(sorted(PLUGINS))}")
         return PLUGINS[plugin]
-    if callable(plugin):
+    if callable(plugin) and not isinstance(plugin, nn.Module):
         return plugin
     raise TypeError(f"a plug-in is a name, a class or a dict, got {plugin!r}")
+
+
+def timm_layer(plugin: str | dict[str, Any] | Callable[..., nn.Module], **kwargs: Any) -> Callable[..., nn.Module]:
+    """A plug-in for timm's own builders that hand their activation on: `se_layer=timm_layer('cbam')` of EfficientNet.
+
+    Where timm hands on nothing but device and dtype, as ResNet's `block_args=dict(attn_layer=CBAM)`, the class itself
+    does as well.
+
+    Args:
+        plugin: As in `resolve_plugin`.
+        **kwargs: For the plug-in.
+    """
+    build = partial(resolve_plugin(plugin), **kwargs)
+
+    def layer(channels: int, *, act_layer: Any = None, **factory: Any) -> nn.Module:
+        return build(channels, **factory)
+
+    return layer
