@@ -5,6 +5,7 @@ Training and evaluation live in `visionattn.engine` and need to be imported on t
 """
 
 from . import models, plugins
+from .plugins import attach, list_plugins
 from .version import __version__
 
-__all__ = ["__version__", "models", "plugins"]
+__all__ = ["__version__", "attach", "list_plugins", "models", "plugins"]

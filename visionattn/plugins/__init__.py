@@ -4,12 +4,8 @@ Every block takes the number of channels first and everything else by name, so t
 `timm.create_model('resnet50', block_args=dict(attn_layer=visionattn.plugins.CBAM))`.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
-from torch import nn
-
+from ._registry import PLUGINS, list_plugins, resolve_plugin, timm_layer
+from .attach import attach
 from .bam import BAM
 from .bmta import BalancedMultiTaskAttention
 from .cbam import CBAM
@@ -29,42 +25,12 @@ __all__ = [
     "CoordinateAttention",
     "EfficientLocalAttention",
     "TripletAttention",
+    "attach",
+    "ela_b",
+    "ela_l",
+    "ela_s",
+    "ela_t",
+    "list_plugins",
     "resolve_plugin",
+    "timm_layer",
 ]
-
-PLUGINS: dict[str, Callable[..., nn.Module]] = {
-    "bam": BAM,
-    "bmta": BalancedMultiTaskAttention,
-    "cbam": CBAM,
-    "coord": CoordinateAttention,
-    "ela_b": ela_b,
-    "ela_l": ela_l,
-    "ela_s": ela_s,
-    "ela_t": ela_t,
-    "triplet": TripletAttention,
-    "ulsam": ULSAM,
-}
-
-
-def resolve_plugin(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Gives the constructor behind a plug-in's name, config or class; call it with the number of channels.
-
-    Args:
-        plugin: A name in `PLUGINS`, a class, or a dict with `type` (either of these) and further arguments.
-
-    Raises:
-        ValueError: If the name is unknown.
-        TypeError: If a dict has no `type`, or `plugin` is neither of the three.
-    """
-    if isinstance(plugin, dict):
-        if "type" not in plugin:
-            raise TypeError(f"a plug-in's config needs a 'type', got {plugin}")
-        arguments = {key: value for key, value in plugin.items() if key != "type"}
-        return partial(resolve_plugin(plugin["type"]), **arguments)
-    if isinstance(plugin, str):
-        if plugin not in PLUGINS:
-            raise ValueError(f"unknown plug-in {plugin!r}; there are: {', '.join(sorted(PLUGINS))}")
-        return PLUGINS[plugin]
-    if callable(plugin):
-        return plugin
-    raise TypeError(f"a plug-in is a name, a class or a dict, got {plugin!r}")

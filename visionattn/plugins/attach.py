@@ -1,0 +1,112 @@
+"""Attention in any convolutional network of timm or torchvision, with its pretrained weights kept."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ._joint import Blend, Joint
+from ._places import SLOTS, SOUGHT, Spot, find_spots
+from ._registry import resolve_plugin
+
+__all__ = ["Place", "Places", "attach"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a plug-in went: its name in the model, the width of its maps, the stage, and its kind."""
+
+    name: str
+    channels: int
+    stage: int
+    plugin: str
+
+
+class Places(list[Place]):
+    """The places of a model; prints as a table."""
+
+    def __str__(self) -> str:
+        rows = [("place", "channels", "stage", "plug-in")]
+        rows += [(place.name, str(place.channels), str(place.stage), place.plugin) for place in self]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def attach(
+    model: nn.Module,
+    plugin: str | dict[str, Any] | Callable[..., nn.Module],
+    where: str = "block_end",
+    stages: int | Iterable[int] | None = None,
+    start: str = "identity",
+    **kwargs: Any,
+) -> nn.Module:
+    """Puts a plug-in into every block, or behind every stage, of a convolutional network; changes and returns it.
+
+    `model.attached` then lists the places (`print(model.attached)` shows a table) and a plug-in is
+    `model.get_submodule(place.name)`. The entries of the network's state dict keep their names, so weights from before
+    still load with `strict=False`; weights saved afterwards load after the same `attach` on a fresh network.
+
+    Args:
+        model: A network of timm or torchvision, with or without classifier, also one made with `features_only`.
+        plugin: A name of `list_plugins()`, a class that takes the number of channels, or a dict with `type` and
+            further arguments.
+        where: `block_end` is the end of each block's branch: after its last layer (and a squeeze-excitation or layer
+            scale there), before stochastic depth and the addition. A block without an addition has it at its output:
+            an inverted bottleneck with stride 2; a layer of DenseNet, before its features join the others; in VGG a
+            convolution with its activation. `stage_end` is the output of each stage.
+        stages: Numbers of the stages to change; all if None. They count from 0 without the stem: entries of timm's
+            `feature_info` that have blocks, or sizes of the map in networks without it. Negative ones count from the
+            end.
+        start: `identity` blends the plug-in in by a factor that starts at zero (`Blend`), so the outputs do not change
+            at first; `paper` puts in the bare plug-in.
+        **kwargs: For the plug-in.
+
+    Raises:
+        ValueError: If the plug-in, `where` or `start` is unknown, a stage does not exist, the network has no place for
+            attention or one is taken already.
+    """
+    if where not in ("block_end", "stage_end"):
+        raise ValueError(f"where must be 'block_end' or 'stage_end', got {where!r}")
+    if start not in ("identity", "paper"):
+        raise ValueError(f"start must be 'identity' or 'paper', got {start!r}")
+    build = resolve_plugin(plugin)
+    spots = find_spots(model, where)
+    if not spots:
+        raise ValueError(f"{type(model).__name__} has no place for attention at {where!r}; looked for {SOUGHT}")
+    spots = _select(spots, stages)
+    taken = [spot.path for spot in spots if isinstance(getattr(*_owner(model, spot.path)), Joint)]
+    if taken:
+        raise ValueError(f"attention is attached already at {', '.join(taken)}; choose other stages")
+
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    dd = {"device": weight.device, "dtype": weight.dtype}
+    blocks = [build(spot.channels, **kwargs).to(**dd) for spot in spots]
+    kinds = [type(block).__name__ for block in blocks]
+    if start == "identity":
+        blocks = [Blend(block, **dd) for block in blocks]
+    for spot, block in zip(spots, blocks, strict=True):
+        owner, name = _owner(model, spot.path)
+        joint = Joint(getattr(owner, name), block.train(owner.training), first=name in SLOTS)
+        joint.training = owner.training
+        setattr(owner, name, joint)
+    new = [Place(f"{s.path}.plugin", s.channels, s.stage, kind) for s, kind in zip(spots, kinds, strict=True)]
+    model.attached = Places([*getattr(model, "attached", ()), *new])
+    return model
+
+
+def _select(spots: list[Spot], stages: int | Iterable[int] | None) -> list[Spot]:
+    if stages is None:
+        return spots
+    numbers = sorted({spot.stage for spot in spots})
+    count = 1 + numbers[-1]
+    wanted = [stages] if isinstance(stages, int) else list(stages)
+    chosen = {stage + count if stage in range(-count, 0) else stage for stage in wanted}
+    if not chosen or not chosen.issubset(numbers):
+        raise ValueError(f"stages must be some of {', '.join(map(str, numbers))} (-1 is the last), got {wanted}")
+    return [spot for spot in spots if spot.stage in chosen]
+
+
+def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, name = path.rpartition(".")
+    return model.get_submodule(parent), name
