@@ -12,7 +12,7 @@ from torch import nn
 
 from ._files import read_checkpoint, replacing
 from ._resources import checkpoint_dir, read_manifest
-from .models import unwrap
+from .models import check_state_dict, unwrap
 
 __all__ = ["packaged_path", "publish", "read_weights"]
 
@@ -75,11 +75,13 @@ def publish(
         The file's path.
 
     Raises:
-        ValueError: If the name is not of this form or its model is not registered.
+        ValueError: If the name is not of this form, or its model is not registered or is another network.
     """
     architecture, dot, tag = name.partition(".")
     if not dot or not tag or not timm.is_model(architecture):
         raise ValueError(f"name must be <registered model>.<tag>, such as va_resnet10n_cbam.digits, got {name!r}")
+    # Such as one with attached plug-ins, or of another width, which the name alone could not build again.
+    check_state_dict(model.state_dict(), timm.create_model(architecture, num_classes=len(classes), device="meta"))
     folder = Path(folder)
     state_dict = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     content = safetensors.torch.save(state_dict, metadata={"name": name})

@@ -149,6 +149,20 @@ class TestClassifier:
         model.init_weights()
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
+    def test_plugin_attached_by_config(self):
+        torch.manual_seed(0)
+        plain = Classifier({"model_name": "resnet18", "num_classes": 3}).eval()
+        model = Classifier(
+            {"model_name": "resnet18", "num_classes": 3}, attach={"plugin": "ela_l", "stages": -1}
+        ).eval()
+        model.load_state_dict(plain.state_dict(), strict=False)
+        assert [place.name for place in model.backbone.attached] == [
+            "layer4.0.drop_path.plugin",
+            "layer4.1.drop_path.plugin",
+        ]
+        x = torch.randn(2, 3, 64, 64)
+        assert torch.equal(model(x), plain(x))
+
     def test_compiled_network_keeps_its_keys(self):
         model = self.build(compile={"backend": "eager"})
         assert "backbone.fc.weight" in model.state_dict()

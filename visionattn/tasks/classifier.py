@@ -11,6 +11,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from visionattn.models import check_state_dict
+from visionattn.plugins import attach as attach_plugin
 
 __all__ = ["Classifier"]
 
@@ -23,6 +24,7 @@ class Classifier(BaseModel):
 
     Args:
         backbone: Arguments of `timm.create_model`, `model_name` among them; `num_classes` sizes the head.
+        attach: Arguments of `visionattn.attach`: puts a plug-in into the network, pretrained weights kept.
         loss: `type` is `CrossEntropyLoss` or timm's `BinaryCrossEntropy`, the rest its arguments (`label_smoothing`,
             `smoothing`).
         mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, `switch_prob`, `mode`), which
@@ -37,6 +39,7 @@ class Classifier(BaseModel):
     def __init__(
         self,
         backbone: dict[str, Any],
+        attach: dict[str, Any] | None = None,
         loss: dict[str, Any] | None = None,
         mixup: dict[str, Any] | None = None,
         compile: bool | dict[str, Any] = False,
@@ -48,6 +51,8 @@ class Classifier(BaseModel):
         if not isinstance(name, str) or not (timm.is_model(name) or ":" in name):
             raise ValueError(f"unknown model {name!r} (model.backbone.model_name); timm.list_models('va_*') lists ours")
         self.backbone = timm.create_model(**backbone)
+        if attach:
+            attach_plugin(self.backbone, **attach)
         loss = dict(loss or {"type": "CrossEntropyLoss"})
         kind = loss.pop("type", None)
         if kind not in _LOSSES:
