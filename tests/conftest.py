@@ -40,15 +40,15 @@ def tiny_config(tmp_path_factory):
 
 
 TINY = f"""
-_base_ = [{str(config_dir() / "classification" / "quickstart.py")!r}]
+_base_ = [
+    {str(config_dir() / "classification" / "quickstart.py")!r},
+    {str(config_dir() / "_base_" / "schedules" / "ema.py")!r},
+]
 model = dict(
     backbone=dict(drop_path_rate=0.2, drop_rate=0.1),
     mixup=dict(mixup_alpha=0.2, cutmix_alpha=1.0, prob=0.8),
 )
 train_dataloader = dict(batch_size=256, drop_last=False)
-custom_hooks = [
-    dict(type="EMAHook", ema_type="MomentumAnnealingEMA", momentum=0.05, gamma=20, update_buffers=True, begin_epoch=2)
-]
 train_cfg = dict(max_epochs=4)
 default_hooks = dict(logger=dict(interval=3))
 """

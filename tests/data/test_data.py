@@ -55,15 +55,14 @@ def test_transforms_draw_independently():
     assert seen == {(flipped, left) for flipped in (False, True) for left in range(5)}
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
-@pytest.mark.parametrize("folder", ["", "FashionMNIST/raw"])
-def test_fashion_mnist_is_read_from_idx_files(tmp_path, packed, folder):
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (7, 28, 28), np.uint8), np.arange(7, dtype=np.uint8)
-    place = tmp_path / folder
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
+
+
+def write_idx_files(place, packed=False):
+    """Seven images labelled 0 to 6, as both splits."""
     place.mkdir(parents=True, exist_ok=True)
     for prefix in ("train", "t10k"):
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        for kind, array in (("images-idx3", IMAGES), ("labels-idx1", np.arange(7, dtype=np.uint8))):
             header = bytes((0, 0, 8, array.ndim)) + b"".join(size.to_bytes(4, "big") for size in array.shape)
             content = header + array.tobytes()
             name = place / f"{prefix}-{kind}-ubyte"
@@ -71,11 +70,34 @@ def test_fashion_mnist_is_read_from_idx_files(tmp_path, packed, folder):
                 name.with_name(f"{name.name}.gz").write_bytes(gzip.compress(content))
             else:
                 name.write_bytes(content)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("folder", ["", "FashionMNIST/raw"])
+def test_fashion_mnist_is_read_from_idx_files(tmp_path, packed, folder):
+    write_idx_files(tmp_path / folder, packed)
     for split in ("train", "test"):
         dataset = FashionMNIST(split, [], tmp_path, download=False)
         assert len(dataset) == 7 and dataset.metainfo["classes"][9] == "ankle boot"
         sample = dataset[3]
-        assert torch.equal(sample["inputs"][1], torch.from_numpy(images[3])) and sample["data_samples"]["label"] == 3
+        assert torch.equal(sample["inputs"][1], torch.from_numpy(IMAGES[3])) and sample["data_samples"]["label"] == 3
+
+
+def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
+    import torchvision
+
+    from visionattn.data import fashion_mnist
+
+    def download(root, train, download):
+        if not train:
+            raise RuntimeError("no network")
+        write_idx_files(tmp_path / "FashionMNIST" / "raw")
+
+    monkeypatch.setattr(fashion_mnist, "_SYSTEM_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
+    with pytest.raises(FileNotFoundError, match=r"they could not be downloaded: no network"):
+        FashionMNIST("test", [], tmp_path)
+    assert len(FashionMNIST("train", [], tmp_path)) == 7
 
 
 def test_image_folder(tmp_path):
