@@ -19,7 +19,7 @@ PACKAGE = ROOT / "visionattn"
 FLOORS = [
     ["cli"],
     ["inference"],
-    ["checkpoints", "engine"],
+    ["checkpoints", "engine", "benchmark"],
     ["tasks", "data"],
     ["models"],
     ["plugins"],

@@ -59,7 +59,7 @@ def test_starts_as_the_paper_does():
 def test_plugin_can_be_configured():
     model = timm.create_model("va_resnet18_cbam", plugin={"type": "cbam", "reduction": 4, "no_spatial": True})
     assert model.layer1[0].se.channel_gate.fc1.out_features == 16
-    with pytest.raises(ValueError, match="unknown plug-in 'cbamm'; there are: .*cbam"):
+    with pytest.raises(ValueError, match=r"unknown plug-in 'cbamm'; there are: .*cbam"):
         timm.create_model("va_resnet18_cbam", plugin="cbamm")
     with pytest.raises(ValueError, match="stem_stride must be 1, 2 or 4, got 3"):
         timm.create_model("va_resnet18_cbam", stem_stride=3)

@@ -52,3 +52,11 @@ class NaiveCBAM(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.spatial_gate(self.channel_gate(x))
+
+
+def naive_of(module: nn.Module) -> nn.Module:
+    """The literal module with the weights of a `CBAM`."""
+    channels, hidden = module.channel_gate.fc1.in_features, module.channel_gate.fc1.out_features
+    naive = NaiveCBAM(channels, reduction=channels // hidden, kernel_size=module.spatial_gate.conv.kernel_size[0])
+    naive.load_state_dict(module.state_dict())
+    return naive

@@ -1,5 +1,7 @@
 """Pools of whole maps and nested gates against the plain formulas: values, gradients, ties, layouts, derivatives."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -8,6 +10,12 @@ from visionattn.ops.pool import first_index
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 SIZES = [(5, 7, 6), (1, 1, 1), (33, 20, 1), (2, 1, 41), (16, 8, 9)]
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["by hand", "plain"])
+def by_hand(request, monkeypatch):
+    if request.param:
+        monkeypatch.setattr(import_module("visionattn.ops.nested_gate"), "_WORTHWHILE", 1)
 
 
 def spatial(pools):

@@ -1,5 +1,7 @@
 """CBAM against the official code's recorded outputs, gradients and running statistics."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from golden import check_module, load, relative_error
@@ -18,6 +20,14 @@ FIXTURES = {
 }
 
 
+@pytest.fixture(params=[True, False], ids=["by hand", "plain"])
+def by_hand(request, monkeypatch):
+    """Small maps take the plain formulas otherwise."""
+    if request.param:
+        monkeypatch.setattr(import_module("visionattn.ops.nested_gate"), "_WORTHWHILE", 1)
+
+
+@pytest.mark.usefixtures("by_hand")
 @pytest.mark.parametrize("name", FIXTURES)
 def test_golden(name):
     golden = load(name)
@@ -30,6 +40,7 @@ def test_golden(name):
         torch.testing.assert_close(actual, torch.tensor(expected), rtol=1e-5, atol=0)
 
 
+@pytest.mark.usefixtures("by_hand")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("size", [(32, 14, 14), (48, 9, 20)], ids=str)

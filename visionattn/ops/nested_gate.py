@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from ._eager import differentiable_backward, written_by_hand
-from .axis_pool import axis_mean, axis_pools
+from .axis_pool import axis_mean
 from .layout import as_rows, memory_format
 from .pool import first_index, max_first
 
@@ -20,6 +20,8 @@ __all__ = ["map_pools", "nested_gate"]
 
 # Numbers in what is worked on at a time: 2 MB in float32.
 _CHUNK = 2**19
+# Maps of fewer numbers gain less than the calls from Python cost.
+_WORTHWHILE = 2**17
 # Positions that float32 can count.
 _COUNTABLE = 2**24
 
@@ -30,7 +32,7 @@ def map_pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     `(B, C, H, W) -> (B, C, H, W), (B, C), (B, C)`. Where values tie, the gradient goes to the first. The map that is
     given back may only go to operators whose gradients are tensors of their own, such as products.
     """
-    if not written_by_hand(x) or x[0, 0].numel() >= _COUNTABLE:
+    if not _by_hand(x):
         return _plain_map_pools(x)
     if x.requires_grad and torch.is_grad_enabled():
         return _MapPools.apply(x)[:3]
@@ -49,9 +51,9 @@ def nested_gate(
             values tie, the gradient of the maximum goes to the first.
     """
     channel = channel.to(x.dtype)
-    if not written_by_hand(x):
+    if not _by_hand(x):
         y = x * channel[:, :, None, None]
-        return y * spatial(torch.stack(axis_pools(y, (("max", 1), ("mean", 1))), dim=1)).to(x.dtype)
+        return y * spatial(torch.stack((max_first(y, 1), y.mean(1)), dim=1)).to(x.dtype)
     if torch.is_grad_enabled() and (x.requires_grad or channel.requires_grad):
         x, maximum, mean = _GatedPools.apply(x, channel)[:3]
     else:
@@ -152,6 +154,10 @@ class _NestedGate(torch.autograd.Function):
             torch.mul(part_grad, c.unsqueeze(3 - axis), out=to).mul_(s.unsqueeze(axis))
         channel_grad, spatial_grad = (torch.cat(part) for part in zip(*sums, strict=True))
         return out, channel_grad, spatial_grad.view(spatial.shape)
+
+
+def _by_hand(x: torch.Tensor) -> bool:
+    return written_by_hand(x) and x.numel() >= _WORTHWHILE and x[0, 0].numel() < _COUNTABLE
 
 
 def _plain_map_pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,0 +1,85 @@
+"""The benchmark of the plug-ins and their costs: small runs, refusals, tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from visionattn.benchmark import compare, write_table
+
+NAIVE = Path(__file__).parent / "naive"
+QUICK = ["--shapes", "2x32x5x4", "--seconds", "0.001", "--out", "speed.json"]
+
+
+def test_compares_and_writes_a_table(run_cli, tmp_path):
+    threads = torch.get_num_threads()
+    code, out, _ = run_cli("benchmark", "--plugins", "coord", "ela_t", "ulsam", "--naive", NAIVE, *QUICK)
+    assert code == 0 and torch.get_num_threads() == threads
+    assert "[12/12] ulsam 2x32x5x4 NHWC f+b: " in out
+    record = json.loads((tmp_path / "speed.json").read_text())
+    assert record["versions"]["torch"] == torch.__version__ and record["cpu"] and record["revision"]
+    table = (tmp_path / "speed.md").read_text()
+    assert table == write_table(record) and table in out
+    for row in record["rows"]:
+        assert row["rounds"] >= 11 and row["error"] < 1e-4
+        assert row["ratio"]["p10"] <= row["ratio"]["p50"] <= row["ratio"]["p90"]
+        assert f"{row['ratio']['p50']:.2f} ({row['ratio']['p10']:.2f}-{row['ratio']['p90']:.2f}; " in table
+    assert "| coord | 2x32x5x4 | NHWC | " in table and " ms" not in table
+
+
+class Scale(nn.Module):
+    def __init__(self, channels, factor=2.0, slope=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.factor, self.slope = factor, slope
+
+    def forward(self, x):
+        # Adds nothing to the value, and `slope` to the gradient.
+        return self.factor * self.weight * x + self.slope * (x - x.detach())
+
+
+def other(**kwargs):
+    def naive_of(module):
+        naive = Scale(len(module.weight), **kwargs)
+        naive.load_state_dict(module.state_dict())
+        return naive
+
+    return naive_of
+
+
+@pytest.mark.parametrize("mode", ["fwd", "f+b"])
+def test_unequal_outputs_are_refused(mode):
+    with pytest.raises(ValueError, match=r"differ by .*nothing was timed"):
+        compare(Scale, other(factor=2.001), (2, 3, 4, 5), "NCHW", mode, 0.001)
+
+
+def test_unequal_gradients_are_refused():
+    with pytest.raises(ValueError, match=r"differ by .*nothing was timed"):
+        compare(Scale, other(slope=0.01), (2, 3, 4, 5), "NHWC", "f+b", 0.001)
+
+
+def test_not_a_number_is_refused():
+    with pytest.raises(ValueError, match="differ by nan"):
+        compare(Scale, other(factor=float("nan")), (2, 3, 4, 5), "NCHW", "fwd", 0.001)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plugins", "cbamm", "--naive", NAIVE], "unknown plug-in 'cbamm'"),
+        (["--plugins", "cbam", "--naive", "nowhere"], "no literal formula of cbam in nowhere"),
+        (["--plugins", "cbam", "--naive", NAIVE, "--shapes", "8x256x56"], "--shapes must be like 8x256x56x56"),
+    ],
+)
+def test_bad_arguments(run_cli, tmp_path, options, message):
+    code, _, err = run_cli("benchmark", *QUICK, *options)
+    assert code == 2 and message in err and not list(tmp_path.iterdir())
+
+
+def test_every_plugin_has_a_literal_formula():
+    from visionattn.plugins import PLUGINS
+
+    for name in PLUGINS:
+        assert any((NAIVE / f"{stem}.py").is_file() for stem in (name, name.split("_")[0])), name
