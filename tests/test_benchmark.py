@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from visionattn.benchmark import compare, write_table
+from visionattn.cost import Cost, saved_bytes
+from visionattn.cost import write_table as write_costs
 
 NAIVE = Path(__file__).parent / "naive"
 QUICK = ["--shapes", "2x32x5x4", "--seconds", "0.001", "--out", "speed.json"]
@@ -83,3 +85,32 @@ def test_every_plugin_has_a_literal_formula():
 
     for name in PLUGINS:
         assert any((NAIVE / f"{stem}.py").is_file() for stem in (name, name.split("_")[0])), name
+
+
+def test_saved_bytes_counts_memory_once():
+    model = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid())
+    # The input for the weight's gradient, the result for the sigmoid's; not the weight, which stays anyway.
+    assert saved_bytes(model, torch.randn(4, 3)) == 4 * (4 * 3 + 4 * 5)
+    x = torch.randn(4, 3, requires_grad=True)
+    assert saved_bytes(Square(), x) == 4 * 4 * 3
+
+
+class Square(nn.Module):
+    def forward(self, x):
+        return x * x
+
+
+def test_table_of_costs(tmp_path):
+    costs = [Cost("none", 1000, 2 * 10**9, 3 * 10**6), Cost("cbam", 1100, 2 * 10**9 + 10**6, 4 * 10**6)]
+    text = write_costs(costs, 224, tmp_path / "costs.md")
+    assert "| cbam | 1,100 | 100 (10.00%) | 2.001 | 4.0 | 28.09 M | 3.864 | CBAM paper, table 4 | " in text
+    assert (tmp_path / "costs.md").read_text() == text
+    assert (tmp_path / "costs.csv").read_text().splitlines()[2] == "cbam,1100,2001000000,4000000"
+
+
+def test_costs_of_networks():
+    from visionattn.cost import measure
+
+    costs = {cost.name: cost for cost in measure(32, ["cbam"])}
+    assert [costs["none"].params, costs["cbam"].params] == [25_557_032, 28_089_624]
+    assert costs["none"].macs < costs["cbam"].macs and costs["none"].saved < costs["cbam"].saved

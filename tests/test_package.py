@@ -19,7 +19,7 @@ PACKAGE = ROOT / "visionattn"
 FLOORS = [
     ["cli"],
     ["inference"],
-    ["checkpoints", "engine", "benchmark"],
+    ["checkpoints", "engine", "benchmark", "cost"],
     ["tasks", "data"],
     ["models"],
     ["plugins"],

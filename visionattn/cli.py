@@ -173,6 +173,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     benchmark.add_argument("--out", type=Path, required=True, help="a .json file; a .md table is written beside it")
 
+    cost = add(
+        "cost",
+        _cost,
+        "count what each plug-in adds to a ResNet-50: parameters, multiplications, memory for the backward pass",
+        "--out docs/results/plugins-cost.md",
+    )
+    cost.add_argument("--size", type=int, default=224, help="side of the picture (default: 224)")
+    cost.add_argument("--out", type=Path, required=True, help="the table, a .md file; a .csv is written beside it")
+
     add("configs", _configs, "list the packaged configs", "")
     return parser
 
@@ -347,6 +356,14 @@ def _benchmark(options: argparse.Namespace) -> None:
         shapes.append(tuple(map(int, sides)))
     names = options.plugins or list(PLUGINS)
     print(run(names, shapes, options.naive, options.out, seconds=options.seconds, layouts=options.layouts))
+
+
+def _cost(options: argparse.Namespace) -> None:
+    from visionattn.cost import measure, write_table
+
+    if options.size < 1:
+        raise ValueError(f"--size must be at least 1, got {options.size}")
+    print(write_table(measure(options.size), options.size, options.out))
 
 
 def _configs(options: argparse.Namespace) -> None:
