@@ -23,7 +23,7 @@ PACKAGE = ROOT / "visionattn"
 FLOORS = [
     ["cli"],
     ["inference"],
-    ["checkpoints", "engine"],
+    ["checkpoints", "engine", "benchmark", "cost"],
     ["tasks", "data"],
     ["models"],
     ["plugins"],

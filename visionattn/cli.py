@@ -1,4 +1,4 @@
-"""The commands behind `visionattn ...` and tools/*.py: train, test, predict, publish, configs."""
+"""The commands behind `visionattn ...` and tools/*.py."""
 
 import argparse
 import json
@@ -152,6 +152,35 @@ def _parser() -> argparse.ArgumentParser:
     bakeoff.add_argument("--title", default="Bake-off", help="heading of the table")
     bakeoff.add_argument("--out", type=Path, required=True, help="the table, a .md file; a .csv is written beside it")
     bakeoff.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change all configs")
+
+    benchmark = add(
+        "benchmark",
+        _benchmark,
+        "compare the speed of plug-ins on the CPU with their papers' formulas written down literally",
+        "--out docs/results/plugins-cpu.json",
+        "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --out cbam.json",
+    )
+    benchmark.add_argument("--plugins", nargs="+", help="names of plug-ins (default: all)")
+    benchmark.add_argument(
+        "--shapes", nargs="+", metavar="BxCxHxW", default=["8x256x56x56", "8x1024x14x14"], help="shapes of the maps"
+    )
+    benchmark.add_argument("--layouts", nargs="+", choices=("NCHW", "NHWC"), default=["NCHW", "NHWC"])
+    benchmark.add_argument(
+        "--seconds", type=float, default=1.0, help="CPU time of each contender in each row, on average (default: 1)"
+    )
+    benchmark.add_argument(
+        "--naive", type=Path, default=Path("tests/naive"), help="folder of the literal formulas (default: tests/naive)"
+    )
+    benchmark.add_argument("--out", type=Path, required=True, help="a .json file; a .md table is written beside it")
+
+    cost = add(
+        "cost",
+        _cost,
+        "count what each plug-in adds to a ResNet-50: parameters, multiplications, memory for the backward pass",
+        "--out docs/results/plugins-cost.md",
+    )
+    cost.add_argument("--size", type=int, default=224, help="side of the picture (default: 224)")
+    cost.add_argument("--out", type=Path, required=True, help="the table, a .md file; a .csv is written beside it")
 
     add("configs", _configs, "list the packaged configs", "")
     return parser
@@ -313,6 +342,28 @@ def _bakeoff(options: argparse.Namespace) -> None:
     runs = [Run(config, seed, options.work_dir) for config in options.configs for seed in options.seeds]
     run_all(runs, options.jobs, options.cfg_options)
     print(write_table(runs, options.metric, options.out, options.title))
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from visionattn.benchmark import run
+    from visionattn.plugins import PLUGINS
+
+    shapes = []
+    for text in options.shapes:
+        sides = text.split("x")
+        if len(sides) != 4 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+            raise ValueError(f"--shapes must be like 8x256x56x56, got {text}")
+        shapes.append(tuple(map(int, sides)))
+    names = options.plugins or list(PLUGINS)
+    print(run(names, shapes, options.naive, options.out, seconds=options.seconds, layouts=options.layouts))
+
+
+def _cost(options: argparse.Namespace) -> None:
+    from visionattn.cost import measure, write_table
+
+    if options.size < 1:
+        raise ValueError(f"--size must be at least 1, got {options.size}")
+    print(write_table(measure(options.size), options.size, options.out))
 
 
 def _configs(options: argparse.Namespace) -> None:

@@ -1,6 +1,9 @@
 """Coordinate attention (arXiv 2103.02907) written as its formulas read, with no eye on speed."""
 
+from copy import deepcopy
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 
@@ -22,3 +25,17 @@ def coordinate_attention(module, x):
     """`visionattn.plugins.CoordinateAttention` with the same weights."""
     rows, columns = strip_gates(x, module.conv1, module.bn1, hard_swish, module.conv_h, module.conv_w)
     return x * columns * rows
+
+
+class NaiveCoordinateAttention(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = deepcopy(module)
+
+    def forward(self, x):
+        return coordinate_attention(self.module, x)
+
+
+def naive_of(module):
+    """The literal module with the weights of a `CoordinateAttention`."""
+    return NaiveCoordinateAttention(module)

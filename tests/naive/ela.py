@@ -26,3 +26,16 @@ class NaiveEfficientLocalAttention(nn.Module):
         rows = self.gn(self.conv(x.mean(3))).sigmoid()
         columns = self.gn(self.conv(x.mean(2))).sigmoid()
         return x * rows[..., None] * columns[:, :, None]
+
+
+def naive_of(module: nn.Module) -> nn.Module:
+    """The literal module with the weights of an `EfficientLocalAttention`."""
+    conv = module.conv
+    naive = NaiveEfficientLocalAttention(
+        conv.in_channels,
+        kernel_size=conv.kernel_size[0],
+        group_size=conv.in_channels // conv.groups,
+        norm_groups=module.gn.num_groups,
+    )
+    naive.load_state_dict(module.state_dict())
+    return naive

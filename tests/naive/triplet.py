@@ -38,3 +38,10 @@ class NaiveTripletAttention(nn.Module):
         cw = self.cw(x.permute(0, 2, 1, 3).contiguous()).permute(0, 2, 1, 3).contiguous()
         hc = self.hc(x.permute(0, 3, 2, 1).contiguous()).permute(0, 3, 2, 1).contiguous()
         return (cw + hc) / 2 if self.hw is None else (self.hw(x) + cw + hc) / 3
+
+
+def naive_of(module: nn.Module) -> nn.Module:
+    """The literal module with the weights of a `TripletAttention`."""
+    naive = NaiveTripletAttention(1, kernel_size=module.cw.conv.kernel_size[0], no_spatial=module.hw is None)
+    naive.load_state_dict(module.state_dict())
+    return naive

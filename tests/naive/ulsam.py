@@ -28,3 +28,13 @@ class NaiveULSAM(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         groups = x.chunk(len(self.subspaces), dim=1)
         return torch.cat([subspace(group) for subspace, group in zip(self.subspaces, groups, strict=True)], dim=1)
+
+
+def naive_of(module: nn.Module) -> nn.Module:
+    """The literal module with the weights of a `ULSAM`."""
+    naive = NaiveULSAM(module.conv_dws.in_channels, module.num_splits)
+    for key, value in module.state_dict().items():
+        parts = value.chunk(module.num_splits) if value.ndim else [value] * module.num_splits
+        for subspace, part in zip(naive.subspaces, parts, strict=True):
+            subspace.state_dict()[key].copy_(part)
+    return naive

@@ -1,8 +1,11 @@
 """CBAM against the official code's recorded outputs, gradients and running statistics."""
 
+from importlib import import_module
+
 import pytest
 import torch
-from golden import check_module, load
+from golden import check_module, load, relative_error
+from naive.cbam import NaiveCBAM
 
 from visionattn.models._build import rename_keys
 from visionattn.plugins import CBAM
@@ -17,6 +20,14 @@ FIXTURES = {
 }
 
 
+@pytest.fixture(params=[True, False], ids=["by hand", "plain"])
+def by_hand(request, monkeypatch):
+    """Small maps take the plain formulas otherwise."""
+    if request.param:
+        monkeypatch.setattr(import_module("visionattn.ops.nested_gate"), "_WORTHWHILE", 1)
+
+
+@pytest.mark.usefixtures("by_hand")
 @pytest.mark.parametrize("name", FIXTURES)
 def test_golden(name):
     golden = load(name)
@@ -27,6 +38,31 @@ def test_golden(name):
     for key, expected in golden.meta.get("buffers_after", {}).items():
         actual = module.get_buffer(key.replace("SpatialGate.spatial", "spatial_gate"))
         torch.testing.assert_close(actual, torch.tensor(expected), rtol=1e-5, atol=0)
+
+
+@pytest.mark.usefixtures("by_hand")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("size", [(32, 14, 14), (48, 9, 20)], ids=str)
+def test_agrees_with_the_naive_formulation(size, train, layout):
+    torch.manual_seed(0)
+    naive, module = NaiveCBAM(size[0]), CBAM(size[0])
+    for parameter in naive.parameters():
+        torch.nn.init.normal_(parameter)
+    module.load_state_dict(naive.state_dict())
+    naive.double().train(train), module.double().train(train)
+    results = []
+    for block in (naive, module):
+        x = torch.randn(3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        x = x.relu_().to(memory_format=layout).requires_grad_()
+        out = block(x)
+        (out * torch.linspace(0, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        results.append([out, x.grad, *(p.grad for p in block.parameters()), *block.buffers()])
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    naive.float().eval(), module.float().eval()
+    with torch.inference_mode():
+        assert relative_error(module(x.float()), naive(x.float())) < 2e-6
 
 
 def test_starts_as_the_paper_does():

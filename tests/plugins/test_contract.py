@@ -48,6 +48,19 @@ def test_every_parameter_gets_a_gradient(name):
     assert not without
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("size", [(9, 8), (61, 60)], ids=str)
+def test_result_can_be_changed_in_place(name, size, layout):
+    x = torch.randn(2, CHANNELS, *size).to(memory_format=layout).requires_grad_()
+    module = build(name).train()
+    grads = []
+    for shortcut in (lambda out: out.add_(x), lambda out: out + x):  # timm's residual blocks add in place
+        shortcut(module(x)).square().sum().backward()
+        grads.append(x.grad)
+        x.grad = None
+    assert relative_error(*grads) < 1e-5
+
+
 def test_channels_last_goes_through(name):
     module = randomised(name)
     x = torch.randn(2, CHANNELS, 10, 7)

@@ -4,6 +4,7 @@ from ._eager import written_by_hand
 from .axis_pool import axis_pools
 from .cross import cross_gate
 from .layout import memory_format
+from .nested_gate import map_pools, nested_gate
 from .plane_conv import plane_conv
 from .pool import max_first
 from .strip import strip_gate, strip_means
@@ -13,8 +14,10 @@ __all__ = [
     "axis_pools",
     "channel_moments",
     "cross_gate",
+    "map_pools",
     "max_first",
     "memory_format",
+    "nested_gate",
     "plane_conv",
     "residual_gate",
     "strip_gate",

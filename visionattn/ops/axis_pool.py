@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ._eager import traced
 from .layout import memory_format
 from .pool import max_first
 
-__all__ = ["axis_pools"]
+__all__ = ["axis_mean", "axis_pools"]
 
 
 def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
@@ -25,11 +26,11 @@ def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch
     Returns:
         One tensor for each pool, with the other axes in their order.
     """
-    if torch.compiler.is_compiling():
+    if traced():
         return tuple(x.mean(axis) if kind == "mean" else max_first(x, axis) for kind, axis in pools)
     if x.requires_grad and torch.is_grad_enabled():
         return _AxisPools.apply(x, tuple(pools))[: len(pools)]
-    return tuple(_mean(x, axis) if kind == "mean" else _max(x, axis) for kind, axis in pools)
+    return tuple(axis_mean(x, axis) if kind == "mean" else _max(x, axis) for kind, axis in pools)
 
 
 class _AxisPools(torch.autograd.Function):
@@ -37,7 +38,7 @@ class _AxisPools(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, pools: tuple[tuple[str, int], ...]) -> tuple[torch.Tensor, ...]:
-        pooled = [(_mean(x, axis), None) if kind == "mean" else _max_with_index(x, axis) for kind, axis in pools]
+        pooled = [(axis_mean(x, axis), None) if kind == "mean" else _max_with_index(x, axis) for kind, axis in pools]
         return *(value for value, _ in pooled), *(index for _, index in pooled if index is not None)
 
     @staticmethod
@@ -51,26 +52,37 @@ class _AxisPools(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
-        given = [grad for grad in grads if grad is not None]
-        if not given:
+        pools = [(kind, axis, grad) for (kind, axis), grad in zip(ctx.pools, grads, strict=False)]
+        if all(grad is None for *_, grad in pools):
             return None, None
-        total = torch.empty(ctx.shape, dtype=given[0].dtype, device=given[0].device, memory_format=ctx.layout).zero_()
+        # Means go everywhere: their sum is the memory that the maxima are added to.
+        means = [
+            (grad.unsqueeze(axis) / ctx.shape[axis]).contiguous(memory_format=ctx.layout)
+            for kind, axis, grad in pools
+            if kind == "mean" and grad is not None
+        ]
+        if len(means) > 1:
+            total = (means[0] + means[1]).expand(ctx.shape).contiguous(memory_format=ctx.layout)
+            for mean in means[2:]:
+                total.add_(mean)
+        else:
+            like = next(grad for *_, grad in pools if grad is not None)
+            total = torch.empty(ctx.shape, dtype=like.dtype, device=like.device, memory_format=ctx.layout)
+            total = total.copy_(means[0]) if means else total.zero_()
         indices = iter(ctx.saved_tensors)
-        for (kind, axis), grad in zip(ctx.pools, grads, strict=False):
+        for kind, axis, grad in pools:
             index = next(indices) if kind == "max" else None
-            if grad is None:
-                continue
-            grad = grad.unsqueeze(axis)
-            if index is None:
-                total.add_((grad / ctx.shape[axis]).contiguous(memory_format=ctx.layout))
-            else:
-                total.scatter_add_(axis, index.unsqueeze(axis), grad)
+            if index is not None and grad is not None:
+                total.scatter_add_(axis, index.unsqueeze(axis), grad.unsqueeze(axis))
         return total, None
 
 
-def _mean(x: torch.Tensor, axis: int) -> torch.Tensor:
+def axis_mean(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """`x.mean(axis)` for axis 1, 2 or 3 of a map `(B, C, H, W)`, in the formulation that suits its layout."""
     if memory_format(x) != torch.channels_last:
         return x.mean(axis)
+    if axis == 3 and x.device.type == "cpu":
+        return F.avg_pool2d(x, (1, x.size(3))).squeeze(3)
     # The (B, H, W, C) view is dense: its other two axes come out in the order of memory.
     mean = x.permute(0, 2, 3, 1).mean((axis + 1) % 3 + 1)
     return mean if axis == 1 else mean.transpose(1, 2)

@@ -2,6 +2,8 @@
 
 import torch
 
+from ._eager import traced
+
 __all__ = ["cross_gate"]
 
 
@@ -17,7 +19,7 @@ def cross_gate(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mo
         mode: `product` or `sum`.
     """
     channel, spatial = channel.to(x.dtype), spatial.to(x.dtype)
-    if torch.compiler.is_compiling():
+    if traced():
         return x * (1 + _JOIN[mode](channel, spatial).sigmoid())
     return _CrossGate.apply(x, channel, spatial, mode)
 

@@ -2,7 +2,9 @@
 
 import torch
 
-__all__ = ["memory_format"]
+from ._eager import traced
+
+__all__ = ["as_rows", "memory_format"]
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:
@@ -10,6 +12,16 @@ def memory_format(x: torch.Tensor) -> torch.memory_format:
 
     Always the latter while compiling or exporting: a compiler chooses its own loops, and reading strides adds guards.
     """
-    if torch.compiler.is_compiling() or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+    if traced() or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """A map `(B, C, H, W)` as it lies, with its positions in one axis of length N, and the axis of its channels.
+
+    `(B, N, C)` and 2 for channels_last maps; `(B, C, N)` and 1 for others. Views of dense maps.
+    """
+    if memory_format(x) == torch.channels_last:
+        return x.permute(0, 2, 3, 1).flatten(1, 2), 2
+    return x.flatten(2), 1

@@ -1,8 +1,8 @@
-"""Pooling with the gradient of the papers' codes."""
+"""Maxima with the gradient of the papers' codes."""
 
 import torch
 
-__all__ = ["max_first"]
+__all__ = ["first_index", "max_first"]
 
 
 def max_first(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -14,3 +14,23 @@ def max_first(x: torch.Tensor, dim: int) -> torch.Tensor:
     if x.requires_grad and torch.is_grad_enabled():
         return x.max(dim).values
     return x.amax(dim)
+
+
+def first_index(x: torch.Tensor, maximum: torch.Tensor, dim: int) -> torch.Tensor:
+    """Where the maximum over one dimension stands first. Overwrites `x`.
+
+    `x.max(dim)` takes two to four times as long on the CPU as `amax` and this: three dense passes.
+
+    Args:
+        x: Floats; fewer than 2**24 along `dim`, which float32 can count.
+        maximum: `x.amax(dim, keepdim=True)`.
+        dim: The dimension.
+
+    Returns:
+        Indices, with `dim` of size 1. Anything within range where the maximum is NaN.
+    """
+    size = x.size(dim)
+    countdown = torch.arange(size, 0, -1, dtype=x.dtype, device=x.device)
+    countdown = countdown.view([-1 if axis == dim else 1 for axis in range(x.ndim)])
+    left = torch.eq(x, maximum, out=x).mul_(countdown).amax(dim, keepdim=True)
+    return left.sub_(size).neg_().clamp_(max=size - 1).long()

@@ -118,7 +118,11 @@ class _SubspaceScores(torch.autograd.Function):
 class _ResidualGate(torch.autograd.Function):
     @staticmethod
     def forward(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        return _gate(x, attention)
+        # Into memory of its own: a view, as `_gate` gives, could not be added to in place, as residual blocks do.
+        out = torch.empty_like(x)
+        groups = _grouped(x, attention.shape[1])
+        torch.addcmul(groups, groups, attention.unsqueeze(2), out=_grouped(out, attention.shape[1]))
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:

@@ -5,7 +5,50 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-__all__ = ["StripGates"]
+from visionattn.ops import plane_conv
+
+__all__ = ["PlaneGate", "StripGates"]
+
+
+class PlaneGate(nn.Module):
+    """A sigmoid of one convolution over the maximum and mean of a pooled axis (in this order).
+
+    `(B, 2, M, N) -> (B, 1, M, N)`, for any M, N >= 1.
+
+    Args:
+        kernel_size: Side of the convolution, odd.
+        zero_init: Start the scale of the normalisation at zero, so that the gate is 0.5 everywhere.
+
+    Raises:
+        ValueError: If `kernel_size` is not a positive odd number.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int = 7,
+        *,
+        zero_init: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        dd = {"device": device, "dtype": dtype}
+        self.zero_init = zero_init
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **dd)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01, **dd)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The official start."""
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
+        self.bn.reset_parameters()
+        if self.zero_init:
+            nn.init.zeros_(self.bn.weight)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.bn(plane_conv(pooled, self.conv.weight)).sigmoid()
 
 
 class StripGates(nn.Module):

@@ -4,7 +4,7 @@ Official code: https://github.com/Jongchan/attention-module (MIT), MODELS/cbam.p
 
 Differs from the official code in:
 - the channel gate's hidden width is never below 1 (the official code builds a broken layer if channels < reduction);
-- the pooled vectors are summed before the second linear layer: the same by linearity, and one product less.
+- the map between the two gates is not stored.
 
 Golden: tests/golden/cbam_*.npz (outputs, input gradients, running statistics).
 """
@@ -15,16 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.ops import max_first
+from visionattn.ops import map_pools, nested_gate
 
-__all__ = ["CBAM", "ChannelGate", "SpatialGate"]
+from ._common import PlaneGate
 
-_POOLS = {
-    "avg": lambda x: x.mean(-1),
-    "max": lambda x: max_first(x, -1),
-    "lp": lambda x: torch.linalg.vector_norm(x, dim=-1),
-    "lse": lambda x: x.logsumexp(-1),
-}
+__all__ = ["CBAM", "ChannelGate"]
+
+_POOLS = ("avg", "max", "lp", "lse")
 
 
 class ChannelGate(nn.Module):
@@ -71,50 +68,20 @@ class ChannelGate(nn.Module):
             nn.init.zeros_(fc.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = x.flatten(2)
-        pooled = torch.stack([_POOLS[pool](flat) for pool in self.pool_types])
-        hidden = F.relu(self.fc1(pooled)).sum(0)
-        # fc2 is linear, so the sum goes first; its bias counts once for every pool.
-        logits = F.linear(hidden, self.fc2.weight, len(self.pool_types) * self.fc2.bias)
-        return x * logits.sigmoid()[:, :, None, None]
+        x, gate = self.gate(x)
+        return x * gate[:, :, None, None]
 
-
-class SpatialGate(nn.Module):
-    """Scales each position by a sigmoid of one convolution over the maximum and mean of its channels (in this order).
-
-    `(B, C, H, W) -> (B, C, H, W)`, for any C.
-
-    Args:
-        kernel_size: Side of the convolution, odd.
-
-    Raises:
-        ValueError: If `kernel_size` is not a positive odd number.
-    """
-
-    def __init__(
-        self,
-        kernel_size: int = 7,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-        dd = {"device": device, "dtype": dtype}
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **dd)
-        self.bn = nn.BatchNorm2d(1, momentum=0.01, **dd)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """The official start: the scale of the normalisation is zero, so the gate is 0.5 everywhere."""
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
-        self.bn.reset_parameters()
-        nn.init.zeros_(self.bn.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = torch.stack((max_first(x, 1), x.mean(1)), dim=1)
-        return x * self.bn(self.conv(pooled)).sigmoid()
+    def gate(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The map, to be used in place of `x` (see `visionattn.ops.map_pools`), and the gate of its channels."""
+        pools = {}
+        if not {"avg", "max"}.isdisjoint(self.pool_types):
+            x, pools["avg"], pools["max"] = map_pools(x)
+        if "lp" in self.pool_types:
+            pools["lp"] = torch.linalg.vector_norm(x.flatten(2), dim=-1)
+        if "lse" in self.pool_types:
+            pools["lse"] = x.flatten(2).logsumexp(-1)
+        pooled = torch.stack([pools[pool] for pool in self.pool_types])
+        return x, self.fc2(F.relu(self.fc1(pooled))).sum(0).sigmoid()
 
 
 class CBAM(nn.Module):
@@ -154,13 +121,15 @@ class CBAM(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.channel_gate = ChannelGate(channels, reduction=reduction, pool_types=pool_types, **dd)
-        self.spatial_gate = nn.Identity() if no_spatial else SpatialGate(kernel_size, **dd)
+        self.spatial_gate = None if no_spatial else PlaneGate(kernel_size, zero_init=True, **dd)
 
     def reset_parameters(self) -> None:
         """The official start of both gates."""
-        self.channel_gate.reset_parameters()
-        if isinstance(self.spatial_gate, SpatialGate):
-            self.spatial_gate.reset_parameters()
+        for gate in self.children():
+            gate.reset_parameters()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.spatial_gate(self.channel_gate(x))
+        if self.spatial_gate is None:
+            return self.channel_gate(x)
+        x, channel = self.channel_gate.gate(x)
+        return nested_gate(x, channel, self.spatial_gate)

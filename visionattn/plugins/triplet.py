@@ -13,45 +13,11 @@ Golden: tests/golden/triplet_*.npz (outputs, input gradients, running statistics
 import torch
 from torch import nn
 
-from visionattn.ops import axis_pools, memory_format, plane_conv
+from visionattn.ops import axis_pools, memory_format
 
-__all__ = ["PlaneGate", "TripletAttention"]
+from ._common import PlaneGate
 
-
-class PlaneGate(nn.Module):
-    """A sigmoid of one convolution over the maximum and mean of a pooled axis (in this order).
-
-    `(B, 2, M, N) -> (B, 1, M, N)`, for any M, N >= 1.
-
-    Args:
-        kernel_size: Side of the convolution, odd.
-
-    Raises:
-        ValueError: If `kernel_size` is not a positive odd number.
-    """
-
-    def __init__(
-        self,
-        kernel_size: int = 7,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-        dd = {"device": device, "dtype": dtype}
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **dd)
-        self.bn = nn.BatchNorm2d(1, momentum=0.01, **dd)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """The official start."""
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
-        self.bn.reset_parameters()
-
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        return self.bn(plane_conv(pooled, self.conv.weight)).sigmoid()
+__all__ = ["TripletAttention"]
 
 
 class TripletAttention(nn.Module):
@@ -93,18 +59,14 @@ class TripletAttention(nn.Module):
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
         dd = {"device": device, "dtype": dtype}
-        self.zero_init_spatial = zero_init_spatial
         self.cw = PlaneGate(kernel_size, **dd)
         self.hc = PlaneGate(kernel_size, **dd)
-        self.hw = None if no_spatial else PlaneGate(kernel_size, **dd)
-        self.reset_parameters()
+        self.hw = None if no_spatial else PlaneGate(kernel_size, zero_init=zero_init_spatial, **dd)
 
     def reset_parameters(self) -> None:
         """The official start of the gates."""
         for gate in self.children():
             gate.reset_parameters()
-        if self.hw is not None and self.zero_init_spatial:
-            nn.init.zeros_(self.hw.bn.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         axes = (2, 3) if self.hw is None else (2, 3, 1)
