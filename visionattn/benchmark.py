@@ -24,9 +24,8 @@ from torch import nn
 from visionattn._files import replacing
 from visionattn.plugins import PLUGINS, resolve_plugin
 
-__all__ = ["SHAPES", "compare", "run", "write_table"]
+__all__ = ["compare", "run", "write_table"]
 
-SHAPES = ((8, 256, 56, 56), (8, 1024, 14, 14))
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 # fwd: eval mode without gradients; f+b: train mode, with the gradients of the input and of all parameters.
 MODES = ("fwd", "f+b")
@@ -154,7 +153,7 @@ def write_table(record: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [f"| {' | '.join(key)} | {' | '.join(modes.get(m, '') for m in MODES)} |" for key, modes in cells.items()]
-    return "\n".join([*lines, "", "Made by `visionattn benchmark`.", ""])
+    return "\n".join([*lines, "", f"Made by `visionattn benchmark --seconds {record['seconds']:g}`.", ""])
 
 
 def _forward(module: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -162,7 +162,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     benchmark.add_argument("--plugins", nargs="+", help="names of plug-ins (default: all)")
     benchmark.add_argument(
-        "--shapes", nargs="+", metavar="BxCxHxW", default=["8x256x56x56", "8x1024x14x14"], help="shapes of the maps"
+        "--shapes",
+        nargs="+",
+        metavar="BxCxHxW",
+        default=["8x256x56x56", "8x1024x14x14", "4x32x14x14"],
+        help="shapes of the maps (default: an early and a late stage of a ResNet-50, and a small map)",
     )
     benchmark.add_argument("--layouts", nargs="+", choices=("NCHW", "NHWC"), default=["NCHW", "NHWC"])
     benchmark.add_argument(
