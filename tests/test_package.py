@@ -22,6 +22,7 @@ PACKAGE = ROOT / "visionattn"
 # Each room may import what stands after it, never before; rooms of one line stand side by side.
 FLOORS = [
     ["cli"],
+    ["commands"],
     ["inference"],
     ["checkpoints", "engine", "benchmark", "cost"],
     ["tasks", "data"],
@@ -31,7 +32,7 @@ FLOORS = [
     ["_files", "_resources", "version"],
 ]
 HEAVY = {
-    "mmengine": {"tasks", "data", "engine", "inference", "cli"},
+    "mmengine": {"tasks", "data", "engine", "inference", "cli", "commands"},
     "albumentations": {"data"},
     "cv2": {"data", "inference"},
     "triton": set(),

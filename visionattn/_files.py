@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ _TEMPORARY = ".part-"
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path` to write to, and renames it over `path` if the block ends well.
+    """Gives a temporary name beside `path`, for a file or a new folder, and renames it if the block ends well.
 
     A process killed at any moment leaves `path` as it was or complete.
     """
@@ -30,17 +31,25 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if temporary.is_file():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def remove_leftovers(folder: str | Path) -> None:
     """Removes what killed processes left unfinished in a folder."""
     for leftover in Path(folder).glob(f"{_TEMPORARY}*"):
-        leftover.unlink(missing_ok=True)
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:

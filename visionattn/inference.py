@@ -145,19 +145,20 @@ def save_classifications(results: Sequence[Classification], folder: Path) -> Non
 
     Args:
         results: What was predicted.
-        folder: An empty or new folder.
+        folder: A new folder; it appears when all is written.
     """
-    with replacing(folder / "predictions.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        count = len(results[0].labels)
-        writer.writerow(["image", *(f"{what}_{k}" for k in range(1, count + 1) for what in ("label", "score"))])
-        for result in results:
-            pairs = zip(result.labels, result.scores, strict=True)
-            writer.writerow([result.path, *(cell for label, score in pairs for cell in (label, f"{score:.6f}"))])
-    for number, result in enumerate(results):
-        name = folder / f"{number:05d}_{result.path.stem}.png"
-        with replacing(name) as temporary:
-            cv2.imwrite(str(temporary), _annotate(cv2.cvtColor(read_image(result.path), cv2.COLOR_RGB2BGR), result))
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        with (temporary / "predictions.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            count = len(results[0].labels)
+            writer.writerow(["image", *(f"{what}_{k}" for k in range(1, count + 1) for what in ("label", "score"))])
+            for result in results:
+                pairs = zip(result.labels, result.scores, strict=True)
+                writer.writerow([result.path, *(cell for label, score in pairs for cell in (label, f"{score:.6f}"))])
+        for number, result in enumerate(results):
+            picture = _annotate(cv2.cvtColor(read_image(result.path), cv2.COLOR_RGB2BGR), result)
+            cv2.imwrite(str(temporary / f"{number:05d}_{result.path.stem}.png"), picture)
 
 
 def _annotate(image: np.ndarray, result: Classification, width: int = 320, lines: int = 3) -> np.ndarray:

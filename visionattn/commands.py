@@ -1,0 +1,222 @@
+"""What the commands of `visionattn ...` do; heavy imports wait until a command needs them."""
+
+import argparse
+import json
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+__all__ = ["bakeoff", "benchmark", "configs", "cost", "predict", "publish", "test", "train"]
+
+
+def train(options: argparse.Namespace) -> None:
+    """Trains by a config, then says how good the result is and what to do next."""
+    config = _load(options, default_dir="work_dirs/{}")
+    work_dir = Path(config.work_dir)
+    config.resume = options.resume is not None
+    if options.resume not in (None, "auto"):
+        config.load_from = options.resume
+    if options.amp:
+        config.optim_wrapper.type = "AutocastOptimWrapper"
+    if options.resume is None and _is_first_process() and (work_dir / "last_checkpoint").exists():
+        if not options.fresh:
+            raise ValueError(
+                f"{work_dir} holds a run: --resume goes on with it, --fresh moves it aside and starts anew"
+            )
+        aside = work_dir.with_name(f"{work_dir.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
+        work_dir.rename(aside)
+        print(f"the earlier run is now in {aside}")
+
+    from visionattn.engine import Runner
+
+    runner = Runner.from_cfg(config)
+    started = time.monotonic()
+    runner.train()
+    if runner.rank == 0:
+        _summarise(options.config, config, work_dir, time.monotonic() - started)
+    _leave(options)
+
+
+def _summarise(name: str, config: "Config", work_dir: Path, seconds: float) -> None:
+    from visionattn.engine import draw_learning_curve, read_scalars
+
+    metric = config.default_hooks.checkpoint.get("save_best") or "top1"
+    picture = draw_learning_curve(work_dir, metric)
+    scores = [(r[metric], r["step"]) for r in read_scalars(work_dir)[1] if metric in r]
+    best = work_dir / f"best_{metric.replace('/', '_')}.pth"
+    print(f"\ntrained   {_duration(seconds)}")
+    if scores:
+        score, step = max(scores, key=lambda pair: pair[0])  # the first of equals is the one that was saved
+        print(f"accuracy  {metric} {100 * scores[-1][0]:.2f} % at the end, {100 * score:.2f} % at best (epoch {step})")
+    print(f"picture   {picture}")
+    print(f"weights   {best if best.exists() else work_dir}")
+    if best.exists():
+        print(f"next      visionattn test {shlex.quote(name)} {best}")
+        print(f"          visionattn predict PICTURES --config {shlex.quote(name)} --checkpoint {best}")
+
+
+def test(options: argparse.Namespace) -> None:
+    """Evaluates a checkpoint."""
+    from visionattn._files import replacing
+    from visionattn.checkpoints import packaged_path, read_weights
+
+    config = _load(options, default_dir="work_dirs/{}-test")
+    path = Path(options.checkpoint)
+    path = (
+        path if path.exists() or path.suffix in (".pth", ".pt", ".safetensors") else packaged_path(options.checkpoint)
+    )
+    metrics, runner = _evaluate(config, read_weights(path))
+    if runner.rank == 0:
+        for name, value in metrics.items():
+            print(f"{name:10} {value:.6f}")
+        if options.out:
+            with replacing(options.out) as temporary:
+                temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    _leave(options)
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Classifies pictures."""
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from visionattn.inference import ImageClassifier, find_images, save_classifications
+
+    if options.config and not options.checkpoint:
+        raise ValueError("--config needs --checkpoint")
+    if options.topk < 1:
+        raise ValueError(f"--topk must be at least 1, got {options.topk}")
+    if options.out.exists():
+        raise ValueError(f"--out {options.out} exists already; name another folder, so that nothing is overwritten")
+    paths = find_images(options.inputs)
+    if options.model:
+        classifier = ImageClassifier.from_name(options.model, options.device)
+    else:
+        classifier = ImageClassifier.from_config(options.config, options.checkpoint, options.device)
+    console = Console()
+    shown = track(classifier(paths, options.topk, options.batch_size), "predicting", len(paths), console=console)
+    results = list(shown)
+    save_classifications(results, options.out)
+    table = Table("image", "class", "probability")
+    for result in results[:20]:
+        table.add_row(str(result.path), result.labels[0], f"{100 * result.scores[0]:.1f} %")
+    console.print(table)
+    if len(results) > 20:
+        console.print(f"... and {len(results) - 20} more")
+    console.print(f"all of them in {options.out / 'predictions.csv'}, the annotated pictures beside it")
+
+
+def publish(options: argparse.Namespace) -> None:
+    """Evaluates a training checkpoint and publishes it."""
+    from visionattn.checkpoints import publish, read_weights
+
+    options.cfg_options, options.launcher, options.work_dir = {}, "none", None
+    config = _load(options, default_dir="work_dirs/{}-publish")
+    config.model.backbone.model_name = options.name.partition(".")[0]
+    metrics, runner = _evaluate(config, read_weights(options.checkpoint))
+    dataset = runner.test_dataloader.dataset
+    preprocessor = config.data_preprocessor
+    path = publish(
+        runner.model.backbone,
+        options.name,
+        options.out,
+        classes=dataset.metainfo["classes"],
+        mean=tuple(value / 255 for value in preprocessor.mean),
+        std=tuple(value / 255 for value in preprocessor.std),
+        input_size=tuple(dataset[0]["inputs"].shape),
+        facts={
+            "task": "classification",
+            "dataset": type(dataset).__name__,
+            "metrics": metrics,
+            "config": options.config,
+            "command": f"visionattn test {options.config} {options.name}",
+            "license": options.license,
+            "origin": options.origin,
+        },
+    )
+    print(f"published {path} ({path.stat().st_size / 1e6:.2f} MB): {metrics}")
+
+
+def bakeoff(options: argparse.Namespace) -> None:
+    """Trains configs with several seeds and compares them."""
+    from visionattn.engine.bakeoff import Run, run_all, write_table
+
+    if options.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+    runs = [Run(config, seed, options.work_dir) for config in options.configs for seed in options.seeds]
+    run_all(runs, options.jobs, options.cfg_options)
+    print(write_table(runs, options.metric, options.out, options.title))
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Times plug-ins against their literal formulas."""
+    from visionattn.benchmark import run
+    from visionattn.plugins import PLUGINS
+
+    shapes = []
+    for text in options.shapes:
+        sides = text.split("x")
+        if len(sides) != 4 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+            raise ValueError(f"--shapes must be like 8x256x56x56, got {text}")
+        shapes.append(tuple(map(int, sides)))
+    names = options.plugins or list(PLUGINS)
+    print(run(names, shapes, options.naive, options.out, seconds=options.seconds, layouts=options.layouts))
+
+
+def cost(options: argparse.Namespace) -> None:
+    """Counts what plug-ins add to a network."""
+    from visionattn.cost import measure, write_table
+
+    if options.size < 1:
+        raise ValueError(f"--size must be at least 1, got {options.size}")
+    print(write_table(measure(options.size), options.size, options.out))
+
+
+def configs(options: argparse.Namespace) -> None:
+    """Lists the packaged configs."""
+    from visionattn.engine import list_configs
+
+    print("\n".join(list_configs()))
+
+
+def _load(options: argparse.Namespace, default_dir: str) -> "Config":
+    from visionattn.engine import load_config
+
+    config = load_config(options.config, options.cfg_options)
+    config.work_dir = str(options.work_dir or config.get("work_dir") or default_dir.format(Path(config.filename).stem))
+    config.launcher = options.launcher
+    return config
+
+
+def _evaluate(config: "Config", weights: dict[str, Any]) -> tuple[dict[str, float], Any]:
+    from visionattn.engine import Runner
+
+    if "pretrained" in config.model.get("backbone", {}):
+        config.model.backbone.pretrained = False
+    config.load_from = None
+    runner = Runner.from_cfg(config)
+    model = runner.model.module if hasattr(runner.model, "module") else runner.model
+    model.load_weights(weights)
+    return {name: float(value) for name, value in runner.test().items()}, runner
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def _leave(options: argparse.Namespace) -> None:
+    if options.launcher != "none":
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
