@@ -4,6 +4,8 @@ The cheap contracts run over all networks on the meta device, the costly ones ov
 and, with `-m slow`, over all.
 """
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -187,7 +189,10 @@ class TestOnCpu:
         x = torch.randn(3, 3, 64, 64)
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         with torch.inference_mode():
-            assert relative_error(torch.from_numpy(out), model(x)) < 1e-4
+            expected = model(x)
+            # Another library rounds otherwise; deep networks of random weights magnify that, as double precision tells.
+            rounding = relative_error(expected, copy.deepcopy(model).double()(x.double()))
+            assert relative_error(torch.from_numpy(out), expected) < max(1e-4, 10 * rounding)
 
     def test_weights_come_back(self, name, tmp_path):
         """Saved weights load by file, into other numbers of classes and channels too."""
