@@ -203,10 +203,11 @@ class TestOnCpu:
         x = torch.randn(1, 3, 64, 64)
         again = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
         with torch.inference_mode():
-            # Rounding depends on where in memory the same weights lie.
-            assert relative_error(again(x), model(x)) < 1e-5
+            assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+            # Rounding depends on where in memory the same weights lie, and deep networks of random weights magnify it.
+            assert relative_error(again(x), model(x)) < 1e-4
             other = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=1)
             assert other.eval()(torch.randn(1, 1, 64, 64)).shape == (1, 5)
             features = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
             last = model.forward_intermediates(x, indices=1, intermediates_only=True)[0]
-            assert relative_error(features.eval()(x)[-1], last) < 1e-5
+            assert relative_error(features.eval()(x)[-1], last) < 1e-4
