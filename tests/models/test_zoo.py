@@ -46,6 +46,11 @@ def settled(name, **kwargs):
     return model.eval()
 
 
+def rounding(model, x):
+    """What float32 itself loses: deep networks of random weights magnify what other kernels round otherwise."""
+    return relative_error(model(x), copy.deepcopy(model).double()(x.double()))
+
+
 def strides(model):
     return model.feature_info.reduction()
 
@@ -160,7 +165,8 @@ class TestOnCpu:
         x = torch.randn(2, 3, 64, 64)
         with torch.inference_mode():
             expected = model(x)
-            assert relative_error(model.to(memory_format=torch.channels_last)(x), expected) < 1e-4
+            own = rounding(model, x)
+            assert relative_error(model.to(memory_format=torch.channels_last)(x), expected) < max(1e-4, 10 * own)
             # Rounding adds up over a hundred layers of random weights; some magnify even that of the input alone.
             magnified = relative_error(model(x.bfloat16().float()), expected)
             assert relative_error(model.bfloat16()(x.bfloat16()), expected) < max(0.25, 5 * magnified)
@@ -190,9 +196,7 @@ class TestOnCpu:
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         with torch.inference_mode():
             expected = model(x)
-            # Another library rounds otherwise; deep networks of random weights magnify that, as double precision tells.
-            rounding = relative_error(expected, copy.deepcopy(model).double()(x.double()))
-            assert relative_error(torch.from_numpy(out), expected) < max(1e-4, 10 * rounding)
+            assert relative_error(torch.from_numpy(out), expected) < max(1e-4, 10 * rounding(model, x))
 
     def test_weights_come_back(self, name, tmp_path):
         """Saved weights load by file, into other numbers of classes and channels too."""
