@@ -82,7 +82,11 @@ class EfficientLocalAttention(nn.Module):
         # In the map's layout, so that the products over all positions run densely.
         rows = rows.unsqueeze(3).contiguous(memory_format=memory_format(x))
         columns = columns.unsqueeze(2).contiguous(memory_format=memory_format(x))
-        return torch.addcmul(x, x * rows, columns) if self.residual else x * rows * columns
+        gated = x * rows
+        if self.residual:
+            return torch.addcmul(x, gated, columns)
+        # In place where no gradient needs the product: fresh memory for a map costs more than another pass.
+        return gated * columns if gated.requires_grad or gated.dtype != columns.dtype else gated.mul_(columns)
 
     def _gate(self, strip: torch.Tensor) -> torch.Tensor:
         # Not through the module: it refuses groups of a single value, which a map of one row can have.

@@ -78,4 +78,7 @@ class TripletAttention(nn.Module):
         # The small gates take the division and the map's layout, so that the full product runs densely, once.
         cw, hc, *hw = ((gate / len(gates)).contiguous(memory_format=memory_format(x)) for gate in gates)
         gate = cw + hc
-        return x * (gate.add_(*hw) if hw else gate)
+        if hw:
+            gate.add_(*hw)
+        # In place where no gradient needs the gate: fresh memory for a map costs more than the product.
+        return gate.mul_(x) if not gate.requires_grad and gate.dtype == x.dtype else x * gate
