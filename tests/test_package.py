@@ -27,7 +27,7 @@ FLOORS = [
     ["checkpoints", "engine", "benchmark", "cost"],
     ["tasks", "data"],
     ["models"],
-    ["plugins"],
+    ["plugins", "mixers"],
     ["ops"],
     ["_files", "_resources", "version"],
 ]
@@ -75,7 +75,7 @@ def test_imports_go_downwards(path):
             assert own in HEAVY[heavy], f"{own} may not import {heavy}"
 
 
-@pytest.mark.parametrize("folder", ["plugins", "models"])
+@pytest.mark.parametrize("folder", ["plugins", "mixers", "models"])
 def test_papers_stand_on_their_own(folder):
     public = {path.stem for path in (PACKAGE / folder).glob("*.py") if not path.stem.startswith("_")}
     for path in (PACKAGE / folder).glob("[!_]*.py"):
