@@ -12,7 +12,15 @@ from torch import nn
 from visionattn._files import read_checkpoint
 from visionattn._resources import checkpoint_dir, read_manifest
 
-__all__ = ["build_model", "check_state_dict", "packaged_cfgs", "register_network", "rename_keys", "unwrap"]
+__all__ = [
+    "build_model",
+    "check_state_dict",
+    "chosen_maps",
+    "packaged_cfgs",
+    "register_network",
+    "rename_keys",
+    "unwrap",
+]
 
 StateDict = dict[str, torch.Tensor]
 
@@ -43,7 +51,9 @@ def unwrap(checkpoint: dict[str, Any]) -> StateDict:
     return {key.removeprefix("module."): value for key, value in checkpoint.items()}
 
 
-def rename_keys(state_dict: StateDict, patterns: Iterable[tuple[str, str]]) -> StateDict:
+def rename_keys(
+    state_dict: StateDict, patterns: Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]
+) -> StateDict:
     """A state dict with each `(regular expression, replacement)` applied to its keys in turn."""
     renamed = {}
     for key, value in state_dict.items():
@@ -85,6 +95,25 @@ def check_state_dict(state_dict: StateDict, model: nn.Module, free: Iterable[str
     ]
     if faults:
         raise ValueError(f"the weights do not fit {type(model).__name__}; " + "; ".join(faults))
+
+
+def chosen_maps(indices: int | Iterable[int] | None, count: int) -> list[int]:
+    """Numbers of the intermediate maps that timm's argument `indices` asks for.
+
+    Args:
+        indices: The last so many, these (negative ones count from the end), or all.
+        count: How many there are.
+
+    Raises:
+        ValueError: If one is out of range, or none is asked for.
+    """
+    if isinstance(indices, int):
+        wanted = list(range(count - indices, count))
+    else:
+        wanted = [index + count if index < 0 else index for index in (range(count) if indices is None else indices)]
+    if not wanted or not 0 <= min(wanted) <= max(wanted) < count:
+        raise ValueError(f"indices must choose from {count} maps, got {indices}")
+    return wanted
 
 
 def build_model(

@@ -20,7 +20,7 @@ from torch import nn
 
 from visionattn.plugins.pkcam import PKCAM
 
-from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, chosen_maps, packaged_cfgs, register_network, rename_keys
 from ._resnet import HOSTS, resnet_cfg
 
 __all__ = ["PKCAMBasicBlock", "PKCAMBottleneck", "PKCAMResNet"]
@@ -208,12 +208,7 @@ class PKCAMResNet(ResNet):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
         count = len(self.feature_info)
-        if isinstance(indices, int):
-            wanted = list(range(count - indices, count))
-        else:
-            wanted = [index + count if index < 0 else index for index in (range(count) if indices is None else indices)]
-        if not wanted or not 0 <= min(wanted) <= max(wanted) < count:
-            raise ValueError(f"indices must choose from {count} maps, got {indices}")
+        wanted = chosen_maps(indices, count)
         x, maps = self._run(x, wanted, max(wanted) if stop_early else count - 1)
         return maps if intermediates_only else (x, maps)
 

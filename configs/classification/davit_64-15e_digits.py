@@ -1,0 +1,13 @@
+# DaViT, narrow and with a stem that halves the picture only.
+_base_ = ["./stm-swin-nano_64-15e_digits.py"]
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        model_name="va_davit_tiny",
+        num_classes=10,
+        dims=(16, 32, 64, 128),
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 2, 4, 8),
+        patch_stride=2,
+    )
+)
