@@ -1,3 +1,15 @@
 """Token mixers for vision transformers: `(B, H, W, C) -> (B, H, W, C)`, any H, W."""
 
-__all__: list[str] = []
+from .cswin import CrossShapedWindowAttention
+from .dwconv import DepthwiseConvMixer
+from .halo import HaloAttention
+from .pool import AveragePool
+from .spatial_reduction import SpatialReductionAttention
+
+__all__ = [
+    "AveragePool",
+    "CrossShapedWindowAttention",
+    "DepthwiseConvMixer",
+    "HaloAttention",
+    "SpatialReductionAttention",
+]

@@ -1,0 +1,59 @@
+"""A depthwise convolution between two pointwise ones, as the unified ConvNeXt of STM-Evaluation mixes tokens.
+
+ConvNeXt (CVPR 2022, arXiv 2201.03545) in the form of "Demystify Transformers & Convolutions in Modern Image Deep
+Networks" (TPAMI 2025, arXiv 2211.05781): the pointwise convolutions play the part of attention's projections.
+
+Official code: https://github.com/OpenGVLab/STM-Evaluation (MIT), classification/models/blocks/convnext.py. There the
+three layers belong to the block; here they are a module of their own.
+
+Differs from the official code in: the kernel may have another odd side than 7.
+
+Golden: tests/golden/stm_dwconvblock_*.npz (outputs and input gradients of the whole block).
+"""
+
+import torch
+from torch import nn
+
+from visionattn.ops import nhwc_conv
+
+__all__ = ["DepthwiseConvMixer"]
+
+
+class DepthwiseConvMixer(nn.Module):
+    """Pointwise, depthwise and pointwise convolution, nothing between. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+
+    Args:
+        dim: Width of the map.
+        kernel_size: Side of the depthwise convolution, odd; ConvNeXt found 7 to be enough.
+        bias: Whether the three convolutions have biases.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: If `dim` is below 1 or `kernel_size` is not a positive odd number.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_size: int = 7,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        dd = {"device": device, "dtype": dtype}
+        self.dw_input_proj = nn.Conv2d(dim, dim, 1, bias=bias, **dd)
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias, **dd)
+        self.dw_out_proj = nn.Conv2d(dim, dim, 1, bias=bias, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        conv = self.dwconv
+        x = nhwc_conv(x, self.dw_input_proj.weight, self.dw_input_proj.bias)
+        x = nhwc_conv(x, conv.weight, conv.bias, padding=conv.padding[0], groups=conv.groups)
+        return nhwc_conv(x, self.dw_out_proj.weight, self.dw_out_proj.bias)

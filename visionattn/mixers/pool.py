@@ -1,0 +1,33 @@
+"""PoolFormer's mixer: MetaFormer Is Actually What You Need for Vision (CVPR 2022, arXiv 2111.11418).
+
+Official code: https://github.com/sail-sg/poolformer (Apache-2.0). Differs from the official code in: nothing.
+Golden: none; the test says what a mean over neighbours is.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["AveragePool"]
+
+
+class AveragePool(nn.Module):
+    """What the mean of a position's neighbours differs by from itself. `(B, H, W, C) -> (B, H, W, C)`, no parameters.
+
+    Args:
+        dim: Width of the map; not used.
+        pool_size: Side of the neighbourhood, odd. Positions outside the map do not count.
+
+    Raises:
+        ValueError: If `pool_size` is not a positive odd number.
+    """
+
+    def __init__(self, dim: int, *, pool_size: int = 3, device=None, dtype=None) -> None:
+        super().__init__()
+        if pool_size < 1 or pool_size % 2 == 0:
+            raise ValueError(f"pool_size must be a positive odd number, got {pool_size}")
+        self.pool_size = pool_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size, maps = self.pool_size, x.permute(0, 3, 1, 2)
+        return F.avg_pool2d(maps, size, 1, size // 2, count_include_pad=False).permute(0, 2, 3, 1) - x

@@ -1,0 +1,94 @@
+"""Spatial-reduction attention: Pyramid Vision Transformer (ICCV 2021, arXiv 2102.12122; version 2: arXiv 2106.13797).
+
+Official code: https://github.com/whai362/PVT (Apache-2.0), classification/pvt.py and pvt_v2.py; the published weights
+of STM-Evaluation (MIT), classification/models/blocks/pvt.py, have the same layers.
+
+Differs from the official code in:
+- a side of the map that is shorter than the reduction is padded with zeros up to it (the official code fails).
+
+Golden: tests/golden/stm_pvtblock_*.npz (outputs and input gradients of the whole block).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from visionattn.ops import nhwc_conv
+
+__all__ = ["SpatialReductionAttention"]
+
+
+class SpatialReductionAttention(nn.Module):
+    """Attention of every position to a reduced map. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+
+    Args:
+        dim: Width of the map.
+        num_heads: Divides `dim`.
+        sr_ratio: Side of the patches that become one key, in positions; rows and columns that fill no patch are left
+            out. With 1 every position is a key. The paper takes 8, 4, 2, 1 in its four stages.
+        pool_size: Side of the map that the keys are averaged to, whatever the size of the input, in place of the
+            patches (PVTv2's linear attention, 7 there). `None` takes patches.
+        qkv_bias: Whether queries, keys and values have biases.
+        attn_drop: Share of the attention weights dropped in training.
+        proj_drop: Share of the outputs dropped in training.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `dim`, `sr_ratio` or `pool_size` is below 1, or both are asked for.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        sr_ratio: int = 1,
+        pool_size: int | None = None,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim < 1 or dim % num_heads:
+            raise ValueError(f"num_heads must divide dim, got dim={dim}, num_heads={num_heads}")
+        if sr_ratio < 1:
+            raise ValueError(f"sr_ratio must be at least 1, got {sr_ratio}")
+        if pool_size is not None and (pool_size < 1 or sr_ratio > 1):
+            raise ValueError(
+                f"pool_size must be at least 1 and leave sr_ratio at 1, got pool_size={pool_size}, sr_ratio={sr_ratio}"
+            )
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        self.pool_size = pool_size
+        self.attn_drop = attn_drop
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **dd)
+        if sr_ratio > 1 or pool_size:
+            self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, **dd)
+            self.norm = nn.LayerNorm(dim, eps=1e-5, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.q(x).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        kv = self.kv(self.reduced(x)).flatten(1, 2)
+        k, v = kv.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        out = out.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
+        return self.proj_drop(self.proj(out))
+
+    def reduced(self, x: torch.Tensor) -> torch.Tensor:
+        """The map that keys and values are made of, `(B, H', W', C)`."""
+        if self.pool_size:
+            x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.pool_size).permute(0, 2, 3, 1)
+            return F.gelu(self.norm(nhwc_conv(x, self.sr.weight, self.sr.bias)))
+        if self.sr_ratio == 1:
+            return x
+        missing = [max(self.sr_ratio - side, 0) for side in x.shape[1:3]]
+        if any(missing):
+            x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0]))
+        return self.norm(nhwc_conv(x, self.sr.weight, self.sr.bias, stride=self.sr_ratio))

@@ -1,0 +1,47 @@
+"""Attention inside the stripes of a map, with a convolution of the values as position encoding (LePE)."""
+
+import torch
+from torch.nn import functional as F
+
+from .nhwc_conv import nhwc_conv
+
+__all__ = ["stripe_attention"]
+
+
+def stripe_attention(
+    qkv: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    num_heads: int,
+    stripe: tuple[int | None, int | None],
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> torch.Tensor:
+    """Softmax attention plus a depthwise convolution of the values, both inside each stripe. `-> (B, H, W, C)`.
+
+    Args:
+        qkv: Queries, keys and values, `(B, H, W, 3, C)`.
+        weight: Of the convolution, `(C, 1, K, K)`, K odd; it sees zeros beyond the stripe.
+        bias: Of the convolution, `(C,)`.
+        num_heads: Divides C.
+        stripe: Height and width of a stripe, at most the map's; `None` is the whole side. The last stripe may be
+            incomplete.
+        scale: Of the dot products; `None` is one over the square root of a head's width.
+        dropout_p: Share of the attention weights that is dropped.
+    """
+    sides = [min(side or size, size) for side, size in zip(stripe, qkv.shape[1:3], strict=True)]
+    settings = {"num_heads": num_heads, "stripe": stripe, "scale": scale, "dropout_p": dropout_p}
+    for axis, side in enumerate(sides, start=1):
+        rest = qkv.size(axis) % side
+        if rest:  # On its own an incomplete stripe needs neither padding nor a mask.
+            parts = qkv.split([qkv.size(axis) - rest, rest], axis)
+            return torch.cat([stripe_attention(part, weight, bias, **settings) for part in parts], axis)
+
+    grid = qkv.size(1) // sides[0], qkv.size(2) // sides[1]
+    qkv = qkv.unflatten(2, (grid[1], sides[1])).unflatten(1, (grid[0], sides[0])).transpose(2, 3).flatten(0, 2)
+    q, k, v = qkv.flatten(1, 2).unflatten(-1, (num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
+    out = out.transpose(1, 2).flatten(2).unflatten(1, sides)
+    out = out + nhwc_conv(qkv[..., 2, :], weight, bias, padding=weight.size(-1) // 2, groups=weight.size(0))
+    return out.unflatten(0, (-1, *grid)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
