@@ -3,6 +3,7 @@
 from ._eager import written_by_hand
 from .axis_pool import axis_pools
 from .cross import cross_gate
+from .focused_attention import focused_attention, focused_features
 from .layout import memory_format
 from .nested_gate import map_pools, nested_gate
 from .plane_conv import plane_conv
@@ -14,6 +15,8 @@ __all__ = [
     "axis_pools",
     "channel_moments",
     "cross_gate",
+    "focused_attention",
+    "focused_features",
     "map_pools",
     "max_first",
     "memory_format",
