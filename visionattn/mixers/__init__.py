@@ -2,6 +2,7 @@
 
 from .cswin import CrossShapedWindowAttention
 from .dwconv import DepthwiseConvMixer
+from .flatten import FocusedLinearAttention
 from .halo import HaloAttention
 from .pool import AveragePool
 from .spatial_reduction import SpatialReductionAttention
@@ -10,6 +11,7 @@ __all__ = [
     "AveragePool",
     "CrossShapedWindowAttention",
     "DepthwiseConvMixer",
+    "FocusedLinearAttention",
     "HaloAttention",
     "SpatialReductionAttention",
 ]

@@ -3,6 +3,7 @@
 from ._eager import written_by_hand
 from .axis_pool import axis_pools
 from .cross import cross_gate
+from .focused_attention import focused_attention, focused_features
 from .halo_attention import halo_attention
 from .layout import memory_format
 from .nested_gate import map_pools, nested_gate
@@ -17,6 +18,8 @@ __all__ = [
     "axis_pools",
     "channel_moments",
     "cross_gate",
+    "focused_attention",
+    "focused_features",
     "halo_attention",
     "map_pools",
     "max_first",

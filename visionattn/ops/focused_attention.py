@@ -1,0 +1,226 @@
+"""Linear attention between features that are focused: pushed towards the nearest axes at equal length.
+
+Written by hand for the CPU, it keeps little but its inputs for the backward pass: the features are made again, a few
+images at a time so that they stay in the cache.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from ._eager import differentiable_backward, written_by_hand
+
+__all__ = ["focused_attention", "focused_features"]
+
+_EPS = 1e-6
+# Numbers in what is worked on at a time: 256 kB in float32. Mostly one image, whose heads need no copies.
+_CHUNK = 2**16
+
+
+def focused_features(t: torch.Tensor, scale: torch.Tensor, focusing_factor: int = 3) -> torch.Tensor:
+    """`|y| * y^p / |y^p|` of `y = (relu(t) + 1e-6) / softplus(scale)`, with the norms over the last axis.
+
+    Computed and given back in float32 or wider.
+
+    Args:
+        t: `(..., C)`.
+        scale: `(C,)`.
+        focusing_factor: The power p, an integer of at least 1; more sharpens the direction.
+    """
+    return _focus(_wide(t), _factor(scale), focusing_factor)
+
+
+def focused_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    num_heads: int,
+    focusing_factor: int = 3,
+    quadratic: bool | None = None,
+) -> torch.Tensor:
+    """Means of the values with weights `f(q) f(k)^T` in each head, f being `focused_features` over all channels.
+
+    `(B, N, C), (B, M, C), (B, M, C), (C,) -> (B, N, C)` in the dtype of v; half precision is computed in float32, under
+    autocast too: weights reach from 1e-12 to the squared length of a token.
+
+    Args:
+        q: Queries.
+        k: Keys, with their positions.
+        v: Values.
+        scale: A number for each channel, see `focused_features`.
+        num_heads: Divides C.
+        focusing_factor: The power, an integer of at least 1.
+        quadratic: Whether to form the N x M weights; otherwise the keys meet the values first. Only the speed differs.
+            None does so where it halves the multiplications, that is for N = M below half a head's width.
+    """
+    if quadratic is None:
+        quadratic = 4 * q.size(1) * k.size(1) * num_heads < (q.size(1) + k.size(1)) * q.size(2)
+    with _no_autocast(q):
+        factor = _factor(scale)
+        if written_by_hand(q) and not quadratic:
+            return _LinearAttention.apply(q, k, v, factor.to(q.dtype), num_heads, focusing_factor)[0]
+        return _plain(*map(_wide, (q, k, v)), factor, num_heads, focusing_factor, quadratic).to(v.dtype)
+
+
+class _LinearAttention(torch.autograd.Function):
+    """Gives the result and two means over the keys, which are for the backward pass alone."""
+
+    @staticmethod
+    def forward(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, factor: torch.Tensor, num_heads: int, power: int
+    ) -> tuple[torch.Tensor, ...]:
+        out, means = torch.empty_like(q), []
+        for some_q, some_k, some_v, target in _chunks(q, k, v, out):
+            keys = _heads(_focus_by_hand(some_k, factor, power).features, num_heads)
+            kv, mean = _key_means(keys, _heads(some_v, num_heads))
+            queries = _heads(_focus_by_hand(some_q, factor, power).features, num_heads)
+            torch.mul(queries @ kv, _normaliser(queries, mean), out=_heads(target, num_heads))
+            means.append((kv, mean))
+        return out, *(torch.cat(part) for part in zip(*means, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:4], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.num_heads, ctx.power = inputs[4:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, factor, kv, mean = ctx.saved_tensors
+        heads, power = ctx.num_heads, ctx.power
+        if torch.is_grad_enabled():
+            grads = differentiable_backward(lambda *x: (_plain(*x, heads, power, False),), (q, k, v, factor), (grad,))
+            return *grads, None, None
+        q_grad, k_grad, v_grad = (torch.empty_like(part) for part in (q, k, v))
+        factor_grad = torch.zeros_like(factor)
+        for some_q, some_grad, some_kv, some_mean, to_q, some_k, some_v, to_k, to_v in _chunks(
+            q, grad, kv, mean, q_grad, k, v, k_grad, v_grad
+        ):
+            focused = _focus_by_hand(some_q, factor, power)
+            queries, some_grad = (_heads(part, heads) for part in (focused.features, some_grad))
+            z = _normaliser(queries, some_mean)
+            from_out = some_grad @ some_kv.mT
+            # The product of the result with its gradient, which z passes on, is that of the queries with theirs.
+            from_z = (queries * from_out).sum(-1, keepdim=True) * z.square()
+            torch.addcmul(from_out.mul_(z), from_z, some_mean.mT, value=-1, out=_heads(to_q, heads))
+            kv_grad = queries.mT @ (some_grad * z) / k.size(1)
+            mean_grad = queries.mT @ from_z / -k.size(1)
+            factor_grad += _focus_backward(to_q, some_q, factor, focused, power)
+
+            focused = _focus_by_hand(some_k, factor, power)
+            _heads(to_v, heads).copy_(_heads(focused.features, heads) @ kv_grad)
+            torch.add(_heads(some_v, heads) @ kv_grad.mT, mean_grad.mT, out=_heads(to_k, heads))
+            factor_grad += _focus_backward(to_k, some_k, factor, focused, power)
+        return q_grad, k_grad, v_grad, factor_grad, None, None
+
+
+def _plain(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    factor: torch.Tensor,
+    num_heads: int,
+    power: int,
+    quadratic: bool,
+) -> torch.Tensor:
+    queries, keys = (_heads(_focus(part, factor, power), num_heads) for part in (q, k))
+    values = _heads(v, num_heads)
+    if quadratic:
+        weights = queries @ keys.mT
+        out = weights @ values / (weights.sum(-1, keepdim=True) + keys.size(2) * _EPS)
+    else:
+        kv, mean = _key_means(keys, values)
+        out = queries @ kv * _normaliser(queries, mean)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _key_means(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of their products, `(B, H, D, D)`, and of the keys, `(B, H, D, 1)`."""
+    return keys.mT @ values / keys.size(2), keys.mean(2).unsqueeze(3)
+
+
+def _normaliser(queries: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    # BLAS is slow with single columns.
+    return ((queries * mean.mT).sum(-1, keepdim=True) + _EPS).reciprocal()
+
+
+def _focus(t: torch.Tensor, factor: torch.Tensor, power: int) -> torch.Tensor:
+    y = (t.relu() + _EPS) * factor
+    length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    # The power of y itself could overflow or vanish.
+    direction = y / length
+    result = direction
+    for _ in range(power - 1):
+        # The gradient of `pow` is slow.
+        result = result * direction
+    return result * (length / torch.linalg.vector_norm(result, dim=-1, keepdim=True))
+
+
+class _Focused(NamedTuple):
+    """Features and what they are made of: `(B, N, C)`, and `(B, N, 1)` for the lengths."""
+
+    features: torch.Tensor
+    direction: torch.Tensor
+    length: torch.Tensor
+    power_length: torch.Tensor
+
+
+def _focus_by_hand(t: torch.Tensor, factor: torch.Tensor, power: int) -> _Focused:
+    direction = t.clamp_min(0)
+    torch.addcmul(_EPS * factor, direction, factor, out=direction)
+    length = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    direction /= length
+    features = _times_power(direction.clone(), direction, power - 1)
+    power_length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    features *= length / power_length
+    return _Focused(features, direction, length, power_length)
+
+
+def _focus_backward(
+    grad: torch.Tensor, t: torch.Tensor, factor: torch.Tensor, focused: _Focused, power: int
+) -> torch.Tensor:
+    """Turns the gradient of the features into that of t, in place, and returns that of the factor."""
+    features, direction, length, power_length = focused
+    along = (grad * features).sum(-1, keepdim=True) / length
+    grad.addcmul_(features, along / length, value=-1)
+    _times_power(grad, direction, power - 1)
+    grad.mul_(power / power_length).addcmul_(direction, along)
+    factor_grad = (grad * direction * length).sum((0, 1)) / factor
+    grad.mul_(factor).mul_(t > 0)
+    return factor_grad
+
+
+def _times_power(target: torch.Tensor, t: torch.Tensor, power: int) -> torch.Tensor:
+    for _ in range(power):
+        target *= t
+    return target
+
+
+def _heads(t: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """A view `(B, H, N, C // H)` of `(B, N, C)`."""
+    return t.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def _factor(scale: torch.Tensor) -> torch.Tensor:
+    return F.softplus(_wide(scale)).reciprocal()
+
+
+def _wide(t: torch.Tensor) -> torch.Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _no_autocast(t: torch.Tensor) -> AbstractContextManager:
+    if torch.is_autocast_enabled(t.device.type):
+        return torch.autocast(t.device.type, enabled=False)
+    return nullcontext()
+
+
+def _chunks(*tensors: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
+    """Runs of images, as many as suit the first tensor."""
+    images = max(1, _CHUNK // max(1, tensors[0][0].numel()))
+    return zip(*(tensor.split(images) for tensor in tensors), strict=True)
