@@ -3,6 +3,7 @@
 from ._eager import written_by_hand
 from .axis_pool import axis_pools
 from .cross import cross_gate
+from .large_kernel import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from .layout import memory_format
 from .nested_gate import map_pools, nested_gate
 from .plane_conv import plane_conv
@@ -14,6 +15,8 @@ __all__ = [
     "axis_pools",
     "channel_moments",
     "cross_gate",
+    "interpolate_kernel",
+    "large_kernel_conv",
     "map_pools",
     "max_first",
     "memory_format",
@@ -23,5 +26,6 @@ __all__ = [
     "strip_gate",
     "strip_means",
     "subspace_scores",
+    "toeplitz_matrix",
     "written_by_hand",
 ]
