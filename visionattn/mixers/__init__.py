@@ -4,6 +4,7 @@ from .cswin import CrossShapedWindowAttention
 from .dwconv import DepthwiseConvMixer
 from .flatten import FocusedLinearAttention
 from .halo import HaloAttention
+from .lkca import LargeKernelConvAttention
 from .pool import AveragePool
 from .spatial_reduction import SpatialReductionAttention
 
@@ -13,5 +14,6 @@ __all__ = [
     "DepthwiseConvMixer",
     "FocusedLinearAttention",
     "HaloAttention",
+    "LargeKernelConvAttention",
     "SpatialReductionAttention",
 ]

@@ -5,6 +5,7 @@ from .axis_pool import axis_pools
 from .cross import cross_gate
 from .focused_attention import focused_attention, focused_features
 from .halo_attention import halo_attention
+from .large_kernel import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from .layout import memory_format
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
@@ -21,6 +22,8 @@ __all__ = [
     "focused_attention",
     "focused_features",
     "halo_attention",
+    "interpolate_kernel",
+    "large_kernel_conv",
     "map_pools",
     "max_first",
     "memory_format",
@@ -32,5 +35,6 @@ __all__ = [
     "strip_means",
     "stripe_attention",
     "subspace_scores",
+    "toeplitz_matrix",
     "written_by_hand",
 ]
