@@ -21,7 +21,8 @@ from torch import nn
 from visionattn.mixers import CrossShapedWindowAttention, FeatureSpaceLocalAttention, WindowAttention
 
 from ._build import StateDict, packaged_cfgs, register_network, rename_keys
-from ._layers import Branch, Mlp, PatchConv, PatchMerging, steps
+from ._hosts import OFFICIAL_KEYS, cswin_host, swin_host
+from ._layers import Branch, Mlp, steps
 from ._pyramid import Place, Pyramid, imagenet_cfg
 
 __all__ = ["BOATCSwin", "BOATSwin"]
@@ -79,10 +80,7 @@ class BOATSwin(Pyramid):
             dims,
             depths,
             block=block,
-            stem=partial(PatchConv, kernel_size=patch_size, stride=patch_size, norm=nn.LayerNorm, pad_to_stride=True),
-            downsample=PatchMerging,
-            final=nn.LayerNorm,
-            undecayed=("relative_position_bias_table",),
+            **swin_host(patch_size),
             **kwargs,
         )
 
@@ -146,30 +144,15 @@ class BOATCSwin(Pyramid):
             dims,
             depths,
             block=block,
-            stem=partial(PatchConv, kernel_size=7, stride=patch_stride, padding=2, norm=nn.LayerNorm),
-            downsample=partial(PatchConv, kernel_size=3, stride=2, padding=1, norm=nn.LayerNorm),
-            final=nn.LayerNorm,
+            **cswin_host(patch_stride),
             **kwargs,
         )
 
 
 _OFFICIAL = (
-    (r"^(?:patch_embed\.proj|stage1_conv_embed\.0)\.", "stem.conv."),
-    (r"^(?:patch_embed\.norm|stage1_conv_embed\.2)\.", "stem.norm."),
-    # Swin counts a stage's downsampling to the stage before, CSwin's names count stages from 1.
-    (r"^layers\.(\d+)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
-    (r"^merge(\d)\.", r"stages.\1.downsample."),
-    (r"^layers\.", "stages."),
-    (r"^stage(\d)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}."),
+    *OFFICIAL_KEYS,
     (r"(blocks\.\d+)\.(?:attnC|content_attn)\.", r"\1.content.fn."),
     (r"(blocks\.\d+)\.norm[34]\.", r"\1.content.norm."),
-    (r"(blocks\.\d+)\.mlp\.(?!fn\.|norm\.)", r"\1.mlp.fn."),
-    (r"(blocks\.\d+)\.norm2\.", r"\1.mlp.norm."),
-    (r"(blocks\.\d+)\.attn\.(?!fn\.|norm\.)", r"\1.attn.fn."),
-    (r"(blocks\.\d+)\.(qkv|proj|attns)\.", r"\1.attn.fn.\2."),
-    (r"(blocks\.\d+)\.norm1\.", r"\1.attn.norm."),
-    (r"^norm\.", "final."),
-    (r"^head\.(weight|bias)$", r"head.fc.\1"),
 )
 
 
