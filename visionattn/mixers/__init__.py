@@ -1,19 +1,27 @@
 """Token mixers for vision transformers: `(B, H, W, C) -> (B, H, W, C)`, any H, W."""
 
 from .cswin import CrossShapedWindowAttention
+from .davit import ChannelAttention, SpatialWindowAttention
 from .dwconv import DepthwiseConvMixer
 from .flatten import FocusedLinearAttention
 from .halo import HaloAttention
 from .lkca import LargeKernelConvAttention
 from .pool import AveragePool
 from .spatial_reduction import SpatialReductionAttention
+from .twins import GlobalSubsampledAttention, LocallyGroupedAttention
+from .window import WindowAttention
 
 __all__ = [
     "AveragePool",
+    "ChannelAttention",
     "CrossShapedWindowAttention",
     "DepthwiseConvMixer",
     "FocusedLinearAttention",
+    "GlobalSubsampledAttention",
     "HaloAttention",
     "LargeKernelConvAttention",
+    "LocallyGroupedAttention",
     "SpatialReductionAttention",
+    "SpatialWindowAttention",
+    "WindowAttention",
 ]

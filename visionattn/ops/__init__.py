@@ -2,6 +2,7 @@
 
 from ._eager import written_by_hand
 from .axis_pool import axis_pools
+from .channel_attention import channel_attention, moments_pay, projected_channel_attention
 from .cross import cross_gate
 from .focused_attention import focused_attention, focused_features
 from .halo_attention import halo_attention
@@ -14,9 +15,11 @@ from .pool import max_first
 from .strip import strip_gate, strip_means
 from .stripe_attention import stripe_attention
 from .subspace import channel_moments, residual_gate, subspace_scores
+from .windows import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
     "axis_pools",
+    "channel_attention",
     "channel_moments",
     "cross_gate",
     "focused_attention",
@@ -27,14 +30,20 @@ __all__ = [
     "map_pools",
     "max_first",
     "memory_format",
+    "merge_windows",
+    "moments_pay",
     "nested_gate",
     "nhwc_conv",
+    "partition_windows",
     "plane_conv",
+    "projected_channel_attention",
+    "relative_position_bias",
     "residual_gate",
     "strip_gate",
     "strip_means",
     "stripe_attention",
     "subspace_scores",
     "toeplitz_matrix",
+    "window_attention",
     "written_by_hand",
 ]

@@ -1,0 +1,18 @@
+"""Channel attention of DaViT as coded officially, and with the ordinary roles, group by group."""
+
+import torch
+
+
+def channel_attention(x, qkv, proj, num_heads, scale):
+    """`x` is `(B, N, C)`."""
+    tokens, dim = x.shape[1:]
+    q, k, v = qkv(x).chunk(3, -1)
+    out = []
+    for q_, k_, v_ in zip(*(part.chunk(num_heads, -1) for part in (q, k, v)), strict=True):
+        if scale == "dim":
+            weights = ((k_ * (dim // num_heads) ** -0.5).mT @ v_).softmax(-1)
+            out.append((weights @ q_.mT).mT)
+        else:
+            weights = ((q_ * tokens**-0.5).mT @ k_).softmax(-1)
+            out.append((weights @ v_.mT).mT)
+    return proj(torch.cat(out, -1))

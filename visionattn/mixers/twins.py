@@ -1,0 +1,137 @@
+"""Twins: locally grouped and global sub-sampled attention (NeurIPS 2021, arXiv 2104.13840).
+
+Official code: https://github.com/Meituan-AutoML/Twins (Apache-2.0), gvt.py and the backbones for dense tasks.
+
+Differs from the official code in:
+- any map: the official classifier refuses maps that whole windows do not cover, and those smaller than `sr_ratio`;
+- padded tokens can be left out exactly; the official mask, which adds -1000 and does nothing where only one side is
+  padded, is an option.
+
+Golden: tests/golden/twins_{lsa,gsa}_*.npz (outputs and input gradients).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ._common import WindowMixer, check_heads, check_positive
+
+__all__ = ["GlobalSubsampledAttention", "LocallyGroupedAttention"]
+
+
+class LocallyGroupedAttention(WindowMixer):
+    """Softmax attention in windows side by side (LSA). `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+
+    Args:
+        dim: Width of the tokens.
+        num_heads: Number of heads, a divisor of `dim`.
+        window_size: Height and width of a window in tokens, or one number for both.
+        qkv_bias: Whether the projection to queries, keys and values has a bias.
+        attn_drop: Dropout rate of the attention weights.
+        proj_drop: Dropout rate of the result.
+        pad_mask: What the tokens of a map do with the padded ones in their window. `exact` leaves them out. `none`
+            does not, as the second of the official code's two ways and timm. `official` is the first, which leaves them
+            out only where the map is padded both at the right and at the bottom.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    pad_masks = ("none", "exact", "official")
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        window_size: int | Sequence[int] = 7,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        pad_mask: str = "exact",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            dim,
+            num_heads=num_heads,
+            window_size=window_size,
+            qkv_bias=qkv_bias,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+            pad_mask=pad_mask,
+            device=device,
+            dtype=dtype,
+        )
+
+    def masks_padding(self, height: int, width: int) -> bool:
+        if self.pad_mask == "official":
+            return height % self.window_size[0] != 0 and width % self.window_size[1] != 0
+        return super().masks_padding(height, width)
+
+
+class GlobalSubsampledAttention(nn.Module):
+    """Softmax attention of every token to a summary of the map (GSA). `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+
+    Args:
+        dim: Width of the tokens.
+        num_heads: Number of heads, a divisor of `dim`.
+        sr_ratio: Side in tokens of the patches that a convolution sums up to one key and value; 1: no convolution.
+        qkv_bias: Whether the projections to queries, keys and values have biases.
+        attn_drop: Dropout rate of the attention weights.
+        proj_drop: Dropout rate of the result.
+        edge: What happens to rows and columns that do not fill a patch: `crop` leaves them out of the summary, as the
+            official code does, `pad` fills up their patches with zeros. Sides below `sr_ratio` are padded either way.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        sr_ratio: int = 1,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        edge: str = "crop",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_heads(dim, num_heads)
+        check_positive(sr_ratio=sr_ratio)
+        if edge not in ("crop", "pad"):
+            raise ValueError(f"edge must be one of crop, pad, got {edge}")
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        self.edge = edge
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, **dd) if sr_ratio > 1 else None
+        # Not the host's normalisation: the official one keeps PyTorch's eps where the blocks' have 1e-6.
+        self.norm = nn.LayerNorm(dim, eps=1e-5, **dd) if sr_ratio > 1 else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.q(x).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        kv = self.kv(self.summary(x)).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(x.shape)))
+
+    def summary(self, x: torch.Tensor) -> torch.Tensor:
+        """What keys and values are made of: one token for each patch of the map."""
+        if self.sr is None:
+            return x
+        short = [-side % self.sr_ratio if self.edge == "pad" or side < self.sr_ratio else 0 for side in x.shape[1:3]]
+        if any(short):
+            x = F.pad(x, (0, 0, 0, short[1], 0, short[0]))
+        return self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
