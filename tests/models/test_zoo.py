@@ -1,7 +1,7 @@
 """What every registered network promises: timm's contracts, any size, any dtype, compile, export, ONNX.
 
-The cheap contracts run over all networks on the meta device, the costly ones over the smallest network of each family
-and, with `-m slow`, over all.
+The cheap contracts run over all networks on the meta device, the costly ones over one network of each family, made
+narrow where the family has no small one, and, with `-m slow`, over all as they are.
 """
 
 import copy
@@ -14,16 +14,40 @@ from golden import relative_error
 import visionattn  # noqa: F401
 
 MODELS = timm.list_models("va_*")
-# The smallest of each family stands for it in the default run.
-SMALLEST = {
-    "va_mobilenetv1_050_ulsam",
-    "va_mobilenetv2_050_coord",
-    "va_resnet10n_bam",
-    "va_resnet10n_cbam",
-    "va_resnet18_pkcam",
+_NARROW = {"dims": (16, 32, 64, 128), "depths": (2, 2, 2, 2), "num_heads": (2, 2, 4, 8)}
+_PAIRS = {**_NARROW, "depths": (1, 1, 1, 1)}
+# What stands for its family in the default run: a network, and arguments that make it small.
+STANDING_FOR_ALL = {
+    "va_boat_cswin_tiny": _NARROW,
+    "va_boat_swin_tiny": _NARROW,
+    "va_davit_tiny": _PAIRS,
+    "va_flatten_cswin_tiny": _NARROW,
+    "va_flatten_deit_tiny": {"dim": 32, "num_heads": 2},
+    "va_flatten_pvt_tiny": _NARROW,
+    "va_flatten_pvtv2_b0": _NARROW,
+    "va_flatten_swin_tiny": _NARROW,
+    "va_lkca_vit_mini": {},
+    "va_mobilenetv1_050_ulsam": {},
+    "va_mobilenetv2_050_coord": {},
+    "va_resnet10n_bam": {},
+    "va_resnet10n_cbam": {},
+    "va_resnet18_pkcam": {},
+    "va_stm_convnext_nano": {},
+    "va_stm_halonet_nano": {},
+    "va_stm_pool_nano": {},
+    "va_stm_pvt_nano": {},
+    "va_twins_pcpvt_small": _NARROW,
+    "va_twins_svt_small": _NARROW,
 }
-assert set(MODELS) >= SMALLEST
-COSTLY = [pytest.param(name, marks=[] if name in SMALLEST else pytest.mark.slow) for name in MODELS]
+assert set(MODELS) >= set(STANDING_FOR_ALL)
+COSTLY = [
+    *(pytest.param(name, arguments, id=name) for name, arguments in STANDING_FOR_ALL.items()),
+    *(
+        pytest.param(name, {}, id=f"{name} as it is", marks=pytest.mark.slow)
+        for name in MODELS
+        if STANDING_FOR_ALL.get(name) != {}
+    ),
+]
 
 
 def create(name, **kwargs):
@@ -55,6 +79,11 @@ def strides(model):
     return model.feature_info.reduction()
 
 
+def columnar(model):
+    """Whether all its maps have one resolution, as a plain vision transformer's."""
+    return len(set(strides(model))) == 1
+
+
 @pytest.mark.parametrize("name", MODELS)
 class TestOnMeta:
     """Shapes and names, at no cost."""
@@ -63,17 +92,16 @@ class TestOnMeta:
         model = create(name, device="meta", num_classes=42).eval()
         x = torch.empty(2, 3, 64, 96, device="meta")
         features = model.forward_features(x)
-        assert model(x).shape == (2, 42)
-        assert model.forward_head(features).shape == (2, 42)
+        assert model(x).shape == model.forward_head(features).shape == (2, 42)
         assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
         assert features.shape[1] == model.num_features
         model.reset_classifier(7)
-        assert model(x).shape == (2, 7) and model.num_classes == 7
+        assert model.forward_head(features).shape == (2, 7) and model.num_classes == 7
         model.reset_classifier(0)
-        assert model(x).shape == (2, model.head_hidden_size)
+        assert model.forward_head(features).shape == (2, model.head_hidden_size)
         model.reset_classifier(0, "")
-        assert model(x).shape == features.shape
-        assert create(name, device="meta", num_classes=0, global_pool="")(x).shape == features.shape
+        assert model.forward_head(features).shape == features.shape
+        assert create(name, device="meta", num_classes=0, global_pool="").forward_head(features).shape == features.shape
 
     def test_cfg_names_real_parameters(self, name):
         model = create(name, device="meta").eval()
@@ -89,9 +117,13 @@ class TestOnMeta:
     def test_features(self, name):
         model = create(name, device="meta", features_only=True).eval()
         stem = strides(model)[0]
-        assert strides(model) == [stem, 2 * stem, 4 * stem, 8 * stem]
-        # Networks for small images keep more of the resolution.
-        assert stem == 4 or (stem < 4 and model.pretrained_cfg["input_size"][-1] <= 64)
+        small = model.pretrained_cfg["input_size"][-1] <= 64
+        if columnar(model):
+            assert strides(model) == [4 if small else 16] * 4
+        else:
+            assert strides(model) == [stem, 2 * stem, 4 * stem, 8 * stem]
+            # Networks for small images keep more of the resolution.
+            assert stem == 4 or (stem < 4 and small)
         features = model(torch.empty(2, 3, 64, 96, device="meta"))
         for feature, channels, stride in zip(features, model.feature_info.channels(), strides(model), strict=True):
             assert feature.shape == (2, channels, 64 // stride, 96 // stride)
@@ -114,17 +146,17 @@ class TestOnMeta:
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", COSTLY)
+@pytest.mark.parametrize(("name", "arguments"), COSTLY)
 class TestOnCpu:
     """Numbers."""
 
-    def test_backward_reaches_every_parameter(self, name):
-        model = create(name, num_classes=42, drop_path_rate=0.1).train()
+    def test_backward_reaches_every_parameter(self, name, arguments):
+        model = create(name, num_classes=42, drop_path_rate=0.1, **arguments).train()
         model(torch.randn(2, 3, 64, 64)).mean().backward()
         assert not [key for key, parameter in model.named_parameters() if parameter.grad is None]
 
-    def test_checkpointing_changes_nothing(self, name):
-        model = create(name, drop_rate=0.0).train()
+    def test_checkpointing_changes_nothing(self, name, arguments):
+        model = create(name, drop_rate=0.0, **arguments).train()
         x = torch.randn(2, 3, 64, 64)
         torch.manual_seed(1)
         plain = model(x)
@@ -138,19 +170,19 @@ class TestOnCpu:
         torch.testing.assert_close(checkpointed, plain)
         torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
 
-    @pytest.mark.parametrize("size", [(61, 83), (150, 203), (33, 32)], ids=str)
-    def test_any_size(self, name, size):
-        model = settled(name)
+    @pytest.mark.parametrize("size", [(61, 83), (150, 203), (512, 384), (33, 32)], ids=str)
+    def test_any_size(self, name, arguments, size):
+        model = settled(name, **arguments)
         with torch.inference_mode():
             assert model(torch.randn(1, 3, *size)).isfinite().all()
-            features = create(name, features_only=True).eval()(torch.randn(1, 3, *size))
+            features = create(name, features_only=True, **arguments).eval()(torch.randn(1, 3, *size))
         assert len(features) == 4
 
-    def test_intermediates(self, name):
-        model = settled(name)
+    def test_intermediates(self, name, arguments):
+        model = settled(name, **arguments)
         x = torch.randn(1, 3, 64, 64)
         with torch.inference_mode():
-            final, intermediates = model.forward_intermediates(x)
+            final, intermediates = model.forward_intermediates(x, norm=True)
             torch.testing.assert_close(final, model.forward_features(x))
             # A convolution may follow the last stage, as in MobileNetV2.
             if intermediates[-1].shape == final.shape:
@@ -160,8 +192,8 @@ class TestOnCpu:
         with torch.inference_mode():
             assert len(model.forward_intermediates(x, indices=kept, intermediates_only=True)) == 2
 
-    def test_bfloat16_and_channels_last(self, name):
-        model = settled(name)
+    def test_bfloat16_and_channels_last(self, name, arguments):
+        model = settled(name, **arguments)
         x = torch.randn(2, 3, 64, 64)
         with torch.inference_mode():
             expected = model(x)
@@ -171,23 +203,23 @@ class TestOnCpu:
             magnified = relative_error(model(x.bfloat16().float()), expected)
             assert relative_error(model.bfloat16()(x.bfloat16()), expected) < max(0.25, 5 * magnified)
 
-    def test_compiles_as_one_graph(self, name):
-        model = settled(name)
+    def test_compiles_as_one_graph(self, name, arguments):
+        model = settled(name, **arguments)
         x = torch.randn(2, 3, 64, 64)
         with torch.inference_mode():
             assert relative_error(torch.compile(model, fullgraph=True, backend="eager")(x), model(x)) < 1e-4
 
-    def test_exports_with_dynamic_batch(self, name):
-        model = settled(name)
+    def test_exports_with_dynamic_batch(self, name, arguments):
+        model = settled(name, **arguments)
         x = torch.randn(2, 3, 64, 64)
         program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         y = torch.randn(5, 3, 64, 64)
         with torch.inference_mode():
             assert relative_error(program.module()(y), model(y)) < 1e-4
 
-    def test_onnx_agrees(self, name, tmp_path):
+    def test_onnx_agrees(self, name, arguments, tmp_path):
         onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX parity needs the [test] extra")
-        model = settled(name)
+        model = settled(name, **arguments)
         path = tmp_path / "model.onnx"
         shapes = ({0: torch.export.Dim.DYNAMIC},)
         torch.onnx.export(model, (torch.randn(2, 3, 64, 64),), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
@@ -198,20 +230,20 @@ class TestOnCpu:
             expected = model(x)
             assert relative_error(torch.from_numpy(out), expected) < max(1e-4, 10 * rounding(model, x))
 
-    def test_weights_come_back(self, name, tmp_path):
+    def test_weights_come_back(self, name, arguments, tmp_path):
         """Saved weights load by file, into other numbers of classes and channels too."""
-        model = settled(name)
+        model = settled(name, **arguments)
         path = tmp_path / "weights.pth"
         torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
-        overlay = {"file": str(path)}
+        loaded = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}, **arguments}
         x = torch.randn(1, 3, 64, 64)
-        again = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+        again = timm.create_model(name, **loaded).eval()
         with torch.inference_mode():
             assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
             # Rounding depends on where in memory the same weights lie, and deep networks of random weights magnify it.
             assert relative_error(again(x), model(x)) < 1e-4
-            other = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=1)
+            other = timm.create_model(name, num_classes=5, in_chans=1, **loaded)
             assert other.eval()(torch.randn(1, 1, 64, 64)).shape == (1, 5)
-            features = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
+            features = timm.create_model(name, features_only=True, **loaded)
             last = model.forward_intermediates(x, indices=1, intermediates_only=True)[0]
             assert relative_error(features.eval()(x)[-1], last) < 1e-4

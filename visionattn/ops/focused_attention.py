@@ -215,7 +215,7 @@ def _wide(t: torch.Tensor) -> torch.Tensor:
 
 
 def _no_autocast(t: torch.Tensor) -> AbstractContextManager:
-    if torch.is_autocast_enabled(t.device.type):
+    if t.device.type != "meta" and torch.is_autocast_enabled(t.device.type):
         return torch.autocast(t.device.type, enabled=False)
     return nullcontext()
 
