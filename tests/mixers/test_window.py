@@ -84,6 +84,18 @@ def test_agrees_with_the_naive_formulation(size, window, shift, mask, batch):
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("shift", [0, 2])
+def test_a_bias_that_does_not_learn_gives_the_same(shift):
+    torch.manual_seed(0)
+    module = WindowAttention(8, num_heads=2, window_size=4, shift_size=shift)
+    nn.init.normal_(module.relative_position_bias_table)
+    x = torch.randn(2, 7, 9, 8)
+    learning = module(x)
+    torch.testing.assert_close(module.requires_grad_(False)(x), learning)
+    with torch.inference_mode():
+        torch.testing.assert_close(module(x), learning)
+
+
 def test_exact_mask_leaves_no_trace_of_padding():
     torch.manual_seed(0)
     module = WindowAttention(8, num_heads=2, window_size=4, pad_mask="exact", fit_window=False, rel_pos=False).double()
