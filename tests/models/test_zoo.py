@@ -92,7 +92,7 @@ class TestOnMeta:
         model = create(name, device="meta", num_classes=42).eval()
         x = torch.empty(2, 3, 64, 96, device="meta")
         features = model.forward_features(x)
-        assert model(x).shape == model.forward_head(features).shape == (2, 42)
+        assert model.forward_head(features).shape == (2, 42)
         assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
         assert features.shape[1] == model.num_features
         model.reset_classifier(7)
@@ -130,7 +130,8 @@ class TestOnMeta:
 
     def test_input_channels(self, name):
         model = create(name, device="meta", in_chans=1)
-        assert model(torch.empty(2, 1, 64, 64, device="meta")).shape == (2, model.num_classes)
+        first = model.get_parameter(f"{model.pretrained_cfg['first_conv']}.weight")
+        assert first.shape[1] == model.in_chans == 1
 
     def test_group_matcher_covers_all_parameters(self, name):
         from timm.models import group_parameters

@@ -1,5 +1,6 @@
 """Token mixers for vision transformers: `(B, H, W, C) -> (B, H, W, C)`, any H, W."""
 
+from .boat import FeatureSpaceLocalAttention
 from .cswin import CrossShapedWindowAttention
 from .davit import ChannelAttention, SpatialWindowAttention
 from .dwconv import DepthwiseConvMixer
@@ -16,6 +17,7 @@ __all__ = [
     "ChannelAttention",
     "CrossShapedWindowAttention",
     "DepthwiseConvMixer",
+    "FeatureSpaceLocalAttention",
     "FocusedLinearAttention",
     "GlobalSubsampledAttention",
     "HaloAttention",

@@ -4,6 +4,7 @@ from ._build import check_state_dict, unwrap
 from ._pyramid import Place, Pyramid
 from .va_balanced import BalancedNet
 from .va_bam_resnet import BAMResNet
+from .va_boat import BOATCSwin, BOATSwin
 from .va_davit import DaViT
 from .va_flatten import FLattenCSwin, FLattenDeiT, FLattenPVT, FLattenPVTv2, FLattenSwin
 from .va_lkca import LKCAViT
@@ -16,6 +17,8 @@ from .va_twins import Twins
 __all__ = [
     "STM",
     "BAMResNet",
+    "BOATCSwin",
+    "BOATSwin",
     "BalancedNet",
     "DaViT",
     "FLattenCSwin",

@@ -163,13 +163,16 @@ class Pyramid(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """How timm groups the parameters by depth, for layer-wise rates."""
-        # The stem shares its group with nothing; what follows the blocks comes last.
-        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(?:downsample|blocks\.(\d+))"
-        rest = [] if coarse else [(r"^stages\.(\d+)\.norm", (99998,))]
-        return {
-            "stem": r"^stem",
-            "blocks": [(blocks, None), *rest, (r"^final|^feature_norms", (99999,))],
-        }
+        stages = (
+            [(r"^stages\.(\d+)", None)]
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.downsample", (0,)),  # with the first block of its stage
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.norm", (99999,)),
+            ]
+        )
+        return {"stem": r"^stem", "blocks": [*stages, (r"^final|^feature_norms", (99999,))]}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -3,7 +3,7 @@
 Everything but the mixer is the same: two strided convolutions as the stem, a strided convolution between stages, blocks
 of a mixer and an MLP with layer scale, a norm after every stage, one pointwise convolution before pooling.
 
-Official code: https://github.com/OpenGVLab/STM-Evaluation (no licence file), classification/models: HaloNet, PVT, Swin
+Official code: https://github.com/OpenGVLab/STM-Evaluation (MIT), classification/models: HaloNet, PVT, Swin
 and ConvNeXt mixers. The other mixers are put into it here; each keeps the positional encoding of its own paper (Twins'
 convolution after the first block, one convolution before each of DaViT's mixers) and takes the widths of Swin.
 

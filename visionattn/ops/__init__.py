@@ -3,6 +3,8 @@
 from ._eager import written_by_hand
 from .axis_pool import axis_pools
 from .channel_attention import channel_attention, moments_pay, projected_channel_attention
+from .bisection import balanced_bisection
+from .clusters import cluster_attention
 from .cross import cross_gate
 from .focused_attention import focused_attention, focused_features
 from .halo_attention import halo_attention
@@ -19,8 +21,10 @@ from .windows import merge_windows, partition_windows, relative_position_bias, w
 
 __all__ = [
     "axis_pools",
+    "balanced_bisection",
     "channel_attention",
     "channel_moments",
+    "cluster_attention",
     "cross_gate",
     "focused_attention",
     "focused_features",
