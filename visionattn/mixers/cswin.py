@@ -7,7 +7,7 @@ Differs from the official code in:
 - any height and width; there the map must be a square of whole stripes;
 - whether there are two branches is asked for, not derived from a fixed size of the input.
 
-Golden: none of its own; networks with this mixer are compared in the tests of their families.
+Golden: none for the mixer alone; the tests compare it in float64 with stripes that are cut out, padded and masked.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Halo attention: Scaling Local Self-Attention for Parameter Efficient Visual Backbones (CVPR 2021, arXiv 2103.12731).
 
 In the form of STM-Evaluation: https://github.com/OpenGVLab/STM-Evaluation (MIT),
-classification/models/blocks/halonet.py. The paper's authors released no code.
+classification/models/blocks/halonet.py.
 
 Differs from the official code in:
 - any height and width; there both must be multiples of the block.

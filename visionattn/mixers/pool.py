@@ -15,7 +15,7 @@ class AveragePool(nn.Module):
     """What the mean of a position's neighbours differs by from itself. `(B, H, W, C) -> (B, H, W, C)`, no parameters.
 
     Args:
-        dim: Width of the map; not used.
+        dim: Width of the map; like `device` and `dtype` only taken because every mixer takes it.
         pool_size: Side of the neighbourhood, odd. Positions outside the map do not count.
 
     Raises:
