@@ -185,7 +185,8 @@ def _stretched(kernel: torch.Tensor, size: int, axis: int) -> torch.Tensor:
         return kernel
     at = torch.linspace(0, taps - 1, size, device=kernel.device)
     weight = (1 - (at[:, None] - torch.arange(taps, device=kernel.device)).abs()).clamp(min=0) * (taps + 1) / (size + 1)
-    return (kernel.transpose(axis, -1) @ weight.mT.to(kernel.dtype)).transpose(axis, -1)
+    # Contiguous: padding by zero copies other strides where its compiled form does not.
+    return (kernel.transpose(axis, -1) @ weight.mT.to(kernel.dtype)).transpose(axis, -1).contiguous()
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:
