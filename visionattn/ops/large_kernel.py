@@ -142,7 +142,6 @@ def _by_fft(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     vertical, horizontal = kernel.size(2) // 2, kernel.size(3) // 2
     # What wraps around falls on positions that are not read.
     rows, columns = _fft_length(height + vertical), _fft_length(width + horizontal)
-    rows, columns = max(rows, kernel.size(2)), max(columns, kernel.size(3))
     taps = F.pad(kernel[:, 0].to(_wide(x)), (0, columns - kernel.size(3), 0, rows - kernel.size(2)))
     weight = torch.fft.rfft2(taps.roll((-vertical, -horizontal), (1, 2))).conj().unsqueeze(1)
     values = x.permute(0, 3, 1, 2).contiguous().to(_wide(x))
