@@ -163,6 +163,18 @@ def test_exports_and_compiles(groups, options, size, tmp_path):
     assert relative_error(torch.from_numpy(out), module(x)) < 1e-5
 
 
+@pytest.mark.parametrize("groups", GROUPS)
+def test_compiles_for_sizes_that_change(groups):
+    torch.manual_seed(0)
+    module = LargeKernelConvAttention(16, grid_size=5, groups=groups, num_heads=2)
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in ((9, 3), (4, 4), (5, 6)):
+        x = torch.randn(2, *size, 16, requires_grad=True)
+        (grad,) = torch.autograd.grad(module(x).square().sum(), x)
+        assert relative_error(torch.autograd.grad(compiled(x).square().sum(), x)[0], grad) < 1e-5
+
+
 @pytest.mark.parametrize("size", [(3, 3), (8, 5), (28, 28)], ids=str)
 @pytest.mark.parametrize("groups", GROUPS)
 def test_built_on_meta_with_a_dtype(groups, size):

@@ -142,7 +142,6 @@ def _by_fft(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     vertical, horizontal = kernel.size(2) // 2, kernel.size(3) // 2
     # What wraps around falls on positions that are not read.
     rows, columns = _fft_length(height + vertical), _fft_length(width + horizontal)
-    rows, columns = max(rows, kernel.size(2)), max(columns, kernel.size(3))
     taps = F.pad(kernel[:, 0].to(_wide(x)), (0, columns - kernel.size(3), 0, rows - kernel.size(2)))
     weight = torch.fft.rfft2(taps.roll((-vertical, -horizontal), (1, 2))).conj().unsqueeze(1)
     values = x.permute(0, 3, 1, 2).contiguous().to(_wide(x))
@@ -185,7 +184,8 @@ def _stretched(kernel: torch.Tensor, size: int, axis: int) -> torch.Tensor:
         return kernel
     at = torch.linspace(0, taps - 1, size, device=kernel.device)
     weight = (1 - (at[:, None] - torch.arange(taps, device=kernel.device)).abs()).clamp(min=0) * (taps + 1) / (size + 1)
-    return (kernel.transpose(axis, -1) @ weight.mT.to(kernel.dtype)).transpose(axis, -1)
+    # Contiguous: padding by zero copies other strides where its compiled form does not.
+    return (kernel.transpose(axis, -1) @ weight.mT.to(kernel.dtype)).transpose(axis, -1).contiguous()
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:
