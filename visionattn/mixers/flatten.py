@@ -154,15 +154,14 @@ class FocusedLinearAttention(nn.Module):
         return _from_windows(out, q.shape)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if self.positional_encoding is not None:
-            k = k + self._encoding(k.shape[1:3])
         out = focused_attention(
             *(t.flatten(1, 2) for t in (q, k, v)),
             self.scale.flatten(),
+            self._encoding(k.shape[1:3]),
             num_heads=self.num_heads,
             focusing_factor=self.focusing_factor,
         )
-        return out.view(q.shape) + self._convolve(self._restore(v, q.shape))
+        return self._convolve(self._restore(v, q.shape)).add_(out.view(q.shape))
 
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
         x = x.permute(0, 3, 1, 2)
@@ -173,11 +172,11 @@ class FocusedLinearAttention(nn.Module):
         x = self.norm(self.sr(F.pad(x, (0, pad[1], 0, pad[0])) if any(pad) else x).permute(0, 2, 3, 1))
         return x if self.pool_size is None else F.gelu(x)
 
-    def _encoding(self, size: torch.Size) -> torch.Tensor:
-        encoding = self.positional_encoding.unflatten(1, self.grid_size)
-        if tuple(size) == self.grid_size:
-            return encoding
-        return _resize(encoding, size, "bicubic")
+    def _encoding(self, size: torch.Size) -> torch.Tensor | None:
+        encoding = self.positional_encoding
+        if encoding is not None and tuple(size) != self.grid_size:
+            encoding = _resize(encoding.unflatten(1, self.grid_size), size, "bicubic").flatten(1, 2)
+        return None if encoding is None else encoding.squeeze(0)
 
     def _restore(self, v: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         if v.shape[1:3] == shape[1:3]:

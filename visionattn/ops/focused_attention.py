@@ -1,10 +1,10 @@
 """Linear attention between features that are focused: pushed towards the nearest axes at equal length.
 
-Written by hand for the CPU, it keeps little but its inputs for the backward pass: the features are made again, a few
-images at a time so that they stay in the cache.
+Written by hand for the CPU, it keeps little but its inputs for the backward pass: the features are made again, a part
+of the images at a time so that they stay in the cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ from ._eager import differentiable_backward, written_by_hand
 __all__ = ["focused_attention", "focused_features"]
 
 _EPS = 1e-6
-# Numbers in what is worked on at a time: 256 kB in float32. Mostly one image, whose heads need no copies.
-_CHUNK = 2**16
+# Numbers in what is worked on at a time: 512 kB in float32. Mostly a part of one image, whose heads need no copies.
+_CHUNK = 2**17
 
 
 def focused_features(t: torch.Tensor, scale: torch.Tensor, focusing_factor: int = 3) -> torch.Tensor:
@@ -38,21 +38,23 @@ def focused_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     scale: torch.Tensor,
+    positions: torch.Tensor | None = None,
     *,
     num_heads: int,
     focusing_factor: int = 3,
     quadratic: bool | None = None,
 ) -> torch.Tensor:
-    """Means of the values with weights `f(q) f(k)^T` in each head, f being `focused_features` over all channels.
+    """Means of the values with weights `f(q) f(k + positions)^T` in each head; f: `focused_features` of all channels.
 
     `(B, N, C), (B, M, C), (B, M, C), (C,) -> (B, N, C)` in the dtype of v; half precision is computed in float32, under
     autocast too: weights reach from 1e-12 to the squared length of a token.
 
     Args:
         q: Queries.
-        k: Keys, with their positions.
+        k: Keys.
         v: Values.
         scale: A number for each channel, see `focused_features`.
+        positions: The same for the keys of every image, `(M, C)`.
         num_heads: Divides C.
         focusing_factor: The power, an integer of at least 1.
         quadratic: Whether to form the N x M weights; otherwise the keys meet the values first. Only the speed differs.
@@ -60,11 +62,14 @@ def focused_attention(
     """
     if quadratic is None:
         quadratic = 4 * q.size(1) * k.size(1) * num_heads < (q.size(1) + k.size(1)) * q.size(2)
+    if positions is None:
+        positions = k.new_zeros(()).expand(k.shape[1:])
     with _no_autocast(q):
         factor = _factor(scale)
         if written_by_hand(q) and not quadratic:
-            return _LinearAttention.apply(q, k, v, factor.to(q.dtype), num_heads, focusing_factor)[0]
-        return _plain(*map(_wide, (q, k, v)), factor, num_heads, focusing_factor, quadratic).to(v.dtype)
+            return _LinearAttention.apply(q, k, v, positions, factor.to(q.dtype), num_heads, focusing_factor)[0]
+        wide = (_wide(part) for part in (q, k, v, positions))
+        return _plain(*wide, factor, num_heads, focusing_factor, quadratic).to(v.dtype)
 
 
 class _LinearAttention(torch.autograd.Function):
@@ -72,76 +77,92 @@ class _LinearAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, factor: torch.Tensor, num_heads: int, power: int
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        positions: torch.Tensor,
+        factor: torch.Tensor,
+        num_heads: int,
+        power: int,
     ) -> tuple[torch.Tensor, ...]:
-        out, means = torch.empty_like(q), []
-        for some_q, some_k, some_v, target in _chunks(q, k, v, out):
-            keys = _heads(_focus_by_hand(some_k, factor, power).features, num_heads)
-            kv, mean = _key_means(keys, _heads(some_v, num_heads))
-            queries = _heads(_focus_by_hand(some_q, factor, power).features, num_heads)
-            torch.mul(queries @ kv, _normaliser(queries, mean), out=_heads(target, num_heads))
-            means.append((kv, mean))
-        return out, *(torch.cat(part) for part in zip(*means, strict=True))
+        out = torch.empty_like(q)
+        kv, mean = _zero_means(q, num_heads)
+        for images, rows in _chunks(k):
+            keys = _heads(_focus_by_hand(k[images, rows] + positions[rows], factor, power).features, num_heads)
+            kv[images] += keys.mT @ _heads(v[images, rows], num_heads)
+            mean[images] += keys.sum(2).unsqueeze(3)
+        kv, mean = kv.div_(k.size(1)), mean.div_(k.size(1))
+        for images, rows in _chunks(q):
+            queries = _heads(_focus_by_hand(q[images, rows], factor, power).features, num_heads)
+            target = _heads(out[images, rows], num_heads)
+            torch.mul(queries @ kv[images], _normaliser(queries, mean[images]), out=target)
+        return out, kv, mean
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:4], *output[1:])
+        ctx.save_for_backward(*inputs[:5], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
-        ctx.num_heads, ctx.power = inputs[4:]
+        ctx.num_heads, ctx.power = inputs[5:]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, factor, kv, mean = ctx.saved_tensors
+        *inputs, kv, mean = ctx.saved_tensors
+        q, k, v, positions, factor = inputs
         heads, power = ctx.num_heads, ctx.power
         if torch.is_grad_enabled():
-            grads = differentiable_backward(lambda *x: (_plain(*x, heads, power, False),), (q, k, v, factor), (grad,))
+            grads = differentiable_backward(lambda *x: (_plain(*x, heads, power, False),), inputs, (grad,))
             return *grads, None, None
         q_grad, k_grad, v_grad = (torch.empty_like(part) for part in (q, k, v))
+        kv_grad, mean_grad = _zero_means(q, heads)
         factor_grad = torch.zeros_like(factor)
-        for some_q, some_grad, some_kv, some_mean, to_q, some_k, some_v, to_k, to_v in _chunks(
-            q, grad, kv, mean, q_grad, k, v, k_grad, v_grad
-        ):
-            focused = _focus_by_hand(some_q, factor, power)
-            queries, some_grad = (_heads(part, heads) for part in (focused.features, some_grad))
-            z = _normaliser(queries, some_mean)
-            from_out = some_grad @ some_kv.mT
+        for at in _chunks(q):
+            focused = _focus_by_hand(q[at], factor, power)
+            queries, some_grad, target = (_heads(t, heads) for t in (focused.features, grad[at], q_grad[at]))
+            z = _normaliser(queries, mean[at[0]])
+            from_out = some_grad @ kv[at[0]].mT
             # The product of the result with its gradient, which z passes on, is that of the queries with theirs.
             from_z = (queries * from_out).sum(-1, keepdim=True) * z.square()
-            torch.addcmul(from_out.mul_(z), from_z, some_mean.mT, value=-1, out=_heads(to_q, heads))
-            kv_grad = queries.mT @ (some_grad * z) / k.size(1)
-            mean_grad = queries.mT @ from_z / -k.size(1)
-            factor_grad += _focus_backward(to_q, some_q, factor, focused, power)
-
+            torch.addcmul(from_out.mul_(z), from_z, mean[at[0]].mT, value=-1, out=target)
+            kv_grad[at[0]] += queries.mT @ (some_grad * z)
+            mean_grad[at[0]] -= queries.mT @ from_z
+            factor_grad += _focus_backward(q_grad[at], q[at], factor, focused, power)
+        kv_grad, mean_grad = kv_grad.div_(k.size(1)), mean_grad.div_(k.size(1))
+        for at in _chunks(k):
+            some_k = k[at] + positions[at[1]]
             focused = _focus_by_hand(some_k, factor, power)
-            _heads(to_v, heads).copy_(_heads(focused.features, heads) @ kv_grad)
-            torch.add(_heads(some_v, heads) @ kv_grad.mT, mean_grad.mT, out=_heads(to_k, heads))
-            factor_grad += _focus_backward(to_k, some_k, factor, focused, power)
-        return q_grad, k_grad, v_grad, factor_grad, None, None
+            _heads(v_grad[at], heads).copy_(_heads(focused.features, heads) @ kv_grad[at[0]])
+            from_kv = _heads(v[at], heads) @ kv_grad[at[0]].mT
+            torch.add(from_kv, mean_grad[at[0]].mT, out=_heads(k_grad[at], heads))
+            factor_grad += _focus_backward(k_grad[at], some_k, factor, focused, power)
+        positions_grad = k_grad.sum(0) if ctx.needs_input_grad[3] else None
+        return q_grad, k_grad, v_grad, positions_grad, factor_grad, None, None
 
 
 def _plain(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
+    positions: torch.Tensor,
     factor: torch.Tensor,
     num_heads: int,
     power: int,
     quadratic: bool,
 ) -> torch.Tensor:
-    queries, keys = (_heads(_focus(part, factor, power), num_heads) for part in (q, k))
+    queries, keys = (_heads(_focus(part, factor, power), num_heads) for part in (q, k + positions))
     values = _heads(v, num_heads)
     if quadratic:
         weights = queries @ keys.mT
         out = weights @ values / (weights.sum(-1, keepdim=True) + keys.size(2) * _EPS)
     else:
-        kv, mean = _key_means(keys, values)
+        kv, mean = keys.mT @ values / keys.size(2), keys.mean(2).unsqueeze(3)
         out = queries @ kv * _normaliser(queries, mean)
     return out.transpose(1, 2).flatten(2)
 
 
-def _key_means(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean of their products, `(B, H, D, D)`, and of the keys, `(B, H, D, 1)`."""
-    return keys.mT @ values / keys.size(2), keys.mean(2).unsqueeze(3)
+def _zero_means(t: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for the means of key times value, `(B, H, D, D)`, and key, `(B, H, D, 1)`."""
+    side = t.size(2) // num_heads
+    return t.new_zeros(len(t), num_heads, side, side), t.new_zeros(len(t), num_heads, side, 1)
 
 
 def _normaliser(queries: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
@@ -215,12 +236,15 @@ def _wide(t: torch.Tensor) -> torch.Tensor:
 
 
 def _no_autocast(t: torch.Tensor) -> AbstractContextManager:
-    if t.device.type != "meta" and torch.is_autocast_enabled(t.device.type):
-        return torch.autocast(t.device.type, enabled=False)
+    device = t.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
     return nullcontext()
 
 
-def _chunks(*tensors: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
-    """Runs of images, as many as suit the first tensor."""
-    images = max(1, _CHUNK // max(1, tensors[0][0].numel()))
-    return zip(*(tensor.split(images) for tensor in tensors), strict=True)
+def _chunks(t: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Runs of images, or of rows of one image, of `(B, N, C)`."""
+    images, rows = (max(1, _CHUNK // size) for size in (t.size(1) * t.size(2), t.size(2)))
+    for image in range(0, len(t), images):
+        for row in range(0, t.size(1), rows):
+            yield slice(image, image + images), slice(row, row + rows)
