@@ -187,36 +187,6 @@ def test_starts_as_the_paper_does():
     assert not mixer.scale.any() and not mixer.positional_encoding.any()
 
 
-@pytest.mark.parametrize("variant", TRACED)
-def test_compiles_and_exports(variant):
-    mixer = randomised(**VARIANTS[variant]).eval()
-    x = torch.randn(2, 9, 8, 24, requires_grad=True)
-    expected = mixer(x)
-    out = torch.compile(mixer, fullgraph=True, backend="aot_eager")(x)
-    assert relative_error(out, expected) < 1e-5
-    grads = [torch.autograd.grad(result.square().sum(), x)[0] for result in (out, expected)]
-    assert relative_error(*grads) < 1e-5
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(mixer, (x.detach(),), dynamic_shapes=({0: batch},))
-    x = torch.randn(5, 9, 8, 24)
-    assert relative_error(program.module()(x), mixer(x)) < 1e-5
-
-
-@pytest.mark.parametrize("variant", TRACED)
-def test_onnx_agrees(variant, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX parity needs the [test] extra")
-    mixer = randomised(**VARIANTS[variant]).eval()
-    shapes = ({0: torch.export.Dim.DYNAMIC},)
-    # Pooling to a side that divides the map, which is what ONNX can express.
-    size = (14, 7) if variant == "pooled" else (9, 8)
-    x = torch.randn(2, *size, 24)
-    torch.onnx.export(mixer, (x,), tmp_path / "m.onnx", dynamo=True, dynamic_shapes=shapes, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    x = torch.randn(3, *size, 24)
-    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert relative_error(torch.from_numpy(out), mixer(x)) < 1e-5
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,6 +1,5 @@
 """LKCA against the recorded outputs and gradients of a literal implementation, through every formulation."""
 
-import numpy as np
 import pytest
 import torch
 from golden import load, normal, relative_error
@@ -132,35 +131,6 @@ def test_a_kernel_size_given_stays():
     module = bare(4, kernel_size=(3, 5), grid_size=99)
     assert module.kernel.shape == (1, 1, 3, 5)
     torch.testing.assert_close(module(torch.ones(1, 9, 9, 4))[0, 4, 4], module.kernel.sum().expand(4))
-
-
-@pytest.mark.parametrize(
-    ("groups", "options", "size"),
-    [
-        ("shared", {}, (4, 4)),
-        ("heads", {}, (3, 6)),
-        ("channels", {}, (7, 5)),
-        ("shared", {"kernel_size": 3}, (4, 6)),
-        ("heads", {"backend": "conv"}, (3, 3)),
-        ("channels", {"backend": "matmul"}, (2, 5)),
-    ],
-    ids=str,
-)
-def test_exports_and_compiles(groups, options, size, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX parity needs the [test] extra")
-    torch.manual_seed(0)
-    module = LargeKernelConvAttention(16, grid_size=4, groups=groups, num_heads=2, bias=True, **options).eval()
-    x = torch.randn(3, *size, 16)
-    program = torch.export.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    assert relative_error(program.module()(x), module(x)) < 1e-5
-    torch.compiler.reset()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    assert relative_error(compiled(x), module(x)) < 1e-5
-    path = tmp_path / "mixer.onnx"
-    torch.onnx.export(program, (x[:2],), path, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy().astype(np.float32)})
-    assert relative_error(torch.from_numpy(out), module(x)) < 1e-5
 
 
 @pytest.mark.parametrize("groups", GROUPS)

@@ -40,7 +40,7 @@ def literal(mixer, x):
     """The paper's formula with a convolution over a padded NCHW map and one matrix of weights."""
     batch, height, width, dim = x.shape
     source = x
-    if hasattr(mixer, "sr"):
+    if mixer.sr is not None:
         maps = x.permute(0, 3, 1, 2)
         if mixer.pool_size:
             maps = nn.AdaptiveAvgPool2d(mixer.pool_size)(maps)

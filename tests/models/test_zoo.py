@@ -14,16 +14,13 @@ from golden import relative_error
 import visionattn  # noqa: F401
 
 MODELS = timm.list_models("va_*")
-_NARROW = {"dims": (16, 32, 64, 128), "depths": (2, 2, 2, 2), "num_heads": (2, 2, 4, 8)}
-_PAIRS = {**_NARROW, "depths": (1, 1, 1, 1)}
+_NARROW = {"dims": (16, 32, 64, 128), "depths": (2, 1, 1, 1), "num_heads": (2, 2, 4, 8)}
 # What stands for its family in the default run: a network, and arguments that make it small.
 STANDING_FOR_ALL = {
     "va_boat_cswin_tiny": _NARROW,
     "va_boat_swin_tiny": _NARROW,
-    "va_davit_tiny": _PAIRS,
+    "va_davit_tiny": {**_NARROW, "depths": (1, 1, 1, 1)},
     "va_flatten_cswin_tiny": _NARROW,
-    "va_flatten_deit_tiny": {"dim": 32, "num_heads": 2},
-    "va_flatten_pvt_tiny": _NARROW,
     "va_flatten_pvtv2_b0": _NARROW,
     "va_flatten_swin_tiny": _NARROW,
     "va_lkca_vit_mini": {},
@@ -32,11 +29,8 @@ STANDING_FOR_ALL = {
     "va_resnet10n_bam": {},
     "va_resnet10n_cbam": {},
     "va_resnet18_pkcam": {},
-    "va_stm_convnext_nano": {},
-    "va_stm_halonet_nano": {},
-    "va_stm_pool_nano": {},
-    "va_stm_pvt_nano": {},
-    "va_twins_pcpvt_small": _NARROW,
+    "va_stm_halonet_nano": {"depths": (2, 1, 1, 1)},
+    "va_stm_pvt_nano": {"depths": (2, 1, 1, 1)},
     "va_twins_svt_small": _NARROW,
 }
 assert set(MODELS) >= set(STANDING_FOR_ALL)
@@ -205,6 +199,7 @@ class TestOnCpu:
             assert relative_error(model.bfloat16()(x.bfloat16()), expected) < max(0.25, 5 * magnified)
 
     def test_compiles_as_one_graph(self, name, arguments):
+        torch.compiler.reset()  # only so many networks of one class compile in one process
         model = settled(name, **arguments)
         x = torch.randn(2, 3, 64, 64)
         with torch.inference_mode():

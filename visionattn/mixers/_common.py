@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from visionattn.ops import window_attention
+from visionattn.ops import attention, window_attention
 
-__all__ = ["WindowMixer", "check_heads", "check_positive", "pair"]
+__all__ = ["SummaryMixer", "WindowMixer", "check_heads", "check_positive", "pair"]
 
 
 def check_heads(dim: int, num_heads: int) -> None:
@@ -105,3 +106,68 @@ class WindowMixer(nn.Module):
     def masks_padding(self, height: int, width: int) -> bool:
         """Whether the tokens of a map of this size leave the padded ones out."""
         return self.pad_mask == "exact"
+
+
+class SummaryMixer(nn.Module):
+    """Softmax attention of every token to a summary of the map, one token for each patch of it.
+
+    Args:
+        dim: Width of the tokens.
+        num_heads: Number of heads, a divisor of `dim`.
+        sr_ratio: Side in tokens of the patches; 1: every token is a key.
+        edge: What happens to rows and columns that do not fill a patch: `crop` or `pad`. Sides below `sr_ratio` are
+            padded with zeros either way.
+        qkv_bias: Whether the projections to queries, keys and values have biases.
+        attn_drop: Dropout rate of the attention weights.
+        proj_drop: Dropout rate of the result.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        sr_ratio: int,
+        edge: str,
+        qkv_bias: bool,
+        attn_drop: float,
+        proj_drop: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        check_heads(dim, num_heads)
+        check_positive(sr_ratio=sr_ratio)
+        if edge not in ("crop", "pad"):
+            raise ValueError(f"edge must be one of crop, pad, got {edge}")
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        self.edge = edge
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, **dd) if sr_ratio > 1 else None
+        # Not the host's normalisation: the official ones keep PyTorch's eps where the blocks' have 1e-6.
+        self.norm = nn.LayerNorm(dim, eps=1e-5, **dd) if sr_ratio > 1 else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.q(x).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        kv = self.kv(self.summary(x)).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        out = attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        return self.proj_drop(self.proj(out.unflatten(1, x.shape[1:3])))
+
+    def summary(self, x: torch.Tensor) -> torch.Tensor:
+        """What keys and values are made of, `(B, H', W', C)`."""
+        if self.sr is None:
+            return x
+        short = [-side % self.sr_ratio if self.edge == "pad" or side < self.sr_ratio else 0 for side in x.shape[1:3]]
+        if any(short):
+            x = F.pad(x, (0, 0, 0, short[1], 0, short[0]))
+        return self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

@@ -100,4 +100,4 @@ class HaloAttention(nn.Module):
             halo_size=self.halo_size,
             dropout_p=self.attn_drop if self.training else 0.0,
         )
-        return self.proj_drop(self.proj(out.flatten(3)))
+        return self.proj_drop(self.proj(out))

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 
 from visionattn.ops import nhwc_conv
 
+from ._common import SummaryMixer
+
 __all__ = ["SpatialReductionAttention"]
 
 
-class SpatialReductionAttention(nn.Module):
+class SpatialReductionAttention(SummaryMixer):
     """Attention of every position to a reduced map. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     Args:
@@ -51,44 +53,28 @@ class SpatialReductionAttention(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        if num_heads < 1 or dim < 1 or dim % num_heads:
-            raise ValueError(f"num_heads must divide dim, got dim={dim}, num_heads={num_heads}")
-        if sr_ratio < 1:
-            raise ValueError(f"sr_ratio must be at least 1, got {sr_ratio}")
+        super().__init__(
+            dim,
+            num_heads=num_heads,
+            sr_ratio=sr_ratio,
+            edge="crop",
+            qkv_bias=qkv_bias,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+            device=device,
+            dtype=dtype,
+        )
         if pool_size is not None and (pool_size < 1 or sr_ratio > 1):
             raise ValueError(
                 f"pool_size must be at least 1 and leave sr_ratio at 1, got pool_size={pool_size}, sr_ratio={sr_ratio}"
             )
-        dd = {"device": device, "dtype": dtype}
-        self.num_heads = num_heads
-        self.sr_ratio = sr_ratio
         self.pool_size = pool_size
-        self.attn_drop = attn_drop
-        self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **dd)
-        if sr_ratio > 1 or pool_size:
-            self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, **dd)
-            self.norm = nn.LayerNorm(dim, eps=1e-5, **dd)
-        self.proj = nn.Linear(dim, dim, **dd)
-        self.proj_drop = nn.Dropout(proj_drop)
+        if pool_size:
+            self.sr = nn.Conv2d(dim, dim, 1, device=device, dtype=dtype)
+            self.norm = nn.LayerNorm(dim, eps=1e-5, device=device, dtype=dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q = self.q(x).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        kv = self.kv(self.reduced(x)).flatten(1, 2)
-        k, v = kv.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
-        out = out.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
-        return self.proj_drop(self.proj(out))
-
-    def reduced(self, x: torch.Tensor) -> torch.Tensor:
-        """The map that keys and values are made of, `(B, H', W', C)`."""
-        if self.pool_size:
-            x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.pool_size).permute(0, 2, 3, 1)
-            return F.gelu(self.norm(nhwc_conv(x, self.sr.weight, self.sr.bias)))
-        if self.sr_ratio == 1:
-            return x
-        missing = [max(self.sr_ratio - side, 0) for side in x.shape[1:3]]
-        if any(missing):
-            x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0]))
-        return self.norm(nhwc_conv(x, self.sr.weight, self.sr.bias, stride=self.sr_ratio))
+    def summary(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.pool_size:
+            return super().summary(x)
+        x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.pool_size).permute(0, 2, 3, 1)
+        return F.gelu(self.norm(nhwc_conv(x, self.sr.weight, self.sr.bias)))

@@ -13,10 +13,8 @@ Golden: tests/golden/twins_{lsa,gsa}_*.npz (outputs and input gradients).
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from ._common import WindowMixer, check_heads, check_positive
+from ._common import SummaryMixer, WindowMixer
 
 __all__ = ["GlobalSubsampledAttention", "LocallyGroupedAttention"]
 
@@ -72,7 +70,7 @@ class LocallyGroupedAttention(WindowMixer):
         return super().masks_padding(height, width)
 
 
-class GlobalSubsampledAttention(nn.Module):
+class GlobalSubsampledAttention(SummaryMixer):
     """Softmax attention of every token to a summary of the map (GSA). `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     Args:
@@ -102,36 +100,14 @@ class GlobalSubsampledAttention(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        check_heads(dim, num_heads)
-        check_positive(sr_ratio=sr_ratio)
-        if edge not in ("crop", "pad"):
-            raise ValueError(f"edge must be one of crop, pad, got {edge}")
-        dd = {"device": device, "dtype": dtype}
-        self.num_heads = num_heads
-        self.sr_ratio = sr_ratio
-        self.edge = edge
-        self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **dd)
-        self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim, **dd)
-        self.proj_drop = nn.Dropout(proj_drop)
-        self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, **dd) if sr_ratio > 1 else None
-        # Not the host's normalisation: the official one keeps PyTorch's eps where the blocks' have 1e-6.
-        self.norm = nn.LayerNorm(dim, eps=1e-5, **dd) if sr_ratio > 1 else None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q = self.q(x).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        kv = self.kv(self.summary(x)).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1))
-        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
-        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(x.shape)))
-
-    def summary(self, x: torch.Tensor) -> torch.Tensor:
-        """What keys and values are made of: one token for each patch of the map."""
-        if self.sr is None:
-            return x
-        short = [-side % self.sr_ratio if self.edge == "pad" or side < self.sr_ratio else 0 for side in x.shape[1:3]]
-        if any(short):
-            x = F.pad(x, (0, 0, 0, short[1], 0, short[0]))
-        return self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        super().__init__(
+            dim,
+            num_heads=num_heads,
+            sr_ratio=sr_ratio,
+            edge=edge,
+            qkv_bias=qkv_bias,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+            device=device,
+            dtype=dtype,
+        )

@@ -1,9 +1,10 @@
 """Functions on tensors that the blocks share; the torch code here defines what they mean."""
 
 from ._eager import written_by_hand
+from .attention import attention
 from .axis_pool import axis_pools
-from .channel_attention import channel_attention, moments_pay, projected_channel_attention
 from .bisection import balanced_bisection
+from .channel_attention import channel_attention, moments_pay, projected_channel_attention
 from .clusters import cluster_attention
 from .cross import cross_gate
 from .focused_attention import focused_attention, focused_features
@@ -20,6 +21,7 @@ from .subspace import channel_moments, residual_gate, subspace_scores
 from .windows import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
+    "attention",
     "axis_pools",
     "balanced_bisection",
     "channel_attention",

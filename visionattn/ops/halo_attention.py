@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+from .attention import attention
+
 __all__ = ["halo_attention"]
 
 
@@ -17,7 +19,7 @@ def halo_attention(
     halo_size: int,
     dropout_p: float = 0.0,
 ) -> torch.Tensor:
-    """Attends in windows of side `block_size + 2 * halo_size`. `(B, H, W, heads, d)`, same out, any H, W.
+    """Attends in windows of side `block_size + 2 * halo_size`. `(B, H, W, heads, d) -> (B, H, W, heads * d)`.
 
     The logit of a query and a key that stands `dy` rows below and `dx` columns to the right of it is
     `q . k / sqrt(d) + q . height_rel[c + dy] + q . width_rel[c + dx]` with `c` the middle of the tables plus the halo.
@@ -53,7 +55,7 @@ def halo_attention(
     bias = (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(4).flatten(2, 3)
 
     queries = queries.flatten(1, 2).transpose(1, 2)
-    out = F.scaled_dot_product_attention(queries, k, v, bias, dropout_p).transpose(1, 2)
+    out = attention(queries, k, v, mask=bias, dropout_p=dropout_p)
     out = out.unflatten(1, block).unflatten(0, (-1, *grid)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
     return out[:, :height, :width]
 

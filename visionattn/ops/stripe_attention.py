@@ -1,8 +1,8 @@
 """Attention inside the stripes of a map, with a convolution of the values as position encoding (LePE)."""
 
 import torch
-from torch.nn import functional as F
 
+from .attention import attention
 from .nhwc_conv import nhwc_conv
 
 __all__ = ["stripe_attention"]
@@ -41,7 +41,6 @@ def stripe_attention(
     grid = qkv.size(1) // sides[0], qkv.size(2) // sides[1]
     qkv = qkv.unflatten(2, (grid[1], sides[1])).unflatten(1, (grid[0], sides[0])).transpose(2, 3).flatten(0, 2)
     q, k, v = qkv.flatten(1, 2).unflatten(-1, (num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
-    out = out.transpose(1, 2).flatten(2).unflatten(1, sides)
+    out = attention(q, k, v, dropout_p=dropout_p, scale=scale).unflatten(1, sides)
     out = out + nhwc_conv(qkv[..., 2, :], weight, bias, padding=weight.size(-1) // 2, groups=weight.size(0))
     return out.unflatten(0, (-1, *grid)).transpose(2, 3).flatten(1, 2).flatten(2, 3)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ._eager import written_by_hand
+from .attention import attention
 
 __all__ = ["merge_windows", "partition_windows", "relative_position_bias", "window_attention"]
 
@@ -55,11 +55,7 @@ def window_attention(
         mask = mask.expand(x.size(0), *mask.shape).flatten(0, 1)
     elif bias is not None:
         mask = bias.to(q.dtype).unsqueeze(0)
-    out = _attention(q, k, v, mask, dropout_p).transpose(1, 2)
-    if torch.compiler.is_exporting():
-        # An exporter takes the operator apart more than once, and each time its result may lie otherwise in memory.
-        out = out.clone(memory_format=torch.contiguous_format)
-    return merge_windows(out.flatten(2), size, window, shift)
+    return merge_windows(attention(q, k, v, mask=mask, dropout_p=dropout_p), size, window, shift)
 
 
 def partition_windows(x: torch.Tensor, window: Pair, shift: Pair = (0, 0)) -> torch.Tensor:
@@ -110,16 +106,6 @@ def relative_position_bias(table: torch.Tensor, window: Pair, nominal: Pair) -> 
     # Along reversed keys the distances of one query are one patch of the table: no table of indices is needed.
     pairs = grid.unfold(0, height, 1).unfold(1, width, 1).flip(-2, -1)
     return pairs.permute(2, 0, 1, 3, 4).reshape(-1, height * width, height * width)
-
-
-def _attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout_p: float
-) -> torch.Tensor:
-    if mask is None or not mask.requires_grad or not written_by_hand(q):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
-    # A bias that learns keeps the operator from its fast CPU kernel, and what it does then is slower than this.
-    scores = (q * q.size(-1) ** -0.5) @ k.mT + mask
-    return F.dropout(scores.softmax(-1), dropout_p, training=dropout_p > 0) @ v
 
 
 def _count(size: Pair, window: Pair) -> Pair:
