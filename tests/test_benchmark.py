@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from visionattn.benchmark import compare, write_table
+from visionattn.benchmark import Case, compare, write_table
+from visionattn.benchmark_cases import mixer_cases, network_cases, window_cases
 from visionattn.cost import Cost, saved_bytes
 from visionattn.cost import write_table as write_costs
 
@@ -28,7 +29,7 @@ def test_compares_and_writes_a_table(run_cli, tmp_path):
         assert row["rounds"] >= 11 and row["error"] < 1e-4
         assert row["ratio"]["p10"] <= row["ratio"]["p50"] <= row["ratio"]["p90"]
         assert f"{row['ratio']['p50']:.2f} ({row['ratio']['p10']:.2f}-{row['ratio']['p90']:.2f}; " in table
-    assert "| coord | 2x32x5x4 | NHWC | " in table and " ms" not in table
+    assert "| coord | literal | 2x32x5x4 | NHWC | " in table and " ms" not in table
 
 
 class Scale(nn.Module):
@@ -42,29 +43,44 @@ class Scale(nn.Module):
         return self.factor * self.weight * x + self.slope * (x - x.detach())
 
 
-def other(**kwargs):
-    def naive_of(module):
-        naive = Scale(len(module.weight), **kwargs)
-        naive.load_state_dict(module.state_dict())
-        return naive
+def case(shape=(2, 3, 4, 5), **kwargs):
+    def build():
+        ours, rival = Scale(shape[1]), Scale(shape[1], **kwargs)
+        rival.load_state_dict(ours.state_dict())
+        return ours, rival
 
-    return naive_of
+    return Case("scale", "another", shape, build)
 
 
 @pytest.mark.parametrize("mode", ["fwd", "f+b"])
 def test_unequal_outputs_are_refused(mode):
-    with pytest.raises(ValueError, match=r"differ by .*nothing was timed"):
-        compare(Scale, other(factor=2.001), (2, 3, 4, 5), "NCHW", mode, 0.001)
+    with pytest.raises(ValueError, match=r"scale and its rival \(another\) differ by .*nothing was timed"):
+        compare(case(factor=2.001), mode, 0.001)
 
 
 def test_unequal_gradients_are_refused():
     with pytest.raises(ValueError, match=r"differ by .*nothing was timed"):
-        compare(Scale, other(slope=0.01), (2, 3, 4, 5), "NHWC", "f+b", 0.001)
+        compare(case(slope=0.01), "f+b", 0.001)
 
 
 def test_not_a_number_is_refused():
     with pytest.raises(ValueError, match="differ by nan"):
-        compare(Scale, other(factor=float("nan")), (2, 3, 4, 5), "NCHW", "fwd", 0.001)
+        compare(case(factor=float("nan")), "fwd", 0.001)
+
+
+def test_mixers_are_compared_with_timm_and_the_literal_formulations():
+    cases = {(c.name, c.rival): c for c in mixer_cases(NAIVE) if c.shape[1] <= 14 and c.shape[2] >= 14}
+    assert {rival for _, rival in cases} == {"timm", "literal"}
+    for one in cases.values():
+        for mode in ("fwd", "f+b"):
+            assert compare(one, mode, 0.0)["error"] < 1e-4
+    assert compare(window_cases()[0], "fwd", 0.0)["ratio"]["p50"] > 0
+
+
+def test_networks_are_compared_with_timm():
+    (one,) = network_cases(["davit_tiny"], size=32, batch=1)
+    row = compare(one, "f+b", 0.0)
+    assert row["error"] < 1e-4 and row["saved"]["ours"] < row["saved"]["rival"]
 
 
 @pytest.mark.parametrize(

@@ -1,76 +1,82 @@
-"""Speed of the plug-ins on the CPU, against their papers' formulas written down literally.
+"""Speed on the CPU against another implementation with the same weights.
 
-Only ratios mean anything: both contenders run on the same thread, in turns, and each round gives one ratio. The literal
-one runs twice in every round; how far its two times lie apart is the noise that a ratio has to exceed.
+Only ratios mean anything: both contenders run on the same thread, in turns, and each round gives one ratio. The rival
+runs twice in every round; how far its two times lie apart is the noise that a ratio has to exceed.
 """
 
-import importlib
 import json
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from visionattn._files import replacing
-from visionattn.plugins import PLUGINS, resolve_plugin
+from visionattn.cost import saved_bytes
 
-__all__ = ["compare", "run", "write_table"]
+__all__ = ["MODES", "Case", "compare", "run", "write_table"]
 
-LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 # fwd: eval mode without gradients; f+b: train mode, with the gradients of the input and of all parameters.
 MODES = ("fwd", "f+b")
 TOLERANCE = 1e-4
 MIN_ROUNDS = 11
 
 
-def run(
-    names: Sequence[str],
-    shapes: Sequence[tuple[int, ...]],
-    naive: Path,
-    out: Path,
-    *,
-    seconds: float = 1.0,
-    layouts: Sequence[str] = tuple(LAYOUTS),
-) -> str:
-    """Compares plug-ins with their literal formulas and writes `out` (JSON) and a table beside it (Markdown).
+@dataclass(frozen=True)
+class Case:
+    """Two contenders and what they are given.
 
     Args:
-        names: Names in `PLUGINS`.
-        shapes: Shapes (B, C, H, W).
-        naive: Folder with `<name>.py`, or `<name up to the first _>.py`, for each; its `naive_of(plugin)` gives the
-            literal module with the plug-in's weights.
+        name: What is compared.
+        rival: What it is compared with, in a few words.
+        shape: Shape of the input.
+        layout: How the input lies in memory, for the table; empty if there is no choice.
+        build: Builds ours and the rival, with the same weights.
+        memory_format: Of the input.
+        equal: Whether both compute the same, which is then checked first.
+    """
+
+    name: str
+    rival: str
+    shape: tuple[int, ...]
+    build: Callable[[], tuple[nn.Module, nn.Module]]
+    layout: str = ""
+    memory_format: torch.memory_format = torch.contiguous_format
+    equal: bool = True
+
+
+def run(title: str, cases: Sequence[Case], out: Path, *, seconds: float = 1.0) -> str:
+    """Times all cases and writes `out` (JSON) and a table beside it (Markdown).
+
+    Args:
+        title: Heading of the table.
+        cases: What to compare.
         out: The JSON file.
         seconds: CPU time of each of the three contenders, on average, for each row.
-        layouts: `NCHW`, `NHWC` or both.
 
     Returns:
         The table.
 
     Raises:
-        FileNotFoundError: If there is no literal formula of a plug-in.
-        ValueError: If a name is unknown, or the two contenders disagree.
+        ValueError: If two contenders that should be equal disagree.
     """
-    for name in names:
-        resolve_plugin(name)
-    literal = {name: _literal(naive, name) for name in names}
-    record: dict[str, Any] = {**_surroundings(), "seconds": seconds, "rows": []}
-    cases = list(product(names, shapes, layouts, MODES))
+    record: dict[str, Any] = {"title": title, **_surroundings(), "seconds": seconds, "rows": []}
+    rows = list(product(cases, MODES))
     with _one_thread():
-        for number, (name, shape, layout, mode) in enumerate(cases, 1):
-            row = {"plugin": name, "shape": list(shape), "layout": layout, "mode": mode}
-            row |= compare(PLUGINS[name], literal[name], shape, layout, mode, seconds)
+        for number, (case, mode) in enumerate(rows, 1):
+            row = {"name": case.name, "rival": case.rival, "shape": list(case.shape), "layout": case.layout}
+            row |= {"mode": mode, **compare(case, mode, seconds)}
             record["rows"].append(row)
-            print(f"[{number}/{len(cases)}] {name} {_size(shape)} {layout} {mode}: {_ratio(row)}", flush=True)
+            where = " ".join(part for part in (case.name, _size(case.shape), case.layout, mode) if part)
+            print(f"[{number}/{len(rows)}] {where}: {_ratio(row)}", flush=True)
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     table = write_table(record)
@@ -79,21 +85,11 @@ def run(
     return table
 
 
-def compare(
-    plugin: Callable[..., nn.Module],
-    naive_of: Callable[[nn.Module], nn.Module],
-    shape: tuple[int, ...],
-    layout: str,
-    mode: str,
-    seconds: float,
-) -> dict[str, Any]:
-    """Checks that both contenders agree, then times them: literal time over ours, and the literal one's over its own.
+def compare(case: Case, mode: str, seconds: float) -> dict[str, Any]:
+    """Checks that both contenders agree, then times them: the rival's time over ours, and the rival's over its own.
 
     Args:
-        plugin: Our constructor.
-        naive_of: Gives the literal module with the weights of ours.
-        shape: Shape of the map.
-        layout: `NCHW` or `NHWC`.
+        case: The contenders.
         mode: `fwd` or `f+b`.
         seconds: CPU time of each contender, on average.
 
@@ -101,58 +97,66 @@ def compare(
         ValueError: If outputs or input gradients differ by more than 1e-4 of the largest value.
     """
     torch.manual_seed(0)
-    ours = plugin(shape[1])
-    for tensor in ours.state_dict().values():
-        if tensor.is_floating_point():  # Away from the start, where gates may be constant.
-            tensor.add_(0.2 * torch.rand(tensor.shape))
-    literal = naive_of(ours)
-    x, weight = (torch.randn(shape).to(memory_format=LAYOUTS[layout]) for _ in range(2))
-    ours.train(mode == "f+b")
-    literal.train(mode == "f+b")
+    ours, rival = (module.train(mode == "f+b") for module in case.build())
+    x = torch.randn(case.shape).to(memory_format=case.memory_format)
     step = {"fwd": _forward, "f+b": _forward_backward}[mode]
-    pairs = zip(step(ours, x, weight)[:2], step(literal, x, weight)[:2], strict=True)
-    error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
-    if not error <= TOLERANCE:
-        raise ValueError(
-            f"{type(ours).__name__} and its literal formula differ by {error:.1e} at {_size(shape)} {layout} {mode}, "
-            f"more than {TOLERANCE:.0e}: nothing was timed"
-        )
-    rounds = _rounds([ours, literal, literal], lambda module: step(module, x, weight), seconds)
-    times = {"ours": [r[0] for r in rounds], "literal": [r[1] for r in rounds]}
-    return {
-        "error": error,
+    with torch.no_grad():
+        weight = torch.randn_like(ours(x))
+    row: dict[str, Any] = {}
+    if case.equal:
+        pairs = zip(step(ours, x, weight)[:2], step(rival, x, weight)[:2], strict=True)
+        row["error"] = max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+        if not row["error"] <= TOLERANCE:
+            raise ValueError(
+                f"{case.name} and its rival ({case.rival}) differ by {row['error']:.1e} at "
+                f"{_size(case.shape)} {case.layout} {mode}, more than {TOLERANCE:.0e}: nothing was timed"
+            )
+    if mode == "f+b":
+        row["saved"] = {"ours": saved_bytes(ours, x), "rival": saved_bytes(rival, x)}
+    rounds = _rounds([ours, rival, rival], lambda module: step(module, x, weight), seconds)
+    times = {"ours": [r[0] for r in rounds], "rival": [r[1] for r in rounds]}
+    return row | {
         "rounds": len(rounds),
-        "ratio": _quantiles([literal / ours for ours, literal, _ in rounds]),
-        "noise": _quantiles([again / literal for _, literal, again in rounds]),
+        "ratio": _quantiles([rival / ours for ours, rival, _ in rounds]),
+        "noise": _quantiles([again / rival for _, rival, again in rounds]),
         "seconds": {name: _quantiles(values) for name, values in times.items()},
     }
 
 
 def write_table(record: dict[str, Any]) -> str:
     """The Markdown text of a record as `run` writes it: ratios only, every row that was measured."""
-    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in record["rows"]:
-        key = (row["plugin"], _size(row["shape"]), row["layout"])
+        key = (row["name"], row["rival"], _size(row["shape"]), row["layout"])
         cells.setdefault(key, {})[row["mode"]] = _ratio(row)
+        if "saved" in row:
+            cells[key]["saved"] = f"{row['saved']['ours'] / row['saved']['rival']:.2f}"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    errors = max(row["error"] for row in record["rows"])
+    errors = [row["error"] for row in record["rows"] if "error" in row]
+    checked = (
+        f"have the same weights, and outputs and input gradients were compared first: they differ by at most "
+        f"{max(errors):.1e} of the largest value"
+        if errors
+        else "are not equal: they are two ways to the same end"
+    )
     lines = [
-        "# Plug-ins on one CPU thread",
+        f"# {record['title']}",
         "",
-        "How many times as fast as its paper's formulas, written down literally (`tests/naive`), each plug-in is;",
-        "below 1 it is slower. Both have the same weights, and outputs and input gradients were compared first: they",
-        f"differ by at most {errors:.1e} of the largest value. Inference is a forward pass in eval mode without",
-        "gradients, training a forward and a backward pass in train mode.",
+        f"How many times as fast as its rival each is; below 1 it is slower. Both {checked}.",
+        "The rival `literal` is the formulation of the paper or of the official code, written down in `tests/naive`.",
+        "Inference is a forward pass in eval mode without gradients, training a forward and a backward pass in train",
+        "mode; kept is the memory that the forward pass keeps for the backward pass, over the rival's.",
         "",
         "Each round runs both in turns and gives one ratio of thread CPU times; a cell shows their median, the range",
-        "of 80 % of them, the number of rounds, and as noise the same range for the literal formula against itself.",
+        "of 80 % of them, the number of rounds, and as noise the same range for the rival against itself.",
         "",
-        f"{versions}; {record['cpu']}; float32; revision {record['revision']}.",
+        f"{versions}; {record['cpu']}; float32, one thread; revision {record['revision']}.",
         "",
-        "| plug-in | map | layout | inference | training |",
-        "|---|---|---|---|---|",
+        "| | rival | input | layout | inference | training | kept |",
+        "|---|---|---|---|---|---|---|",
     ]
-    lines += [f"| {' | '.join(key)} | {' | '.join(modes.get(m, '') for m in MODES)} |" for key, modes in cells.items()]
+    columns = (*MODES, "saved")
+    lines += [f"| {' | '.join(key)} | {' | '.join(row.get(c, '') for c in columns)} |" for key, row in cells.items()]
     return "\n".join([*lines, "", f"Made by `visionattn benchmark --seconds {record['seconds']:g}`.", ""])
 
 
@@ -194,17 +198,6 @@ def _ratio(row: dict[str, Any]) -> str:
 
 def _size(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _literal(folder: Path, name: str) -> Callable[[nn.Module], nn.Module]:
-    stem = next((stem for stem in (name, name.split("_")[0]) if (folder / f"{stem}.py").is_file()), None)
-    if stem is None:
-        raise FileNotFoundError(f"no literal formula of {name} in {folder}; --naive names the folder (tests/naive)")
-    # A package of its own, so that its files may import each other, whatever the folder is called.
-    package = ModuleType(f"_literal_{abs(hash(folder.resolve()))}")
-    package.__path__ = [str(folder.resolve())]
-    sys.modules.setdefault(package.__name__, package)
-    return importlib.import_module(f"{package.__name__}.{stem}").naive_of
 
 
 @contextmanager

@@ -150,9 +150,16 @@ def _parser() -> argparse.ArgumentParser:
     benchmark = add(
         "benchmark",
         commands.benchmark,
-        "compare the speed of plug-ins on the CPU with their papers' formulas written down literally",
+        "compare the speed of plug-ins, mixers or networks on the CPU with other implementations of the same weights",
         "--out docs/results/plugins-cpu.json",
         "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --out cbam.json",
+    )
+    benchmark.add_argument(
+        "--suite",
+        choices=("plugins", "mixers", "networks", "windows"),
+        default="plugins",
+        help="plugins: against their papers' formulas written down literally (default); mixers: against timm's "
+        "modules, or literal formulas; networks: against timm's; windows: focused linear attention against windows",
     )
     benchmark.add_argument("--plugins", nargs="+", help="names of plug-ins (default: all)")
     benchmark.add_argument(

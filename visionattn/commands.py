@@ -155,7 +155,8 @@ def bakeoff(options: argparse.Namespace) -> None:
 
 
 def benchmark(options: argparse.Namespace) -> None:
-    """Times plug-ins against their literal formulas."""
+    """Times plug-ins, mixers or networks against other implementations."""
+    from visionattn import benchmark_cases as cases
     from visionattn.benchmark import run
     from visionattn.plugins import PLUGINS
 
@@ -165,8 +166,16 @@ def benchmark(options: argparse.Namespace) -> None:
         if len(sides) != 4 or not all(side.isdecimal() and int(side) > 0 for side in sides):
             raise ValueError(f"--shapes must be like 8x256x56x56, got {text}")
         shapes.append(tuple(map(int, sides)))
-    names = options.plugins or list(PLUGINS)
-    print(run(names, shapes, options.naive, options.out, seconds=options.seconds, layouts=options.layouts))
+    title, make = {
+        "plugins": (
+            "Plug-ins on one CPU thread",
+            lambda: cases.plugin_cases(options.plugins or list(PLUGINS), shapes, options.layouts, options.naive),
+        ),
+        "mixers": ("Token mixers on one CPU thread", lambda: cases.mixer_cases(options.naive)),
+        "networks": ("Networks on one CPU thread", cases.network_cases),
+        "windows": ("Focused linear attention or windows, on one CPU thread", cases.window_cases),
+    }[options.suite]
+    print(run(title, make(), options.out, seconds=options.seconds))
 
 
 def cost(options: argparse.Namespace) -> None:

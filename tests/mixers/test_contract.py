@@ -69,7 +69,7 @@ def test_keeps_the_shape_of_any_map(name, size, batch):
 
 def test_every_parameter_gets_a_gradient(name):
     module = randomised(name).train()
-    module(torch.randn(2, 9, 7, DIM)).square().sum().backward()
+    module(torch.randn(2, 9, 7, DIM, requires_grad=True)).square().sum().backward()
     assert not [key for key, p in module.named_parameters() if p.grad is None]
 
 
