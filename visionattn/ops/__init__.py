@@ -2,6 +2,8 @@
 
 from ._eager import written_by_hand
 from .axis_pool import axis_pools
+from .bisection import balanced_bisection
+from .clusters import cluster_attention
 from .cross import cross_gate
 from .layout import memory_format
 from .nested_gate import map_pools, nested_gate
@@ -12,7 +14,9 @@ from .subspace import channel_moments, residual_gate, subspace_scores
 
 __all__ = [
     "axis_pools",
+    "balanced_bisection",
     "channel_moments",
+    "cluster_attention",
     "cross_gate",
     "map_pools",
     "max_first",

@@ -1,0 +1,93 @@
+"""Clusters of equal size by recursive balanced bisection of tokens in feature space."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch.nn import functional as F
+
+__all__ = ["balanced_bisection"]
+
+
+def balanced_bisection(
+    q: torch.Tensor, *, cluster_size: int, iterations: int = 2, temperature: float = 100.0
+) -> torch.Tensor:
+    """Orders the tokens of each head so that similar ones stand together, in clusters of one size.
+
+    `(B, heads, N, d) -> (B, heads, clusters, size)` of token numbers. There are `2**L` clusters for the smallest L with
+    `clusters * cluster_size >= N`, each of `size = ceil(N / clusters)` slots. Every token has one slot. Slots that are
+    left over hold numbers from N up: at most one in a cluster, the first slot of an even or the last of an odd one, so
+    that the two siblings of a pair meet in tokens.
+
+    In L rounds every run of tokens is split at the median of `(1 + s0) / (1 + s1)`, the cosines to two centroids; the
+    smaller half comes first. The centroids start as the means of the halves of the run as it stands (at first the
+    upper and the lower half of the image) and become means weighted by the softmax of the cosines. Ties keep their
+    order. Computed without gradients, in float32 or, for such tokens, in float64, under autocast too.
+
+    Args:
+        q: The tokens, by which they are compared.
+        cluster_size: Most tokens in a cluster, at least 2.
+        iterations: How often the centroids of a round are renewed.
+        temperature: Factor of the cosines in the softmax.
+    """
+    batch, heads, tokens, dim = q.shape
+    levels = 0
+    while cluster_size << levels < tokens:
+        levels += 1
+    size = -(-tokens // (1 << levels))
+    slots = size << levels
+    order = torch.arange(slots, device=q.device).repeat(batch * heads, 1)
+    if levels:
+        with _no_autocast(q.device.type):
+            x = q.detach().to(torch.promote_types(q.dtype, torch.float32)).reshape(-1, tokens, dim).contiguous()
+            if slots > tokens:
+                # Empty slots are zeros, which add nothing to any centroid.
+                x = F.pad(x, (0, 0, 0, slots - tokens))
+            inverse_norm = 1 / torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-12)
+            for level in range(levels):
+                run = slots >> level
+                x, inverse_norm, order = x.view(-1, run, dim), inverse_norm.view(-1, run), order.view(-1, run)
+                score = _nearness(x, inverse_norm, iterations, temperature)
+                if slots > tokens:
+                    # Bit by bit the number of an empty slot leads it to a cluster of its own.
+                    sides = torch.where((order - tokens) >> level & 1 == 0, -torch.inf, torch.inf)
+                    score = torch.where(order < tokens, score, sides.to(score.dtype))
+                rank = _ranking(score)
+                order, inverse_norm = order.gather(1, rank), inverse_norm.gather(1, rank)
+                if level < levels - 1:
+                    rows = rank + run * torch.arange(rank.size(0), device=q.device).unsqueeze(1)
+                    x = x.view(-1, dim).index_select(0, rows.flatten())
+    return order.view(batch, heads, 1 << levels, size)
+
+
+def _nearness(x: torch.Tensor, inverse_norm: torch.Tensor, iterations: int, temperature: float) -> torch.Tensor:
+    """How much nearer each token of a run is to the run's first centroid than to its second. `(R, n, d) -> (R, n)`."""
+    # Cosines ask for directions only: sums serve as means.
+    centroids = x.unflatten(1, (2, -1)).sum(2)
+    for _ in range(iterations):
+        near, far = _cosines(x, inverse_norm, centroids)
+        logit = temperature * (near - far)
+        # The softmax over two. Not one minus the first: the second may be far below the first's last digit.
+        centroids = torch.stack((logit, -logit), dim=1).sigmoid() @ x
+    near, far = _cosines(x, inverse_norm, centroids)
+    # A token opposite to the second centroid would divide by zero, or by what rounding makes of it.
+    return (1 + near) / (1 + far).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _cosines(x: torch.Tensor, inverse_norm: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    # In this order of the operands; the other takes almost twice as long on the CPU.
+    products = F.normalize(centroids, dim=-1) @ x.mT
+    return (products * inverse_norm.unsqueeze(1)).unbind(1)
+
+
+def _ranking(score: torch.Tensor) -> torch.Tensor:
+    """The places of the scores from the smallest up; the first of equals comes first."""
+    if torch.onnx.is_in_onnx_export():
+        # ONNX has no stable sort, but defines this for its TopK.
+        return score.topk(score.size(-1), largest=False).indices
+    return score.sort(dim=-1, stable=True).indices
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
