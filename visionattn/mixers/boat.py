@@ -1,14 +1,17 @@
 """BOAT: Bilateral Local Attention Vision Transformer (BMVC 2022, arXiv 2201.13027).
 
-Code: https://github.com/mahaoyuHKU/pytorch-boat (of the authors; MIT), ContentAttention of BOAT-Swin and BOAT-CSwin.
+Code of the published weights: https://github.com/mahaoyuHKU/pytorch-boat (under the MIT licences of Swin and CSWin),
+ContentAttention of BOAT-Swin and BOAT-CSwin.
 
-Differs from the official code in:
+Differs from that code in:
 - any number of tokens, on any grid, where theirs asks for squares of 49 * 2**k;
 - a single cluster has no sibling, where theirs makes consecutive images of the batch siblings (see `legacy`);
 - clustering takes no gradients, runs in float32 under autocast, and stays finite where theirs divides by zero.
 
 Golden: tests/golden/boat_*_fsla_module_*.npz (outputs, input gradients, order of the tokens).
 """
+
+from operator import index
 
 import torch
 from torch import nn
@@ -23,8 +26,8 @@ class FeatureSpaceLocalAttention(nn.Module):
 
     `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1. Each head clusters the tokens by its queries
     (`visionattn.ops.balanced_bisection`); queries see their own cluster and a part of its sibling. Which tokens share
-    a cluster changes in jumps: rounding may move a token, and the result by more than rounding. The papers' networks
-    put it between the local attention of a block and its MLP.
+    a cluster changes in jumps: rounding, of half precision above all, may move a token, and the result by much more.
+    The paper's networks put it between the local attention of a block and its MLP.
 
     Args:
         dim: Width of the tokens.
@@ -85,7 +88,9 @@ class FeatureSpaceLocalAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, height, width, _ = x.shape
+        batch, dim = x.size(0), x.size(-1)
+        # Compilers get a graph for each grid: it decides the number of rounds, and Inductor hangs on an unknown one.
+        height, width = index(x.size(1)), index(x.size(2))
         pair_images = self.legacy and height * width == self.cluster_size
         if pair_images and batch % 2:
             raise ValueError(f"legacy pairs the images of a batch, which must be even, got {batch}")
@@ -104,5 +109,6 @@ class FeatureSpaceLocalAttention(nn.Module):
             dropout_p=self.attn_drop.p if self.training else 0.0,
             pair_images=pair_images,
         )
-        local = self.get_v(v.view(x.shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.proj_drop(self.proj(out.view(x.shape) + local))
+        out, v = (part.view(batch, height, width, dim) for part in (out, v))
+        local = self.get_v(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj_drop(self.proj(out + local))

@@ -131,8 +131,8 @@ class _Gather(torch.autograd.Function):
         gathered = q.new_empty(3, q.size(0), q.size(1) * q.size(2), dim)
         rest = gathered.size(2) - length
         gathered[0] = q.flatten(1, 2)
-        for to, grad in zip(gathered[1:], seen, strict=True):
-            first, last = grad[:, 0], grad[:, -1]
+        for part, grad in enumerate(seen, 1):
+            to, first, last = gathered[part], grad[:, 0], grad[:, -1]
             to[:, :length], to[:, length:] = first, last[:, length - rest :]
             if grad.size(1) == 2:
                 to[:, rest:length] += last[:, : length - rest]
