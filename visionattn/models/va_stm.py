@@ -5,7 +5,9 @@ of a mixer and an MLP with layer scale, a norm after every stage, one pointwise 
 
 Official code: https://github.com/OpenGVLab/STM-Evaluation (MIT), classification/models: HaloNet, PVT, Swin
 and ConvNeXt mixers. The other mixers are put into it here; each keeps the positional encoding of its own paper (Twins'
-convolution after the first block, one convolution before each of DaViT's mixers) and takes the widths of Swin.
+convolution after the first block, one convolution before each of DaViT's mixers) and takes the widths of Swin. BOAT is
+Swin with attention in feature space in the shifted blocks of the first three stages; FLatten is linear in all stages;
+LKCA has a kernel a head.
 
 Differs from the official code in: any input size (there, attention masks and position embeddings fit one size, HaloNet
 needs multiples of 224); the size nano for 32 px is ours.
@@ -26,8 +28,11 @@ from visionattn.mixers import (
     AveragePool,
     ChannelAttention,
     DepthwiseConvMixer,
+    FeatureSpaceLocalAttention,
+    FocusedLinearAttention,
     GlobalSubsampledAttention,
     HaloAttention,
+    LargeKernelConvAttention,
     LocallyGroupedAttention,
     SpatialReductionAttention,
     SpatialWindowAttention,
@@ -107,15 +112,35 @@ def _davit_position(place: Place, heads: int, grid: tuple[int, int], **dd: Any) 
     return PositionConv(place.dim, **dd)
 
 
+def _boat(place: Place, heads: int, grid: tuple[int, int], **dd: Any) -> dict[str, nn.Module]:
+    parts = _swin(place, heads, grid, **dd)
+    if place.block % 2 and place.stage < 3:
+        parts["content"] = FeatureSpaceLocalAttention(place.dim, num_heads=heads, **_drops(place), **dd)
+    return parts
+
+
+def _flatten(place: Place, heads: int, grid: tuple[int, int], **dd: Any) -> dict[str, nn.Module]:
+    dd = {"proj_drop": place.proj_drop, **dd}
+    return {"attn": FocusedLinearAttention(place.dim, num_heads=heads, grid_size=grid, **dd)}
+
+
+def _lkca(place: Place, heads: int, grid: tuple[int, int], **dd: Any) -> dict[str, nn.Module]:
+    dd = {"proj_drop": place.proj_drop, **dd}
+    return {"attn": LargeKernelConvAttention(place.dim, grid_size=grid, groups="heads", num_heads=heads, **dd)}
+
+
 def _pool(place: Place, heads: int, grid: tuple[int, int], **dd: Any) -> dict[str, nn.Module]:
     return {"attn": AveragePool(place.dim, **dd)}
 
 
 # The norms in the official blocks of HaloNet and PVT have PyTorch's epsilon.
 MECHANISMS: dict[str, Mechanism] = {
+    "boat": Mechanism(_boat),
     "convnext": Mechanism(_convnext),
     "davit": Mechanism(_davit, _davit_position),
+    "flatten": Mechanism(_flatten),
     "halonet": Mechanism(_halo, norm=nn.LayerNorm),
+    "lkca": Mechanism(_lkca),
     "pool": Mechanism(_pool),
     "pvt": Mechanism(_pvt, _pvt_position, norm=nn.LayerNorm),
     "swin": Mechanism(_swin),
@@ -272,14 +297,18 @@ _OWN_SIZES: dict[tuple[str, str], dict[str, Any]] = {
 }
 _REGISTERED = {
     **dict.fromkeys(("convnext", "davit", "halonet", "pvt", "swin", "twins"), tuple(_SIZES)),
-    **dict.fromkeys(("pool",), ("nano", "micro")),
+    **dict.fromkeys(("boat", "flatten", "lkca"), ("nano", "micro", "tiny")),
+    "pool": ("nano", "micro"),
 }
 # Registered name -> mechanism and size.
 _MODELS = {f"va_stm_{name}_{size}": (name, size) for name, sizes in _REGISTERED.items() for size in sizes}
 _PAPERS = {
+    "boat": "arXiv:2201.13027",
     "convnext": "arXiv:2201.03545",
     "davit": "arXiv:2204.03645",
+    "flatten": "arXiv:2308.00442",
     "halonet": "arXiv:2103.12731",
+    "lkca": "arXiv:2401.05738",
     "pool": "arXiv:2111.11418",
     "pvt": "arXiv:2102.12122",
     "swin": "arXiv:2103.14030",
