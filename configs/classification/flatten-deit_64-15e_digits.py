@@ -1,0 +1,14 @@
+# FLatten-DeiT, narrow and with patches of 4 px.
+_base_ = ["./stm-swin-nano_64-15e_digits.py"]
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        model_name="va_flatten_deit_tiny",
+        num_classes=10,
+        dim=96,
+        depth=6,
+        num_heads=3,
+        patch_size=4,
+        img_size=32,
+    )
+)
