@@ -30,6 +30,7 @@ setup(
         "opencv-python-headless>=4.9",
         "torchmetrics>=1.4",
         "scikit-learn>=1.4",
+        "scikit-image>=0.22",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
         "rich>=13.7",
