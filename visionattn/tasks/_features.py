@@ -22,7 +22,7 @@ class FeatureMaps(nn.Module):
             they are the last ones.
         attach: Arguments of `visionattn.attach`.
         compile: Compile the network with torch.compile: True, or its arguments.
-        levels: How many maps to give if `out_indices` does not choose them.
+        levels: How many maps to give if `out_indices` does not choose them; all without it.
         frozen_stages: How many of the network's last four maps are frozen, from the first on: nothing that one of them
             depends on learns, and its batch normalisation keeps its statistics. With `out_indices`, of the chosen maps.
         norm_eval: Whether all batch normalisation of the network keeps its statistics, as detectors need that see few
@@ -39,7 +39,7 @@ class FeatureMaps(nn.Module):
         attach: dict[str, Any] | None = None,
         compile: bool | dict[str, Any] = False,
         *,
-        levels: int,
+        levels: int | None,
         frozen_stages: int = 0,
         norm_eval: bool = False,
     ) -> None:
@@ -52,7 +52,7 @@ class FeatureMaps(nn.Module):
         except (AttributeError, RuntimeError, AssertionError) as error:
             raise ValueError(f"{name} gives no feature maps (features_only): {error}") from error
         info = self.network.feature_info
-        if "out_indices" in backbone:
+        if levels is None or "out_indices" in backbone:
             levels = len(info.channels())
         self.channels: list[int] = info.channels()[-levels:]
         self.strides: list[int] = info.reduction()[-levels:]

@@ -4,6 +4,7 @@ RetinaNet (arXiv 1708.02002), FCOS (arXiv 1904.01355), Faster R-CNN (arXiv 1506.
 each over a feature pyramid (arXiv 1612.03144).
 """
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,9 @@ class Detector(Task):
         try:
             self.detector = kind.cls(pyramid, num_classes + self.first_class, **arguments)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"cannot build {name}({detector}, pyramid_channels={pyramid_channels}): {error}") from error
+            raise ValueError(
+                f"cannot build {name}({detector}, pyramid_channels={pyramid_channels}): {error}"
+            ) from error
         self.detector.transform = _AsIs()
         for head in _heads(self.detector):
             head.register_forward_hook(_in_full_precision)
@@ -241,8 +244,6 @@ def _roi_pool(strides: list[int], size: int) -> MultiScaleRoIAlign:
 
 def _check_names(name: str, cls: type[nn.Module], arguments: dict[str, Any]) -> None:
     """Unknown arguments would go on to the resizing that is not used, and be forgotten."""
-    import inspect
-
     parents = [c for c in (cls, FasterRCNN) if issubclass(cls, c)]
     known = {key for parent in parents for key in inspect.signature(parent).parameters}
     resizing = {"backbone", "num_classes", "min_size", "max_size", "image_mean", "image_std", "kwargs"}
