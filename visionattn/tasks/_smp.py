@@ -72,7 +72,7 @@ def build_decoder(config: dict[str, Any], build_maps: Callable[..., FeatureMaps]
         raise ValueError(f"{name} takes no {', '.join(unknown)} here; it takes {', '.join(known)}")
     stepwise = name == "Unet"
     maps = build_maps(levels=None if stepwise else 4)
-    if name == "FPN" and (len(maps.strides) != 4 or any(2 * a != b for a, b in zip(maps.strides, maps.strides[1:]))):
+    if name == "FPN" and maps.strides != [maps.strides[0] << level for level in range(4)]:
         raise ValueError(f"FPN needs four maps, each half as large as the one before; their strides are {maps.strides}")
     encoder = _Encoder(maps, maps.strides[0] if stepwise else 4)
     depth = len(encoder.out_channels) - 1

@@ -1,7 +1,7 @@
 """Object detection and instance segmentation: torchvision's detectors over any timm network.
 
-RetinaNet (arXiv 1708.02002), FCOS (arXiv 1904.01355), Faster R-CNN (arXiv 1506.01497) and Mask R-CNN (arXiv 1703.06870),
-each over a feature pyramid (arXiv 1612.03144).
+RetinaNet (arXiv 1708.02002), FCOS (arXiv 1904.01355), Faster R-CNN (arXiv 1506.01497) and Mask R-CNN (arXiv
+1703.06870), each over a feature pyramid (arXiv 1612.03144).
 """
 
 import inspect
@@ -68,9 +68,9 @@ class Detector(Task):
         num_classes: Classes of objects, without background.
         pyramid_channels: Width of the pyramid and the heads; for FCOS a multiple of 32.
         pyramid_norm: Whether the pyramid's convolutions have batch normalisation, which helps training from scratch.
-        anchors: `sizes`, a list of numbers for each level, and `aspect_ratios`, a list of numbers for all levels; either
-            may be left out. By default torchvision's, in proportion to the strides. FCOS takes `sizes` only, one number
-            a level.
+        anchors: `sizes`, a list of numbers for each level, and `aspect_ratios`, a list of numbers for all levels;
+            either may be left out. By default torchvision's, in proportion to the strides. FCOS takes `sizes` only, one
+            number a level.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the backbone, pretrained weights kept.
         frozen_stages: How many of the backbone's stages (with all before them) do not learn: 1 is the stem and the
             first stage.
