@@ -14,6 +14,7 @@ import torch
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask the network for its newest version
 import albumentations as A
 
+from . import transforms as own
 from .objects import Objects
 
 __all__ = ["IGNORED", "DetectionPipeline", "Pipeline", "SegmentationPipeline"]
@@ -25,8 +26,8 @@ class Pipeline:
     """A chain of albumentations transforms: an RGB picture in, a `(3, H, W)` uint8 tensor out.
 
     Args:
-        transforms: One dict a transform: `type` is its name in albumentations, the rest its arguments; `OneOf` and the
-            like take their `transforms` the same way.
+        transforms: One dict a transform: `type` is its name in albumentations or `visionattn.data.transforms`, the
+            rest its arguments; `OneOf` and the like take their `transforms` the same way.
 
     Raises:
         ValueError: If a transform or an argument is unknown or out of range.
@@ -173,19 +174,24 @@ def _tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
+_KNOWN = {
+    name: value for name, value in vars(A).items() if isinstance(value, type) and not name.startswith(("_", "Base"))
+} | {name: getattr(own, name) for name in own.__all__}
+
+
 def _build(config: dict[str, Any], defaults: dict[str, Any] | None = None) -> A.BasicTransform | A.BaseCompose:
     arguments = dict(config)
     name = arguments.pop("type", None)
-    known = [key for key, value in vars(A).items() if isinstance(value, type) and not key.startswith(("_", "Base"))]
-    if name not in known:
-        close = difflib.get_close_matches(str(name), known)
+    if name not in _KNOWN:
+        close = difflib.get_close_matches(str(name), _KNOWN)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(
-            f"a transform's type must be the name of one of albumentations' transforms, got {name!r}{hint}"
+            f"a transform's type must be the name of one of albumentations' transforms or {' or '.join(own.__all__)}, "
+            f"got {name!r}{hint}"
         )
     if "transforms" in arguments:
         arguments["transforms"] = [_build(inner, defaults) for inner in arguments["transforms"]]
-    cls = getattr(A, name)
+    cls = _KNOWN[name]
     taken = inspect.signature(cls).parameters
     for key, value in (defaults or {}).items():
         if key in taken and taken[key].default is not None:
