@@ -101,21 +101,28 @@ def _parser() -> argparse.ArgumentParser:
     predict = add(
         "predict",
         commands.predict,
-        "classify pictures; writes a table and the annotated pictures",
+        "classify pictures, find objects in them or segment them; writes a table and the annotated pictures",
         "photo.jpg folder/ --model va_resnet10n_cbam.digits",
         "folder/ --config quickstart --checkpoint work_dirs/quickstart/best_top1.pth --out results",
+        "folder/ --config detection/quickstart --checkpoint best_map.pth --score 0.5",
     )
     predict.add_argument("inputs", nargs="+", type=Path, help="pictures, or folders to search for them")
     source = predict.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="name of a network with pretrained weights, any of timm's too")
+    source.add_argument("--model", help="name of a published checkpoint, or of a pretrained network of timm's")
     source.add_argument("--config", help="path or name of a config; needs --checkpoint")
     predict.add_argument("--checkpoint", type=Path, help="weights for --config")
     predict.add_argument(
         "--out", type=Path, default=Path("predictions"), help="folder for the results (default: predictions)"
     )
-    predict.add_argument("--topk", type=int, default=5, help="how many classes to tell (default: 5)")
-    predict.add_argument("--batch-size", type=int, default=1, help="above 1 all pictures must be prepared to one size")
+    predict.add_argument("--topk", type=int, default=5, help="classification: how many classes to tell (default: 5)")
+    predict.add_argument(
+        "--score", type=float, default=0.3, help="detection: leave out what scores less than this (default: 0.3)"
+    )
+    predict.add_argument(
+        "--batch-size", type=int, default=1, help="to classify, all pictures must be prepared to one size above 1"
+    )
     predict.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
+    _add_config_options(predict)
 
     publish = add(
         "publish",
@@ -184,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_config_options(parser: argparse.ArgumentParser) -> None:
     from mmengine.config import DictAction
 
     parser.add_argument(
@@ -195,6 +202,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change the config: nested keys with dots, lists as key=a,b or key=[a,b]",
     )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    _add_config_options(parser)
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm"),

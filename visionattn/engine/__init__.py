@@ -9,7 +9,7 @@ from .config import list_configs, load_config
 from .metrics import TorchMetrics
 from .optim import TimmOptimWrapperConstructor
 from .progress import ProgressHook
-from .report import draw_learning_curve, read_scalars
+from .report import draw_learning_curve, draw_scores, read_scalars
 from .runner import Runner
 from .seeding import StepSeedHook
 
@@ -23,6 +23,7 @@ __all__ = [
     "TimmOptimWrapperConstructor",
     "TorchMetrics",
     "draw_learning_curve",
+    "draw_scores",
     "latest_checkpoint",
     "list_configs",
     "load_config",

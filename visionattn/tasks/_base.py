@@ -16,6 +16,8 @@ __all__ = ["Task", "compile_network", "create_network", "load_exactly"]
 class Task(BaseModel):
     """A network with its losses, as mmengine trains it; `backbone` is the part that comes from timm."""
 
+    kind: str  # what it does: classification, detection or segmentation
+
     def init_weights(self) -> None:
         """Does nothing: timm's networks start when they are built, and pretrained weights must stay."""
 

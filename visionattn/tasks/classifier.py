@@ -33,6 +33,8 @@ class Classifier(Task):
         ValueError: If the network or the loss is unknown.
     """
 
+    kind = "classification"
+
     def __init__(
         self,
         backbone: dict[str, Any],

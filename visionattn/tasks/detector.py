@@ -83,6 +83,8 @@ class Detector(Task):
         ValueError: If an argument is unknown or out of range.
     """
 
+    kind = "detection"
+
     def __init__(
         self,
         backbone: dict[str, Any],

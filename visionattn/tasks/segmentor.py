@@ -66,6 +66,8 @@ class Segmentor(Task):
         ValueError: If an argument is unknown or out of range.
     """
 
+    kind = "segmentation"
+
     def __init__(
         self,
         backbone: dict[str, Any],
