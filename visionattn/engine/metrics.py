@@ -72,6 +72,8 @@ class TorchMetrics(BaseMetric):
         classes = (self.dataset_meta or {}).get("classes")
         if isinstance(value, torch.Tensor) and value.ndim == 0:
             return {name: value.item()}
+        if isinstance(value, torch.Tensor) and value.ndim > 1:
+            return {}  # a table, such as a confusion matrix: a matter for pictures
         if isinstance(value, torch.Tensor):
             if classes and len(classes) != len(value):
                 raise ValueError(f"metric {name!r} gives {len(value)} numbers for {len(classes)} classes")

@@ -111,7 +111,7 @@ def _confusion(matrix: torch.Tensor, classes: Sequence[str]) -> "Figure":
     side = min(4 + 0.35 * len(classes), 20)
     figure = _figure(side + 1, side)
     axes = figure.subplots()
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
     if len(classes) <= 40:
@@ -129,16 +129,18 @@ def _precision_recall(metric: DetectionScores, classes: Sequence[str]) -> "Figur
     """Each class at IoU 0.5, and the mean over the classes at several."""
     figure = _figure(7, 5)
     axes = figure.subplots()
-    recall = torch.linspace(0, 1, metric.precision.shape[1])
+    recall = torch.linspace(0, 1, metric.precision.shape[1]).numpy()
     known = (metric.precision[0] > -1).all(0)
     curves = metric.precision[:, :, known]
     if curves.shape[-1]:
         for number, curve in zip(torch.tensor(metric.classes)[known].tolist(), curves[0].unbind(-1), strict=True):
             label = classes[number] if curves.shape[-1] <= 20 else None
-            axes.plot(recall, curve, linewidth=1, alpha=0.6, label=label)
+            axes.plot(recall, curve.numpy(), linewidth=1, alpha=0.6, label=label)
         for index, style in ((0, "-"), (5, "--")):
             threshold = 0.5 + 0.05 * index
-            axes.plot(recall, curves[index].mean(-1), f"k{style}", linewidth=2, label=f"mean, IoU {threshold:.2f}")
+            axes.plot(
+                recall, curves[index].mean(-1).numpy(), f"k{style}", linewidth=2, label=f"mean, IoU {threshold:.2f}"
+            )
         axes.legend(fontsize=8, ncols=2)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)

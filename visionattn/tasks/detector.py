@@ -66,7 +66,8 @@ class Detector(Task):
             of that name (`score_thresh`, `nms_thresh`, `detections_per_img`, `topk_candidates`, `box_score_thresh`,
             `rpn_nms_thresh`, ...).
         num_classes: Classes of objects, without background.
-        pyramid_channels: Width of the pyramid and the heads; for FCOS a multiple of 32.
+        pyramid_channels: Width of the pyramid and the heads; for FCOS, whose heads norm 32 groups of channels, 64
+            or another multiple of 32.
         pyramid_norm: Whether the pyramid's convolutions have batch normalisation, which helps training from scratch.
         anchors: `sizes`, a list of numbers for each level, and `aspect_ratios`, a list of numbers for all levels;
             either may be left out. By default torchvision's, in proportion to the strides. FCOS takes `sizes` only, one
@@ -106,6 +107,8 @@ class Detector(Task):
             raise ValueError(f"detector type must be one of {', '.join(_KINDS)}, got {name!r}")
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1 (objects, without background), got {num_classes}")
+        if name == "FCOS" and (pyramid_channels % 32 or pyramid_channels < 64):
+            raise ValueError(f"FCOS needs pyramid_channels of 64, 96, ... (a multiple of 32), got {pyramid_channels}")
         kind = _KINDS[name]
         self.num_classes = num_classes
         self.with_masks = kind.cls is MaskRCNN
