@@ -122,7 +122,21 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=int, default=1, help="to classify, all pictures must be prepared to one size above 1"
     )
     predict.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
-    _add_config_options(predict)
+    _add_cfg_options(predict)
+
+    browse = add(
+        "browse",
+        commands.browse,
+        "draw what a config's data pipeline feeds the network: pictures with their classes, boxes or masks",
+        "quickstart --count 32 --columns 8",
+        "quickstart --split test --out test.png",
+    )
+    browse.add_argument("config", help="path of a config, or the name of a packaged one")
+    browse.add_argument("--split", choices=("train", "val", "test"), default="train")
+    browse.add_argument("--count", type=int, default=16, help="how many samples (default: 16)")
+    browse.add_argument("--columns", type=int, default=4, help="how many stand in a row (default: 4)")
+    browse.add_argument("--out", type=Path, default=Path("browse.png"), help="the picture (default: browse.png)")
+    _add_cfg_options(browse)
 
     publish = add(
         "publish",
@@ -191,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config_options(parser: argparse.ArgumentParser) -> None:
+def _add_cfg_options(parser: argparse.ArgumentParser) -> None:
     from mmengine.config import DictAction
 
     parser.add_argument(
@@ -205,7 +219,7 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    _add_config_options(parser)
+    _add_cfg_options(parser)
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm"),

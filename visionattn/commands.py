@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["bakeoff", "benchmark", "configs", "cost", "predict", "publish", "test", "train"]
+__all__ = ["bakeoff", "benchmark", "browse", "configs", "cost", "predict", "publish", "test", "train"]
 
 
 def train(options: argparse.Namespace) -> None:
@@ -184,6 +184,24 @@ def cost(options: argparse.Namespace) -> None:
     if options.size < 1:
         raise ValueError(f"--size must be at least 1, got {options.size}")
     print(write_table(measure(options.size), options.size, options.out))
+
+
+def browse(options: argparse.Namespace) -> None:
+    """Draws what the data pipeline feeds the network."""
+    from PIL import Image
+
+    from visionattn._files import replacing
+    from visionattn.engine import draw_samples, load_config
+
+    if options.count < 1 or options.columns < 1:
+        raise ValueError(f"--count and --columns must be at least 1, got {options.count} and {options.columns}")
+    if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--out must end in .png or .jpg, got {options.out}")
+    config = load_config(options.config, options.cfg_options)
+    picture = Image.fromarray(draw_samples(config, options.split, options.count, options.columns))
+    with replacing(options.out) as temporary:
+        picture.save(temporary)
+    print(f"{options.out}: {options.split} samples of {options.config}, {picture.width}x{picture.height} pixels")
 
 
 def configs(options: argparse.Namespace) -> None:
