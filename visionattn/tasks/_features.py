@@ -69,7 +69,7 @@ class FeatureMaps(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         maps = self.network(x)[-len(self.channels) :]
-        if self.network.output_fmt == "NHWC":
+        if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
         return maps
 
