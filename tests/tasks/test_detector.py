@@ -36,7 +36,7 @@ def test_same_as_torchvision(kind):
     torch.manual_seed(1)
     ours = model(inputs, samples, "loss")
     own = model.detector.transform
-    model.detector.transform = GeneralizedRCNNTransform(64, 96, [0.0] * 3, [1.0] * 3)
+    model.detector.transform = GeneralizedRCNNTransform(64, 96, [0.0] * 3, [1.0] * 3, _skip_resize=True)
     torch.manual_seed(1)
     theirs = model.detector(list(inputs), targets)
     assert {key.removeprefix("loss_") for key in ours} == {key.removeprefix("loss_") for key in theirs}

@@ -97,6 +97,8 @@ class Segmentor(Task):
             raise ValueError(f"auxiliary has only a loss_weight, got {auxiliary}")
         self.auxiliary_weight = auxiliary["loss_weight"] if auxiliary else 0.0
         self.auxiliary = FCNHead(self.backbone.channels[-2], num_classes) if auxiliary else None
+        if unknown := (inference or {}).keys() - {"crop", "stride", "flip"}:
+            raise ValueError(f"inference takes crop, stride and flip, got {', '.join(unknown)}")
         self.predictor = _Predictor(**(inference or {}))
 
     @property
