@@ -83,7 +83,7 @@ class TestLosses:
 class TestInference:
     @pytest.mark.parametrize("flip", [False, True])
     def test_one_window_is_the_whole_picture(self, flip):
-        inputs, samples = segmentation_batch([(45, 51)])
+        inputs, _ = segmentation_batch([(45, 51)])
         whole, slid = (build(inference={"crop": crop, "flip": flip}).eval() for crop in (None, (64, 64)))
         with torch.inference_mode():
             assert torch.equal(*(m.predictor(m.forward, inputs) for m in (whole, slid)))
@@ -100,7 +100,7 @@ class TestInference:
 
     def test_mirrored_pictures_have_mirrored_predictions(self):
         model = build(inference={"flip": True}).eval()
-        inputs, samples = segmentation_batch([(64, 45)])
+        inputs, _ = segmentation_batch([(64, 45)])
         with torch.inference_mode():
             scores, mirrored = (model.predictor(model.forward, x) for x in (inputs, inputs.flip(-1)))
         torch.testing.assert_close(mirrored, scores.flip(-1))
