@@ -138,6 +138,22 @@ def _parser() -> argparse.ArgumentParser:
     browse.add_argument("--out", type=Path, default=Path("browse.png"), help="the picture (default: browse.png)")
     _add_cfg_options(browse)
 
+    stamps = add(
+        "prepare-stamps",
+        commands.prepare_stamps,
+        "compose scenes of Tux Paint's stamps, cut-out photographs of eight classes, as a COCO data set with masks",
+        "",
+        "--source unpacked/usr/share/tuxpaint/stamps --train 500 --test 100 --out data/stamps-small",
+    )
+    stamps.add_argument(
+        "--source", type=Path, help="folder of the stamps (default: where Debian's tuxpaint-stamps-default has them)"
+    )
+    stamps.add_argument("--out", type=Path, default=Path("data/stamps"), help="a new folder (default: data/stamps)")
+    stamps.add_argument("--train", type=int, default=4000, help="how many scenes to train (default: 4000)")
+    stamps.add_argument("--test", type=int, default=400, help="how many scenes to test (default: 400)")
+    stamps.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default: 256)")
+    stamps.add_argument("--seed", type=int, default=0, help="gives other scenes (default: 0)")
+
     publish = add(
         "publish",
         commands.publish,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["bakeoff", "benchmark", "browse", "configs", "cost", "predict", "publish", "test", "train"]
+__all__ = ["bakeoff", "benchmark", "browse", "configs", "cost", "predict", "prepare_stamps", "publish", "test", "train"]
 
 
 def train(options: argparse.Namespace) -> None:
@@ -118,6 +118,18 @@ def predict(options: argparse.Namespace) -> None:
     if len(summaries) > 20:
         console.print(f"... and {len(summaries) - 20} more")
     console.print(f"all of them in {options.out / 'predictions.csv'}, the annotated pictures beside it")
+
+
+def prepare_stamps(options: argparse.Namespace) -> None:
+    """Composes scenes of Tux Paint's stamps."""
+    from rich.progress import track
+
+    from visionattn.data.stamps import SYSTEM_FOLDER, prepare_stamps
+
+    counts = {"train": options.train, "test": options.test}
+    source = options.source or SYSTEM_FOLDER
+    prepare_stamps(source, options.out, counts, options.size, options.seed, lambda numbers, what: track(numbers, what))
+    print(f"{counts['train']} scenes to train and {counts['test']} to test are in {options.out}")
 
 
 def publish(options: argparse.Namespace) -> None:
