@@ -133,7 +133,7 @@ def test_published_as_a_file_that_the_config_takes(trained, run_cli, tmp_path):
     base.merge_from_dict({key: value for key, value in TINY.items() if key.startswith("test")})
     base.dump(config)
     tag = f"va_resnet10n_cbam.{task}"
-    code, out, err = run_cli("publish", config, best_of(trained), "--name", tag, "--license", "mit", "--out", "mine")
+    code, _, err = run_cli("publish", config, best_of(trained), "--name", tag, "--license", "mit", "--out", "mine")
     assert code == 0, err
     entry = json.loads((tmp_path / "mine" / "manifest.json").read_text())["checkpoints"][tag]
     assert entry["task"] == task and entry["model"] == "va_resnet10n_cbam" and metric in entry["metrics"]
