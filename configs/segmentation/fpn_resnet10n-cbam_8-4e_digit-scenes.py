@@ -3,7 +3,7 @@
 _base_ = [
     "../_base_/models/semantic_fpn.py",
     "../_base_/datasets/digit_scenes_semantic.py",
-    "../_base_/schedules/adamw_cosine.py",
+    "../_base_/schedules/adamw_warm200.py",
     "../_base_/segmentation_runtime.py",
 ]
 model = dict(
@@ -11,4 +11,4 @@ model = dict(
     decoder=dict(decoder_pyramid_channels=64, decoder_segmentation_channels=32),
     num_classes=11,
 )
-train_cfg = dict(max_epochs=8)
+train_dataloader = dict(batch_size=8, dataset=dict(length=4000))

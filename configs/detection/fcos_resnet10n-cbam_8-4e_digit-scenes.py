@@ -4,7 +4,7 @@
 _base_ = [
     "../_base_/models/fcos_fpn.py",
     "../_base_/datasets/digit_scenes_detection.py",
-    "../_base_/schedules/adamw_cosine.py",
+    "../_base_/schedules/adamw_warm200.py",
     "../_base_/detection_runtime.py",
 ]
 model = dict(
@@ -15,4 +15,4 @@ model = dict(
     frozen_stages=0,
     norm_eval=False,
 )
-train_cfg = dict(max_epochs=8)
+train_dataloader = dict(batch_size=8, dataset=dict(length=4000))
