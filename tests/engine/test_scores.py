@@ -11,8 +11,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score, recall_score
 
+from visionattn.data import CocoDetection
 from visionattn.engine import TorchMetrics
 
 CLASSES = ("ant", "cow", "zebra", "unicorn")
@@ -112,6 +114,48 @@ def test_detection_equals_pycocotools(kind, seed):
     assert 0.05 < values["x/map"] < 0.95 and len({round(values[f"x/{name}"], 6) for name in NAMES}) == 6
     assert {name: values[f"x/ap/{name}"] for name in by_class} == pytest.approx(by_class, abs=1e-6)
     assert "x/ap/unicorn" not in values  # neither there nor predicted
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_a_coco_file_is_scored_as_pycocotools_scores_it(tmp_path, kind):
+    """Crowds, gaps in class ids and boxes outside go from the file through data set and metric untouched."""
+    from pycocotools import mask as coding
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    ids, samples = (3, 7, 90), scenes(8, seed=4)
+    content = {"images": [], "annotations": [], "categories": [{"id": i, "name": str(i)} for i in ids]}
+    found = []
+    for image_id, sample in enumerate(samples):
+        Image.new("RGB", (220, 220)).save(tmp_path / f"{image_id}.png")
+        content["images"].append({"id": image_id, "file_name": f"{image_id}.png", "height": 220, "width": 220})
+        for part, records in ((sample["target"], content["annotations"]), (sample["preds"], found)):
+            for i, (left, top, right, bottom) in enumerate(part["boxes"].tolist()):
+                runs = coding.encode(np.asfortranarray(part["masks"][i].numpy().astype(np.uint8)))
+                record = {"image_id": image_id, "category_id": ids[part["labels"][i]]}
+                record["segmentation"] = {"size": [220, 220], "counts": runs["counts"].decode()}
+                if "scores" in part:
+                    record["score"] = float(part["scores"][i])
+                else:
+                    left -= 60 * (i == 1)  # out of the picture
+                    record |= {"id": len(records) + 1, "iscrowd": int(part["iscrowd"][i]), "area": 7.5 * (i + 1) ** 5}
+                records.append(record | ({"bbox": [left, top, right - left, bottom - top]}))
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    dataset = CocoDetection(tmp_path / "a.json", tmp_path, [], masks=True, test_mode=True)
+    pairs = [
+        {"preds": samples[i]["preds"], "target": dataset[i]["data_samples"]["original"]} for i in range(len(dataset))
+    ]
+    values, _ = evaluate({"type": "DetectionScores", "iou_type": kind}, pairs)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(tmp_path / "a.json")
+        wrong_key = "bbox" if kind == "segm" else "segmentation"
+        results = truth.loadRes([{key: value for key, value in r.items() if key != wrong_key} for r in found])
+        evaluation = COCOeval(truth, results, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert [values[f"x/{name}"] for name in NAMES] == pytest.approx(evaluation.stats[:6].tolist(), abs=1e-6)
+    assert len({*evaluation.stats[:6]}) == 6
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
