@@ -30,6 +30,7 @@ setup(
         "opencv-python-headless>=4.9",
         "torchmetrics>=1.9",
         "faster-coco-eval>=1.8",
+        "segmentation-models-pytorch>=0.5",
         "scikit-learn>=1.4",
         "scikit-image>=0.22",
         "matplotlib>=3.8",
