@@ -28,14 +28,25 @@ setup(
         "mmengine-lite>=0.10.7",
         "albumentations>=2.0.8,<3",
         "opencv-python-headless>=4.9",
-        "torchmetrics>=1.4",
+        "torchmetrics>=1.9",
+        "faster-coco-eval>=1.8",
+        "segmentation-models-pytorch>=0.5",
         "scikit-learn>=1.4",
+        "scikit-image>=0.22",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
         "rich>=13.7",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.9", "setuptools>=71", "onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+        "test": [
+            "pytest>=8",
+            "pycocotools>=2.0.8",
+            "ruff>=0.9",
+            "setuptools>=71",
+            "onnx>=1.17",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.20",
+        ]
     },
     entry_points={"console_scripts": ["visionattn = visionattn.cli:main"]},
     classifiers=[

@@ -208,12 +208,28 @@ class TestCommands:
                 ["train", "quickstart", "--cfg-options", "train_dataloader.dataset.split=val"],
                 "split must be 'train' or",
             ),
+            (
+                ["train", "quickstart-detection", "--cfg-options", "model.detector.type=YOLO"],
+                "detector type must be one of RetinaNet, FCOS, FasterRCNN, MaskRCNN, got 'YOLO'",
+            ),
+            (
+                ["train", "quickstart-detection", "--cfg-options", "model.num_classes=5"],
+                "DigitScenes has 10 classes, but the model's num_classes is only 5",
+            ),
+            (
+                ["train", "quickstart-segmentation", "--cfg-options", "model.decoder.type=PSPNet"],
+                "decoder type must be one of UPerNet, FPN, Unet, DeepLabV3Plus, Segformer, got 'PSPNet'",
+            ),
             (["train", "quickstart", "--resume", "nowhere.pth"], "no checkpoint at nowhere.pth"),
             (["test", "quickstart", "nowhere.pth"], "no checkpoint at nowhere.pth"),
             (["test", "quickstart", "va_resnet10n_cbam.nope"], "no packaged checkpoint 'va_resnet10n_cbam.nope'"),
             (["predict", "nowhere", "--model", "va_resnet10n_cbam.digits"], "no file or folder nowhere"),
             (["predict", ".", "--model", "va_resnet10n_cbam.digits"], "no images in ."),
             (["predict", ".", "--config", "quickstart"], "--config needs --checkpoint"),
+            (
+                ["predict", ".", "--model", "va_resnet10n_cbam.digits", "--score", "2"],
+                "--score must lie in 0..1, got 2",
+            ),
             (
                 ["predict", ".", "--model", "va_resnet10n_cbam.digits", "--topk", "0"],
                 "--topk must be at least 1, got 0",

@@ -119,7 +119,7 @@ def test_fresh_moves_the_old_run_aside(trained, run_cli, tmp_path):
     assert code == 0 and "the earlier run is now in work_dirs/quickstart-until-" in out
     assert len(list((tmp_path / "work_dirs").glob("quickstart*/epoch_2.pth"))) == 2
     code, out, _ = run_cli("train", "quickstart", "--resume", *options)
-    assert code == 0 and "accuracy  top1" in out
+    assert code == 0 and "score     top1" in out
 
 
 def test_help_teaches(run_cli):
@@ -146,4 +146,4 @@ def test_live_progress_on_a_terminal(tmp_path):
     assert process.wait(60) == 0
     text = shown.decode()
     assert "epoch 2/2, loss" in text and "44/44" in text and "━" in text
-    assert "eta:" not in text and "Epoch(val) [2]" in text and "accuracy  top1" in text
+    assert "eta:" not in text and "Epoch(val) [2]" in text and "score     top1" in text

@@ -62,8 +62,8 @@ def publish(
     A checkpoint of the same name is replaced.
 
     Args:
-        model: The timm network, trained.
-        name: `<model>.<tag>`, the name under which timm will find it.
+        model: The trained timm network; of other tasks than classification the whole task.
+        name: `<model>.<tag>`. timm finds classifiers under it; other tasks are built by `config` of the facts.
         folder: Where the file and `manifest.json` go.
         classes: Names of the classes.
         mean: Of the channels, for pixels in 0..1.
@@ -80,8 +80,9 @@ def publish(
     architecture, dot, tag = name.partition(".")
     if not dot or not tag or not timm.is_model(architecture):
         raise ValueError(f"name must be <registered model>.<tag>, such as va_resnet10n_cbam.digits, got {name!r}")
-    # Such as one with attached plug-ins, or of another width, which the name alone could not build again.
-    check_state_dict(model.state_dict(), timm.create_model(architecture, num_classes=len(classes), device="meta"))
+    if facts["task"] == "classification":
+        # Such as one with attached plug-ins, or of another width, which the name alone could not build again.
+        check_state_dict(model.state_dict(), timm.create_model(architecture, num_classes=len(classes), device="meta"))
     folder = Path(folder)
     state_dict = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     content = safetensors.torch.save(state_dict, metadata={"name": name})

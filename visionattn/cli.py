@@ -101,21 +101,58 @@ def _parser() -> argparse.ArgumentParser:
     predict = add(
         "predict",
         commands.predict,
-        "classify pictures; writes a table and the annotated pictures",
+        "classify pictures, find objects in them or segment them; writes a table and the annotated pictures",
         "photo.jpg folder/ --model va_resnet10n_cbam.digits",
         "folder/ --config quickstart --checkpoint work_dirs/quickstart/best_top1.pth --out results",
+        "folder/ --config detection/quickstart --checkpoint best_map.pth --score 0.5",
     )
     predict.add_argument("inputs", nargs="+", type=Path, help="pictures, or folders to search for them")
     source = predict.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="name of a network with pretrained weights, any of timm's too")
+    source.add_argument("--model", help="name of a published checkpoint, or of a pretrained network of timm's")
     source.add_argument("--config", help="path or name of a config; needs --checkpoint")
     predict.add_argument("--checkpoint", type=Path, help="weights for --config")
     predict.add_argument(
         "--out", type=Path, default=Path("predictions"), help="folder for the results (default: predictions)"
     )
-    predict.add_argument("--topk", type=int, default=5, help="how many classes to tell (default: 5)")
-    predict.add_argument("--batch-size", type=int, default=1, help="above 1 all pictures must be prepared to one size")
+    predict.add_argument("--topk", type=int, default=5, help="classification: how many classes to tell (default: 5)")
+    predict.add_argument(
+        "--score", type=float, default=0.3, help="detection: leave out what scores less than this (default: 0.3)"
+    )
+    predict.add_argument(
+        "--batch-size", type=int, default=1, help="to classify, all pictures must be prepared to one size above 1"
+    )
     predict.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
+    _add_cfg_options(predict)
+
+    browse = add(
+        "browse",
+        commands.browse,
+        "draw what a config's data pipeline feeds the network: pictures with their classes, boxes or masks",
+        "quickstart --count 32 --columns 8",
+        "quickstart --split test --out test.png",
+    )
+    browse.add_argument("config", help="path of a config, or the name of a packaged one")
+    browse.add_argument("--split", choices=("train", "val", "test"), default="train")
+    browse.add_argument("--count", type=int, default=16, help="how many samples (default: 16)")
+    browse.add_argument("--columns", type=int, default=4, help="how many stand in a row (default: 4)")
+    browse.add_argument("--out", type=Path, default=Path("browse.png"), help="the picture (default: browse.png)")
+    _add_cfg_options(browse)
+
+    stamps = add(
+        "prepare-stamps",
+        commands.prepare_stamps,
+        "compose scenes of Tux Paint's stamps, cut-out photographs of eight classes, as a COCO data set with masks",
+        "",
+        "--source unpacked/usr/share/tuxpaint/stamps --train 500 --test 100 --out data/stamps-small",
+    )
+    stamps.add_argument(
+        "--source", type=Path, help="folder of the stamps (default: where Debian's tuxpaint-stamps-default has them)"
+    )
+    stamps.add_argument("--out", type=Path, default=Path("data/stamps"), help="a new folder (default: data/stamps)")
+    stamps.add_argument("--train", type=int, default=4000, help="how many scenes to train (default: 4000)")
+    stamps.add_argument("--test", type=int, default=400, help="how many scenes to test (default: 400)")
+    stamps.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default: 256)")
+    stamps.add_argument("--seed", type=int, default=0, help="gives other scenes (default: 0)")
 
     publish = add(
         "publish",
@@ -191,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_cfg_options(parser: argparse.ArgumentParser) -> None:
     from mmengine.config import DictAction
 
     parser.add_argument(
@@ -202,6 +239,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change the config: nested keys with dots, lists as key=a,b or key=[a,b]",
     )
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    _add_cfg_options(parser)
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm"),

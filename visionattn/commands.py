@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["bakeoff", "benchmark", "configs", "cost", "predict", "publish", "test", "train"]
+__all__ = ["bakeoff", "benchmark", "browse", "configs", "cost", "predict", "prepare_stamps", "publish", "test", "train"]
 
 
 def train(options: argparse.Namespace) -> None:
@@ -52,7 +52,8 @@ def _summarise(name: str, config: "Config", work_dir: Path, seconds: float) -> N
     print(f"\ntrained   {_duration(seconds)}")
     if scores:
         score, step = max(scores, key=lambda pair: pair[0])  # the first of equals is the one that was saved
-        print(f"accuracy  {metric} {100 * scores[-1][0]:.2f} % at the end, {100 * score:.2f} % at best (epoch {step})")
+        unit = "epoch" if config.train_cfg.get("by_epoch") else "iteration"
+        print(f"score     {metric} {100 * scores[-1][0]:.2f} % at the end, {100 * score:.2f} % at best ({unit} {step})")
     print(f"picture   {picture}")
     print(f"weights   {best if best.exists() else work_dir}")
     if best.exists():
@@ -64,6 +65,7 @@ def test(options: argparse.Namespace) -> None:
     """Evaluates a checkpoint."""
     from visionattn._files import replacing
     from visionattn.checkpoints import packaged_path, read_weights
+    from visionattn.engine import draw_scores
 
     config = _load(options, default_dir="work_dirs/{}-test")
     path = Path(options.checkpoint)
@@ -73,7 +75,10 @@ def test(options: argparse.Namespace) -> None:
     metrics, runner = _evaluate(config, read_weights(path))
     if runner.rank == 0:
         for name, value in metrics.items():
-            print(f"{name:10} {value:.6f}")
+            print(f"{name:16} {value:.6f}")
+        classes = runner.test_dataloader.dataset.metainfo["classes"]
+        for picture in draw_scores(runner.test_evaluator.metrics, runner.work_dir, classes):
+            print(f"{'picture':16} {picture}")
         if options.out:
             with replacing(options.out) as temporary:
                 temporary.write_text(json.dumps(metrics, indent=2) + "\n")
@@ -81,35 +86,50 @@ def test(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Classifies pictures."""
+    """Predicts on pictures."""
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
 
-    from visionattn.inference import ImageClassifier, find_images, save_classifications
+    from visionattn.engine import load_config
+    from visionattn.inference import Predictor, find_images, save_predictions
 
     if options.config and not options.checkpoint:
         raise ValueError("--config needs --checkpoint")
     if options.topk < 1:
         raise ValueError(f"--topk must be at least 1, got {options.topk}")
+    if not 0 <= options.score <= 1:
+        raise ValueError(f"--score must lie in 0..1, got {options.score}")
     if options.out.exists():
         raise ValueError(f"--out {options.out} exists already; name another folder, so that nothing is overwritten")
     paths = find_images(options.inputs)
+    how = {"device": options.device, "topk": options.topk, "score": options.score}
     if options.model:
-        classifier = ImageClassifier.from_name(options.model, options.device)
+        predictor = Predictor.from_name(options.model, **how)
     else:
-        classifier = ImageClassifier.from_config(options.config, options.checkpoint, options.device)
+        predictor = Predictor.from_config(load_config(options.config, options.cfg_options), options.checkpoint, **how)
     console = Console()
-    shown = track(classifier(paths, options.topk, options.batch_size), "predicting", len(paths), console=console)
-    results = list(shown)
-    save_classifications(results, options.out)
-    table = Table("image", "class", "probability")
-    for result in results[:20]:
-        table.add_row(str(result.path), result.labels[0], f"{100 * result.scores[0]:.1f} %")
+    shown = track(predictor(paths, options.batch_size), "predicting", len(paths), console=console)
+    summaries = save_predictions(shown, options.out)
+    table = Table("image", "prediction")
+    for path, summary in summaries[:20]:
+        table.add_row(str(path), summary)
     console.print(table)
-    if len(results) > 20:
-        console.print(f"... and {len(results) - 20} more")
+    if len(summaries) > 20:
+        console.print(f"... and {len(summaries) - 20} more")
     console.print(f"all of them in {options.out / 'predictions.csv'}, the annotated pictures beside it")
+
+
+def prepare_stamps(options: argparse.Namespace) -> None:
+    """Composes scenes of Tux Paint's stamps."""
+    from rich.progress import track
+
+    from visionattn.data.stamps import SYSTEM_FOLDER, prepare_stamps
+
+    counts = {"train": options.train, "test": options.test}
+    source = options.source or SYSTEM_FOLDER
+    prepare_stamps(source, options.out, counts, options.size, options.seed, lambda numbers, what: track(numbers, what))
+    print(f"{counts['train']} scenes to train and {counts['test']} to test are in {options.out}")
 
 
 def publish(options: argparse.Namespace) -> None:
@@ -120,10 +140,10 @@ def publish(options: argparse.Namespace) -> None:
     config = _load(options, default_dir="work_dirs/{}-publish")
     config.model.backbone.model_name = options.name.partition(".")[0]
     metrics, runner = _evaluate(config, read_weights(options.checkpoint))
-    dataset = runner.test_dataloader.dataset
+    dataset, task = runner.test_dataloader.dataset, runner.model
     preprocessor = config.data_preprocessor
     path = publish(
-        runner.model.backbone,
+        task.backbone if task.kind == "classification" else task,
         options.name,
         options.out,
         classes=dataset.metainfo["classes"],
@@ -131,7 +151,7 @@ def publish(options: argparse.Namespace) -> None:
         std=tuple(value / 255 for value in preprocessor.std),
         input_size=tuple(dataset[0]["inputs"].shape),
         facts={
-            "task": "classification",
+            "task": task.kind,
             "dataset": type(dataset).__name__,
             "metrics": metrics,
             "config": options.config,
@@ -185,6 +205,24 @@ def cost(options: argparse.Namespace) -> None:
     if options.size < 1:
         raise ValueError(f"--size must be at least 1, got {options.size}")
     print(write_table(measure(options.size), options.size, options.out))
+
+
+def browse(options: argparse.Namespace) -> None:
+    """Draws what the data pipeline feeds the network."""
+    from PIL import Image
+
+    from visionattn._files import replacing
+    from visionattn.engine import draw_samples, load_config
+
+    if options.count < 1 or options.columns < 1:
+        raise ValueError(f"--count and --columns must be at least 1, got {options.count} and {options.columns}")
+    if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--out must end in .png or .jpg, got {options.out}")
+    config = load_config(options.config, options.cfg_options)
+    picture = Image.fromarray(draw_samples(config, options.split, options.count, options.columns))
+    with replacing(options.out) as temporary:
+        picture.save(temporary)
+    print(f"{options.out}: {options.split} samples of {options.config}, {picture.width}x{picture.height} pixels")
 
 
 def configs(options: argparse.Namespace) -> None:

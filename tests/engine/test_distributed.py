@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
 
 def test_trains_and_reports_once(trained):
     folder, printed = trained
-    assert printed.count("accuracy  top1") == 1
+    assert printed.count("score     top1") == 1
     assert (folder / "run" / "learning_curve.png").stat().st_size > 0
     assert not list(folder.glob(".dist_test*"))
 
@@ -84,4 +84,4 @@ def test_slurm_on_cpus(tmp_path):
     ]
     printed = [task.communicate(timeout=300)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], printed
-    assert "accuracy  top1" in printed[0] and "accuracy  top1" not in printed[1]
+    assert "score     top1" in printed[0] and "accuracy  top1" not in printed[1]

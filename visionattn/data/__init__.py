@@ -1,9 +1,35 @@
 """Data sets, their albumentations pipelines, and the sampler that makes augmentation repeatable."""
 
+from .coco import CocoDetection
+from .collate import list_collate
+from .detection import AnnotatedPicture, DetectionImages
 from .digits import Digits
 from .fashion_mnist import FashionMNIST
 from .image_folder import ImageFolder
-from .pipeline import Pipeline
+from .objects import Objects
+from .pipeline import DetectionPipeline, Pipeline, SegmentationPipeline
 from .sampler import SeededSampler
+from .scenes import DigitScenes
+from .segmentation import ADE20K, ImageMaskFolder, SegmentedImages
+from .voc import VOCDetection, VOCSegmentation
 
-__all__ = ["Digits", "FashionMNIST", "ImageFolder", "Pipeline", "SeededSampler"]
+__all__ = [
+    "ADE20K",
+    "AnnotatedPicture",
+    "CocoDetection",
+    "DetectionImages",
+    "DetectionPipeline",
+    "DigitScenes",
+    "Digits",
+    "FashionMNIST",
+    "ImageFolder",
+    "ImageMaskFolder",
+    "Objects",
+    "Pipeline",
+    "SeededSampler",
+    "SegmentationPipeline",
+    "SegmentedImages",
+    "VOCDetection",
+    "VOCSegmentation",
+    "list_collate",
+]

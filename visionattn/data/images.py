@@ -1,4 +1,4 @@
-"""What all data sets of labelled pictures share, and the one way a picture is read from a file."""
+"""What all data sets of labelled pictures share, and the one way a picture or a mask is read from a file."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,17 +7,24 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from .pipeline import Pipeline
 
-__all__ = ["IMAGE_SUFFIXES", "LabelledImages", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "LabelledImages", "read_annotated_image", "read_image", "read_mask"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
     """Reads a picture as `(H, W, 3)` uint8 in RGB.
+
+    Grey is repeated, transparency is left out, and of 16 bits the upper eight count.
+
+    Args:
+        path: The file.
+        upright: Whether to turn the picture as its EXIF data say; otherwise it comes as stored.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -29,10 +36,56 @@ def read_image(path: str | Path) -> np.ndarray:
     content = np.fromfile(path, np.uint8)
     if content.size == 0:
         raise ValueError(f"cannot read image {path}: the file is empty (0 bytes)")
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    image = cv2.imdecode(content, cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise ValueError(f"cannot read image {path}: it is truncated or in no format that OpenCV knows")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_annotated_image(path: str | Path, size: tuple[int, int] | None) -> np.ndarray:
+    """Reads a picture in the orientation that its annotation refers to.
+
+    That is the stored one, as in COCO and torchvision; only if the annotation was made on a picture of another size,
+    and turning it as its EXIF data say gives that size, is it turned.
+
+    Args:
+        path: The file.
+        size: Height and width that the annotation tells; none if it tells none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no picture, or has another size.
+    """
+    image = read_image(path, upright=False)
+    if size is not None and image.shape[:2] != size:
+        stored, image = image.shape[:2], read_image(path)
+        if image.shape[:2] != size:
+            raise ValueError(
+                f"{path} is {stored[1]}x{stored[0]} pixels, but its annotation was made on {size[1]}x{size[0]}"
+            )
+    return image
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Reads a mask of class numbers as `(H, W)` integers: grey of any depth, or the numbers of a palette.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is empty, no picture, or in colours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no mask at {path}")
+    try:
+        with Image.open(path) as image:
+            mask = np.asarray(image)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"cannot read mask {path}: it is empty, truncated or no image") from error
+    if mask.ndim == 3 and (mask[..., :3] == mask[..., :1]).all():
+        mask = mask[..., 0]  # grey that was saved as colour
+    if mask.ndim != 2 or mask.dtype.kind not in "bui":
+        raise ValueError(f"mask {path} is in colours; expected class numbers, as grey or with a palette")
+    return mask
 
 
 class LabelledImages(Dataset, ABC):

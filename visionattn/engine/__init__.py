@@ -3,26 +3,37 @@
 from visionattn import data, tasks  # noqa: F401  (registered by importing)
 
 from .amp import AutocastOptimWrapper
+from .browse import draw_samples
 from .checkpoint import AtomicCheckpointHook, latest_checkpoint
 from .checks import DataCheckHook
 from .config import list_configs, load_config
+from .draw import draw_classification, draw_detections, draw_grid, draw_segmentation
 from .metrics import TorchMetrics
 from .optim import TimmOptimWrapperConstructor
 from .progress import ProgressHook
-from .report import draw_learning_curve, read_scalars
+from .report import draw_learning_curve, draw_scores, read_scalars
 from .runner import Runner
+from .scores import DetectionScores, SegmentationScores
 from .seeding import StepSeedHook
 
 __all__ = [
     "AtomicCheckpointHook",
     "AutocastOptimWrapper",
     "DataCheckHook",
+    "DetectionScores",
     "ProgressHook",
     "Runner",
+    "SegmentationScores",
     "StepSeedHook",
     "TimmOptimWrapperConstructor",
     "TorchMetrics",
+    "draw_classification",
+    "draw_detections",
+    "draw_grid",
     "draw_learning_curve",
+    "draw_samples",
+    "draw_scores",
+    "draw_segmentation",
     "latest_checkpoint",
     "list_configs",
     "load_config",

@@ -1,5 +1,6 @@
 """Every metric, through one adapter to torchmetrics."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,20 +11,24 @@ import torchmetrics.segmentation
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from . import scores as own
+
 __all__ = ["TorchMetrics"]
 
-_MODULES = (torchmetrics.classification, torchmetrics.detection, torchmetrics.segmentation)
+_MODULES = (own, torchmetrics.classification, torchmetrics.detection, torchmetrics.segmentation)
 
 
 @METRICS.register_module()
 class TorchMetrics(BaseMetric):
     """Computes metrics of torchmetrics over the whole data set, each sample counted once in however many processes.
 
-    The network's predictions are dicts with `preds` and `target`; tensors are stacked, anything else goes on as lists.
+    The network's predictions are dicts with `preds` and `target`. They are kept until the end, tensors stacked then and
+    anything else as lists; of what a `PictureMetric` is for, only digests are kept.
 
     Args:
-        scores: Name of a result -> config: `type` is a class of torchmetrics, the rest its arguments. A metric that
-            gives one number a class is reported as `<name>/<class>`, several named numbers as `<name>/<key>`.
+        scores: Name of a result -> config: `type` is a class of torchmetrics or `visionattn.engine.scores`, the rest
+            its arguments. A metric that gives one number a class is reported as `<name>/<class>`, several named
+            numbers as `<name>/<key>`.
         prefix: Goes before the names, with a slash.
 
     Raises:
@@ -38,26 +43,46 @@ class TorchMetrics(BaseMetric):
         self.metrics = {name: _build(name, config) for name, config in scores.items()}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keeps a batch of predictions."""
-        self.results.extend({"preds": _cpu(s["preds"]), "target": _cpu(s["target"])} for s in data_samples)
+        """Keeps a batch of predictions, or their digests."""
+        for sample in data_samples:
+            preds, target = _cpu(sample["preds"]), _cpu(sample["target"])
+            kept = {
+                name: metric.digest(preds, target) if isinstance(metric, own.PictureMetric) else (preds, target)
+                for name, metric in self.metrics.items()
+            }
+            self.results.append(kept)
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Computes all metrics over all samples."""
-        preds, target = (_collate([result[key] for result in results]) for key in ("preds", "target"))
         values: dict[str, float] = {}
         for name, metric in self.metrics.items():
-            metric.reset()
-            metric.update(preds, target)
-            values.update(self._flatten(name, metric.compute()))
+            kept = [result[name] for result in results]
+            if isinstance(metric, own.PictureMetric):
+                metric.absorb(kept)
+            else:
+                metric.reset()
+                metric.update(*(_collate(list(part)) for part in zip(*kept, strict=True)))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".* was called before the ``update`` method")  # absorb() did that
+                values.update(self._flatten(name, metric.compute()))
         return values
 
     def _flatten(self, name: str, value: Any) -> dict[str, float]:
-        if isinstance(value, dict):
-            return {key: v for k, part in value.items() for key, v in self._flatten(f"{name}/{k}", part).items()}
-        if value.ndim == 0:
+        """A result's numbers by name; those of classes come as a tensor, or as a dict with their numbers for keys."""
+        classes = (self.dataset_meta or {}).get("classes")
+        if isinstance(value, torch.Tensor) and value.ndim == 0:
             return {name: value.item()}
-        classes = (self.dataset_meta or {}).get("classes") or range(len(value))
-        return {f"{name}/{label}": v for label, v in zip(classes, value.tolist(), strict=True)}
+        if isinstance(value, torch.Tensor) and value.ndim > 1:
+            return {}  # a table, such as a confusion matrix: a matter for pictures
+        if isinstance(value, torch.Tensor):
+            if classes and len(classes) != len(value):
+                raise ValueError(f"metric {name!r} gives {len(value)} numbers for {len(classes)} classes")
+            value = dict(enumerate(value))
+        values: dict[str, float] = {}
+        for key, part in value.items():
+            known = classes is not None and isinstance(key, int)
+            values.update(self._flatten(f"{name}/{classes[key] if known else key}", part))
+        return values
 
 
 def _build(name: str, config: dict[str, Any]) -> torchmetrics.Metric:
@@ -74,6 +99,8 @@ def _build(name: str, config: dict[str, Any]) -> torchmetrics.Metric:
 
 
 def _cpu(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _cpu(part) for key, part in value.items()}
     return value.detach().cpu() if isinstance(value, torch.Tensor) else value
 
 

@@ -26,7 +26,7 @@ StateDict = dict[str, torch.Tensor]
 
 
 def packaged_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """timm's cfg of each packaged checkpoint of these models: `{'<model>.<tag>': cfg(...)}`.
+    """timm's cfg of each packaged classifier of these models: `{'<model>.<tag>': cfg(...)}`.
 
     Args:
         models: Names of architectures.
@@ -39,7 +39,7 @@ def packaged_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> 
             entry["model"], file=str(checkpoint_dir() / entry["file"]), license=entry["license"], **entry["input"]
         )
         for name, entry in read_manifest().items()
-        if entry["model"] in wanted
+        if entry["model"] in wanted and entry["task"] == "classification"
     }
 
 

@@ -2,16 +2,13 @@
 
 from typing import Any
 
-import timm
 import torch
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy
 from torch import nn
 
-from visionattn.models import check_state_dict
-from visionattn.plugins import attach as attach_plugin
+from ._base import Task, compile_network, create_network, load_exactly
 
 __all__ = ["Classifier"]
 
@@ -19,7 +16,7 @@ _LOSSES = {"CrossEntropyLoss": nn.CrossEntropyLoss, "BinaryCrossEntropy": Binary
 
 
 @MODELS.register_module()
-class Classifier(BaseModel):
+class Classifier(Task):
     """A timm network with a loss over its logits.
 
     Args:
@@ -36,6 +33,8 @@ class Classifier(BaseModel):
         ValueError: If the network or the loss is unknown.
     """
 
+    kind = "classification"
+
     def __init__(
         self,
         backbone: dict[str, Any],
@@ -46,13 +45,7 @@ class Classifier(BaseModel):
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
-        backbone = dict(backbone)
-        name = backbone.get("model_name")
-        if not isinstance(name, str) or not (timm.is_model(name) or ":" in name):
-            raise ValueError(f"unknown model {name!r} (model.backbone.model_name); timm.list_models('va_*') lists ours")
-        self.backbone = timm.create_model(**backbone)
-        if attach:
-            attach_plugin(self.backbone, **attach)
+        self.backbone = create_network(backbone, attach)
         loss = dict(loss or {"type": "CrossEntropyLoss"})
         kind = loss.pop("type", None)
         if kind not in _LOSSES:
@@ -61,16 +54,12 @@ class Classifier(BaseModel):
         # Smoothing belongs to the loss: applied after mixing it gives the same targets.
         mixup = {**mixup, "num_classes": self.num_classes, "label_smoothing": 0.0} if mixup else None
         self.mixup = Mixup(**mixup) if mixup else None
-        if compile:
-            self.backbone.compile(**(compile if isinstance(compile, dict) else {}))
+        compile_network(self.backbone, compile)
 
     @property
     def num_classes(self) -> int:
         """Width of the head."""
         return self.backbone.num_classes
-
-    def init_weights(self) -> None:
-        """Does nothing: timm's networks start when they are built, and pretrained weights must stay."""
 
     def load_weights(self, state_dict: dict[str, torch.Tensor]) -> None:
         """Loads weights of this task (keys starting with `backbone.`) or of its network alone.
@@ -79,9 +68,7 @@ class Classifier(BaseModel):
             ValueError: If anything is missing, unknown or of another shape.
         """
         whole = any(key.startswith("backbone.") for key in state_dict)
-        target = self if whole else self.backbone
-        check_state_dict(state_dict, target)
-        target.load_state_dict(state_dict, strict=False)
+        load_exactly(self if whole else self.backbone, state_dict)
 
     def forward(
         self, inputs: torch.Tensor, data_samples: dict[str, torch.Tensor] | None = None, mode: str = "tensor"

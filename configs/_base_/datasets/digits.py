@@ -23,7 +23,10 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(
     type="TorchMetrics",
-    scores=dict(top1=dict(type="MulticlassAccuracy", num_classes=10, average="micro")),
+    scores=dict(
+        top1=dict(type="MulticlassAccuracy", num_classes=10, average="micro"),
+        confusion=dict(type="MulticlassConfusionMatrix", num_classes=10),
+    ),
 )
 test_evaluator = val_evaluator
 val_cfg = dict()

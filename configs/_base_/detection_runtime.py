@@ -1,0 +1,2 @@
+_base_ = ["./default_runtime.py"]
+default_hooks = dict(checkpoint=dict(save_best="bbox/map"))

@@ -1,0 +1,16 @@
+# Faster R-CNN on Pascal VOC 07+12 over a ResNet-50 with CBAM, from the author's ImageNet weights: 4 processes with 4
+# pictures each.
+_base_ = [
+    "../_base_/models/faster_rcnn_fpn.py",
+    "../_base_/datasets/voc_detection.py",
+    "../_base_/schedules/detection_1x.py",
+    "../_base_/detection_runtime.py",
+]
+model = dict(
+    backbone=dict(
+        model_name="va_resnet50_cbam",
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file="weights/RESNET50_CBAM_new_name_wrap.pth"),
+    ),
+    num_classes=20,
+)

@@ -1,0 +1,18 @@
+# A small detector for scenes of digits. It starts from the packaged weights of a classifier of the same digits. Objects
+# are 20 to 70 px large: maps of strides 8 and 16, and two coarser ones, suffice.
+# Another backbone is one line: `backbone=dict(_delete_=True, model_name="va_resnet18_ela_l")`.
+_base_ = [
+    "../_base_/models/fcos_fpn.py",
+    "../_base_/datasets/digit_scenes_detection.py",
+    "../_base_/schedules/adamw_warm200.py",
+    "../_base_/detection_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="va_resnet10n_cbam.digits", pretrained=True, out_indices=(3, 4)),
+    num_classes=10,
+    pyramid_channels=64,
+    pyramid_norm=True,
+    frozen_stages=0,
+    norm_eval=False,
+)
+train_dataloader = dict(batch_size=8, dataset=dict(length=4000))

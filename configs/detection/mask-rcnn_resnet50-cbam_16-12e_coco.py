@@ -1,0 +1,15 @@
+# Mask R-CNN 1x on COCO over a ResNet-50 with CBAM, from the author's ImageNet weights: 8 processes with 2 pictures
+# each.
+_base_ = [
+    "../_base_/models/mask_rcnn_fpn.py",
+    "../_base_/datasets/coco_instance.py",
+    "../_base_/schedules/detection_1x.py",
+    "../_base_/detection_runtime.py",
+]
+model = dict(
+    backbone=dict(
+        model_name="va_resnet50_cbam",
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file="weights/RESNET50_CBAM_new_name_wrap.pth"),
+    ),
+)

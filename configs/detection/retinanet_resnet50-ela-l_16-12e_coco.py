@@ -1,0 +1,14 @@
+# RetinaNet 1x on COCO over timm's ImageNet weights of a ResNet-50, with ELA put into its blocks (arXiv 2403.01123,
+# which tells of no weights): 8 processes with 2 pictures each. The blocks start as an identity.
+_base_ = [
+    "../_base_/models/retinanet_fpn.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/detection_1x.py",
+    "../_base_/detection_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="resnet50.tv_in1k", pretrained=True),
+    attach=dict(plugin="ela_l"),
+    frozen_stages=0,
+)
+optim_wrapper = dict(optimizer=dict(lr=0.01))

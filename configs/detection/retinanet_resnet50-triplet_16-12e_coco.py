@@ -1,0 +1,17 @@
+# RetinaNet 1x on COCO over a ResNet-50 with triplet attention, from the authors' ImageNet weights: 8 processes with 2
+# pictures each.
+# Published (arXiv 2010.03045): AP 38.2.
+_base_ = [
+    "../_base_/models/retinanet_fpn.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/detection_1x.py",
+    "../_base_/detection_runtime.py",
+]
+model = dict(
+    backbone=dict(
+        model_name="va_resnet50_triplet",
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file="weights/resnet50_triplet.pth.tar"),
+    ),
+)
+optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -1,0 +1,17 @@
+# Semantic FPN on cut-out photographs, over ImageNet weights: `visionattn prepare-stamps` makes the data. From scratch:
+# `--cfg-options model.backbone.pretrained=False`.
+_base_ = [
+    "../_base_/models/semantic_fpn.py",
+    "../_base_/datasets/stamps_semantic.py",
+    "../_base_/schedules/adamw_warm200.py",
+    "../_base_/segmentation_runtime.py",
+]
+data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3)
+model = dict(
+    backbone=dict(_delete_=True, model_name="tf_efficientnet_lite0", pretrained=True),
+    decoder=dict(decoder_pyramid_channels=96, decoder_segmentation_channels=64),
+    num_classes=9,
+    losses=[dict(type="CrossEntropyLoss"), dict(type="DiceLoss")],
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+train_cfg = dict(max_epochs=12)

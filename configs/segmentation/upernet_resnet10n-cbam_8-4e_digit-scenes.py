@@ -1,0 +1,2 @@
+_base_ = ["./fpn_resnet10n-cbam_8-4e_digit-scenes.py"]
+model = dict(decoder=dict(_delete_=True, type="UPerNet", decoder_channels=64))

@@ -1,0 +1,80 @@
+"""Every family of networks in every detector and decoder: one training step and one prediction at an odd size."""
+
+import pytest
+import timm
+import torch
+from dense import detection_batch, segmentation_batch
+
+import visionattn  # noqa: F401
+from visionattn.tasks import Detector, Segmentor
+
+# Module of a family -> its smallest network.
+FAMILIES = {
+    "va_balanced": "va_balanced12_bmta",
+    "va_bam_resnet": "va_resnet10n_bam",
+    "va_mobilenet": "va_mobilenetv2_050_coord",
+    "va_pkcam_resnet": "va_resnet18_pkcam",
+    "va_resnet": "va_resnet10n_cbam",
+}
+# Few proposals: what is tested is whether things fit together.
+FEW = {"rpn_pre_nms_top_n_train": 50, "rpn_post_nms_top_n_train": 50, "box_batch_size_per_image": 8}
+FEW |= {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 10, "box_detections_per_img": 5}
+DETECTORS = {"RetinaNet": {}, "FCOS": {}, "FasterRCNN": FEW, "MaskRCNN": FEW}
+DECODERS = {
+    "UPerNet": {"decoder_channels": 16},
+    "FPN": {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32},
+    "Unet": {},
+    "DeepLabV3Plus": {"decoder_channels": 16},
+    "Segformer": {"decoder_segmentation_channels": 16},
+}
+SIZES = [(64, 51), (45, 64)]
+
+
+def each(heads, quick):
+    """All pairs of a family and a head; one family with all heads and one head with all families by default."""
+    cases = []
+    for family, name in FAMILIES.items():
+        for head in heads:
+            slow = family != "va_resnet" and head != quick
+            cases.append(pytest.param(name, head, marks=[pytest.mark.slow] if slow else [], id=f"{family}-{head}"))
+    return cases
+
+
+def test_every_family_is_here():
+    modules = {timm.models.model_entrypoint(name).__module__ for name in timm.list_models("va_*")}
+    assert {module.rpartition(".")[2] for module in modules} == set(FAMILIES)
+
+
+def step(model, inputs, samples):
+    losses = model.train()(inputs, samples, "loss")
+    assert all("loss" in name for name in losses)
+    total = sum(losses.values())
+    total.backward()
+    assert total.isfinite()
+    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle, f"no gradient reaches {idle}"
+
+
+@pytest.mark.parametrize(("name", "head"), each(DETECTORS, "FCOS"))
+def test_detector(name, head):
+    torch.manual_seed(0)
+    model = Detector({"model_name": name}, {"type": head, **DETECTORS[head]}, 5, pyramid_channels=64)
+    inputs, samples = detection_batch(SIZES, [2, 1])
+    step(model, inputs, samples)
+    with torch.inference_mode():
+        results = model.eval()(inputs[:1, :, :, :51], [{"size": (64, 51), "original": {"size": (129, 101)}}], "predict")
+    preds = results[0]["preds"]
+    assert len(preds["boxes"]) == len(preds["scores"]) == len(preds["labels"])
+    assert ("masks" in preds) == (head == "MaskRCNN")
+
+
+@pytest.mark.parametrize(("name", "head"), each(DECODERS, "FPN"))
+def test_segmentor(name, head):
+    torch.manual_seed(0)
+    model = Segmentor({"model_name": name}, {"type": head, **DECODERS[head]}, 5, auxiliary={})
+    inputs, samples = segmentation_batch(SIZES)
+    step(model, inputs, samples)
+    with torch.inference_mode():
+        sample = {"size": (64, 51), "original_mask": torch.zeros(129, 101, dtype=torch.uint8)}
+        (result,) = model.eval()(inputs[:1, :, :, :51], [sample], "predict")
+    assert result["preds"].shape == (129, 101) and result["preds"].max() < 5

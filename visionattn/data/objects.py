@@ -1,0 +1,60 @@
+"""The objects of one picture: what detection data sets read and what pipelines keep in step with the picture."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+__all__ = ["Objects"]
+
+
+@dataclass(frozen=True)
+class Objects:
+    """N objects of one picture, in pixels.
+
+    Args:
+        boxes: `(N, 4)`, left, top, right, bottom.
+        labels: `(N,)` class numbers from 0 on.
+        masks: `(N, H, W)` bool; none where only boxes are known.
+        iscrowd: `(N,)` bool, whether a box stands for a crowd that is neither learnt nor counted as missed; no crowds
+            without it.
+        area: `(N,)`, by which objects are called small, medium or large; that of the boxes without it.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+    iscrowd: np.ndarray | None = None
+    area: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: np.ndarray) -> None:
+            object.__setattr__(self, name, value)
+
+        put("boxes", np.asarray(self.boxes, np.float32).reshape(-1, 4))
+        put("labels", np.asarray(self.labels, np.int64).reshape(-1))
+        put("masks", None if self.masks is None else np.asarray(self.masks, bool))
+        crowd = np.zeros(len(self), bool) if self.iscrowd is None else np.asarray(self.iscrowd, bool).reshape(-1)
+        put("iscrowd", crowd)
+        sides = (self.boxes[:, 2:] - self.boxes[:, :2]).astype(np.float64)
+        put("area", sides.prod(axis=1) if self.area is None else np.asarray(self.area, np.float64).reshape(-1))
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, chosen: np.ndarray) -> "Objects":
+        """Those whose numbers or flags are given."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Objects(**{name: None if value is None else value[chosen] for name, value in values.items()})
+
+    def clipped(self, height: int, width: int) -> "Objects":
+        """The objects with their boxes cut at the edges of a picture; those outside end up with no area."""
+        boxes = self.boxes.clip(0, np.array([width, height, width, height], np.float32))
+        return Objects(boxes, self.labels, self.masks, self.iscrowd, self.area)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything known, as tensors by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items() if value is not None
+        }

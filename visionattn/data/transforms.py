@@ -1,0 +1,89 @@
+"""The transforms that detection and segmentation recipes need and albumentations lacks."""
+
+from typing import Annotated, Any
+
+import albumentations as A
+import cv2
+import numpy as np
+from albumentations.core.transforms_interface import BaseTransformInitSchema
+from pydantic import AfterValidator, Field
+
+__all__ = ["BalancedCrop", "FitResize"]
+
+
+def _positive(value: int | list[int]) -> int | list[int]:
+    if value == [] or any(size < 1 for size in np.atleast_1d(value)):
+        raise ValueError(f"must be at least 1, got {value}")
+    return value
+
+
+def _range(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"must be two positive numbers, the smaller first, got {value}")
+    return value
+
+
+class FitResize(A.SmallestMaxSize):
+    """Resizes a picture, its proportions kept, so that it fits into a frame, then by a random factor.
+
+    The usual recipes: `short=800, long=1333` for COCO; `short=[480, ..., 800], long=1333` for several scales;
+    `short=1024, long=1024, ratio=(0.1, 2.0)` and a crop for large-scale jitter; `short=512, long=2048,
+    ratio=(0.5, 2.0)` and a crop for ADE20K.
+
+    Args:
+        short: Most pixels of the shorter side; of several numbers one is drawn.
+        long: Most pixels of the longer side.
+        ratio: Range of the factor.
+    """
+
+    class InitSchema(BaseTransformInitSchema):
+        short: Annotated[int | list[int], AfterValidator(_positive)]
+        long: Annotated[int, Field(ge=1)]
+        ratio: Annotated[tuple[float, float], AfterValidator(_range)]
+
+    def __init__(
+        self, short: int | list[int], long: int, ratio: tuple[float, float] = (1.0, 1.0), p: float = 1.0
+    ) -> None:
+        super().__init__(max_size=1, interpolation=cv2.INTER_LINEAR, p=p)
+        self.short = short
+        self.long = long
+        self.ratio = ratio
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draws the scale."""
+        sides = params["shape"][:2]
+        short = self.py_random.choice(self.short) if isinstance(self.short, (list, tuple)) else self.short
+        return {"scale": min(short / min(sides), self.long / max(sides)) * self.py_random.uniform(*self.ratio)}
+
+
+class BalancedCrop(A.RandomCrop):
+    """A random crop in which no class has more than a share of the pixels, if ten attempts find one.
+
+    Args:
+        height: Height of the crop.
+        width: Width of the crop.
+        max_share: Greatest share of one class among the pixels that are not ignored.
+        ignored: Value of mask pixels that do not count.
+    """
+
+    class InitSchema(BaseTransformInitSchema):
+        height: Annotated[int, Field(ge=1)]
+        width: Annotated[int, Field(ge=1)]
+        max_share: Annotated[float, Field(gt=0, le=1)]
+        ignored: int
+
+    def __init__(self, height: int, width: int, max_share: float = 0.75, ignored: int = 255, p: float = 1.0) -> None:
+        super().__init__(height=height, width=width, p=p)
+        self.max_share = max_share
+        self.ignored = ignored
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draws the place."""
+        for _ in range(10):
+            drawn = super().get_params_dependent_on_data(params, data)
+            left, top, right, bottom = drawn["crop_coords"]
+            piece = data["mask"][top:bottom, left:right]
+            counts = np.bincount(piece[piece != self.ignored])
+            if counts.size and counts.max() <= self.max_share * counts.sum():
+                break
+        return drawn

@@ -1,0 +1,142 @@
+"""Scores of detectors and segmentors, whose predictions are too large to be kept until all pictures are through."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torchmetrics import Metric
+from torchmetrics.detection import MeanAveragePrecision
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+__all__ = ["DetectionScores", "PictureMetric", "SegmentationScores"]
+
+
+_NAMES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
+
+
+class PictureMetric(Metric):
+    """A metric that boils each picture down to a small digest, from which it computes in the end.
+
+    All its states are lists; a picture's digest is what the picture adds to them.
+    """
+
+    def digest(self, preds: Any, target: Any) -> dict[str, list[Any]]:
+        """What there is to keep of one picture."""
+        self.reset()
+        self.update([preds], [target])
+        state = {name: list(values) for name, values in self.metric_state.items()}
+        self.reset()
+        return state
+
+    def absorb(self, digests: list[dict[str, list[Any]]]) -> None:
+        """Takes the pictures' digests as its states."""
+        self.reset()
+        for digest in digests:
+            for name, values in digest.items():
+                getattr(self, name).extend(values)
+
+
+class DetectionScores(PictureMetric, MeanAveragePrecision):
+    """COCO's average precision of boxes or masks, computed by faster-coco-eval.
+
+    Gives `map` (over IoU 0.50 to 0.95), `map_50`, `map_75`, `map_small`, `map_medium`, `map_large`, `mar_100` and the
+    average precision of each class, `ap/<class>`; -1 where there is nothing to find. `precision` then holds the curves,
+    `(10 IoU, 101 recalls, classes)`, and `classes` the class numbers in it.
+
+    Predictions are dicts of `boxes` `(N, 4)`, `scores`, `labels` and for masks `masks` `(N, H, W)`; targets too,
+    without scores, with `iscrowd` and `area`.
+
+    Args:
+        iou_type: `bbox` or `segm`.
+    """
+
+    precision: torch.Tensor
+    classes: list[int]
+
+    def __init__(self, iou_type: str = "bbox", **kwargs: Any) -> None:
+        if iou_type not in ("bbox", "segm"):
+            raise ValueError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
+        # Of masks alone torchmetrics forgets the pictures without objects, and with them the false alarms there.
+        kinds = "bbox" if iou_type == "bbox" else ("bbox", "segm")
+        # Its own thresholds are rounded to 32 bits, and a recall that hits one would fall on its other side.
+        super().__init__(
+            iou_type=kinds,
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0, 1, 101).tolist(),
+            extended_summary=True,
+            backend="faster_coco_eval",
+            **kwargs,
+        )
+        self.prefix = "" if iou_type == "bbox" else "segm_"
+        self.warn_on_many_detections = False
+
+    def compute(self) -> dict[str, Any]:
+        """The scores by name."""
+        result = super().compute()
+        self.classes = result["classes"].reshape(-1).tolist()
+        # Without any picture there are no curves.
+        shape = (len(self.iou_thresholds), len(self.rec_thresholds), len(self.classes))
+        curves = result.get(f"{self.prefix}precision")
+        self.precision = torch.full(shape, -1.0) if curves is None else curves[..., 0, -1]
+        ap = {}
+        for number, values in zip(self.classes, self.precision.unbind(-1), strict=True):
+            known = values[values > -1]
+            ap[number] = known.mean() if known.numel() else torch.tensor(-1.0)
+        return {name: result[self.prefix + name] for name in _NAMES} | {"ap": ap}
+
+
+class SegmentationScores(PictureMetric):
+    """Overlap of predicted and true masks, counted over all pixels of all pictures.
+
+    Gives `miou` (intersection over union), `macc` (share of a class's pixels that were found) and `mdice`, means over
+    the classes that occur; `accuracy`, the share of all pixels that are right; and `iou/<class>`, `acc/<class>` and
+    `dice/<class>`, without those that do not occur. `confusion` then holds the pixels, `(true, predicted)`.
+
+    Predictions and targets are `(H, W)` class numbers.
+
+    Args:
+        num_classes: How many classes.
+        ignore_index: Value of target pixels that do not count.
+    """
+
+    full_state_update = False
+    confusion: torch.Tensor
+
+    def __init__(self, num_classes: int, ignore_index: int = 255, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.add_state("counts", default=[], dist_reduce_fx="cat")
+
+    def update(self, preds: list[torch.Tensor], target: list[torch.Tensor]) -> None:
+        """Counts the pixels of pictures: rows of (true class, predicted class, pixels)."""
+        for pred, true in zip(preds, target, strict=True):
+            if pred.shape != true.shape:
+                raise ValueError(f"prediction of {tuple(pred.shape)} pixels for a mask of {tuple(true.shape)}")
+            matrix = multiclass_confusion_matrix(
+                pred.long().flatten(), true.long().flatten(), self.num_classes, ignore_index=self.ignore_index
+            )
+            pairs = matrix.nonzero()
+            self.counts.append(torch.cat([pairs, matrix[tuple(pairs.T)][:, None]], dim=1))
+
+    def compute(self) -> dict[str, Any]:
+        """The scores by name."""
+        self.confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
+        for rows in self.counts:
+            self.confusion[rows[:, 0], rows[:, 1]] += rows[:, 2]
+        hit = self.confusion.diag().double()
+        true, predicted = self.confusion.sum(1).double(), self.confusion.sum(0).double()
+        iou, acc, dice = hit / (true + predicted - hit), hit / true, 2 * hit / (true + predicted)
+        means = {
+            "miou": iou.nanmean(),
+            "macc": acc.nanmean(),
+            "mdice": dice.nanmean(),
+            "accuracy": hit.sum() / true.sum(),
+        }
+        by_class = {"iou": iou, "acc": acc, "dice": dice}
+        return {**means, "accuracy": hit.sum() / true.sum()} | {
+            name: {number: value for number, value in enumerate(values) if not value.isnan()}
+            for name, values in by_class.items()
+        }

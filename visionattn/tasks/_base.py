@@ -1,0 +1,66 @@
+"""What the tasks share: a timm network that is created with checks, and weights that must fit exactly."""
+
+from typing import Any
+
+import timm
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+from visionattn.models import check_state_dict
+from visionattn.plugins import attach as attach_plugin
+
+__all__ = ["Task", "compile_network", "create_network", "load_exactly"]
+
+
+class Task(BaseModel):
+    """A network with its losses, as mmengine trains it; `backbone` is the part that comes from timm."""
+
+    kind: str  # what it does: classification, detection or segmentation
+
+    def init_weights(self) -> None:
+        """Does nothing: timm's networks start when they are built, and pretrained weights must stay."""
+
+    def load_weights(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Loads weights of this task.
+
+        Raises:
+            ValueError: If anything is missing, unknown or of another shape.
+        """
+        load_exactly(self, state_dict)
+
+
+def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = None, **fixed: Any) -> nn.Module:
+    """A timm network as a config describes it.
+
+    Args:
+        backbone: Arguments of `timm.create_model`, `model_name` among them.
+        attach: Arguments of `visionattn.attach`: puts a plug-in into the network, pretrained weights kept.
+        **fixed: Further arguments of `timm.create_model`, which the task decides.
+
+    Raises:
+        ValueError: If the network is unknown or an argument is the task's to decide.
+    """
+    name = backbone.get("model_name")
+    if not isinstance(name, str) or not (timm.is_model(name) or ":" in name):
+        raise ValueError(f"unknown model {name!r} (model.backbone.model_name); timm.list_models('va_*') lists ours")
+    if clash := sorted(backbone.keys() & fixed.keys()):
+        raise ValueError(f"model.backbone may not set {', '.join(clash)}: the task decides it")
+    network = timm.create_model(**backbone, **fixed)
+    return attach_plugin(network, **attach) if attach else network
+
+
+def compile_network(network: nn.Module, compile: bool | dict[str, Any]) -> None:
+    """Compiles a network in place if asked: True, or the arguments of torch.compile."""
+    if compile:
+        network.compile(**(compile if isinstance(compile, dict) else {}))
+
+
+def load_exactly(module: nn.Module, state_dict: dict[str, torch.Tensor]) -> None:
+    """Loads weights that must fit; only counters of batch normalisation may be missing.
+
+    Raises:
+        ValueError: If anything is missing, unknown or of another shape.
+    """
+    check_state_dict(state_dict, module)
+    module.load_state_dict(state_dict, strict=False)
