@@ -69,6 +69,7 @@ def test_pictures_without_objects(root):
         ("dog", "dragon", r"object 1 of .*2007_a\.xml is a 'dragon'; the classes are aeroplane"),
         ("<ymax>8</ymax>", "", r"object 2 of .*2007_a\.xml has no bndbox of four numbers"),
         ("<xmin>5</xmin>", "<xmin>left</xmin>", r"object 2 of .*2007_a\.xml has no bndbox of four numbers"),
+        ("<width>40<", "<width>wide<", r"2007_a\.xml: size must be two integers height and width, .*'wide'"),
         ("</annotation>", "", r"2007_a\.xml is damaged or no xml file"),
     ],
 )

@@ -122,6 +122,9 @@ def _picture(image: Path, xml: Path, index: int, numbers: dict[str, int]) -> Ann
         labels.append(numbers[name])
         difficult.append((entry.findtext("difficult") or "0").strip() == "1")
         names.append(where)
-    size = tuple(int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+    try:
+        size = tuple(int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+    except ValueError as error:
+        raise ValueError(f"{xml}: size must be two integers height and width, {error}") from error
     objects = Objects(boxes, labels, iscrowd=difficult)
     return AnnotatedPicture(image, index, size if all(size) else None, objects, names)
