@@ -1,7 +1,10 @@
 """The transforms that albumentations lacks."""
 
+import random
+
 import numpy as np
 import pytest
+import torch
 
 from visionattn.data import DetectionPipeline, Objects, Pipeline, SegmentationPipeline
 
@@ -78,3 +81,14 @@ def test_crops_that_keep_a_box():
 def test_wrong_arguments(transform, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         Pipeline([transform])
+
+
+def test_rand_augment_follows_the_seed_alone():
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    pipeline = Pipeline([{"type": "RandAugment", "config": "rand-m9-mstd0.5-inc1"}])
+    state = random.getstate()
+    first, again, other = (pipeline(image, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert random.getstate() == state  # timm's generators are the process's own
+    with pytest.raises(ValueError, match=r"config must look like 'rand-m9-mstd0\.5-inc1', got 'augmix-m3'"):
+        Pipeline([{"type": "RandAugment", "config": "augmix-m3"}])
