@@ -40,6 +40,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "pycocotools>=2.0.8",
             "ruff>=0.9",
             "setuptools>=71",

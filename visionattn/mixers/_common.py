@@ -94,6 +94,7 @@ class WindowMixer(nn.Module):
         x = window_attention(
             x,
             self.qkv,
+            self.proj,
             num_heads=self.num_heads,
             window=window,
             shift=shift,
@@ -101,7 +102,7 @@ class WindowMixer(nn.Module):
             mask_padding=self.masks_padding(x.size(1), x.size(2)),
             dropout_p=self.attn_drop.p if self.training else 0.0,
         )
-        return self.proj_drop(self.proj(x))
+        return self.proj_drop(x)
 
     def masks_padding(self, height: int, width: int) -> bool:
         """Whether the tokens of a map of this size leave the padded ones out."""

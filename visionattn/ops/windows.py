@@ -1,7 +1,7 @@
 """Attention inside the windows of a map: `(B, H, W, C)`, any H, W, any window, shifted or not.
 
-Cutting a map into windows costs a copy, and so does laying them back. Both are made where the tokens are narrowest: of
-the map itself before the projection to queries, keys and values, and of the result. In between nothing is copied.
+Cutting a map into windows costs a copy, and so does laying them back. The one is made before the projection to queries,
+keys and values, where tokens are narrowest, the other after the last projection, so that nothing is kept for it.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ Pair = tuple[int, int]
 def window_attention(
     x: torch.Tensor,
     qkv: Callable[[torch.Tensor], torch.Tensor],
+    proj: Callable[[torch.Tensor], torch.Tensor],
     *,
     num_heads: int,
     window: Pair,
@@ -27,7 +28,7 @@ def window_attention(
     mask_padding: bool = False,
     dropout_p: float = 0.0,
 ) -> torch.Tensor:
-    """Softmax attention in each window, at a scale of `head_dim ** -0.5`. `(B, H, W, C) -> (B, H, W, C')`.
+    """Softmax attention in each window, at a scale of `head_dim ** -0.5`. `(B, H, W, C) -> (B, H, W, C'')`.
 
     The map is padded with zeros at the right and the bottom to whole windows, before the projection: what it pads has
     the bias of the projection as query, key and value.
@@ -35,6 +36,7 @@ def window_attention(
     Args:
         x: The map.
         qkv: The projection of each token to its query, key and value, `(..., C) -> (..., 3 * C')`, split [3, heads, d].
+        proj: The projection of each result, `(..., C') -> (..., C'')`.
         num_heads: Number of heads.
         window: Height and width of a window.
         shift: How far down and to the right the windows lie from where they would otherwise: the map is rolled, and
@@ -55,7 +57,7 @@ def window_attention(
         mask = mask.expand(x.size(0), *mask.shape).flatten(0, 1)
     elif bias is not None:
         mask = bias.to(q.dtype).unsqueeze(0)
-    return merge_windows(attention(q, k, v, mask=mask, dropout_p=dropout_p), size, window, shift)
+    return merge_windows(proj(attention(q, k, v, mask=mask, dropout_p=dropout_p)), size, window, shift)
 
 
 def partition_windows(x: torch.Tensor, window: Pair, shift: Pair = (0, 0)) -> torch.Tensor:
