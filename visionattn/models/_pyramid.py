@@ -252,7 +252,8 @@ class Pyramid(nn.Module):
         if prune_norm or shortened:
             self.final = nn.Identity()
         if prune_head or shortened:
-            self.reset_classifier(0, "")
+            self.num_classes = 0
+            self.head.reset(0, "", reset_other=True)
         return wanted
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,8 @@ __all__ = ["FeatureMaps", "pad_to_multiple"]
 class FeatureMaps(nn.Module):
     """The last feature maps of a timm network. `(B, C, H, W) -> [(B, channels[i], H / strides[i], W / strides[i])]`.
 
-    Networks whose maps are NHWC are turned to NCHW.
+    Networks whose maps are NHWC are turned to NCHW. Columnar vision transformers, whose maps all have one stride, get a
+    simple pyramid on their last map (ViTDet, arXiv 2203.16527).
 
     Args:
         backbone: Arguments of `timm.create_model`, `model_name` among them. `out_indices` chooses the maps; without it
@@ -56,6 +57,12 @@ class FeatureMaps(nn.Module):
             levels = len(info.channels())
         self.channels: list[int] = info.channels()[-levels:]
         self.strides: list[int] = info.reduction()[-levels:]
+        self.pyramid = None
+        if len(set(self.strides)) == 1 < levels:
+            self.pyramid = _SimplePyramid(self.channels[-1], min(levels, 4))
+            self.channels = self.pyramid.channels
+            self.strides = [int(self.strides[-1] / scale) for scale in self.pyramid.scales]
+            levels = len(self.strides)
         rising = all(a < b for a, b in zip(self.strides, self.strides[1:], strict=False))
         dilated = backbone.get("output_stride", 32) < 32
         if len(self.strides) < levels or not (rising or dilated):
@@ -71,7 +78,7 @@ class FeatureMaps(nn.Module):
         maps = self.network(x)[-len(self.channels) :]
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
-        return maps
+        return maps if self.pyramid is None else self.pyramid(maps[-1])
 
     def train(self, mode: bool = True) -> "FeatureMaps":
         """As PyTorch's, but what is frozen stays in evaluation mode."""
@@ -97,6 +104,33 @@ class FeatureMaps(nn.Module):
         for name, parameter in self.network.named_parameters():
             if name in frozen:
                 parameter.requires_grad_(False)
+
+
+class _SimplePyramid(nn.Module):
+    """Maps of several strides from one. `(B, C, H, W) -> [(B, channels[i], H * s, W * s) for s in scales]`.
+
+    The finest is made from the second finest, so that a decoder which reads only the outermost trains all of it.
+    """
+
+    def __init__(self, channels: int, levels: int) -> None:
+        super().__init__()
+        half, quarter = max(channels // 2, 1), max(channels // 4, 1)
+        self.scales = [4, 2, 1, 0.5][-levels:]
+        self.channels = [quarter, half, channels, channels][-levels:]
+        self.coarser = nn.MaxPool2d(2)
+        self.finer = nn.ConvTranspose2d(channels, half, kernel_size=2, stride=2) if levels > 2 else None
+        self.finest = None
+        if levels > 3:
+            up = nn.ConvTranspose2d(half, quarter, kernel_size=2, stride=2)
+            self.finest = nn.Sequential(nn.GroupNorm(1, half), nn.GELU(), up)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        maps = [x, self.coarser(x)]
+        if self.finer is not None:
+            maps.insert(0, self.finer(x))
+        if self.finest is not None:
+            maps.insert(0, self.finest(maps[0]))
+        return maps[-len(self.scales) :]
 
 
 def pad_to_multiple(x: torch.Tensor, divisor: int) -> torch.Tensor:

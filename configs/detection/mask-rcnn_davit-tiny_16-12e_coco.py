@@ -1,0 +1,8 @@
+# Mask R-CNN 1x on COCO over va_davit_tiny, from timm's ImageNet weights: 8 processes with 2 pictures each.
+_base_ = [
+    "../_base_/models/mask_rcnn_fpn.py",
+    "../_base_/datasets/coco_instance.py",
+    "../_base_/schedules/detection_1x_adamw.py",
+    "../_base_/detection_runtime.py",
+]
+model = dict(backbone=dict(model_name="va_davit_tiny", pretrained=True, drop_path_rate=0.1), frozen_stages=0)

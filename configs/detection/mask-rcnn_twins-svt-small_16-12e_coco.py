@@ -1,0 +1,9 @@
+# Mask R-CNN 1x on COCO over va_twins_svt_small, from timm's ImageNet weights: 8 processes with 2 pictures each.
+_base_ = [
+    "../_base_/models/mask_rcnn_fpn.py",
+    "../_base_/datasets/coco_instance.py",
+    "../_base_/schedules/detection_1x_adamw.py",
+    "../_base_/detection_runtime.py",
+]
+model = dict(backbone=dict(model_name="va_twins_svt_small", pretrained=True, drop_path_rate=0.2), frozen_stages=0)
+optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=1e-4))
