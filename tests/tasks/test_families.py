@@ -12,9 +12,15 @@ from visionattn.tasks import Detector, Segmentor
 FAMILIES = {
     "va_balanced": "va_balanced12_bmta",
     "va_bam_resnet": "va_resnet10n_bam",
+    "va_boat": "va_boat_swin_tiny",
+    "va_davit": "va_davit_tiny",
+    "va_flatten": "va_flatten_pvtv2_b0",
+    "va_lkca": "va_lkca_vit_mini",
     "va_mobilenet": "va_mobilenetv2_050_coord",
     "va_pkcam_resnet": "va_resnet18_pkcam",
     "va_resnet": "va_resnet10n_cbam",
+    "va_stm": "va_stm_swin_nano",
+    "va_twins": "va_twins_svt_small",
 }
 # Few proposals: what is tested is whether things fit together.
 FEW = {"rpn_pre_nms_top_n_train": 50, "rpn_post_nms_top_n_train": 50, "box_batch_size_per_image": 8}

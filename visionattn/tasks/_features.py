@@ -1,6 +1,7 @@
 """The feature maps of any timm network, as detectors and segmentation decoders need them."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ __all__ = ["FeatureMaps", "pad_to_multiple"]
 class FeatureMaps(nn.Module):
     """The last feature maps of a timm network. `(B, C, H, W) -> [(B, channels[i], H / strides[i], W / strides[i])]`.
 
-    Networks whose maps are NHWC are turned to NCHW.
+    Maps that are NHWC are turned to NCHW. Plain vision transformers, whose maps all have one stride, get a pyramid too:
+    their last map is halved, the one before stays as it is, those before are enlarged two, four, ... times.
 
     Args:
         backbone: Arguments of `timm.create_model`, `model_name` among them. `out_indices` chooses the maps; without it
@@ -56,6 +58,12 @@ class FeatureMaps(nn.Module):
             levels = len(info.channels())
         self.channels: list[int] = info.channels()[-levels:]
         self.strides: list[int] = info.reduction()[-levels:]
+        # How many times larger each map is made.
+        self.scales = [1.0] * levels
+        plain = len({entry["reduction"] for entry in info.info}) == 1
+        if plain and levels > 1 and self.strides[0] >= 2 ** (levels - 2):
+            self.scales = [2.0**power for power in range(levels - 2, -2, -1)]
+            self.strides = [int(stride / scale) for stride, scale in zip(self.strides, self.scales, strict=True)]
         rising = all(a < b for a, b in zip(self.strides, self.strides[1:], strict=False))
         dilated = backbone.get("output_stride", 32) < 32
         if len(self.strides) < levels or not (rising or dilated):
@@ -71,7 +79,7 @@ class FeatureMaps(nn.Module):
         maps = self.network(x)[-len(self.channels) :]
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
-        return maps
+        return [_rescale(m, scale) for m, scale in zip(maps, self.scales, strict=True)]
 
     def train(self, mode: bool = True) -> "FeatureMaps":
         """As PyTorch's, but what is frozen stays in evaluation mode."""
@@ -86,23 +94,36 @@ class FeatureMaps(nn.Module):
         first = max(count - 4, 0)
         if not 0 <= stages <= count - first:
             raise ValueError(f"frozen_stages must lie in 0..{count - first}, got {stages}")
-        if not stages:
-            return
         # What a map depends on is what gets a gradient from it; asked on the meta device, that costs nothing.
-        double = copy.deepcopy(self.network).to("meta").eval()
-        wanted = double(torch.empty(shape, device="meta"))[: first + stages]
-        names, parameters = zip(*double.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(sum(m.sum() for m in wanted), parameters, allow_unused=True)
-        frozen = {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+        with torch.enable_grad():
+            double = copy.deepcopy(self.network).to("meta").eval()
+            maps = double(torch.empty(shape, device="meta"))
+            learning = _upstream(double, maps[-len(self.channels) :])
+            if stages:
+                learning -= _upstream(double, maps[: first + stages])
+        # Several processes would also wait for the gradient of what no map depends on, such as a last norm.
         for name, parameter in self.network.named_parameters():
-            if name in frozen:
-                parameter.requires_grad_(False)
+            parameter.requires_grad_(name in learning)
 
 
 def pad_to_multiple(x: torch.Tensor, divisor: int) -> torch.Tensor:
     """Pads `(..., H, W)` with zeros below and to the right until both sides are multiples of a number."""
     height, width = x.shape[-2:]
     return nn.functional.pad(x, (0, -width % divisor, 0, -height % divisor))
+
+
+def _rescale(x: torch.Tensor, scale: float) -> torch.Tensor:
+    if scale < 1:
+        return nn.functional.avg_pool2d(x, round(1 / scale))
+    return x if scale == 1 else nn.functional.interpolate(x, scale_factor=scale, mode="bilinear")
+
+
+def _upstream(network: nn.Module, maps: Sequence[torch.Tensor]) -> set[str]:
+    """Names of the parameters that maps depend on."""
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    total = sum(m.sum() for m in maps)
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
 
 
 def _is_frozen(module: nn.Module) -> bool:
