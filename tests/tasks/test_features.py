@@ -29,6 +29,17 @@ def test_nhwc_networks_give_nchw():
         assert m.shape == (2, channels, 64 // stride, 64 // stride) and m.is_contiguous()
 
 
+@pytest.mark.parametrize(("levels", "strides"), [(4, [4, 8, 16, 32]), (3, [8, 16, 32])])
+def test_plain_transformers_get_a_pyramid(levels, strides):
+    maps = FeatureMaps({"model_name": "va_flatten_deit_tiny"}, levels=levels).eval()
+    assert maps.strides == strides
+    x = torch.randn(1, 3, 64, 96)
+    given, own = maps(x), maps.network(x)[-levels:]
+    assert [tuple(m.shape[-2:]) for m in given] == [(64 // stride, 96 // stride) for stride in strides]
+    assert torch.equal(given[-2], own[-2])
+    torch.testing.assert_close(given[-1][0, :, 0, 0], own[-1][0, :, :2, :2].mean((1, 2)))
+
+
 def test_weights_by_file_with_a_plugin(tmp_path):
     torch.manual_seed(0)
     trained = timm.create_model(NAME)
@@ -57,6 +68,15 @@ def test_frozen_stages_do_not_move(name):
     assert frozen and moved and not frozen & moved
     assert {key for key, _ in maps.named_parameters()} - frozen <= moved
     assert FeatureMaps({"model_name": name}, levels=4).train().network.training
+
+
+def test_what_no_map_depends_on_does_not_learn():
+    """Several processes would wait for its gradient forever."""
+    maps = FeatureMaps({"model_name": "va_davit_tiny"}, levels=3).train()
+    sum(m.mean() for m in maps(torch.randn(1, 3, 64, 64))).backward()
+    idle = [name for name, parameter in maps.named_parameters() if parameter.grad is None]
+    assert idle == [name for name, parameter in maps.named_parameters() if not parameter.requires_grad]
+    assert idle == ["network.model.head.norm.weight", "network.model.head.norm.bias"]
 
 
 def test_norm_eval_keeps_statistics_but_learns():
@@ -89,7 +109,8 @@ def test_padding():
         ({"model_name": NAME, "num_classes": 3}, {}, "num_classes belongs to the model itself"),
         ({"model_name": NAME, "features_only": True}, {}, "model.backbone may not set features_only"),
         ({"model_name": NAME}, {"frozen_stages": 5}, r"frozen_stages must lie in 0\.\.4, got 5"),
-        ({"model_name": "vit_tiny_patch16_224"}, {}, "has maps with strides 16, 16.*out_indices"),
+        ({"model_name": "va_lkca_vit_mini"}, {"levels": 6}, "has maps with strides 4, 4, 4, 4; 6 with rising strides"),
+        ({"model_name": NAME, "out_indices": (0, 1)}, {}, "has maps with strides 2, 2; 2 with rising strides"),
         ({"model_name": NAME}, {"levels": 6}, "has maps with strides 2, 4, 8, 16; 6 with rising strides"),
     ],
 )

@@ -1,6 +1,7 @@
 """The feature maps of any timm network, as detectors and segmentation decoders need them."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ __all__ = ["FeatureMaps", "pad_to_multiple"]
 class FeatureMaps(nn.Module):
     """The last feature maps of a timm network. `(B, C, H, W) -> [(B, channels[i], H / strides[i], W / strides[i])]`.
 
-    Networks whose maps are NHWC are turned to NCHW. Columnar vision transformers, whose maps all have one stride, get a
-    simple pyramid on their last map (ViTDet, arXiv 2203.16527).
+    Maps that are NHWC are turned to NCHW. Plain vision transformers, whose maps all have one stride, get a pyramid too:
+    their last map is halved, the one before stays as it is, those before are enlarged two, four, ... times.
 
     Args:
         backbone: Arguments of `timm.create_model`, `model_name` among them. `out_indices` chooses the maps; without it
@@ -57,12 +58,12 @@ class FeatureMaps(nn.Module):
             levels = len(info.channels())
         self.channels: list[int] = info.channels()[-levels:]
         self.strides: list[int] = info.reduction()[-levels:]
-        self.pyramid = None
-        if len(set(self.strides)) == 1 < levels:
-            self.pyramid = _SimplePyramid(self.channels[-1], min(levels, 4))
-            self.channels = self.pyramid.channels
-            self.strides = [int(self.strides[-1] / scale) for scale in self.pyramid.scales]
-            levels = len(self.strides)
+        # How many times larger each map is made.
+        self.scales = [1.0] * levels
+        plain = len({entry["reduction"] for entry in info.info}) == 1
+        if plain and levels > 1 and self.strides[0] >= 2 ** (levels - 2):
+            self.scales = [2.0**power for power in range(levels - 2, -2, -1)]
+            self.strides = [int(stride / scale) for stride, scale in zip(self.strides, self.scales, strict=True)]
         rising = all(a < b for a, b in zip(self.strides, self.strides[1:], strict=False))
         dilated = backbone.get("output_stride", 32) < 32
         if len(self.strides) < levels or not (rising or dilated):
@@ -78,7 +79,7 @@ class FeatureMaps(nn.Module):
         maps = self.network(x)[-len(self.channels) :]
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
-        return maps if self.pyramid is None else self.pyramid(maps[-1])
+        return [_rescale(m, scale) for m, scale in zip(maps, self.scales, strict=True)]
 
     def train(self, mode: bool = True) -> "FeatureMaps":
         """As PyTorch's, but what is frozen stays in evaluation mode."""
@@ -93,50 +94,36 @@ class FeatureMaps(nn.Module):
         first = max(count - 4, 0)
         if not 0 <= stages <= count - first:
             raise ValueError(f"frozen_stages must lie in 0..{count - first}, got {stages}")
-        if not stages:
-            return
         # What a map depends on is what gets a gradient from it; asked on the meta device, that costs nothing.
-        double = copy.deepcopy(self.network).to("meta").eval()
-        wanted = double(torch.empty(shape, device="meta"))[: first + stages]
-        names, parameters = zip(*double.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(sum(m.sum() for m in wanted), parameters, allow_unused=True)
-        frozen = {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+        with torch.enable_grad():
+            double = copy.deepcopy(self.network).to("meta").eval()
+            maps = double(torch.empty(shape, device="meta"))
+            learning = _upstream(double, maps[-len(self.channels) :])
+            if stages:
+                learning -= _upstream(double, maps[: first + stages])
+        # Several processes would also wait for the gradient of what no map depends on, such as a last norm.
         for name, parameter in self.network.named_parameters():
-            if name in frozen:
-                parameter.requires_grad_(False)
-
-
-class _SimplePyramid(nn.Module):
-    """Maps of several strides from one. `(B, C, H, W) -> [(B, channels[i], H * s, W * s) for s in scales]`.
-
-    The finest is made from the second finest, so that a decoder which reads only the outermost trains all of it.
-    """
-
-    def __init__(self, channels: int, levels: int) -> None:
-        super().__init__()
-        half, quarter = max(channels // 2, 1), max(channels // 4, 1)
-        self.scales = [4, 2, 1, 0.5][-levels:]
-        self.channels = [quarter, half, channels, channels][-levels:]
-        self.coarser = nn.MaxPool2d(2)
-        self.finer = nn.ConvTranspose2d(channels, half, kernel_size=2, stride=2) if levels > 2 else None
-        self.finest = None
-        if levels > 3:
-            up = nn.ConvTranspose2d(half, quarter, kernel_size=2, stride=2)
-            self.finest = nn.Sequential(nn.GroupNorm(1, half), nn.GELU(), up)
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        maps = [x, self.coarser(x)]
-        if self.finer is not None:
-            maps.insert(0, self.finer(x))
-        if self.finest is not None:
-            maps.insert(0, self.finest(maps[0]))
-        return maps[-len(self.scales) :]
+            parameter.requires_grad_(name in learning)
 
 
 def pad_to_multiple(x: torch.Tensor, divisor: int) -> torch.Tensor:
     """Pads `(..., H, W)` with zeros below and to the right until both sides are multiples of a number."""
     height, width = x.shape[-2:]
     return nn.functional.pad(x, (0, -width % divisor, 0, -height % divisor))
+
+
+def _rescale(x: torch.Tensor, scale: float) -> torch.Tensor:
+    if scale < 1:
+        return nn.functional.avg_pool2d(x, round(1 / scale))
+    return x if scale == 1 else nn.functional.interpolate(x, scale_factor=scale, mode="bilinear")
+
+
+def _upstream(network: nn.Module, maps: Sequence[torch.Tensor]) -> set[str]:
+    """Names of the parameters that maps depend on."""
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    total = sum(m.sum() for m in maps)
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
 
 
 def _is_frozen(module: nn.Module) -> bool:
