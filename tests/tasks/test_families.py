@@ -8,19 +8,20 @@ from dense import detection_batch, segmentation_batch
 import visionattn  # noqa: F401
 from visionattn.tasks import Detector, Segmentor
 
-# Module of a family -> its smallest network.
+_NARROW = {"dims": (16, 32, 64, 128), "depths": (2, 1, 1, 1), "num_heads": (2, 2, 4, 8)}
+# Module of a family -> its smallest network, made narrow where it has no small one.
 FAMILIES = {
-    "va_balanced": "va_balanced12_bmta",
-    "va_bam_resnet": "va_resnet10n_bam",
-    "va_boat": "va_boat_swin_tiny",
-    "va_davit": "va_davit_tiny",
-    "va_flatten": "va_flatten_pvtv2_b0",
-    "va_lkca": "va_lkca_vit_mini",
-    "va_mobilenet": "va_mobilenetv2_050_coord",
-    "va_pkcam_resnet": "va_resnet18_pkcam",
-    "va_resnet": "va_resnet10n_cbam",
-    "va_stm": "va_stm_swin_nano",
-    "va_twins": "va_twins_svt_small",
+    "va_balanced": {"model_name": "va_balanced12_bmta"},
+    "va_bam_resnet": {"model_name": "va_resnet10n_bam"},
+    "va_boat": {"model_name": "va_boat_swin_tiny", **_NARROW},
+    "va_davit": {"model_name": "va_davit_tiny", **_NARROW},
+    "va_flatten": {"model_name": "va_flatten_swin_tiny", **_NARROW},
+    "va_lkca": {"model_name": "va_lkca_vit_mini"},
+    "va_mobilenet": {"model_name": "va_mobilenetv2_050_coord"},
+    "va_pkcam_resnet": {"model_name": "va_resnet18_pkcam"},
+    "va_resnet": {"model_name": "va_resnet10n_cbam"},
+    "va_stm": {"model_name": "va_stm_pvt_nano"},
+    "va_twins": {"model_name": "va_twins_svt_small", **_NARROW},
 }
 # Few proposals: what is tested is whether things fit together.
 FEW = {"rpn_pre_nms_top_n_train": 50, "rpn_post_nms_top_n_train": 50, "box_batch_size_per_image": 8}
@@ -39,10 +40,10 @@ SIZES = [(64, 51), (45, 64)]
 def each(heads, quick):
     """All pairs of a family and a head; one family with all heads and one head with all families by default."""
     cases = []
-    for family, name in FAMILIES.items():
+    for family, backbone in FAMILIES.items():
         for head in heads:
             slow = family != "va_resnet" and head != quick
-            cases.append(pytest.param(name, head, marks=[pytest.mark.slow] if slow else [], id=f"{family}-{head}"))
+            cases.append(pytest.param(backbone, head, marks=[pytest.mark.slow] if slow else [], id=f"{family}-{head}"))
     return cases
 
 
@@ -61,10 +62,10 @@ def step(model, inputs, samples):
     assert not idle, f"no gradient reaches {idle}"
 
 
-@pytest.mark.parametrize(("name", "head"), each(DETECTORS, "FCOS"))
-def test_detector(name, head):
+@pytest.mark.parametrize(("backbone", "head"), each(DETECTORS, "FCOS"))
+def test_detector(backbone, head):
     torch.manual_seed(0)
-    model = Detector({"model_name": name}, {"type": head, **DETECTORS[head]}, 5, pyramid_channels=64)
+    model = Detector(backbone, {"type": head, **DETECTORS[head]}, 5, pyramid_channels=64)
     inputs, samples = detection_batch(SIZES, [2, 1])
     step(model, inputs, samples)
     with torch.inference_mode():
@@ -74,10 +75,10 @@ def test_detector(name, head):
     assert ("masks" in preds) == (head == "MaskRCNN")
 
 
-@pytest.mark.parametrize(("name", "head"), each(DECODERS, "FPN"))
-def test_segmentor(name, head):
+@pytest.mark.parametrize(("backbone", "head"), each(DECODERS, "FPN"))
+def test_segmentor(backbone, head):
     torch.manual_seed(0)
-    model = Segmentor({"model_name": name}, {"type": head, **DECODERS[head]}, 5, auxiliary={})
+    model = Segmentor(backbone, {"type": head, **DECODERS[head]}, 5, auxiliary={})
     inputs, samples = segmentation_batch(SIZES)
     step(model, inputs, samples)
     with torch.inference_mode():
