@@ -75,7 +75,7 @@ def mixer_cases(naive: Path) -> list[Case]:
         channels = partial(mixers.ChannelAttention, dim, num_heads=heads)
         windows = partial(mixers.SpatialWindowAttention, dim, num_heads=heads)
         cases += [
-            _against_timm("DaViT channels", (*stage, dim), channels, partial(TimmChannelAttention, dim, heads)),
+            _against_timm("DaViT channels", (*stage, dim), channels, partial(TimmChannelAttention, dim, heads, qkv_bias=True)),
             _against_timm("DaViT windows", (*stage, dim), windows, partial(_TimmWindows, dim, heads)),
         ]
     for i, stage in enumerate(stages):
