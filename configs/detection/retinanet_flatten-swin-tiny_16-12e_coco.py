@@ -1,0 +1,18 @@
+# RetinaNet 1x on COCO over FLatten-Swin-T (arXiv 2308.00442), from the authors' ImageNet weights: 8 processes
+# with 2 pictures each.
+_base_ = [
+    "../_base_/models/retinanet_fpn.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/detection_1x_adamw.py",
+    "../_base_/detection_runtime.py",
+]
+model = dict(
+    backbone=dict(
+        model_name="va_flatten_swin_tiny",
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file="weights/flatten_swin_t.pth"),
+        drop_path_rate=0.2,
+    ),
+    frozen_stages=0,
+    norm_eval=False,
+)
