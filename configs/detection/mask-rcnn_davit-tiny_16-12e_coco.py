@@ -1,8 +1,18 @@
-# Mask R-CNN 1x on COCO over va_davit_tiny, from timm's ImageNet weights: 8 processes with 2 pictures each.
+# Mask R-CNN 1x on COCO over DaViT-T (arXiv 2204.03645), from the authors' ImageNet weights: 8 processes
+# with 2 pictures each. Published: box AP 45.0, mask AP 41.1.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/coco_instance.py",
     "../_base_/schedules/detection_1x_adamw.py",
     "../_base_/detection_runtime.py",
 ]
-model = dict(backbone=dict(model_name="va_davit_tiny", pretrained=True, drop_path_rate=0.1), frozen_stages=0)
+model = dict(
+    backbone=dict(
+        model_name="va_davit_tiny",
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file="weights/davit_tiny.pth"),
+        drop_path_rate=0.1,
+    ),
+    frozen_stages=0,
+    norm_eval=False,
+)

@@ -1,4 +1,5 @@
-# RetinaNet 1x on COCO over va_flatten_swin_tiny, from the authors' ImageNet weights: 8 processes with 2 pictures each.
+# RetinaNet 1x on COCO over FLatten-Swin-T (arXiv 2308.00442), from the authors' ImageNet weights: 8 processes
+# with 2 pictures each.
 _base_ = [
     "../_base_/models/retinanet_fpn.py",
     "../_base_/datasets/coco_detection.py",
@@ -13,4 +14,5 @@ model = dict(
         drop_path_rate=0.2,
     ),
     frozen_stages=0,
+    norm_eval=False,
 )

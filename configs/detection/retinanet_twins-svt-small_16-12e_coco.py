@@ -1,9 +1,19 @@
-# RetinaNet 1x on COCO over va_twins_svt_small, from timm's ImageNet weights: 8 processes with 2 pictures each.
+# RetinaNet 1x on COCO over Twins-SVT-S (arXiv 2104.13840), from the authors' ImageNet weights: 8 processes
+# with 2 pictures each.
 _base_ = [
     "../_base_/models/retinanet_fpn.py",
     "../_base_/datasets/coco_detection.py",
     "../_base_/schedules/detection_1x_adamw.py",
     "../_base_/detection_runtime.py",
 ]
-model = dict(backbone=dict(model_name="va_twins_svt_small", pretrained=True, drop_path_rate=0.2), frozen_stages=0)
+model = dict(
+    backbone=dict(
+        model_name="va_twins_svt_small",
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file="weights/alt_gvt_small.pth"),
+        drop_path_rate=0.2,
+    ),
+    frozen_stages=0,
+    norm_eval=False,
+)
 optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=1e-4))

@@ -1,8 +1,16 @@
-# Semantic FPN on ADE20K over va_twins_svt_small, from timm's ImageNet weights: 4 processes with 4 pictures each.
+# Semantic FPN on ADE20K over Twins-SVT-S (arXiv 2104.13840), from the authors' ImageNet weights: 4
+# processes with 4 pictures each. Published: mIoU 43.2.
 _base_ = [
     "../_base_/models/semantic_fpn.py",
     "../_base_/datasets/ade20k.py",
     "../_base_/schedules/segmentation_80k_adamw.py",
     "../_base_/segmentation_runtime_iterations.py",
 ]
-model = dict(backbone=dict(model_name="va_twins_svt_small", pretrained=True, drop_path_rate=0.2))
+model = dict(
+    backbone=dict(
+        model_name="va_twins_svt_small",
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file="weights/alt_gvt_small.pth"),
+        drop_path_rate=0.2,
+    ),
+)
