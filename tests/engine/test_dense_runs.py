@@ -113,7 +113,8 @@ def test_a_fresh_process_needs_only_checkpoint_and_config(trained, picture, run_
     )
     assert code == 0, err
     table = list(csv.reader((tmp_path / "out" / "predictions.csv").open()))
-    assert [row[1:] for row in table[1:]] == rows and rows
+    assert [row[1:] for row in table[1:]] == rows
+    assert rows or task == "detection"  # after so few steps a detector may find nothing at all
     for folder in (tmp_path / "out", elsewhere / "out"):
         assert cv2.imread(str(folder / "00000_scene.png")).shape[1] == 480
     if task == "segmentation":
