@@ -73,9 +73,10 @@ def mixer_cases(naive: Path) -> list[Case]:
     for i, stage in enumerate(stages):
         dim, heads = 96 * 2**i, 3 * 2**i
         channels = partial(mixers.ChannelAttention, dim, num_heads=heads)
+        their_channels = partial(TimmChannelAttention, dim, heads, qkv_bias=True)
         windows = partial(mixers.SpatialWindowAttention, dim, num_heads=heads)
         cases += [
-            _against_timm("DaViT channels", (*stage, dim), channels, partial(TimmChannelAttention, dim, heads, qkv_bias=True)),
+            _against_timm("DaViT channels", (*stage, dim), channels, their_channels),
             _against_timm("DaViT windows", (*stage, dim), windows, partial(_TimmWindows, dim, heads)),
         ]
     for i, stage in enumerate(stages):

@@ -75,7 +75,10 @@ def test_crops_that_keep_a_box():
         ({"type": "FitResize", "short": 5, "long": 5, "ratio": (2, 1)}, r"ratio.*the smaller first, got \(2.0, 1.0\)"),
         ({"type": "FitResize", "short": 5, "long": 5, "size": 1}, r"'size' are not valid for transform FitResize"),
         ({"type": "BalancedCrop", "height": 5, "width": 5, "max_share": 2}, r"BalancedCrop.*max_share"),
-        ({"type": "FitRezise"}, r"albumentations' transforms or BalancedCrop or FitResize or RandAugment, got 'FitRezise'.*FitResize"),
+        (
+            {"type": "FitRezise"},
+            r"albumentations' transforms or BalancedCrop or FitResize or RandAugment, got 'FitRezise'.*FitResize",
+        ),
     ],
 )
 def test_wrong_arguments(transform, message):
