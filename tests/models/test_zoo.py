@@ -122,6 +122,13 @@ class TestOnMeta:
         for feature, channels, stride in zip(features, model.feature_info.channels(), strides(model), strict=True):
             assert feature.shape == (2, channels, 64 // stride, 96 // stride)
 
+    @pytest.mark.parametrize("size", [(61, 83), pytest.param((150, 203), marks=pytest.mark.slow)], ids=str)
+    def test_features_at_any_size(self, name, size):
+        model = create(name, device="meta", features_only=True).eval()
+        for feature, stride in zip(model(torch.empty(1, 3, *size, device="meta")), strides(model), strict=True):
+            for side, length in zip(feature.shape[-2:], size, strict=True):
+                assert length // stride <= side <= length // stride + 1
+
     def test_input_channels(self, name):
         model = create(name, device="meta", in_chans=1)
         first = model.get_parameter(f"{model.pretrained_cfg['first_conv']}.weight")
