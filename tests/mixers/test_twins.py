@@ -37,7 +37,7 @@ def test_golden_lsa(kind, size, mask):
 
 def test_exact_and_official_masks_agree_where_both_sides_are_padded():
     golden = load("twins_lsa_mask_module_2x16x10x64_eval")
-    mixer = LocallyGroupedAttention(64, num_heads=2, window_size=7)
+    mixer = LocallyGroupedAttention(64, num_heads=2, window_size=7, pad_mask="exact")
     mixer.load_state_dict(golden.state_dict)
     check_module(Tokens(mixer, 16, 10), golden, 1e-5)
 

@@ -58,13 +58,13 @@ class WindowMixer(nn.Module):
         dim: int,
         *,
         num_heads: int,
-        window_size: int | Sequence[int],
-        qkv_bias: bool,
-        attn_drop: float,
-        proj_drop: float,
-        pad_mask: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        window_size: int | Sequence[int] = 7,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        pad_mask: str = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads)
@@ -131,13 +131,13 @@ class SummaryMixer(nn.Module):
         dim: int,
         *,
         num_heads: int,
-        sr_ratio: int,
-        edge: str,
-        qkv_bias: bool,
-        attn_drop: float,
-        proj_drop: float,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        sr_ratio: int = 1,
+        edge: str = "crop",
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads)

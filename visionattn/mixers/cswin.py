@@ -15,6 +15,8 @@ from torch import nn
 
 from visionattn.ops import stripe_attention
 
+from ._common import check_heads
+
 __all__ = ["CrossShapedWindowAttention", "StripeAttention"]
 
 
@@ -98,8 +100,7 @@ class CrossShapedWindowAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim < 1 or dim % num_heads:
-            raise ValueError(f"num_heads must divide dim, got dim={dim}, num_heads={num_heads}")
+        check_heads(dim, num_heads)
         if num_heads % 2 and not full:
             raise ValueError(f"num_heads must be even to be halved between the two stripes, got {num_heads}")
         if split_size < 1:

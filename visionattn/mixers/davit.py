@@ -11,8 +11,6 @@ Differs from the official code in:
 Golden: tests/golden/davit_{chanattn,winattn}_module_*.npz (outputs and input gradients).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -43,31 +41,6 @@ class SpatialWindowAttention(WindowMixer):
     Raises:
         ValueError: If an argument is out of range.
     """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int,
-        window_size: int | Sequence[int] = 7,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        pad_mask: str = "none",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            dim,
-            num_heads=num_heads,
-            window_size=window_size,
-            qkv_bias=qkv_bias,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            pad_mask=pad_mask,
-            device=device,
-            dtype=dtype,
-        )
 
 
 class ChannelAttention(nn.Module):

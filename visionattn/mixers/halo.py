@@ -14,6 +14,8 @@ from torch import nn
 
 from visionattn.ops import halo_attention, nhwc_conv
 
+from ._common import check_heads
+
 __all__ = ["HaloAttention"]
 
 
@@ -65,8 +67,7 @@ class HaloAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim < 1 or dim % num_heads:
-            raise ValueError(f"num_heads must divide dim, got dim={dim}, num_heads={num_heads}")
+        check_heads(dim, num_heads)
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {block_size}")
         if halo_size < 0:

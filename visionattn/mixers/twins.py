@@ -10,10 +10,6 @@ Differs from the official code in:
 Golden: tests/golden/twins_{lsa,gsa}_*.npz (outputs and input gradients).
 """
 
-from collections.abc import Sequence
-
-import torch
-
 from ._common import SummaryMixer, WindowMixer
 
 __all__ = ["GlobalSubsampledAttention", "LocallyGroupedAttention"]
@@ -39,31 +35,6 @@ class LocallyGroupedAttention(WindowMixer):
 
     pad_masks = ("none", "exact", "official")
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int,
-        window_size: int | Sequence[int] = 7,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        pad_mask: str = "exact",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            dim,
-            num_heads=num_heads,
-            window_size=window_size,
-            qkv_bias=qkv_bias,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            pad_mask=pad_mask,
-            device=device,
-            dtype=dtype,
-        )
-
     def masks_padding(self, height: int, width: int) -> bool:
         if self.pad_mask == "official":
             return height % self.window_size[0] != 0 and width % self.window_size[1] != 0
@@ -86,28 +57,3 @@ class GlobalSubsampledAttention(SummaryMixer):
     Raises:
         ValueError: If an argument is out of range.
     """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int,
-        sr_ratio: int = 1,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        edge: str = "crop",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            dim,
-            num_heads=num_heads,
-            sr_ratio=sr_ratio,
-            edge=edge,
-            qkv_bias=qkv_bias,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            device=device,
-            dtype=dtype,
-        )
