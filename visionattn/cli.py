@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "classify pictures, find objects in them or segment them; writes a table and the annotated pictures",
         "photo.jpg folder/ --model va_resnet10n_cbam.digits",
         "folder/ --config quickstart --checkpoint work_dirs/quickstart/best_top1.pth --out results",
-        "folder/ --config detection/quickstart --checkpoint best_map.pth --score 0.5",
+        "folder/ --config quickstart-detection --checkpoint best_bbox_map.pth --score 0.3",
     )
     predict.add_argument("inputs", nargs="+", type=Path, help="pictures, or folders to search for them")
     source = predict.add_mutually_exclusive_group(required=True)
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--topk", type=int, default=5, help="classification: how many classes to tell (default: 5)")
     predict.add_argument(
-        "--score", type=float, default=0.3, help="detection: leave out what scores less than this (default: 0.3)"
+        "--score", type=float, default=0.5, help="detection: leave out what scores less than this (default: 0.5)"
     )
     predict.add_argument(
         "--batch-size", type=int, default=1, help="to classify, all pictures must be prepared to one size above 1"

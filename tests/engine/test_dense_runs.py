@@ -127,7 +127,7 @@ def test_a_fresh_process_needs_only_checkpoint_and_config(trained, picture, run_
         assert len(records) == len(rows) and {"file_name", "category", "bbox", "score"} == set(records[0])
 
 
-def test_published_as_a_file_that_the_config_takes(trained, run_cli, tmp_path):
+def test_published_as_a_file_that_the_config_and_a_name_take(trained, run_cli, picture, monkeypatch, tmp_path):
     task, _ = trained
     name, metric = CONFIGS[task]
     config = tmp_path / "tiny.py"
@@ -142,6 +142,14 @@ def test_published_as_a_file_that_the_config_takes(trained, run_cli, tmp_path):
     code, _, err = run_cli("test", config, tmp_path / "mine" / entry["file"], "--out", "metrics.json")
     assert code == 0, err
     assert json.loads((tmp_path / "metrics.json").read_text())[metric] == pytest.approx(entry["metrics"][metric])
+
+    # As if it travelled with the package.
+    monkeypatch.setattr("visionattn.inference.predictor.read_manifest", lambda: {tag: entry})
+    monkeypatch.setattr("visionattn.inference.predictor.packaged_path", lambda _: tmp_path / "mine" / entry["file"])
+    code, _, err = run_cli("predict", picture, "--model", tag, "--score", "0", "--out", "out")
+    assert code == 0, err
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert {row["label"] for row in rows} <= set(entry["input"]["label_names"])
 
 
 @pytest.mark.parametrize("task", ["detection", pytest.param("segmentation", marks=pytest.mark.slow)])

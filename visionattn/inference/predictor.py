@@ -153,7 +153,7 @@ def _describer(
     *,
     colours: Sequence[tuple[int, int, int]] | None = None,
     topk: int = 5,
-    score: float = 0.3,
+    score: float = 0.5,
 ) -> Callable[[Path, Any], Prediction]:
     def detection(path: Path, found: dict[str, torch.Tensor]) -> Detection:
         kept = found["scores"] >= score

@@ -16,3 +16,4 @@ model = dict(
     norm_eval=False,
 )
 train_dataloader = dict(batch_size=8, dataset=dict(length=4000))
+train_cfg = dict(max_epochs=5)
