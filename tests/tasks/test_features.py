@@ -72,11 +72,11 @@ def test_frozen_stages_do_not_move(name):
 
 def test_what_no_map_depends_on_does_not_learn():
     """Several processes would wait for its gradient forever."""
-    maps = FeatureMaps({"model_name": "va_davit_tiny"}, levels=3).train()
+    maps = FeatureMaps({"model_name": "va_davit_tiny", "feature_norms": True}, levels=3).train()
     sum(m.mean() for m in maps(torch.randn(1, 3, 64, 64))).backward()
     idle = [name for name, parameter in maps.named_parameters() if parameter.grad is None]
     assert idle == [name for name, parameter in maps.named_parameters() if not parameter.requires_grad]
-    assert idle == ["network.model.head.norm.weight", "network.model.head.norm.bias"]
+    assert idle == ["network.model.feature_norms.0.weight", "network.model.feature_norms.0.bias"]
 
 
 def test_norm_eval_keeps_statistics_but_learns():
