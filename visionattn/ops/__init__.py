@@ -1,5 +1,6 @@
 """Functions on tensors that the blocks share; the torch code here defines what they mean."""
 
+from ._dispatch import explain, use_backend
 from ._eager import written_by_hand
 from .attention import attention
 from .axis_pool import axis_pools
@@ -28,6 +29,7 @@ __all__ = [
     "channel_moments",
     "cluster_attention",
     "cross_gate",
+    "explain",
     "focused_attention",
     "focused_features",
     "halo_attention",
@@ -50,6 +52,7 @@ __all__ = [
     "stripe_attention",
     "subspace_scores",
     "toeplitz_matrix",
+    "use_backend",
     "window_attention",
     "written_by_hand",
 ]

@@ -1,0 +1,46 @@
+"""Registering kernels with PyTorch, so that autograd, compilers and mixed precision see one operator each."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["INTERPRETED", "register", "wrap_triton"]
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _as_it_is(kernel: Any) -> Any:
+    return kernel
+
+
+# How a kernel is launched: `wrap_triton(kernel)[grid](...)`. Compilers look into operators for launches of this name.
+wrap_triton = _as_it_is if INTERPRETED else torch.library.wrap_triton
+
+
+def register(
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Any]], Any]:
+    """Makes `visionattn::<name>` of a function that launches kernels; its annotations are the operator's schema.
+
+    On a GPU compilers look inside, so that a launch costs no Python; interpreted, the operator is opaque, for the
+    interpreter needs the data.
+
+    Args:
+        fake: With the same arguments, gives empty tensors of the results' shapes, strides and dtypes.
+        setup_context: As in `torch.library.register_autograd`.
+        backward: As there; it may call registered operators only.
+    """
+
+    def decorate(run: Callable[..., Any]) -> Any:
+        define = torch.library.custom_op if INTERPRETED else torch.library.triton_op
+        op = define(f"visionattn::{run.__name__}", run, mutates_args=())
+        op.register_fake(fake)
+        if backward is not None:
+            op.register_autograd(backward, setup_context=setup_context)
+        return op
+
+    return decorate
