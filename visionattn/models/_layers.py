@@ -8,6 +8,8 @@ from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.ops import mlp, untouched
+
 __all__ = ["BatchNorm", "Branch", "Mlp", "PatchConv", "PatchMerging", "PositionConv", "PositionEmbedding", "steps"]
 
 Norm = Callable[..., nn.Module]
@@ -58,7 +60,12 @@ class Branch(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.fn(self.norm(x))
+        if not untouched(self.fn, Mlp) or not untouched(self.norm, nn.LayerNorm):
+            y = self.fn(self.norm(x))
+        elif self.gamma is None and (isinstance(self.drop_path, nn.Identity) or not self.training):
+            return self.fn(x, self.norm, residual=True)
+        else:
+            y = self.fn(x, self.norm)
         return x + self.drop_path(y if self.gamma is None else y * self.gamma)
 
 
@@ -90,11 +97,18 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim, **dd)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.fc1(x)
+    def forward(self, x: torch.Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> torch.Tensor:
+        """With a norm that goes first and x added to the result on demand, for which nothing more is kept."""
+        plain = self.conv is None and not (self.training and self.drop.p) and (norm is None or norm.bias is not None)
+        if plain and untouched(self.fc1, nn.Linear) and untouched(self.fc2, nn.Linear):
+            layers = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            parts = None if norm is None else (norm.weight, norm.bias, norm.eps)
+            return mlp(x, *layers, norm=parts, residual=residual)
+        y = self.fc1(x if norm is None else norm(x))
         if self.conv is not None:
-            x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.drop(self.fc2(self.drop(F.gelu(x))))
+            y = self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y = self.drop(self.fc2(self.drop(F.gelu(y))))
+        return x + y if residual else y
 
 
 class PositionConv(nn.Conv2d):

@@ -1,7 +1,7 @@
 """Functions on tensors that the blocks share; the torch code here defines what they mean."""
 
 from ._dispatch import explain, use_backend
-from ._eager import written_by_hand
+from ._eager import untouched, written_by_hand
 from .attention import attention
 from .axis_pool import axis_pools
 from .bisection import balanced_bisection
@@ -12,6 +12,7 @@ from .focused_attention import focused_attention, focused_features
 from .halo_attention import halo_attention
 from .large_kernel import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from .layout import memory_format
+from .mlp import mlp
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
 from .plane_conv import plane_conv
@@ -39,6 +40,7 @@ __all__ = [
     "max_first",
     "memory_format",
     "merge_windows",
+    "mlp",
     "moments_pay",
     "nested_gate",
     "nhwc_conv",
@@ -52,6 +54,7 @@ __all__ = [
     "stripe_attention",
     "subspace_scores",
     "toeplitz_matrix",
+    "untouched",
     "use_backend",
     "window_attention",
     "written_by_hand",

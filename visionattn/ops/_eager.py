@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules import module as _modules
 
-__all__ = ["differentiable_backward", "traced", "written_by_hand"]
+__all__ = ["differentiable_backward", "traced", "transformed", "untouched", "written_by_hand"]
 
 
 def traced() -> bool:
@@ -19,6 +21,22 @@ def written_by_hand(x: torch.Tensor) -> bool:
     Half precision does not: PyTorch's own operators accumulate it in float32.
     """
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not traced()
+
+
+def transformed(*tensors: torch.Tensor | None) -> bool:
+    """Whether `torch.func` maps over one of these tensors or differentiates it: it cannot write into buffers."""
+    return any(t is not None and torch.func.debug_unwrap(t, recurse=False) is not t for t in tensors)
+
+
+def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether this is such a module as it was made, so that reading its weights does all that calling it would.
+
+    Not so with hooks, adapters, parametrised weights or another `forward`. Compilers and exporters get the calls.
+    """
+    if traced():
+        return False
+    hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    return type(module) is kind and not hooks and "forward" not in vars(module) and not _modules._has_any_global_hook()
 
 
 def differentiable_backward(
