@@ -16,7 +16,7 @@ from operator import index
 import torch
 from torch import nn
 
-from visionattn.ops import balanced_bisection, cluster_attention
+from visionattn.ops import balanced_bisection, cluster_attention, untouched, written_by_hand
 
 __all__ = ["FeatureSpaceLocalAttention"]
 
@@ -101,14 +101,17 @@ class FeatureSpaceLocalAttention(nn.Module):
             iterations=self.iterations,
             temperature=self.temperature,
         )
-        out, v = cluster_attention(
+        joined = written_by_hand(qkv) and untouched(self.get_v, nn.Conv2d)
+        out, local = cluster_attention(
             qkv,
             order,
             overlap=self.overlap,
             scale=self.scale,
             dropout_p=self.attn_drop.p if self.training else 0.0,
             pair_images=pair_images,
+            conv=(self.get_v.weight, self.get_v.bias, (height, width)) if joined else None,
         )
-        out, v = (part.view(batch, height, width, dim) for part in (out, v))
-        local = self.get_v(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out, local = (part.view(batch, height, width, dim) for part in (out, local))
+        if not joined:
+            local = self.get_v(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj_drop(self.proj(out + local))

@@ -9,6 +9,8 @@ from ._eager import traced
 
 __all__ = ["cluster_attention"]
 
+Conv = tuple[torch.Tensor, torch.Tensor, tuple[int, int]]
+
 
 def cluster_attention(
     qkv: torch.Tensor,
@@ -18,11 +20,12 @@ def cluster_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     pair_images: bool = False,
+    conv: Conv | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention of each cluster's queries to its keys and to a few of its sibling's.
 
-    `(B, N, 3, heads, d), (B, heads, clusters, size) -> (B, N, heads, d)`, and the values as they came in, of the same
-    shape but in memory of their own: what else is made of them then does not keep all of `qkv`.
+    `(B, N, 3, heads, d), (B, heads, clusters, size) -> (B, N, heads, d)`, and of the same shape the values as they came
+    in or what `conv` makes of them. They lie in memory of their own: whatever reads them does not keep all of `qkv`.
 
     Clusters 2j and 2j + 1 are siblings: the first sees the first `overlap` tokens of the second, the second the last
     `overlap` of the first. A single cluster has no sibling. Rows are gathered once and put back once; keys that two
@@ -35,6 +38,8 @@ def cluster_attention(
         scale: Factor of the logits, `d**-0.5` if None.
         dropout_p: Dropout of the attention weights.
         pair_images: Let the single clusters of images 2j and 2j + 1 be siblings; B must be even.
+        conv: Weight `(heads * d, 1, k, k)`, k odd, and bias `(heads * d,)` of a depthwise convolution of the values,
+            and height and width of the map that they are. Nothing more is kept for its backward pass.
     """
     batch, tokens, _, heads, dim = qkv.shape
     clusters, size = order.shape[2:]
@@ -45,10 +50,9 @@ def cluster_attention(
     # The same for the rows of queries, keys and values: (B, N, 3, heads) of them before, 3 times the slots after.
     part = torch.arange(3, device=order.device).view(3, 1)
     rows = (to_slots // heads * (3 * heads) + to_slots % heads + heads * part).flatten()
-    slots = (to_tokens.unsqueeze(2) + order.numel() * part).flatten()
 
-    gather, put_back = (_gather, _put_back) if traced() else (_Gather.apply, _PutBack.apply)
-    q, k, v, values = gather(qkv, rows, slots, siblings, size, length)
+    gather, put_back, convolve = _PLAIN if traced() else (_Gather.apply, _PutBack.apply, _Convolve.apply)
+    q, k, v, values = gather(qkv, rows, to_tokens, siblings, size, length)
     if clusters * size == tokens:
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
     else:
@@ -58,6 +62,8 @@ def cluster_attention(
         # Queries of empty slots may not send gradients to the keys.
         out = out * filled
     out = put_back(out.reshape(-1, dim), to_tokens.flatten(), to_slots)
+    if conv is not None:
+        values = convolve(values, *conv, v, to_tokens, size)
     return out.view(batch, tokens, heads, dim), values
 
 
@@ -88,7 +94,7 @@ def _windows(x: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _gather(
-    qkv: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, siblings: int, size: int, length: int
+    qkv: torch.Tensor, rows: torch.Tensor, to_tokens: torch.Tensor, siblings: int, size: int, length: int
 ) -> tuple[torch.Tensor, ...]:
     dim = qkv.size(-1)
     q, k, v = qkv.reshape(-1, dim).index_select(0, rows).view(3, -1, siblings, size, dim).unbind(0)
@@ -97,6 +103,23 @@ def _gather(
 
 def _put_back(out: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return out.index_select(0, slots)
+
+
+def _convolve(
+    values: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    grid: tuple[int, int],
+    seen: torch.Tensor,
+    to_tokens: torch.Tensor,
+    size: int,
+) -> torch.Tensor:
+    x = values.flatten(2).unflatten(1, grid).permute(0, 3, 1, 2)
+    x = F.conv2d(x, weight, bias, padding=weight.size(-1) // 2, groups=len(weight))
+    return x.permute(0, 2, 3, 1).reshape(values.shape)
+
+
+_PLAIN = (_gather, _put_back, _convolve)
 
 
 class _Gather(torch.autograd.Function):
@@ -108,7 +131,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        qkv: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, siblings: int, size: int, length: int
+        qkv: torch.Tensor, rows: torch.Tensor, to_tokens: torch.Tensor, siblings: int, size: int, length: int
     ) -> tuple[torch.Tensor, ...]:
         dim = qkv.size(-1)
         gathered = qkv.reshape(-1, dim).index_select(0, rows).view(3, -1, siblings, size, dim)
@@ -121,12 +144,11 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
         ctx.save_for_backward(inputs[2])
-        ctx.shape = inputs[0].shape
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, *seen, values = grads
-        (slots,) = ctx.saved_tensors
+        (to_tokens,) = ctx.saved_tensors
         dim, length = q.size(-1), seen[0].size(2)
         gathered = q.new_empty(3, q.size(0), q.size(1) * q.size(2), dim)
         rest = gathered.size(2) - length
@@ -136,7 +158,8 @@ class _Gather(torch.autograd.Function):
             to[:, :length], to[:, length:] = first, last[:, length - rest :]
             if grad.size(1) == 2:
                 to[:, rest:length] += last[:, : length - rest]
-        qkv = gathered.view(-1, dim).index_select(0, slots).view(ctx.shape)
+        slots = torch.stack([to_tokens + part * gathered[0, :, :, 0].numel() for part in range(3)], dim=2)
+        qkv = gathered.view(-1, dim).index_select(0, slots.flatten()).view(*slots.shape, dim)
         qkv[:, :, 2] += values
         return qkv, None, None, None, None, None
 
@@ -155,3 +178,37 @@ class _PutBack(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return grad.index_select(0, *ctx.saved_tensors), None, None
+
+
+class _Convolve(torch.autograd.Function):
+    """Finds the values again, for the way back, where the attention keeps them."""
+
+    @staticmethod
+    def forward(
+        values: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        grid: tuple[int, int],
+        seen: torch.Tensor,
+        to_tokens: torch.Tensor,
+        size: int,
+    ) -> torch.Tensor:
+        return _convolve(values, weight, bias, grid, seen, to_tokens, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(inputs[1], *inputs[4:6])
+        ctx.grid, ctx.size = inputs[3], inputs[6]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, seen, to_tokens = ctx.saved_tensors
+        # What the first window of a group sees, and what the last one sees beyond it.
+        rest = seen.size(1) * ctx.size - seen.size(2)
+        values = torch.cat((seen[:, 0], seen[:, -1, seen.size(2) - rest :]), dim=1)
+        values = values.view(-1, seen.size(3)).index_select(0, to_tokens.flatten())
+        x, grad_x = (t.reshape(len(grad), *ctx.grid, -1).permute(0, 3, 1, 2) for t in (values, grad))
+        groups, pad = len(weight), weight.size(-1) // 2
+        shape = ([groups], [1, 1], [pad, pad], [1, 1], False, [0, 0], groups)
+        grads = torch.ops.aten.convolution_backward(grad_x, x, weight, *shape, ctx.needs_input_grad[:3])
+        return grads[0].permute(0, 2, 3, 1).reshape(grad.shape), grads[1], grads[2], None, None, None, None
