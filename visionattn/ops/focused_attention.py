@@ -196,7 +196,8 @@ def _focus_by_hand(t: torch.Tensor, factor: torch.Tensor, power: int) -> _Focuse
     torch.addcmul(_EPS * factor, direction, factor, out=direction)
     length = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
     direction /= length
-    features = _times_power(direction.clone(), direction, power - 1)
+    # PyTorch's `pow` takes one pass up to the third power; beyond, it is slow.
+    features = _times_power(direction.pow(min(power, 3)), direction, power - 3)
     power_length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     features *= length / power_length
     return _Focused(features, direction, length, power_length)
@@ -245,6 +246,8 @@ def _no_autocast(t: torch.Tensor) -> AbstractContextManager:
 def _chunks(t: torch.Tensor) -> Iterator[tuple[slice, slice]]:
     """Runs of images, or of rows of one image, of `(B, N, C)`."""
     images, rows = (max(1, _CHUNK // size) for size in (t.size(1) * t.size(2), t.size(2)))
+    if images == 2:
+        images = 1  # The heads of two images are copied for the products, which costs more than it saves.
     for image in range(0, len(t), images):
         for row in range(0, t.size(1), rows):
             yield slice(image, image + images), slice(row, row + rows)
