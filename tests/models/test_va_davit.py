@@ -6,6 +6,7 @@ import torch
 from golden import authors_file, check_module, load, relative_error
 
 import visionattn  # noqa: F401
+from visionattn.cost import saved_bytes
 from visionattn.models._build import rename_keys
 from visionattn.models.va_davit import DaViT, checkpoint_filter_fn
 
@@ -87,3 +88,12 @@ def test_dense_norms_touch_only_what_is_handed_out():
         for a, b in zip(normed, raw, strict=True):
             b = torch.nn.functional.layer_norm(b.permute(0, 2, 3, 1), (b.shape[1],)).permute(0, 3, 1, 2)
             torch.testing.assert_close(a, b)
+
+
+def test_keeps_less_than_timms_for_the_backward_pass():
+    # Small maps are left to the plain form of the channel attention; at 224 px it is 0.69.
+    x = torch.randn(1, 3, 64, 64)
+    ours, theirs = (
+        saved_bytes(timm.create_model(name, drop_path_rate=0.2), x) for name in ("va_davit_tiny", "davit_tiny")
+    )
+    assert ours <= 0.79 * theirs

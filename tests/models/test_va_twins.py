@@ -6,6 +6,7 @@ import torch
 from golden import authors_file, check_module, load, relative_error
 
 import visionattn  # noqa: F401
+from visionattn.cost import saved_bytes
 from visionattn.models._layers import PositionConv
 from visionattn.models.va_twins import checkpoint_filter_fn
 
@@ -82,3 +83,10 @@ def test_unknown_policies_are_refused():
         timm.create_model("va_twins_svt_small", device="meta", pad_mask="some")
     with pytest.raises(ValueError, match="edge must be one of crop, pad, got wrap"):
         timm.create_model("va_twins_svt_small", device="meta", edge="wrap")
+
+
+@pytest.mark.parametrize(("name", "share"), [("twins_pcpvt_small", 0.63), ("twins_svt_small", 0.67)])
+def test_keeps_less_than_timms_for_the_backward_pass(name, share):
+    x = torch.randn(1, 3, 64, 64)
+    ours, theirs = (saved_bytes(timm.create_model(prefix + name, drop_path_rate=0.2), x) for prefix in ("va_", ""))
+    assert ours <= share * theirs
