@@ -41,6 +41,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "jsonschema>=4.18",
             "pycocotools>=2.0.8",
             "ruff>=0.9",
             "setuptools>=71",

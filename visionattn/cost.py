@@ -21,7 +21,7 @@ import visionattn.models  # noqa: F401  (registers the networks)
 from visionattn._files import replacing
 from visionattn.plugins import PLUGINS
 
-__all__ = ["Cost", "Traffic", "count_traffic", "measure", "saved_bytes", "write_table"]
+__all__ = ["Cost", "Traffic", "count_macs", "count_traffic", "measure", "saved_bytes", "write_table"]
 
 # In training, BAM normalises single vectors and so needs two images.
 BATCH = 2
@@ -99,6 +99,18 @@ def measure(size: int = 224, names: Sequence[str] = ()) -> list[Cost]:
         for name, (model, kwargs) in networks.items()
         if not names or name in ("none", *names)
     ]
+
+
+def count_macs(network: nn.Module, input_size: Sequence[int]) -> int:
+    """Multiplications with additions of one picture in convolutions and matrix products, in evaluation mode.
+
+    Args:
+        network: On the meta device, where nothing is computed and nothing hides in a fused operator.
+        input_size: Channels, height and width.
+    """
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.empty(1, *input_size))
+    return counter.get_total_flops() // 2
 
 
 def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
@@ -220,14 +232,11 @@ def write_table(costs: Sequence[Cost], size: int, path: Path) -> str:
 
 
 def _measure(name: str, model: str, kwargs: dict[str, str], size: int) -> Cost:
-    with torch.device("meta"):
-        network = timm.create_model(model, **kwargs).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(torch.empty(1, 3, size, size))
+    macs = count_macs(timm.create_model(model, device="meta", **kwargs), (3, size, size))
     network = timm.create_model(model, **kwargs).train()
     return Cost(
         name,
         params=sum(p.numel() for p in network.parameters()),
-        macs=counter.get_total_flops() // 2,
+        macs=macs,
         saved=saved_bytes(network, torch.randn(BATCH, 3, size, size)) // BATCH,
     )

@@ -1,5 +1,6 @@
-"""Checkpoints for the world: flat files of weights named by their sha256, and the manifest that says what they are."""
+"""Entering trained networks into a manifest, as flat files of weights named by their sha256."""
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -7,43 +8,13 @@ from typing import Any
 
 import safetensors.torch
 import timm
-import torch
 from torch import nn
 
-from ._files import read_checkpoint, replacing
-from ._resources import checkpoint_dir, read_manifest
-from .models import check_state_dict, unwrap
+from visionattn._files import replacing
+from visionattn.cost import count_macs
+from visionattn.models import check_state_dict
 
-__all__ = ["packaged_path", "publish", "read_weights"]
-
-
-def packaged_path(name: str) -> Path:
-    """The file of a packaged checkpoint.
-
-    Args:
-        name: `<model>.<tag>`.
-
-    Raises:
-        ValueError: If there is none of this name.
-    """
-    manifest = read_manifest()
-    if name not in manifest:
-        raise ValueError(f"no packaged checkpoint {name!r}; there are: {', '.join(manifest) or 'none'}")
-    return checkpoint_dir() / manifest[name]["file"]
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The flat weights in a published file, a training checkpoint or an author's file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, holds code or holds no weights.
-    """
-    state_dict = unwrap(read_checkpoint(path))
-    strays = [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
-    if strays or not state_dict:
-        raise ValueError(f"{path} holds no flat weights: {', '.join(strays[:3]) or 'nothing'} is no tensor")
-    return state_dict
+__all__ = ["publish"]
 
 
 def publish(
@@ -69,7 +40,8 @@ def publish(
         mean: Of the channels, for pixels in 0..1.
         std: Of the channels, for pixels in 0..1.
         input_size: Channels, height and width the network was trained for.
-        facts: What else the manifest shall say: `task`, `dataset`, `metrics`, `config`, `command`, `license`, `origin`.
+        facts: What else the manifest shall say: `task`, `dataset`, `metrics`, `config`, `command`, `license`, `origin`;
+            checkpoints/manifest.schema.json tells what they mean.
 
     Returns:
         The file's path.
@@ -96,11 +68,16 @@ def publish(
         {
             "model": architecture,
             "tag": tag,
-            **facts,
+            **{name: facts[name] for name in ("task", "dataset", "metrics")},
+            "reported_by": "this package",
+            **{name: facts[name] for name in ("config", "command", "license", "origin")},
+            "format": "native",
+            "params": sum(parameter.numel() for parameter in model.parameters()),
+            "macs": count_macs(copy.deepcopy(model).to("meta"), input_size),
             "file": path.name,
             "bytes": path.stat().st_size,
             "sha256": digest,
-            "params": sum(parameter.numel() for parameter in model.parameters()),
+            "sources": [{"kind": "packaged"}],
             "input": {
                 "num_classes": len(classes),
                 "label_names": list(classes),
@@ -115,7 +92,7 @@ def publish(
 
 
 def _enter(manifest: Path, name: str, entry: dict[str, Any]) -> None:
-    content = json.loads(manifest.read_text()) if manifest.is_file() else {"version": 1, "checkpoints": {}}
+    content = json.loads(manifest.read_text()) if manifest.is_file() else {"version": 2, "checkpoints": {}}
     old = content["checkpoints"].get(name)
     content["checkpoints"][name] = entry
     content["checkpoints"] = dict(sorted(content["checkpoints"].items()))
