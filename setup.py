@@ -25,6 +25,8 @@ setup(
         "timm>=1.0.31",
         "numpy>=1.26",
         "safetensors>=0.4.3",
+        "huggingface_hub>=0.34",
+        "filelock>=3.12",
         "mmengine-lite>=0.10.7",
         "albumentations>=2.0.8,<3",
         "opencv-python-headless>=4.9",

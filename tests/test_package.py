@@ -32,7 +32,9 @@ FLOORS = [
     ["models"],
     ["plugins", "mixers"],
     ["ops"],
-    ["_files", "_resources", "version"],
+    ["_weights"],
+    ["_fetch"],
+    ["_bars", "_files", "_resources", "version"],
 ]
 HEAVY = {
     "mmengine": {"tasks", "data", "engine", "inference", "cli", "commands"},

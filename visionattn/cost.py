@@ -101,16 +101,17 @@ def measure(size: int = 224, names: Sequence[str] = ()) -> list[Cost]:
     ]
 
 
-def count_macs(network: nn.Module, input_size: Sequence[int]) -> int:
+def count_macs(network: nn.Module, input_size: Sequence[int], batch: int = 1) -> int:
     """Multiplications with additions of one picture in convolutions and matrix products, in evaluation mode.
 
     Args:
         network: On the meta device, where nothing is computed and nothing hides in a fused operator.
         input_size: Channels, height and width.
+        batch: Pictures at a time, for a network that needs several.
     """
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.empty(1, *input_size))
-    return counter.get_total_flops() // 2
+        network.eval()(torch.empty(batch, *input_size))
+    return counter.get_total_flops() // (2 * batch)
 
 
 def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:

@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, register_model, resolve_pretrained_cfg
+from timm.models import DefaultCfg, build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 
+from visionattn._bars import download_bars
 from visionattn._files import read_checkpoint
-from visionattn._resources import checkpoint_dir, read_manifest
+from visionattn._resources import read_manifest
+from visionattn._weights import find, obtain, sources
 
 __all__ = [
     "build_model",
     "check_state_dict",
     "chosen_maps",
-    "packaged_cfgs",
+    "family_cfgs",
     "register_network",
     "rename_keys",
     "unwrap",
@@ -25,22 +27,31 @@ __all__ = [
 StateDict = dict[str, torch.Tensor]
 
 
-def packaged_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """timm's cfg of each packaged classifier of these models: `{'<model>.<tag>': cfg(...)}`.
+def family_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> dict[str, DefaultCfg]:
+    """timm's cfgs of a family: one for each classifier of these models in the manifest, an empty one for the others.
 
     Args:
         models: Names of architectures.
-        cfg: The family's function that fills in the rest; called with the architecture and the fields that the manifest
-            states.
+        cfg: Makes a cfg; called with the architecture and the fields that the manifest states.
     """
     wanted = set(models)
-    return {
-        name: cfg(
-            entry["model"], file=str(checkpoint_dir() / entry["file"]), license=entry["license"], **entry["input"]
-        )
+    entries = {
+        name: entry
         for name, entry in read_manifest().items()
         if entry["model"] in wanted and entry["task"] == "classification"
     }
+    published = {entry["model"] for entry in entries.values()}
+    cfgs = {name: cfg(name) for name in models if name not in published}
+    for name, entry in entries.items():
+        if {"kind": "packaged"} in entry["sources"]:
+            source = {"file": str(find(entry))}
+        elif repositories := sources(entry, "hub", "id"):
+            source = {"hf_hub_id": repositories[0]}
+        else:
+            # Tells timm that there are weights; `build_model` fetches them, for timm could not.
+            source = {"url": (sources(entry, "url") + sources(entry, "page"))[0]}
+        cfgs[name] = cfg(entry["model"], license=entry["license"], **source, **entry["input"])
+    return generate_default_cfgs(cfgs)
 
 
 def unwrap(checkpoint: dict[str, Any]) -> StateDict:
@@ -191,13 +202,36 @@ def register_network(
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         # timm takes entries out of feature_cfg.
         features = dict(feature_cfg)
-        merged = {**arguments, **kwargs}
+        merged = {**arguments, **_as_published(name, pretrained, kwargs)}
         return build_model(model_cls, name, pretrained, to_native=to_native, feature_cfg=features, **merged)
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = module
     create.__doc__ = doc
     setattr(sys.modules[module], name, register_model(create))
+
+
+def _as_published(name: str, pretrained: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with what the manifest says of the tag that they ask for: the network's arguments, and its local file.
+
+    Raises:
+        FileNotFoundError: If the file of weights can't be fetched.
+    """
+    tag, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
+    cfg = resolve_pretrained_cfg(name, tag, overlay)
+    entry = read_manifest().get(f"{name}.{cfg.tag}")
+    if entry is None or overlay.get("file") or not (pretrained or tag):
+        return kwargs
+    kwargs = {**entry.get("arguments", {}), **kwargs}
+    if not pretrained or cfg.file:
+        return kwargs
+    found = find(entry)
+    if found is None:
+        if sources(entry, "hub", "id"):
+            return kwargs  # timm asks the hub itself
+        with download_bars() as bar:
+            found = obtain(entry, bar(f"{name}.{cfg.tag}"))
+    return {**kwargs, "pretrained_cfg_overlay": {**overlay, "file": str(found)}}
 
 
 def _below(key: str, modules: tuple[str, ...]) -> bool:

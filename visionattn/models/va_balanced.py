@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from timm.layers import DropBlock2d
-from timm.models import generate_default_cfgs
 from timm.models.resnet import BasicBlock
 from torch import nn
 
 from visionattn.plugins import BalancedMultiTaskAttention
 
-from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, family_cfgs, register_network, rename_keys
 from ._resnet import SmallStemResNet, resnet_cfg
 
 __all__ = ["BalancedNet"]
@@ -86,7 +85,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return resnet_cfg("resnet18", "arXiv:2510.15527", code, **{**small, **kwargs})
 
 
-default_cfgs = generate_default_cfgs({_NAME: _cfg(_NAME), **packaged_cfgs([_NAME], _cfg)})
+default_cfgs = family_cfgs([_NAME], _cfg)
 
 register_network(
     __name__,

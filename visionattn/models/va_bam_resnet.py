@@ -13,12 +13,11 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from timm.models import generate_default_cfgs
 from torch import nn
 
 from visionattn.plugins import BAM
 
-from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, family_cfgs, register_network, rename_keys
 from ._resnet import HOSTS, SmallStemResNet, resnet_cfg
 
 __all__ = ["BAMResNet"]
@@ -82,7 +81,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return resnet_cfg(_MODELS[name], "arXiv:1807.06514", "https://github.com/Jongchan/attention-module", **kwargs)
 
 
-default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
+default_cfgs = family_cfgs(_MODELS, _cfg)
 
 for _name, _host in _MODELS.items():
     register_network(

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.models import generate_default_cfgs
 from torch import nn
 
 from visionattn.mixers import CrossShapedWindowAttention, FeatureSpaceLocalAttention, WindowAttention
 
-from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, family_cfgs, register_network, rename_keys
 from ._hosts import OFFICIAL_KEYS, cswin_host, swin_host
 from ._layers import Branch, Mlp, steps
 from ._pyramid import Place, Pyramid, imagenet_cfg
@@ -188,7 +187,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return imagenet_cfg(paper_ids="arXiv:2201.13027", origin_url="https://github.com/mahaoyuHKU/pytorch-boat", **fields)
 
 
-default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
+default_cfgs = family_cfgs(_MODELS, _cfg)
 
 for _name, (_class, _doc, _arguments) in _MODELS.items():
     register_network(

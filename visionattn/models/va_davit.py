@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.models import generate_default_cfgs
 from torch import nn
 
 from visionattn.mixers import ChannelAttention, SpatialWindowAttention
 
-from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, family_cfgs, register_network, rename_keys
 from ._layers import Branch, Mlp, PatchConv, PositionConv, steps
 from ._pyramid import Place, Pyramid, imagenet_cfg
 
@@ -155,14 +154,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return imagenet_cfg(paper_ids="arXiv:2204.03645", origin_url="https://github.com/dingmyu/davit", **fields)
 
 
-_HUB = ("va_davit_tiny", "va_davit_small", "va_davit_base")
-default_cfgs = generate_default_cfgs(
-    {
-        **{f"{name}.msft_in1k": _cfg(name, hf_hub_id=f"timm/{name[3:]}.msft_in1k", license="mit") for name in _HUB},
-        **{name: _cfg(name) for name in _MODELS if name not in _HUB},
-        **packaged_cfgs(_MODELS, _cfg),
-    }
-)
+default_cfgs = family_cfgs(_MODELS, _cfg)
 
 for _name, (_doc, _arguments) in _MODELS.items():
     register_network(

@@ -16,12 +16,11 @@ from functools import partial
 from typing import Any
 
 from timm.layers import to_2tuple
-from timm.models import generate_default_cfgs
 from torch import nn
 
 from visionattn.mixers import CrossShapedWindowAttention, FocusedLinearAttention, WindowAttention
 
-from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, family_cfgs, register_network, rename_keys
 from ._hosts import OFFICIAL_KEYS, cswin_host, swin_host
 from ._layers import Branch, Mlp, PatchConv, PositionEmbedding, steps
 from ._pyramid import Place, Pyramid, fan_out_normal, imagenet_cfg
@@ -409,7 +408,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     )
 
 
-default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
+default_cfgs = family_cfgs(_MODELS, _cfg)
 
 for _name, (_class, _arguments) in _MODELS.items():
     register_network(

@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any
 
 from timm.layers import to_2tuple
-from timm.models import generate_default_cfgs
 from torch import nn
 
 from visionattn.mixers import LargeKernelConvAttention
 
-from ._build import StateDict, packaged_cfgs, register_network
+from ._build import StateDict, family_cfgs, register_network
 from ._layers import Branch, Mlp, PatchConv, steps
 from ._pyramid import Place, Pyramid, imagenet_cfg
 
@@ -91,7 +90,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return imagenet_cfg(paper_ids="arXiv:2401.05738", origin_url="https://github.com/CatworldLee/LKCA", **fields)
 
 
-default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
+default_cfgs = family_cfgs(_MODELS, _cfg)
 
 for _name, (_doc, _arguments) in _MODELS.items():
     depth = _arguments.get("depth", 12)

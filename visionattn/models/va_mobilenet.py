@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import EfficientNet, generate_default_cfgs
+from timm.models import EfficientNet
 from timm.models.efficientnet import decode_arch_def, round_channels
 from torch import nn
 
 from visionattn.plugins import ULSAM, resolve_plugin
 
-from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, family_cfgs, register_network, rename_keys
 
 __all__ = ["MobileNet"]
 
@@ -273,7 +273,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
+default_cfgs = family_cfgs(_MODELS, _cfg)
 
 
 def _doc(host: str, arguments: dict[str, Any]) -> str:

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.models import ResNet, checkpoint, generate_default_cfgs
+from timm.models import ResNet, checkpoint
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from visionattn.plugins.pkcam import PKCAM
 
-from ._build import StateDict, chosen_maps, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, chosen_maps, family_cfgs, register_network, rename_keys
 from ._resnet import HOSTS, resnet_cfg
 
 __all__ = ["PKCAMBasicBlock", "PKCAMBottleneck", "PKCAMResNet"]
@@ -280,7 +280,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return resnet_cfg(_MODELS[name], "arXiv:2211.07521", "https://github.com/eslambakr/EMCA", **kwargs)
 
 
-default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
+default_cfgs = family_cfgs(_MODELS, _cfg)
 
 for _name, _host in _MODELS.items():
     register_network(

@@ -14,12 +14,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from timm.models import generate_default_cfgs
 from torch import nn
 
 from visionattn.plugins import resolve_plugin
 
-from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, family_cfgs, register_network, rename_keys
 from ._resnet import HOSTS, SmallStemResNet, resnet_cfg
 
 __all__ = ["ResNet"]
@@ -91,7 +90,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return resnet_cfg(host, *_SOURCES.get(plugin, plain), **kwargs)
 
 
-default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
+default_cfgs = family_cfgs(_MODELS, _cfg)
 
 for _name, (_host, _plugin) in _MODELS.items():
     register_network(

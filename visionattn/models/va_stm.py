@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any
 
 from timm.layers import to_2tuple
-from timm.models import generate_default_cfgs
 from torch import nn
 
 from visionattn.mixers import (
@@ -39,7 +38,7 @@ from visionattn.mixers import (
     WindowAttention,
 )
 
-from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, family_cfgs, register_network, rename_keys
 from ._layers import BatchNorm, Branch, Mlp, PatchConv, PositionConv, PositionEmbedding, steps
 from ._pyramid import Place, Pyramid, imagenet_cfg, narrow_normal
 
@@ -330,7 +329,7 @@ def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     return imagenet_cfg(**fields)
 
 
-default_cfgs = generate_default_cfgs({**{name: _cfg(name) for name in _MODELS}, **packaged_cfgs(_MODELS, _cfg)})
+default_cfgs = family_cfgs(_MODELS, _cfg)
 
 for _name, (_mechanism, _size) in _MODELS.items():
     register_network(

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.models import generate_default_cfgs
 from torch import nn
 
 from visionattn.mixers import GlobalSubsampledAttention, LocallyGroupedAttention
 
-from ._build import StateDict, packaged_cfgs, register_network, rename_keys
+from ._build import StateDict, family_cfgs, register_network, rename_keys
 from ._layers import Branch, Mlp, PatchConv, PositionConv, steps
 from ._pyramid import Place, Pyramid, fan_out_normal, imagenet_cfg
 
@@ -144,20 +143,11 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    return imagenet_cfg(
-        license="apache-2.0",
-        paper_ids="arXiv:2104.13840",
-        origin_url="https://github.com/Meituan-AutoML/Twins",
-        **kwargs,
-    )
+    fields = {"license": "apache-2.0", **kwargs}
+    return imagenet_cfg(paper_ids="arXiv:2104.13840", origin_url="https://github.com/Meituan-AutoML/Twins", **fields)
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        **{f"{name}.in1k": _cfg(name, hf_hub_id=f"timm/{name.removeprefix('va_')}.in1k") for name in _MODELS},
-        **packaged_cfgs(_MODELS, _cfg),
-    }
-)
+default_cfgs = family_cfgs(_MODELS, _cfg)
 
 for _name, (_doc, _arguments) in _MODELS.items():
     register_network(

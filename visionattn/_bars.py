@@ -1,0 +1,30 @@
+"""Bars that show how far downloads are, on a terminal only."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["download_bars"]
+
+
+@contextmanager
+def download_bars() -> Iterator[Callable[[str], Callable[[int, int | None], None]]]:
+    """Gives a function that makes a bar: called with a title, it returns what to tell the bytes that are there to."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
+
+        def bar(title: str) -> Callable[[int, int | None], None]:
+            task = None
+
+            def update(done: int, total: int | None) -> None:
+                nonlocal task
+                if task is None:
+                    task = bars.add_task(title, total=total)
+                bars.update(task, completed=done, total=total)
+
+            return update
+
+        yield bar
