@@ -222,7 +222,7 @@ class TestCommands:
             ),
             (["train", "quickstart", "--resume", "nowhere.pth"], "no checkpoint at nowhere.pth"),
             (["test", "quickstart", "nowhere.pth"], "no checkpoint at nowhere.pth"),
-            (["test", "quickstart", "va_resnet10n_cbam.nope"], "no packaged checkpoint 'va_resnet10n_cbam.nope'"),
+            (["test", "quickstart", "va_resnet10n_cbam.nope"], "no checkpoint 'va_resnet10n_cbam.nope'"),
             (["predict", "nowhere", "--model", "va_resnet10n_cbam.digits"], "no file or folder nowhere"),
             (["predict", ".", "--model", "va_resnet10n_cbam.digits"], "no images in ."),
             (["predict", ".", "--config", "quickstart"], "--config needs --checkpoint"),

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "visionattn"
 # Each room may import what stands after it, never before; rooms of one line stand side by side.
 FLOORS = [
     ["cli"],
-    ["commands"],
+    ["commands", "weights_commands"],
     ["inference"],
     ["benchmark_cases"],
     ["benchmark"],

@@ -235,7 +235,7 @@ def _attempt(
             total = None if length is None else start + int(length)
             _check_answer(answer.headers, part, start, size, total)
             part.describe(url, answer.headers)
-            _receive(answer, part, start, size if total is None else total, progress)
+            _receive(answer, part, start, size, total, progress)
     except urllib.error.HTTPError as error:
         _explain(error, part)
     except ssl.SSLCertVerificationError as error:
@@ -263,18 +263,26 @@ def _check_answer(
         raise _no_room(part, f"{total - start} bytes are to come, {free} are free")
 
 
-def _receive(answer: http.client.HTTPResponse, part: _Part, start: int, total: int | None, progress: Progress) -> None:
+def _receive(
+    answer: http.client.HTTPResponse,
+    part: _Part,
+    start: int,
+    size: int | None,
+    total: int | None,
+    progress: Progress,
+) -> None:
+    limit = size if total is None else total
     # Unbuffered: a process killed at any moment leaves a part that says how far it came.
     with part.path.open("r+b" if start else "wb", buffering=0) as file:
         done = file.seek(start)
         while True:
-            progress(done, total)
+            progress(done, limit)
             block = memoryview(answer.read1(1 << 18))
             if not block:
                 break
             done += len(block)
-            if total is not None and done > total:
-                raise _Lasting(f"sends more than {total} bytes")
+            if limit is not None and done > limit:
+                raise _Lasting(f"sends more than {limit} bytes")
             try:
                 while block:
                     block = block[file.write(block) :]
@@ -292,7 +300,7 @@ def _no_room(part: _Part, why: str) -> FetchError:
 def _explain(error: urllib.error.HTTPError, part: _Part) -> None:
     """Returns if the answer means that the part is whole already."""
     error.close()
-    if error.code == 416:
+    if error.code == 416 and part.size:
         if error.headers.get("Content-Range", "") == f"bytes */{part.size}":
             return
         part.remove()

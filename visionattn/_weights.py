@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ._fetch import FetchError, Patience, Progress, fetch, recorded_hash
-from ._files import sha256
+from ._files import sha256, verify_file
 from ._resources import checkpoint_dir
 
 __all__ = ["OFFLINE", "cache_dir", "find", "instruction", "obtain", "sources"]
@@ -40,7 +40,7 @@ def find(entry: Entry) -> Path | None:
         ValueError: If the file in the offline folder is another than the manifest says.
     """
     if {"kind": "packaged"} in entry["sources"]:
-        return checkpoint_dir() / entry["file"]  # its name holds its hash, which is checked whenever it is read
+        return checkpoint_dir() / entry["file"]  # its name holds its hash, checked by whoever reads it
     if folder := os.environ.get(OFFLINE):
         path = Path(folder).expanduser() / entry["file"]
         if path.is_file():
@@ -73,6 +73,8 @@ def obtain(
         ValueError: If the file in the offline folder is another than the manifest says.
     """
     if found := find(entry):
+        if {"kind": "packaged"} in entry["sources"]:
+            verify_file(found)
         return found
     from huggingface_hub.errors import EntryNotFoundError
 

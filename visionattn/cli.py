@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import commands
+from . import commands, weights_commands
 
 __all__ = ["main"]
 
@@ -225,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     cost.add_argument("--out", type=Path, required=True, help="the table, a .md file; a .csv is written beside it")
 
     add("configs", commands.configs, "list the packaged configs", "")
+    weights_commands.declare(add)
     return parser
 
 

@@ -64,15 +64,13 @@ def _summarise(name: str, config: "Config", work_dir: Path, seconds: float) -> N
 def test(options: argparse.Namespace) -> None:
     """Evaluates a checkpoint."""
     from visionattn._files import replacing
-    from visionattn.checkpoints import packaged_path, read_weights
+    from visionattn.checkpoints import load, read_weights
     from visionattn.engine import draw_scores
 
     config = _load(options, default_dir="work_dirs/{}-test")
     path = Path(options.checkpoint)
-    path = (
-        path if path.exists() or path.suffix in (".pth", ".pt", ".safetensors") else packaged_path(options.checkpoint)
-    )
-    metrics, runner = _evaluate(config, read_weights(path))
+    is_file = path.exists() or path.suffix in (".pth", ".pt", ".safetensors")
+    metrics, runner = _evaluate(config, read_weights(path) if is_file else load(options.checkpoint))
     if runner.rank == 0:
         for name, value in metrics.items():
             print(f"{name:16} {value:.6f}")

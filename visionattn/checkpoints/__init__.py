@@ -1,9 +1,9 @@
-"""Checkpoints for the world: what there is, where it comes from, and how to add to it.
+"""Checkpoints for the world: what there is, where it comes from, how to convert and how to add to it.
 
 checkpoints/manifest.json names them all, checkpoints/manifest.schema.json says what its fields mean.
 """
 
-from .catalogue import packaged_path, read_weights
+from .catalogue import info, list, load, packaged_path, path, read_weights
 from .publishing import publish
 
-__all__ = ["packaged_path", "publish", "read_weights"]
+__all__ = ["info", "list", "load", "packaged_path", "path", "publish", "read_weights"]

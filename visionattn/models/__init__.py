@@ -1,6 +1,6 @@
 """The networks, registered with timm under `va_*` when this package is imported."""
 
-from ._build import check_state_dict, unwrap
+from ._build import CONVERTERS, check_state_dict, unwrap
 from ._pyramid import Place, Pyramid
 from .va_balanced import BalancedNet
 from .va_bam_resnet import BAMResNet
@@ -15,6 +15,7 @@ from .va_stm import STM, Mechanism
 from .va_twins import Twins
 
 __all__ = [
+    "CONVERTERS",
     "STM",
     "BAMResNet",
     "BOATCSwin",

@@ -15,6 +15,7 @@ from visionattn._resources import read_manifest
 from visionattn._weights import find, obtain, sources
 
 __all__ = [
+    "CONVERTERS",
     "build_model",
     "check_state_dict",
     "chosen_maps",
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 StateDict = dict[str, torch.Tensor]
+
+# Name of a network -> what maps weights in any format that its family knows to its own keys.
+CONVERTERS: dict[str, Callable[[StateDict, nn.Module], StateDict]] = {}
 
 
 def family_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> dict[str, DefaultCfg]:
@@ -205,6 +209,7 @@ def register_network(
         merged = {**arguments, **_as_published(name, pretrained, kwargs)}
         return build_model(model_cls, name, pretrained, to_native=to_native, feature_cfg=features, **merged)
 
+    CONVERTERS[name] = to_native
     create.__name__ = create.__qualname__ = name
     create.__module__ = module
     create.__doc__ = doc

@@ -1,0 +1,165 @@
+"""Checkpoints by name: what there is, where the files come from, and the networks that load them."""
+
+import copy
+import hashlib
+import shlex
+import sys
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from golden import load as load_golden
+from golden import relative_error
+from web import serving
+
+import visionattn  # noqa: F401
+from visionattn import checkpoints
+from visionattn._fetch import FetchError, Patience, recorded_hash
+from visionattn._resources import read_manifest
+from visionattn._weights import OFFLINE, cache_dir, find, obtain
+from visionattn.cli import main
+
+NAME = "va_mobilenetv2_100_coord.in1k"
+PACKAGED = "va_resnet10n_cbam.digits"
+
+
+@pytest.fixture
+def web():
+    with serving() as web:
+        yield web
+
+
+@pytest.fixture
+def author(tmp_path_factory):
+    """A file as the authors of coordinate attention publish it, and what the network gives for it."""
+    golden = load_golden("coordatt_mobilenetv2_eval")
+    path = tmp_path_factory.mktemp("author") / "mbv2_ca.pth"
+    torch.save(golden.state_dict, path)
+    return golden, path.read_bytes()
+
+
+@pytest.fixture
+def entry(web, author, tmp_path, monkeypatch):
+    """The manifest's entry, with its source on the local server and an empty cache."""
+    manifest = copy.deepcopy(read_manifest())
+    manifest[NAME]["sources"] = [{"kind": "url", "url": f"{web.url}/mbv2_ca.pth"}]
+    for module in ("models._build", "checkpoints.catalogue"):
+        monkeypatch.setattr(f"visionattn.{module}.read_manifest", lambda: manifest)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv(OFFLINE, raising=False)
+    web.files["/mbv2_ca.pth"] = author[1]
+    return manifest[NAME]
+
+
+def run(monkeypatch, capsys, line):
+    monkeypatch.setattr(sys, "argv", ["visionattn", *shlex.split(line)])
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def test_lists_and_describes():
+    assert set(checkpoints.list()) == set(read_manifest())
+    assert checkpoints.list("va_davit_tiny") == ("va_davit_tiny.msft_in1k",)
+    assert checkpoints.list("va_twins_svt_*") == tuple(
+        f"va_twins_svt_{size}.in1k" for size in ("base", "large", "small")
+    )
+    assert checkpoints.info(PACKAGED)["metrics"]["top1"] > 0.99
+    with pytest.raises(ValueError, match=f"no checkpoint 'va_resnet10n_cbam.x'; of this network there are: {PACKAGED}"):
+        checkpoints.info("va_resnet10n_cbam.x")
+    with pytest.raises(ValueError, match="no checkpoint fits 'vit_'"):
+        checkpoints.list("vit_")
+    assert set(read_manifest()) <= set(timm.list_pretrained("va_*"))
+
+
+def test_loads_packaged_weights():
+    weights = checkpoints.load(PACKAGED)
+    timm.create_model("va_resnet10n_cbam", num_classes=10).load_state_dict(weights)
+
+
+@pytest.mark.parametrize("where", ["download", "offline folder"])
+def test_network_by_tag(where, web, entry, author, tmp_path, monkeypatch):
+    golden, content = author
+    if where == "offline folder":
+        entry["sources"] = [{"kind": "page", "url": "https://drive.example/1"}]
+        with pytest.raises(FileNotFoundError, match=r"open https://drive.example/1 in .* save the file as mbv2_ca"):
+            timm.create_model(NAME, pretrained=True)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "mbv2_ca.pth").write_bytes(content)
+        monkeypatch.setenv(OFFLINE, str(tmp_path / "mine"))
+    model = timm.create_model(NAME, pretrained=True).eval()
+    with torch.inference_mode():
+        assert relative_error(model(golden.input), golden.arrays["out_0"]) < 1e-4
+    assert cache_dir().joinpath("mbv2_ca.pth").is_file() == (where == "download")
+    web.files.clear()
+    native = checkpoints.load(NAME)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in native.items())
+    # For another task, with the classifier left out.
+    assert timm.create_model(NAME.split(".")[0], pretrained=True, num_classes=3).num_classes == 3
+
+
+def test_arguments_that_weights_need_come_with_the_tag():
+    def kernel(name, **kwargs):
+        return timm.create_model(name, device="meta", **kwargs).layer1[0].se.cw.conv.kernel_size
+
+    assert kernel("va_resnet18_triplet.in1k_k3") == (3, 3)
+    assert kernel("va_resnet18_triplet") == kernel("va_resnet18_triplet.in1k") == (7, 7)
+    assert kernel("va_resnet18_triplet.in1k_k3", plugin={"type": "triplet", "kernel_size": 5}) == (5, 5)
+    assert not timm.create_model("va_boat_cswin_tiny", device="meta").stages[0].blocks[0].content.fn.legacy
+    assert timm.create_model("va_boat_cswin_tiny.in1k", device="meta").stages[0].blocks[0].content.fn.legacy
+
+
+def test_unknown_hash_is_written_down_and_kept_to(entry, author, caplog):
+    path = obtain(entry)
+    digest = hashlib.sha256(author[1]).hexdigest()
+    assert recorded_hash(path) == digest and f"found sha256 {digest}" in caplog.text
+    assert find(entry) == path
+    path.write_bytes(b"x" + author[1][1:])
+    assert find(entry) is None and "is damaged" in caplog.text
+    assert obtain(entry).read_bytes() == author[1]
+
+
+def test_wrong_file_in_the_offline_folder_is_named(entry, tmp_path, monkeypatch):
+    monkeypatch.setenv(OFFLINE, str(tmp_path))
+    (tmp_path / "mbv2_ca.pth").write_bytes(b"something else")
+    for known, fault in (({"bytes": 15}, "has 14 bytes, the manifest says 15"), ({"sha256": "0" * 64}, "is damaged")):
+        with pytest.raises(ValueError, match=rf"mbv2_ca.pth \(found by {OFFLINE}\) {fault}"):
+            find({**entry, **known})
+
+
+def test_tells_all_that_went_wrong(web, entry):
+    entry["sources"] = [{"kind": "url", "url": f"{web.url}/gone"}, {"kind": "page", "url": "https://drive.example/1"}]
+    with pytest.raises(FetchError, match=r"404 Not Found. To get va_mob.* by hand, open https://drive.example/1 or"):
+        obtain(entry, patience=Patience(attempts=1))
+
+
+def test_command_downloads_lists_and_says_what_is_missing(web, entry, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "download --list 'va_mobilenet*coord' va_resnet10n_cbam")
+    assert code == 0 and "download" in out and "packaged" in out
+    code, out, _ = run(monkeypatch, capsys, f"download {NAME} {PACKAGED} --jobs 2")
+    assert code == 0 and f"{NAME}: {cache_dir() / 'mbv2_ca.pth'} (its authors state no hash; it has sha256" in out
+    assert f"{PACKAGED}: " in out and "(verified)" in out
+    code, out, err = run(monkeypatch, capsys, f"download va_resnet50_cbam {NAME}")
+    assert code == 2 and NAME in out
+    assert "va_resnet50_cbam.in1k: To get va_resnet50_cbam.in1k by hand, open https://drive.google.com" in err
+    assert "1 of 2 could not be had" in err
+    for line, fault in (("download", "say which checkpoints"), (f"download {NAME} --jobs 0", "--jobs")):
+        code, _, err = run(monkeypatch, capsys, line)
+        assert code == 2 and fault in err
+
+
+def test_hub_files_go_through_the_hub(entry, tmp_path, monkeypatch):
+    asked = []
+
+    def hf_hub_download(repository, name):
+        asked.append((repository, name))
+        safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    assert checkpoints.path("va_twins_svt_small.in1k") == tmp_path / "model.safetensors"
+    assert asked == [("timm/twins_svt_small.in1k", "model.safetensors")]
