@@ -34,10 +34,11 @@ FLOORS = [
     ["ops"],
     ["_weights"],
     ["_fetch"],
+    ["_http"],
     ["_bars", "_files", "_resources", "version"],
 ]
 HEAVY = {
-    "mmengine": {"tasks", "data", "engine", "inference", "cli", "commands"},
+    "mmengine": {"tasks", "data", "engine", "inference", "cli", "commands", "weights_commands"},
     "albumentations": {"data"},
     "cv2": {"data", "inference"},
     "triton": set(),

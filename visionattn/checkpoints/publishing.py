@@ -8,13 +8,14 @@ from typing import Any
 
 import safetensors.torch
 import timm
+import torch
 from torch import nn
 
-from visionattn._files import replacing
+from visionattn._files import replacing, sha256
 from visionattn.cost import count_macs
 from visionattn.models import check_state_dict
 
-__all__ = ["publish"]
+__all__ = ["publish", "write_named"]
 
 
 def publish(
@@ -57,11 +58,7 @@ def publish(
         check_state_dict(model.state_dict(), timm.create_model(architecture, num_classes=len(classes), device="meta"))
     folder = Path(folder)
     state_dict = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    content = safetensors.torch.save(state_dict, metadata={"name": name})
-    digest = hashlib.sha256(content).hexdigest()
-    path = folder / f"{architecture}-{tag}-{digest[:8]}.safetensors"
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    path = write_named(state_dict, folder, f"{architecture}-{tag}", {"name": name})
     _enter(
         folder / "manifest.json",
         name,
@@ -76,7 +73,7 @@ def publish(
             "macs": count_macs(copy.deepcopy(model).to("meta"), input_size),
             "file": path.name,
             "bytes": path.stat().st_size,
-            "sha256": digest,
+            "sha256": sha256(path),
             "sources": [{"kind": "packaged"}],
             "input": {
                 "num_classes": len(classes),
@@ -88,6 +85,22 @@ def publish(
             },
         },
     )
+    return path
+
+
+def write_named(state_dict: dict[str, torch.Tensor], folder: Path, stem: str, facts: dict[str, str]) -> Path:
+    """Writes `<stem>-<first digits of its sha256>.safetensors`.
+
+    Args:
+        state_dict: The weights.
+        folder: Where the file goes.
+        stem: What its name begins with.
+        facts: What it shall tell of itself.
+    """
+    content = safetensors.torch.save(state_dict, metadata=facts)
+    path = folder / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.safetensors"
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return path
 
 

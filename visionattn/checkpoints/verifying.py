@@ -1,0 +1,71 @@
+"""Conversions against recorded outputs of the official networks, where the fixtures are at hand: in a checkout."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from visionattn.models import CONVERTERS, check_state_dict
+
+from .conversion import Conversion
+
+__all__ = ["verify"]
+
+TOLERANCE = 1e-4  # of the largest logit, in double precision; the outputs were recorded in single
+
+
+def verify(conversion: Conversion, folder: str | Path) -> tuple[str, float] | None:
+    """Sends weights that a fixture knows the outputs for the way of a conversion, and compares.
+
+    The fixture must be of the very same entries; the weights are its own, so any file of the format is verified by it.
+
+    Args:
+        conversion: What to verify.
+        folder: Of the fixtures, `tests/golden`; beside it lies `golden.py`, which reads them.
+
+    Returns:
+        The fixture's name and the largest difference over the largest logit; none if there is no fixture.
+
+    Raises:
+        ValueError: If the outputs differ.
+    """
+    folder = Path(folder)
+    reader = folder.with_suffix(".py")
+    if not folder.is_dir() or not reader.is_file():
+        return None
+    name = _matching(conversion.traced.layout.shapes, folder)
+    if name is None:
+        return None
+    spec = importlib.util.spec_from_file_location("visionattn_golden", reader)
+    golden_module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(golden_module)
+    golden = golden_module.load(name)
+    network = conversion.build()
+    weights = CONVERTERS[conversion.model](golden.state_dict, network)
+    check_state_dict(weights, network)
+    network.load_state_dict(weights, strict=False)
+    with torch.inference_mode():
+        logits = network.double().eval()(golden.input.double())
+    expected = golden.arrays["out_0"].double()
+    if logits.shape != expected.shape:
+        return None  # it has recorded something else than logits
+    error = ((logits - expected).abs().max() / expected.abs().max()).item()
+    if error > TOLERANCE:
+        raise ValueError(
+            f"converted weights give other outputs than the official network: {name} differs by {error:.1e}"
+        )
+    return name, error
+
+
+def _matching(shapes: dict[str, tuple[int, ...]], folder: Path) -> str | None:
+    """The fixture of a network with these entries; those that a network builds itself may be left out."""
+    for path in sorted(folder.glob("*_eval.npz")):
+        with np.load(path) as file:
+            meta = json.loads(str(file["meta"]))
+        kept = set(meta["kept"])
+        recorded = {key: tuple(shape) for key, shape, _ in meta["keys"]}
+        if {k: s for k, s in recorded.items() if k not in kept} == {k: s for k, s in shapes.items() if k not in kept}:
+            return path.stem
+    return None
