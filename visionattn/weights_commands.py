@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def download(options: argparse.Namespace) -> None:
 
 
 def _fetch_all(names: list[str], options: argparse.Namespace) -> None:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor, wait
 
     from visionattn._bars import download_bars
     from visionattn._fetch import Patience, recorded_hash
@@ -108,8 +109,24 @@ def _fetch_all(names: list[str], options: argparse.Namespace) -> None:
     from visionattn.checkpoints import info
 
     patience = Patience(options.timeout, options.attempts)
+    stopped = threading.Event()
+
+    def stoppable(show: Callable[[int, int | None], None]) -> Callable[[int, int | None], None]:
+        def update(done: int, total: int | None) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
+            show(done, total)
+
+        return update
+
     with download_bars() as bar, ThreadPoolExecutor(options.jobs) as pool:
-        running = {name: pool.submit(obtain, info(name), bar(name), patience) for name in names}
+        running = {name: pool.submit(obtain, info(name), stoppable(bar(name)), patience) for name in names}
+        try:
+            wait(running.values())
+        except KeyboardInterrupt:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     missing = 0
     for name, future in running.items():
         try:

@@ -8,11 +8,13 @@ import resource
 import signal
 import subprocess
 import time
+import urllib.request
 
 import pytest
 from web import plain, serving
 
 from visionattn._fetch import FetchError, Patience, fetch, recorded_hash
+from visionattn._http import Lasting, _Redirects
 
 CONTENT = random.Random(0).randbytes(20_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -169,6 +171,12 @@ def test_redirect_in_a_circle(web, path):
     with pytest.raises(FetchError, match="infinite loop"):
         get(web, path, "old")
     assert_nothing_but_parts(path)
+
+
+def test_redirect_out_of_an_encrypted_connection():
+    request = urllib.request.Request("https://a/w.pth")
+    with pytest.raises(Lasting, match=r"redirects to http://b/w\.pth, which is not encrypted"):
+        _Redirects().redirect_request(request, None, 302, "", {}, "http://b/w.pth")
 
 
 def test_web_page_in_place_of_the_file(web, path):

@@ -113,7 +113,7 @@ def convert(
     if near is None:
         raise ValueError("the weights are in no format that a network of ours knows")
     _, name, error = near
-    raise ValueError(f"the weights fit {'it' if model else 'no network of ours'}: of {name}, {error}")
+    raise ValueError(f"of {name}, {error}" if model else f"the weights fit no network of ours: of {name}, {error}")
 
 
 def export(conversion: Conversion, like: Layout | None, kind: str) -> tuple[StateDict, Layout, list[str]]:
