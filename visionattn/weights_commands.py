@@ -206,9 +206,8 @@ def _export(options: argparse.Namespace, done: "Conversion", remembered: "Layout
     files.save_as(exported, layout, path)
     print(f"wrote {path}: {len(exported)} entries; converted back, they give the same weights")
     if left := [key for key in dropped if key not in exported]:
-        print(
-            f"left out {len(left)} that our network does not have ({', '.join(left[:3])} ...): load with strict=False"
-        )
+        some = f"{', '.join(left[:3])}{', ...' if len(left) > 3 else ''}"
+        print(f"left out {len(left)} that our network lacks (load with strict=False): {some}")
 
 
 def _table(names: list[str]) -> "Table":

@@ -53,9 +53,7 @@ def verify(conversion: Conversion, folder: str | Path) -> tuple[str, float] | No
         return None  # it has recorded something else than logits
     error = ((logits - expected).abs().max() / expected.abs().max()).item()
     if error > TOLERANCE:
-        raise ValueError(
-            f"converted weights give other outputs than the official network: {name} differs by {error:.1e}"
-        )
+        raise ValueError(f"converted weights give other outputs than the official network's in {name}, by {error:.1e}")
     return name, error
 
 
