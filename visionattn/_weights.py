@@ -37,11 +37,13 @@ def find(entry: Entry) -> Path | None:
     """The file of an entry, if it is on this machine; the hub's cache is not looked into.
 
     Raises:
-        ValueError: If the file in the offline folder is another than the manifest says.
+        ValueError: If there is no such offline folder, or the file in it is another than the manifest says.
     """
     if {"kind": "packaged"} in entry["sources"]:
         return checkpoint_dir() / entry["file"]  # its name holds its hash, checked by whoever reads it
     if folder := os.environ.get(OFFLINE):
+        if not Path(folder).expanduser().is_dir():
+            raise ValueError(f"{OFFLINE} names {folder}, which is no folder")
         path = Path(folder).expanduser() / entry["file"]
         if path.is_file():
             if fault := _fault(path, entry):

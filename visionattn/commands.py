@@ -64,13 +64,18 @@ def _summarise(name: str, config: "Config", work_dir: Path, seconds: float) -> N
 def test(options: argparse.Namespace) -> None:
     """Evaluates a checkpoint."""
     from visionattn._files import replacing
-    from visionattn.checkpoints import load, read_weights
+    from visionattn.checkpoints import info, load, read_weights
     from visionattn.engine import draw_scores
 
     config = _load(options, default_dir="work_dirs/{}-test")
     path = Path(options.checkpoint)
     is_file = path.exists() or path.suffix in (".pth", ".pt", ".safetensors")
-    metrics, runner = _evaluate(config, read_weights(path) if is_file else load(options.checkpoint))
+    if is_file:
+        weights = read_weights(path)
+    else:
+        weights = load(options.checkpoint)
+        config.model.backbone.update(info(options.checkpoint).get("arguments", {}))
+    metrics, runner = _evaluate(config, weights)
     if runner.rank == 0:
         for name, value in metrics.items():
             print(f"{name:16} {value:.6f}")

@@ -244,7 +244,10 @@ def _where(entry: dict[str, Any]) -> str:
     kinds = [source["kind"] for source in entry["sources"]]
     if "packaged" in kinds:
         return "packaged"
-    found: Path | None = find(entry)
+    try:
+        found = find(entry)
+    except ValueError as error:
+        return str(error)
     if found:
         return str(found)
     return {"hub": "hub", "url": "download", "page": "by hand"}[kinds[0]]

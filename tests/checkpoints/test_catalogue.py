@@ -131,6 +131,19 @@ def test_wrong_file_in_the_offline_folder_is_named(entry, tmp_path, monkeypatch)
             find({**entry, **known})
 
 
+def test_offline_folder_that_is_none(entry, tmp_path, monkeypatch):
+    monkeypatch.setenv(OFFLINE, str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match=rf"{OFFLINE} names .*gone, which is no folder"):
+        timm.create_model(NAME, pretrained=True)
+
+
+def test_weights_of_ones_own_take_the_place_of_the_authors(entry, author, web):
+    weights = timm.create_model(NAME.split(".")[0]).state_dict()
+    model = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"state_dict": weights})
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
+    assert not web.asked
+
+
 def test_tells_all_that_went_wrong(web, entry):
     entry["sources"] = [{"kind": "url", "url": f"{web.url}/gone"}, {"kind": "page", "url": "https://drive.example/1"}]
     with pytest.raises(FetchError, match=r"404 Not Found. To get va_mob.* by hand, open https://drive.example/1 or"):

@@ -106,7 +106,9 @@ def convert(
     near: tuple[int, str, Exception] | None = None
     for name, given in track(tried):
         try:
-            return _fit(state_dict, layout, name, {**given, **(arguments or {})})
+            found = _fit(state_dict, layout, name, {**given, **(arguments or {})})
+            # What the authors' weights need of the network, ours need not.
+            return _fit(state_dict, layout, name, arguments or {}) if found.format == "native" and given else found
         except (ValueError, KeyError, TypeError) as error:
             if near is None or len(str(error)) < near[0]:
                 near = len(str(error)), name, error

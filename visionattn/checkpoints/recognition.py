@@ -27,12 +27,13 @@ def candidates(state_dict: StateDict, file: str) -> Iterator[tuple[str, dict[str
     families: dict[str, list[str]] = {}
     for name in CONVERTERS:
         families.setdefault(timm.model_entrypoint(name).__module__, []).append(name)
+    # Those of published weights first: where arguments change no shape, nothing else tells of them.
     variants: dict[str, list[dict[str, Any]]] = {}
     for entry in read_manifest().values():
-        variants.setdefault(entry["model"], [{}]).append(entry.get("arguments", {}))
+        variants.setdefault(entry["model"], []).append(entry.get("arguments", {}))
     for names in families.values():
         if any(_share(state_dict, name) > 0.3 for name in _hosts(names)):
-            yield from ((name, given) for name in names for given in variants.get(name, [{}]))
+            yield from ((name, given) for name in names for given in (*variants.get(name, ()), {}))
 
 
 def _hosts(names: list[str]) -> list[str]:

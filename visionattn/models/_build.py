@@ -225,7 +225,8 @@ def _as_published(name: str, pretrained: bool, kwargs: dict[str, Any]) -> dict[s
     tag, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
     cfg = resolve_pretrained_cfg(name, tag, overlay)
     entry = read_manifest().get(f"{name}.{cfg.tag}")
-    if entry is None or overlay.get("file") or not (pretrained or tag):
+    other_weights = any(overlay.get(source) for source in ("file", "url", "hf_hub_id", "state_dict"))
+    if entry is None or other_weights or not (pretrained or tag):
         return kwargs
     kwargs = {**entry.get("arguments", {}), **kwargs}
     if not pretrained or cfg.file:
