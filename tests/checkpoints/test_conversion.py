@@ -175,6 +175,15 @@ def test_ours_go_to_timm_and_to_the_layout_of_any_official_file():
         export(done, None, "official")
 
 
+def test_another_number_of_classes_than_the_official_file():
+    own = timm.create_model("va_flatten_pvtv2_b0", num_classes=7).state_dict()
+    done = convert(own, Layout.of(own), "va_flatten_pvtv2_b0")
+    exported, layout, _ = export(done, Layout.of(authors_weights("flatten_pvtv2_b0")), "official")
+    assert exported["head.weight"].shape == layout.shapes["head.weight"] == (7, 256)
+    again = convert(exported, layout, "va_flatten_pvtv2_b0")
+    assert again.arguments == {"num_classes": 7} and same(again.state_dict, own)
+
+
 def test_report_says_what_was_done():
     weights = authors_weights("flatten_pvt_t")
     done = convert(weights, Layout.of(weights), "va_flatten_pvt_tiny")

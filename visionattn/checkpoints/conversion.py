@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def export(conversion: Conversion, like: Layout | None, kind: str) -> tuple[Stat
 
     Args:
         conversion: The weights under our keys.
-        like: The layout of the official format; `timm` needs none.
+        like: The layout of the official format, for any number of classes; `timm` needs none.
         kind: `official` or `timm`.
 
     Returns:
@@ -142,6 +142,15 @@ def export(conversion: Conversion, like: Layout | None, kind: str) -> tuple[Stat
         )
     there = CONVERTERS[conversion.model]
     traced = trace(like, lambda marked: there(marked, own))
+    heads = [f"{own.default_cfg['classifier']}.{kind}" for kind in ("weight", "bias")]
+    resized = {
+        traced.origins[key][0]: tuple(conversion.state_dict[key].shape)
+        for key in heads
+        if key in traced.numbers and traced.numbers[key].shape != conversion.state_dict[key].shape
+    }
+    if resized:  # another number of classes than in the file that shows the layout
+        like = replace(like, shapes={**like.shapes, **resized})
+        traced = trace(like, lambda marked: there(marked, own))
     # Old files lack the counters of batch normalisation, which change no result.
     counters = {k: torch.tensor(0) for k in traced.numbers if k.endswith("num_batches_tracked")}
     kept = {
