@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from visionattn.benchmark_cases import mixer_cases, network_cases, window_cases
 
 from visionattn.benchmark import Case, compare, write_table
-from visionattn.benchmark_cases import mixer_cases, network_cases, window_cases
 from visionattn.cost import Cost, saved_bytes
 from visionattn.cost import write_table as write_costs
 

@@ -114,10 +114,10 @@ def format_table(counted: Sequence[tuple[Block, Traffic]], itemsize: int, bandwi
         peak: Of products, operations in a second.
     """
     lines = [
-        "T: bytes of the block's first input, read or written once. Counted: what PyTorch's operators move, forward and",
-        "backward, and what they keep between; how the bytes divide among products (matrices, convolutions, attention),",
-        "reductions, copies and elementwise operators; how many operators that is. Floor: the least that any",
-        f"implementation moves. Milliseconds at {bandwidth / 1e12:g} TB/s and {peak / 1e12:g} TFLOP/s, forward + backward.",
+        "T: bytes of the block's first input, read or written once. Counted: what PyTorch's operators move forward and",
+        "backward, and what they keep between; how the bytes divide among products (matrices, convolutions,",
+        "attention), reductions, copies and elementwise operators; how many operators there are. Floor: the least that",
+        f"any implementation moves. Forward + backward; ms at {bandwidth / 1e12:g} TB/s and {peak / 1e12:g} TFLOP/s.",
         "",
         "| | input | forward T | backward T | kept T | floor T | products / reductions / copies / elementwise "
         "| operators | GFLOP | counted ms | floor ms |",

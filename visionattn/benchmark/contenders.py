@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from timm.layers import CbamModule
+from timm.layers.cbam import CbamModule
 from timm.layers.coord_attn import CoordAttn
 from timm.models.davit import ChannelAttention as TimmChannelAttention
 from timm.models.davit import WindowAttention as TimmWindowAttention

@@ -97,9 +97,7 @@ def measure(
     return row | {"contenders": {c.name: c.facts for c in contenders}}
 
 
-def _contenders(
-    case: Case, mode: str, device: str, budget: CompileBudget
-) -> tuple[list[_Contender], dict[str, str]]:
+def _contenders(case: Case, mode: str, device: str, budget: CompileBudget) -> tuple[list[_Contender], dict[str, str]]:
     ours, notes = case.build(), dict(case.notes)
     contenders = [_Contender("ours", ours)]
     if device == "cuda":

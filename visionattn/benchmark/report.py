@@ -8,7 +8,6 @@ from visionattn._files import replacing
 
 from .goals import judge
 
-
 __all__ = ["COMMAND", "README_MARKS", "format_goals", "format_record", "headlines", "readme_block", "update_readme"]
 __all__ += ["write_report"]
 
@@ -54,28 +53,29 @@ def write_report(record: Record, path: Path) -> str:
 def format_record(record: Record) -> str:
     """The Markdown text of a record: how it was made, every row that was measured, and what it says about the goals."""
     device, versions = record["device"], record["versions"]
+    gpu = device["kind"] == "cuda"
     measured = [row for row in record["rows"] if "contenders" in row]
     errors = [c["error"] for row in measured for c in row["contenders"].values() if "error" in c]
     lines = [
         f"# Speed on {device['name']}",
         "",
-        "How many times as fast as others our blocks are; below 1 they are slower. All contenders of a row have the same",
-        "weights, and their outputs and gradients were compared first"
+        "How many times as fast as others our blocks are; below 1 they are slower. All contenders of a row have the",
+        "same weights, and their outputs and gradients were compared first"
         + (f": they differ by at most {max(errors):.1e}." if errors else "."),
         "",
         "- **official**: the formulation of the paper or of the official code, written down in `tests/naive`;",
-        "  **compiled**: the row's reference through `torch.compile`; **torch**: ours without our kernels; **timm** and",
-        "  **fightingcv**: the layer of timm, and of the package fightingcv-attention. The first rival is the reference.",
-        "- Each round runs all contenders in turns and gives one ratio each; a cell shows the median and the range of 80 %",
-        "  of them. **noise** is the same range for ours against itself.",
-        "- **inference**: a forward pass in eval mode without gradients; **training**: a forward and a backward pass in",
-        "  train mode, to the input and all parameters.",
-        "- **floor**: the time that the least possible traffic through memory, or the products, would take at the speed",
-        "  measured here, over ours. **kept**: memory kept for the backward pass, over the reference's. **operators**:",
-        "  " + ("kernels launched" if device["kind"] == "cuda" else "PyTorch's operators") + ", ours / the reference's.",
+        "  **timm** and **fightingcv**: the layer of timm, and of the package fightingcv-attention. The first of them",
+        "  in a row is its reference. **compiled**: that through `torch.compile`; **torch**: ours without our kernels.",
+        "- Each round runs all contenders in turns and gives one ratio each; a cell shows the median and the range of",
+        "  80 % of them. **noise** is the same range for ours against itself.",
+        "- **inference**: a forward pass in eval mode without gradients; **training**: a forward and a backward pass",
+        "  in train mode, to the input and all parameters.",
+        "- **floor**: the time that the least possible traffic through memory, or the products, would take at the",
+        "  speed measured here, over ours. **kept**: memory kept for the backward pass, over the reference's.",
+        f"  **operators**: {'kernels launched' if gpu else 'operators of PyTorch'}, ours / the reference's.",
         "",
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}; {device['name']}"
-        + ("; one thread" if device["kind"] == "cpu" else "")
+        + ("" if gpu else "; one thread")
         + f"; revision {record['revision']}.",
     ]
     if record.get("ceilings"):
@@ -90,17 +90,20 @@ def format_record(record: Record) -> str:
     left_out += record.get("left_out", [])
     if left_out:
         lines += ["", "## Left out", "", *(f"- {line}" for line in left_out)]
-    return "\n".join([*lines, "", "## Goals", "", *format_goals(record), "", f"Made by `{COMMAND}`.", ""])
+    goals = format_goals(record)
+    if len(goals) > 2:
+        lines += ["", "## Goals", "", *goals]
+    return "\n".join([*lines, "", f"Made by `{COMMAND}`.", ""])
 
 
 def format_goals(record: Record) -> list[str]:
     """A table of each goal and row, met or not."""
     lines = ["| goal | wanted | row | measured | |", "|---|---|---|---|---|"]
     for verdict in judge(record):
-        outcome = "met" if verdict.met else "not met, but within noise" if verdict.noise else "**not met**"
-        cells = [verdict.goal.name, verdict.goal.text, verdict.row, f"{verdict.value:.2f}", outcome]
-        if not verdict.row:
-            cells[2:] = ["no such row", "", ""]
+        cells = [verdict.goal.name, verdict.goal.text, verdict.row or "no such row", "", "**not met**"]
+        if reading := verdict.reading:
+            cells[3] = f"{reading.value:.2f}"
+            cells[4] = "met" if reading.met else "not met, within noise" if reading.within_noise else cells[4]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -1,7 +1,7 @@
 """Taking turns with a stopwatch, on any device.
 
-Contenders run in turns, and who begins changes with every round: whatever else the machine does meets all of them alike,
-and each round gives one ratio. Ratios of the same round are what can be trusted on a machine that others use too.
+Contenders run in turns, and who begins changes with every round: whatever else the machine does meets all of them
+alike, and each round gives one ratio. Such ratios can be trusted on a machine that others use too.
 """
 
 import statistics
