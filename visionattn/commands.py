@@ -198,8 +198,10 @@ def benchmark(options: argparse.Namespace) -> None:
         )
         seconds = options.seconds or {"cpu": 0.5, "cuda": 0.1}[device]
         limit = options.limit or {"cpu": float("inf"), "cuda": 500.0}[device]
-        plan = bench.make_plan(options.suite, cases, seconds=seconds, limit=limit, compilers=options.compile_seconds)
-        records = {options.json: bench.run(plan, device, options.json)}
+        plan = bench.make_plan(
+            options.suite, device, cases, seconds=seconds, limit=limit, compilers=options.compile_seconds
+        )
+        records = {options.json: bench.run(plan, options.json)}
     for path, record in records.items():
         text = bench.write_report(record, path)
         if not options.records:

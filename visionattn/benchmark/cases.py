@@ -54,6 +54,9 @@ class Case:
         compiled: Whether to compile the reference, too.
         floor: The least that is moved, for the share of it that is reached.
         check_batch: Images of the check for equality, all by default.
+        tolerance: Of the check in float32, see `measure`.
+        exact_only: Whether to check in float32 only: in half precision rounding alone would decide, through many layers
+            or about which tokens belong together.
         notes: Why a rival is left out.
     """
 
@@ -69,6 +72,8 @@ class Case:
     compiled: bool = False
     floor: Floor | None = None
     check_batch: int | None = None
+    tolerance: float = 1e-4
+    exact_only: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -147,7 +152,8 @@ def mixer_cases(naive: Path, *, batch: int = 4, dtype: torch.dtype = torch.float
 
     def add(name: str, floor: str, shape: tuple[int, ...], build: Callable[[], nn.Module], **rivals: Rival) -> None:
         build = partial(_moved, build)
-        cases.append(Case("mixers", name, shape, build, rivals, dtype=dtype, floor=FLOORS.get(floor)))
+        more = {"dtype": dtype, "floor": FLOORS.get(floor), "exact_only": name == "BOAT"}
+        cases.append(Case("mixers", name, shape, build, rivals, **more))
 
     boat, flatten = literal(naive, "mixers_boat"), literal(naive, "mixers_flatten")
     for i, side in enumerate((56, 28, 14, 7)[:stages]):
@@ -222,7 +228,7 @@ def network_cases(
         "boat_swin_tiny": with_plugins(literal(naive, "mixers_boat"), mixers.FeatureSpaceLocalAttention),
     }
     shape = (batch, 3, size, size)
-    more = {"dtype": dtype, "check_batch": check_batch}
+    more = {"dtype": dtype, "check_batch": check_batch, "exact_only": True}
     cases = [
         Case("networks", f"va_{name}", shape, partial(_like_timm, name), {"timm": partial(_timms, name)}, **more)
         for name in ("twins_svt_small", "twins_pcpvt_small", "davit_tiny")
@@ -270,6 +276,9 @@ def resnet_cases(
             modes=("f+b",),
             unequal=frozenset({"none"}),
             check_batch=check_batch,
+            # Rounding grows to 1e-2 through 50 layers that normalise by few values; in float64 they agree to 1e-9.
+            tolerance=5e-2,
+            exact_only=True,
         )
         cases.append(case)
     return cases

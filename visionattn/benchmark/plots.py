@@ -42,7 +42,7 @@ def draw_suite(title: str, rows: Sequence[dict[str, Any]], path: Path) -> Path:
     axes.set_xlabel("times as fast as the reference; grey: noise")
     axes.set_title(title)
     axes.grid(axis="x", color="0.9")
-    axes.legend(loc="best", fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return path

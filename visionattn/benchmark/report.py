@@ -121,7 +121,8 @@ def readme_block(records: Sequence[Record]) -> str:
     parts = []
     for kind in ("cuda", "cpu"):
         found = [record for record in records if record["device"]["kind"] == kind]
-        rows = headlines([row for record in found for row in record["rows"] if "contenders" in row])
+        measured = [row for record in found for row in record["rows"] if "contenders" in row]
+        rows = sorted(headlines(measured), key=lambda row: list(SUITES).index(row["suite"]))
         if not rows:
             continue
         where = sorted({record["device"]["name"] for record in found})

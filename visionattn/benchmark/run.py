@@ -16,14 +16,13 @@ from .timing import measure_ceilings, one_thread
 __all__ = ["run"]
 
 
-def run(plan: Plan, device: str, out: Path) -> dict[str, Any]:
+def run(plan: Plan, out: Path) -> dict[str, Any]:
     """Measures every row of a plan and writes the record after each.
 
     A row whose contenders disagree is refused and not timed; the other rows go on.
 
     Args:
         plan: What to measure.
-        device: `cpu` or `cuda`.
         out: The JSON file.
 
     Returns:
@@ -32,6 +31,7 @@ def run(plan: Plan, device: str, out: Path) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such device.
     """
+    device = plan.device
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch sees no CUDA device on this machine")
     print(f"plan: {plan}", flush=True)

@@ -12,6 +12,10 @@ from .cases import Case, mixer_cases, network_cases, plugin_cases, resnet_cases,
 
 __all__ = ["SUITES", "Plan", "make_plan", "suite_cases"]
 
+# Seconds that a row takes besides its timing: building, checking and counting, and rounds of what is slow.
+_OVERHEAD = {"cpu": 3.0, "cuda": 2.0}
+_COMPILING = 12.0
+
 SUITES = ("plugins", "mixers", "windows", "networks")
 BOTH = ("NCHW", "NHWC")
 # An early and a late stage of a ResNet-50, and a small map.
@@ -28,6 +32,7 @@ class Plan:
 
     Args:
         suite: Name of what is run.
+        device: `cpu` or `cuda`.
         rows: Each case and mode, the most important first.
         seconds: Of each contender in each row, on average.
         limit: Seconds after which no further row is begun.
@@ -35,6 +40,7 @@ class Plan:
     """
 
     suite: str
+    device: str
     rows: list[tuple[Case, str]]
     seconds: float
     limit: float
@@ -48,12 +54,21 @@ class Plan:
             text += f"; {compiled} are compiled, in {self.compilers:g} s at most"
         if self.limit < float("inf"):
             text += f"; no row begins after {self.limit:g} s"
-        return text
+        return f"{text}; about {max(1, round(self.expected / 60))} min on a machine with nothing else to do"
+
+    @property
+    def expected(self) -> float:
+        """Seconds that it takes, roughly."""
+        measuring = sum((3 + len(case.rivals)) * self.seconds + _OVERHEAD[self.device] for case, _ in self.rows)
+        compiling = min(self.compilers, _COMPILING * sum(case.compiled for case, _ in self.rows))
+        return min(measuring + compiling, self.limit)
 
 
-def make_plan(suite: str, cases: Sequence[Case], *, seconds: float, limit: float, compilers: float) -> Plan:
+def make_plan(
+    suite: str, device: str, cases: Sequence[Case], *, seconds: float, limit: float, compilers: float
+) -> Plan:
     """Every mode of every case."""
-    return Plan(suite, [(case, mode) for case in cases for mode in case.modes], seconds, limit, compilers)
+    return Plan(suite, device, [(case, mode) for case in cases for mode in case.modes], seconds, limit, compilers)
 
 
 def suite_cases(

@@ -17,7 +17,7 @@ __all__ = ["Clock", "clock_of", "cpu_clock", "cuda_clock", "measure_ceilings", "
 # Gives the seconds that a call takes on the device.
 Clock = Callable[[Callable[[], object]], float]
 # Rounds that are made at least.
-MIN_ROUNDS = {"cpu": 11, "cuda": 7}
+MIN_ROUNDS = 7
 # What a measurement on a GPU lasts at least, in seconds: much longer than it takes to start one.
 BURST = 0.002
 
