@@ -16,8 +16,8 @@ from visionattn.benchmark import Case, Unequal, compare, load, measure, suite_ca
 from visionattn.benchmark.cases import mixer_cases, network_cases, plugin_cases, resnet_cases, window_cases
 from visionattn.benchmark.contenders import PlainOps, literal, moved, with_plugins
 from visionattn.benchmark.goals import GOALS, judge
-from visionattn.benchmark.measure import CompileBudget
 from visionattn.benchmark.report import COMMAND, format_record, headlines
+from visionattn.benchmark.rows import CompileBudget
 from visionattn.benchmark.timing import cpu_clock, cuda_clock, measure_ceilings, quantiles, take_turns
 from visionattn.plugins import CBAM, PLUGINS
 
@@ -28,7 +28,7 @@ QUICK = ["--shapes", "2x32x5x4", "--seconds", "0.001", "--compile-seconds", "0",
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch):
-    monkeypatch.setattr("visionattn.benchmark.measure.MIN_ROUNDS", 3)
+    monkeypatch.setattr("visionattn.benchmark.rows.MIN_ROUNDS", 3)
 
 
 def row_of(case, mode, **kwargs):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from .goals import judge
-from .measure import CompileBudget, Unequal, measure
 from .record import label, save, surroundings
+from .rows import CompileBudget, Unequal, measure
 from .suites import Plan
 from .timing import measure_ceilings, one_thread
 
