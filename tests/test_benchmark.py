@@ -369,6 +369,32 @@ def test_refused_rows_do_not_stop_the_others(run_cli, tmp_path, monkeypatch):
     assert "timm and official of coord" in (tmp_path / "speed.md").read_text()
 
 
+def test_a_contender_that_fails_costs_its_row_alone(run_cli, tmp_path, monkeypatch):
+    from visionattn.benchmark import contenders
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise KeyError("no kernel")
+
+    monkeypatch.setattr(contenders, "_timm_coord", lambda ours: Broken())
+    run_cli("benchmark", "--plugins", "coord", "ela_t", "--layouts", "NHWC", *QUICK, "--json", "speed.json")
+    rows = load(tmp_path / "speed.json")["rows"]
+    assert [row.get("refused") for row in rows] == ["KeyError: 'no kernel'"] * 2 + [None] * 2
+
+
+def test_a_compiler_that_fails_is_noted(monkeypatch):
+    def fail(module, dynamic):
+        def forward(x):
+            raise RuntimeError("no compiler")
+
+        module.forward = forward
+        return module
+
+    monkeypatch.setattr(torch, "compile", fail)
+    row = row_of(replace(case(), compiled=True), "fwd", budget=CompileBudget(10.0))
+    assert row["notes"] == {"compiled": "failed: RuntimeError: no compiler"} and "compiled" not in row["contenders"]
+
+
 def test_a_limit_of_time_leaves_rows_out(run_cli, tmp_path):
     code, _, _ = run_cli("benchmark", "--plugins", "coord", *QUICK, "--json", "speed.json", "--limit", "1e-9")
     record = load(tmp_path / "speed.json")

@@ -223,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of each contender in each row, on average (default: 0.5 of CPU time, 0.1 on a GPU)",
     )
     benchmark.add_argument(
-        "--limit", type=float, help="seconds after which no row begins (default: 500 on a GPU, none on the CPU)"
+        "--limit", type=float, help="seconds after which no row begins (default: 480 on a GPU, none on the CPU)"
     )
     benchmark.add_argument(
         "--compile-seconds", type=float, default=150.0, help="that compilers may take in all (default: 150)"

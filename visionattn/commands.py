@@ -197,7 +197,7 @@ def benchmark(options: argparse.Namespace) -> None:
             layouts=options.layouts,
         )
         seconds = options.seconds or {"cpu": 0.5, "cuda": 0.1}[device]
-        limit = options.limit or {"cpu": float("inf"), "cuda": 500.0}[device]
+        limit = options.limit or {"cpu": float("inf"), "cuda": 480.0}[device]
         plan = bench.make_plan(
             options.suite, device, cases, seconds=seconds, limit=limit, compilers=options.compile_seconds
         )

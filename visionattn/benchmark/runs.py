@@ -53,8 +53,9 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
                 row |= measure(
                     case, mode, device=device, seconds=plan.seconds, ceilings=record["ceilings"], budget=budget
                 )
-            except (Unequal, RuntimeError) as error:  # A device out of memory must not cost the rows before and after.
-                row |= {"reference": next(iter(case.rivals)), "refused": " ".join(str(error).split())[:300]}
+            except Exception as error:  # A kernel that fails, or a full device, must not cost the other rows.
+                kind = "" if isinstance(error, Unequal) else f"{type(error).__name__}: "
+                row |= {"reference": next(iter(case.rivals)), "refused": kind + " ".join(str(error).split())[:300]}
             record["rows"].append(row)
             record["wall_seconds"] = round(time.monotonic() - started, 1)
             save(record, out)
