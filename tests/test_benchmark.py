@@ -2,17 +2,19 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import timm
 import torch
 from naive.triplet import NaiveTripletAttention
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from visionattn.benchmark import Case, Unequal, compare, load, measure, suite_cases, update_readme
+from visionattn.benchmark import Case, Unequal, compare, load, make_plan, measure, run, suite_cases, update_readme
 from visionattn.benchmark.cases import mixer_cases, network_cases, plugin_cases, resnet_cases, window_cases
 from visionattn.benchmark.contenders import PlainOps, literal, moved, with_plugins
 from visionattn.benchmark.goals import GOALS, judge
@@ -259,6 +261,72 @@ def test_ours_without_kernels():
 
     PlainOps(Spy())(torch.zeros(1))
     assert seen == ["torch"] and _dispatch._default == "auto"
+
+
+class OnCPU(TorchFunctionMode):
+    """What is meant for a GPU stays here."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args = tuple(self.here(value) for value in args)
+        return func(*args, **{name: self.here(value) for name, value in (kwargs or {}).items()})
+
+    @staticmethod
+    def here(value):
+        is_gpu = value == "cuda" if isinstance(value, str) else isinstance(value, torch.device) and value.type == "cuda"
+        return "cpu" if is_gpu else value
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """Lets the steps that a GPU takes run without one: the order of things, not their numbers."""
+    generator = torch.Generator
+    properties = SimpleNamespace(L2_cache_size=10_000, name="GPU", total_memory=1, major=9, minor=0)
+    monkeypatch.setattr(torch, "Generator", lambda device: generator("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1000)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    profile = SimpleNamespace(
+        events=lambda: [
+            SimpleNamespace(name="kernel", device_type=torch.autograd.DeviceType.CUDA),
+            SimpleNamespace(name="Memcpy DtoD", device_type=torch.autograd.DeviceType.CUDA),
+            SimpleNamespace(name="aten::add", device_type=torch.autograd.DeviceType.CPU),
+        ]
+    )
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: nullcontext(profile))
+    monkeypatch.setattr("visionattn.benchmark.rows.clock_of", lambda device: cpu_clock)
+    monkeypatch.setattr("visionattn.benchmark.runs.measure_ceilings", lambda *args: {"copy": 1e9})
+    with OnCPU():
+        yield
+
+
+def test_steps_of_a_gpu_run(pretended_gpu, tmp_path):
+    half = {"dtype": torch.bfloat16}
+    (network,) = resnet_cases(["coord"], NAIVE, size=32, batch=3, check_batch=2, **half)
+    cases = [
+        *plugin_cases(["coord"], [(2, 32, 6, 5)], ["NHWC"], NAIVE, modes=("f+b",), **half),
+        *window_cases(((2, 14),), **half),
+        replace(
+            network,
+            build=lambda: timm.create_model("va_resnet10n_coord"),
+            rivals=network.rivals | {"none": lambda ours: timm.create_model("va_resnet10n")},
+        ),
+    ]
+    plan = make_plan("gpu", "cuda", cases, seconds=0.0, limit=1000.0, compilers=0.0)
+    record = run(plan, tmp_path / "gpu.json")
+    assert [row.get("refused") for row in record["rows"]] == [None] * 4
+    assert record["device"]["l2"] == 10_000 and record["versions"]["triton"]
+    plugin, *_, network = record["rows"]
+    assert plugin["contenders"].keys() >= {"ours", "torch", "official", "timm"}
+    assert plugin["contenders"]["ours"]["peak"] == 2000 and plugin["contenders"]["ours"]["operators"] == 1
+    assert plugin["contenders"]["torch"]["error"] <= plugin["contenders"]["ours"]["error"] < 5e-2
+    assert network["contenders"].keys() == {"ours", "torch", "official", "none"}
+    text = format_record(record)
+    assert (
+        "# Speed on GPU" in text and "one thread" not in text and "| P5 | FLatten >= 1x windows | no such row" in text
+    )
 
 
 def test_gpu_rows_cover_every_goal():
