@@ -13,7 +13,7 @@ from .cases import Case, mixer_cases, network_cases, plugin_cases, resnet_cases,
 __all__ = ["SUITES", "Plan", "make_plan", "suite_cases"]
 
 # Seconds that a row takes besides its timing: building, checking and counting, and rounds of what is slow.
-_OVERHEAD = {"cpu": 3.0, "cuda": 2.0}
+_OVERHEAD = {"cpu": 2.0, "cuda": 2.0}
 _COMPILING = 12.0
 
 SUITES = ("plugins", "mixers", "windows", "networks")
