@@ -223,6 +223,7 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
             lambda qkv, *rest: ops.focused_attention(*qkv.chunk(3, 2), *rest, **split),
             (qkv, width_, tokens[1:]),
         ),
+        "mlp": (ops.mlp, (tokens, (4 * width, width), (4 * width,), (width, 4 * width), width_)),
         "large_kernel_conv": (ops.large_kernel_conv, (grid, (heads, 1, 2 * side - 1, 2 * side - 1))),
     }
     return [Block(f"ops.{name}", shapes, lambda f=function: f) for name, (function, shapes) in table.items()]
