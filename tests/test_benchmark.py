@@ -1,132 +1,519 @@
-"""The benchmark of the plug-ins and their costs: small runs, refusals, tables."""
+"""The benchmark: equality before speed, the stopwatch, contenders, records, goals, tables."""
 
 import json
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import timm
 import torch
+from naive.triplet import NaiveTripletAttention
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from visionattn.benchmark import Case, compare, write_table
-from visionattn.benchmark_cases import mixer_cases, network_cases, window_cases
-from visionattn.cost import Cost, saved_bytes
-from visionattn.cost import write_table as write_costs
+from visionattn.benchmark import Case, Unequal, compare, load, make_plan, measure, run, suite_cases, update_readme
+from visionattn.benchmark.cases import mixer_cases, network_cases, plugin_cases, resnet_cases, window_cases
+from visionattn.benchmark.contenders import PlainOps, literal, moved, with_plugins
+from visionattn.benchmark.goals import GOALS, judge
+from visionattn.benchmark.report import COMMAND, format_record, headlines
+from visionattn.benchmark.rows import CompileBudget
+from visionattn.benchmark.timing import cpu_clock, cuda_clock, measure_ceilings, quantiles, take_turns
+from visionattn.plugins import CBAM, PLUGINS
 
-NAIVE = Path(__file__).parent / "naive"
-QUICK = ["--shapes", "2x32x5x4", "--seconds", "0.001", "--out", "speed.json"]
+ROOT = Path(__file__).parents[1]
+NAIVE = ROOT / "tests" / "naive"
+QUICK = ["--shapes", "2x32x5x4", "--seconds", "0.001", "--compile-seconds", "0", "--naive", NAIVE]
 
 
-def test_compares_and_writes_a_table(run_cli, tmp_path):
-    threads = torch.get_num_threads()
-    code, out, _ = run_cli("benchmark", "--plugins", "coord", "ela_t", "ulsam", "--naive", NAIVE, *QUICK)
-    assert code == 0 and torch.get_num_threads() == threads
-    assert "[12/12] ulsam 2x32x5x4 NHWC f+b: " in out
-    record = json.loads((tmp_path / "speed.json").read_text())
-    assert record["versions"]["torch"] == torch.__version__ and record["cpu"] and record["revision"]
-    table = (tmp_path / "speed.md").read_text()
-    assert table == write_table(record) and table in out
-    for row in record["rows"]:
-        assert row["rounds"] >= 11 and row["error"] < 1e-4
-        assert row["ratio"]["p10"] <= row["ratio"]["p50"] <= row["ratio"]["p90"]
-        assert f"{row['ratio']['p50']:.2f} ({row['ratio']['p10']:.2f}-{row['ratio']['p90']:.2f}; " in table
-    assert "| coord | literal | 2x32x5x4 | NHWC | " in table and " ms" not in table
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    monkeypatch.setattr("visionattn.benchmark.rows.MIN_ROUNDS", 3)
+
+
+def row_of(case, mode, **kwargs):
+    options = {"device": "cpu", "seconds": 0.0, "ceilings": {}, "budget": CompileBudget(0.0)}
+    return measure(case, mode, **(options | kwargs))
 
 
 class Scale(nn.Module):
-    def __init__(self, channels, factor=2.0, slope=0.0):
+    def __init__(self, channels, factor=2.0, slope=0.0, learning=1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels, 1, 1))
-        self.factor, self.slope = factor, slope
+        self.factor, self.slope, self.learning = factor, slope, learning
 
     def forward(self, x):
-        # Adds nothing to the value, and `slope` to the gradient.
-        return self.factor * self.weight * x + self.slope * (x - x.detach())
+        # Neither adds anything to the value: `slope` changes the gradient of the input, `learning` of the weight.
+        weight = self.weight * self.learning + self.weight.detach() * (1 - self.learning)
+        return self.factor * weight * x + self.slope * (x - x.detach())
 
 
 def case(shape=(2, 3, 4, 5), **kwargs):
-    def build():
-        ours, rival = Scale(shape[1]), Scale(shape[1], **kwargs)
-        rival.load_state_dict(ours.state_dict())
-        return ours, rival
+    def rival(ours):
+        theirs = Scale(shape[1], **kwargs)
+        theirs.load_state_dict(ours.state_dict())
+        return theirs
 
-    return Case("scale", "another", shape, build)
-
-
-@pytest.mark.parametrize("mode", ["fwd", "f+b"])
-def test_unequal_outputs_are_refused(mode):
-    with pytest.raises(ValueError, match=r"scale and its rival \(another\) differ by .*nothing was timed"):
-        compare(case(factor=2.001), mode, 0.001)
+    return Case("plugins", "scale", shape, lambda: Scale(shape[1]), {"another": rival})
 
 
-def test_unequal_gradients_are_refused():
-    with pytest.raises(ValueError, match=r"differ by .*nothing was timed"):
-        compare(case(slope=0.01), "f+b", 0.001)
+@pytest.mark.parametrize(
+    ("mode", "wrong"),
+    [
+        ("fwd", {"factor": 2.001}),
+        ("f+b", {"factor": 2.001}),
+        ("f+b", {"slope": 0.01}),
+        ("f+b", {"learning": 0.999}),
+        ("fwd", {"factor": float("nan")}),
+    ],
+)
+def test_unequal_contenders_are_refused(mode, wrong):
+    with pytest.raises(Unequal, match=r"ours and another of scale 2x3x4x5 .* differ by .*nothing was timed"):
+        row_of(case(**wrong), mode)
 
 
-def test_not_a_number_is_refused():
-    with pytest.raises(ValueError, match="differ by nan"):
-        compare(case(factor=float("nan")), "fwd", 0.001)
+def test_unequal_contenders_may_be_wanted():
+    row = row_of(replace(case(factor=3.0), unequal=frozenset({"another"})), "fwd")
+    assert "error" not in row["contenders"]["ours"] and row["contenders"]["another"]["ratio"]["p50"] > 0
 
 
-def test_mixers_are_compared_with_timm_and_the_literal_formulations():
-    cases = {(c.name, c.rival): c for c in mixer_cases(NAIVE) if c.shape[1] <= 14 and c.shape[2] >= 14}
-    assert {rival for _, rival in cases} == {"timm", "literal"}
-    for one in cases.values():
-        for mode in ("fwd", "f+b"):
-            assert compare(one, mode, 0.0)["error"] < 1e-4
-    assert compare(window_cases()[0], "fwd", 0.0)["ratio"]["p50"] > 0
+def test_half_precision_is_checked_in_float32_and_as_it_is():
+    one = replace(case(), dtype=torch.bfloat16)
+    assert row_of(one, "f+b")["contenders"]["ours"]["error"] < 1e-6
+    with pytest.raises(Unequal, match="in float32, more than 1e-04"):
+        row_of(replace(case(factor=2.001), dtype=torch.bfloat16), "fwd")
+
+    class Coarse(Scale):
+        def forward(self, x):
+            return super().forward(x) * (1.0 if x.dtype == torch.float32 else 1.2)
+
+    coarse = replace(one, rivals={"coarse": lambda ours: Coarse(3)})
+    with pytest.raises(Unequal, match="in bfloat16, more than 5e-02"):
+        row_of(coarse, "fwd")
+    assert row_of(replace(coarse, exact_only=True), "fwd")["rounds"] >= 3
 
 
-def test_networks_are_compared_with_timm():
-    (one,) = network_cases(["davit_tiny"], size=32, batch=1)
-    row = compare(one, "f+b", 0.0)
-    assert row["error"] < 1e-4 and row["saved"]["ours"] > 0
+def test_a_row_holds_times_memory_and_operators():
+    row = row_of(case((2, 3, 4, 5)), "f+b", seconds=0.001)
+    ours, theirs = row["contenders"]["ours"], row["contenders"]["another"]
+    assert row["reference"] == "another" and row["rounds"] >= 3
+    assert ours["ratio"] == {"p10": 1.0, "p50": 1.0, "p90": 1.0}
+    assert theirs["ratio"]["p10"] <= theirs["ratio"]["p50"] <= theirs["ratio"]["p90"]
+    assert ours["kept"] == theirs["kept"] > 0 and ours["operators"] == theirs["operators"] > 5
+
+
+class Ticker:
+    """A clock that each call of a step moves on by as much as the step says."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self, run):
+        before = self.now
+        run()
+        return self.now - before
+
+    def step(self, seconds, log=None):
+        def run(number):
+            self.now += seconds
+            if log is not None:
+                log.append((seconds, number))
+
+        return run
+
+
+def test_turns_rotate_and_end_in_time():
+    ticker, log = Ticker(), []
+    rounds = take_turns([ticker.step(s, log) for s in (1.0, 2.0, 3.0)], ticker, seconds=10.0, min_rounds=2)
+    assert rounds == [[1.0, 2.0, 3.0]] * 5  # 5 rounds of 6 seconds are 10 for each of 3
+    assert [s for s, _ in log[:9]] == [1.0, 2.0, 3.0, 2.0, 3.0, 1.0, 3.0, 1.0, 2.0]
+    assert [number for s, number in log if s == 2.0] == list(range(5))  # each counts its own calls
+    assert len(take_turns([ticker.step(1.0)], ticker, seconds=0.0, min_rounds=4)) == 4
+
+
+def test_bursts_are_long_enough_and_give_the_time_of_one_call():
+    ticker, log = Ticker(), []
+    steps = [ticker.step(0.25, log), ticker.step(8.0)]
+    rounds = take_turns(steps, ticker, seconds=0.0, min_rounds=3, burst=1.0)
+    assert rounds == [[0.25, 8.0]] * 3
+    # Two calls to see how long one takes, then five in each round.
+    assert [number for _, number in log] == list(range(2 + 3 * 5))
+
+
+def test_clocks(monkeypatch):
+    assert 0 < cpu_clock(lambda: sum(range(10000))) < 10
+
+    class Event:
+        marks = 0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            Event.marks += 1
+            self.at = Event.marks
+
+        def synchronize(self):
+            self.done = True
+
+        def elapsed_time(self, end):
+            assert end.done
+            return 5.0 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert cuda_clock(lambda: None) == 0.005
+
+
+def test_ceilings():
+    found = measure_ceilings("cpu", [torch.float32])
+    assert found.keys() == {"copy", "scale", "product float32"} and min(found.values()) > 1e8
+    assert quantiles([1.0, 2.0, 3.0]) == {"p10": 1.2, "p50": 2.0, "p90": 2.8}
+
+
+def test_share_of_the_floor():
+    (one,) = plugin_cases(["coord"], [(2, 512, 32, 32)], ["NHWC"], NAIVE, modes=("f+b",))
+    ceilings = {"copy": 1e9, "product float32": 1e20}
+    row = row_of(one, "f+b", ceilings=ceilings)
+    size = 4 * 2 * 512 * 32 * 32
+    assert row["floor"] == {
+        "forward": pytest.approx(3 * size / 1e9, 1e-3),
+        "backward": pytest.approx(4 * size / 1e9, 1e-3),
+    }
+    ours = row["contenders"]["ours"]
+    assert ours["floor_share"] == pytest.approx(7 * size / 1e9 / ours["seconds"]["p50"], 0.01)
+    small = replace(one, shape=(2, 512, 8, 8))
+    assert "floor" not in row_of(small, "f+b", ceilings=ceilings)  # stays in caches
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plugins_equal_their_rivals(dtype):
+    for one in plugin_cases(list(PLUGINS), [(2, 32, 6, 5)], ["NHWC"], NAIVE, dtype=dtype):
+        for mode in one.modes:
+            assert row_of(one, mode)["contenders"]["ours"]["error"] < (1e-5 if dtype == torch.float32 else 5e-2)
+    assert "timm" in next(iter(plugin_cases(["cbam"], [(2, 32, 6, 5)], ["NCHW"], NAIVE))).rivals
+
+
+def test_fightingcv_takes_our_weights_where_it_is_installed(monkeypatch):
+    class Theirs(NaiveTripletAttention):
+        """Stands for the package, whose parameters have one more level in their names."""
+
+        def __init__(self, no_spatial):
+            super().__init__(1, no_spatial=no_spatial)
+
+        def load_state_dict(self, state_dict):
+            assert "cw.conv.conv.weight" in state_dict and "hw.conv.bn.running_mean" in state_dict
+            super().load_state_dict({key.replace(".conv.", ".", 1): value for key, value in state_dict.items()})
+
+    module = ModuleType("fightingcv_attention.attention.TripletAttention")
+    module.TripletAttention = Theirs
+    monkeypatch.setitem(sys.modules, "fightingcv_attention", ModuleType("fightingcv_attention"))
+    monkeypatch.setitem(sys.modules, "fightingcv_attention.attention", ModuleType("fightingcv_attention.attention"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    (one,) = plugin_cases(["triplet"], [(2, 32, 6, 5)], ["NCHW"], NAIVE)
+    assert row_of(one, "f+b")["contenders"]["fightingcv"]["error"] < 1e-5
+    monkeypatch.setitem(sys.modules, module.__name__, None)
+    (one,) = plugin_cases(["triplet"], [(2, 32, 6, 5)], ["NCHW"], NAIVE)
+    assert "fightingcv" not in one.rivals and "not installed" in one.notes["fightingcv"]
+    (one,) = plugin_cases(["cbam"], [(2, 32, 6, 5)], ["NCHW"], NAIVE)
+    assert "another function" in one.notes["fightingcv"]
+
+
+def test_mixers_equal_their_rivals():
+    cases = [c for c in mixer_cases(NAIVE, batch=2) if c.shape[1] == 14]
+    assert {next(iter(c.rivals)) for c in cases} == {"timm", "official"}
+    for one in cases:
+        for mode in one.modes:
+            assert row_of(one, mode)["contenders"]["ours"]["error"] < 1e-4
+    assert row_of(window_cases(((1, 14),))[0], "fwd")["contenders"]["7x7 windows"]["ratio"]["p50"] > 0
+
+
+def test_networks_equal_timms():
+    one = next(c for c in network_cases(NAIVE, size=32, batch=1) if c.name == "va_davit_tiny")
+    row = row_of(one, "f+b")
+    assert row["contenders"]["ours"]["error"] < 1e-4 and row["contenders"]["ours"]["kept"] > 0
+
+
+def test_networks_get_literal_blocks():
+    network = timm.create_model("va_resnet10n_cbam").double().eval()
+    for module in network.modules():
+        if isinstance(module, CBAM):
+            moved(module)
+    official = with_plugins(literal(NAIVE, "cbam"), CBAM)(network)
+    assert not any(isinstance(m, CBAM) for m in official.modules()) and any(
+        isinstance(m, CBAM) for m in network.modules()
+    )
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(official.double().eval()(x), network(x), rtol=1e-9, atol=1e-9)
+    assert [c.name for c in resnet_cases(["cbam", "coord"], NAIVE)] == ["va_resnet50_cbam", "va_resnet50_coord"]
+
+
+def test_ours_without_kernels():
+    from visionattn.ops import _dispatch
+
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(_dispatch._default)
+            return x
+
+    PlainOps(Spy())(torch.zeros(1))
+    assert seen == ["torch"] and _dispatch._default == "auto"
+
+
+class OnCPU(TorchFunctionMode):
+    """What is meant for a GPU stays here."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args = tuple(self.here(value) for value in args)
+        return func(*args, **{name: self.here(value) for name, value in (kwargs or {}).items()})
+
+    @staticmethod
+    def here(value):
+        is_gpu = value == "cuda" if isinstance(value, str) else isinstance(value, torch.device) and value.type == "cuda"
+        return "cpu" if is_gpu else value
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """Lets the steps that a GPU takes run without one: the order of things, not their numbers."""
+    generator = torch.Generator
+    properties = SimpleNamespace(L2_cache_size=10_000, name="GPU", total_memory=1, major=9, minor=0)
+    monkeypatch.setattr(torch, "Generator", lambda device: generator("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1000)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    profile = SimpleNamespace(
+        events=lambda: [
+            SimpleNamespace(name="kernel", device_type=torch.autograd.DeviceType.CUDA),
+            SimpleNamespace(name="Memcpy DtoD", device_type=torch.autograd.DeviceType.CUDA),
+            SimpleNamespace(name="aten::add", device_type=torch.autograd.DeviceType.CPU),
+        ]
+    )
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: nullcontext(profile))
+    monkeypatch.setattr("visionattn.benchmark.rows.clock_of", lambda device: cpu_clock)
+    monkeypatch.setattr("visionattn.benchmark.runs.measure_ceilings", lambda *args: {"copy": 1e9})
+    with OnCPU():
+        yield
+
+
+def test_steps_of_a_gpu_run(pretended_gpu, tmp_path):
+    half = {"dtype": torch.bfloat16}
+    (network,) = resnet_cases(["coord"], NAIVE, size=32, batch=3, check_batch=2, **half)
+    cases = [
+        *plugin_cases(["coord"], [(2, 32, 6, 5)], ["NHWC"], NAIVE, modes=("f+b",), **half),
+        *window_cases(((2, 14),), **half),
+        replace(
+            network,
+            build=lambda: timm.create_model("va_resnet10n_coord"),
+            rivals=network.rivals | {"none": lambda ours: timm.create_model("va_resnet10n")},
+        ),
+    ]
+    plan = make_plan("gpu", "cuda", cases, seconds=0.0, limit=1000.0, compilers=0.0)
+    record = run(plan, tmp_path / "gpu.json")
+    assert [row.get("refused") for row in record["rows"]] == [None] * 4
+    assert record["device"]["l2"] == 10_000 and record["versions"]["triton"]
+    plugin, *_, network = record["rows"]
+    assert plugin["contenders"].keys() >= {"ours", "torch", "official", "timm"}
+    assert plugin["contenders"]["ours"]["peak"] == 2000 and plugin["contenders"]["ours"]["operators"] == 1
+    assert plugin["contenders"]["torch"]["error"] <= plugin["contenders"]["ours"]["error"] < 5e-2
+    assert network["contenders"].keys() == {"ours", "torch", "official", "none"}
+    text = format_record(record)
+    assert (
+        "# Speed on GPU" in text and "one thread" not in text and "| P5 | FLatten >= 1x windows | no such row" in text
+    )
+
+
+def test_gpu_rows_cover_every_goal():
+    cases = suite_cases("gpu", "cuda", NAIVE)
+    rows = [
+        fake_row(c, mode, ["torch", *c.rivals, *(["compiled"] if c.compiled else [])])
+        for c in cases
+        for mode in c.modes
+    ]
+    verdicts = list(judge({"suite": "gpu", "device": {"kind": "cuda"}, "rows": rows}))
+    missing = {v.goal.text for v in verdicts if not v.row}
+    assert missing == {"BiFormer >= 8x official", "ResNet-50 with SE >= 0.92x without"}
+    names = {(c.suite, c.name) for c in cases if c.dtype == torch.bfloat16}
+    assert {v.goal.name for v in verdicts} == {goal.name for goal in GOALS if goal.device == "cuda"} and len(names) > 20
+
+
+def test_cpu_rows_cover_every_goal():
+    cases = suite_cases("cpu", "cpu", NAIVE)
+    rows = [fake_row(c, mode, list(c.rivals)) for c in cases for mode in c.modes]
+    verdicts = list(judge({"suite": "cpu", "device": {"kind": "cpu"}, "rows": rows}))
+    assert all("BiFormer" in v.goal.text for v in verdicts if not v.row)
+
+
+def fake_row(one, mode, rivals, ratio=3.0, kept=0.5):
+    quantile = {"p10": 0.9 * ratio, "p50": ratio, "p90": 1.1 * ratio}
+    facts = {
+        "seconds": quantile,
+        "ratio": quantile,
+        "kept": 100,
+        "first_call": 1.0,
+        "operators": 9,
+        "floor_share": 0.65,
+    }
+    contenders = {"ours": facts | {"kept": int(100 * kept)}, **{name: facts for name in rivals}}
+    row = {"suite": one.suite, "name": one.name, "shape": list(one.shape), "layout": one.layout, "mode": mode}
+    row |= {"dtype": str(one.dtype).removeprefix("torch."), "reference": next(iter(one.rivals)), "rounds": 7}
+    noise = {"p10": 0.8, "p50": 1.0, "p90": 1.25}
+    return row | {"notes": {}, "noise": noise, "floor": {"forward": 1.0, "backward": 1.0}, "contenders": contenders}
+
+
+def fake_record(ratio=3.0, names=("cbam", "triplet", "ulsam")):
+    cases = plugin_cases(names, [(8, 256, 56, 56)], ["NCHW", "NHWC"], NAIVE)
+    rows = [fake_row(c, mode, list(c.rivals), ratio) for c in cases for mode in c.modes]
+    versions = {"torch": "2.11"}
+    return {"schema": 2, "device": {"kind": "cpu", "name": "CPU"}, "versions": versions, "revision": "x", "rows": rows}
+
+
+def test_goals_are_judged_row_by_row():
+    verdicts = {(v.goal.text, v.row): v.reading for v in judge(fake_record())}
+    met = verdicts["CBAM >= 1.7x official, NCHW", "cbam 8x256x56x56 NCHW fwd"]
+    assert met.met and met.value == 3.0 and not met.within_noise
+    not_met = verdicts["triplet >= 5x official", "triplet 8x256x56x56 NHWC fwd"]
+    assert not not_met.met and not not_met.within_noise  # 3 times 1.25 is still below 5
+    assert not verdicts["triplet keeps <= 0.4 of official", "triplet 8x256x56x56 NCHW f+b"].met
+    close = {(v.goal.text, v.row): v.reading for v in judge(fake_record(4.5))}
+    assert close["triplet >= 5x official", "triplet 8x256x56x56 NHWC fwd"].within_noise
+    text = format_record(fake_record(4.5))
+    assert "| P7 | triplet >= 5x official | triplet 8x256x56x56 NHWC fwd | 4.50 | not met, within noise |" in text
+    assert "| P7 | ULSAM >= 2.2x official, NHWC | ulsam 8x256x56x56 NHWC fwd | 4.50 | met |" in text
+
+
+def test_floors_of_both_passes_together():
+    goal = next(g for g in GOALS if g.name == "P1")
+    one = plugin_cases(["cbam"], [(128, 256, 56, 56)], ["NCHW"], NAIVE, dtype=torch.bfloat16)[0]
+    both, forward = (goal.read(fake_row(one, mode, ["official"])) for mode in ("f+b", "fwd"))
+    assert both.bound == pytest.approx(2 / (1 / 0.7 + 1 / 0.6)) and both.met  # 0.65 of 0.646
+    assert forward.bound == 0.7 and not forward.met
+
+
+def test_command_writes_record_tables_and_pictures(run_cli, tmp_path):
+    threads = torch.get_num_threads()
+    code, out, _ = run_cli("benchmark", "--plugins", "coord", "ulsam", *QUICK, "--json", "speed.json")
+    assert code == 0 and torch.get_num_threads() == threads
+    assert "plan: 8 rows, " in out and "[8/8, " in out and "ulsam 2x32x5x4 NHWC f+b: " in out
+    record = load(tmp_path / "speed.json")
+    assert record["schema"] == 2 and record["versions"]["torch"] == torch.__version__ and record["revision"]
+    assert record["device"]["name"] and record["ceilings"]["copy"] > 0
+    table = (tmp_path / "speed.md").read_text()
+    assert table in out and "coord, compiled: the time for compilers was spent" in table
+    for row in record["rows"]:
+        ratio = row["contenders"]["official"]["ratio"]
+        assert row["rounds"] >= 3 and f"{ratio['p50']:.2f} ({ratio['p10']:.2f}-{ratio['p90']:.2f})" in table
+    assert (tmp_path / "speed-plugins.png").stat().st_size < 100_000
+
+
+def test_command_compares_and_fails_on_regressions(run_cli, tmp_path):
+    slow, fast = fake_record(2.0), fake_record(3.0)
+    for name, record in (("slow.json", slow), ("fast.json", fast)):
+        (tmp_path / name).write_text(json.dumps(record))
+    assert [ratio for _, ratio, _ in compare(fast, slow)] == [1.5] * 12
+    code, out, _ = run_cli("benchmark", "--from", "slow.json", "--compare", "fast.json", "--fail-below", "0.9")
+    assert code == 1 and out.count("REGRESSION") == 12 and "12 rows in both records, 12 regressed" in out
+    assert "  0.67x (noise 0.80-1.25)  cbam 8x256x56x56 NCHW fwd  REGRESSION" in out
+    code, out, _ = run_cli("benchmark", "--from", "slow.json", "--compare", "fast.json")
+    assert code == 0 and out.count("slower than noise") == 12
+    code, out, _ = run_cli("benchmark", "--from", "fast.json", "--compare", "fast.json", "--fail-below", "0.9")
+    assert code == 0 and "12 rows in both records, 0 regressed" in out
+
+
+def test_refused_rows_do_not_stop_the_others(run_cli, tmp_path, monkeypatch):
+    from visionattn.benchmark import contenders
+
+    monkeypatch.setattr(contenders, "_timm_coord", lambda ours: nn.Identity())
+    code, out, _ = run_cli("benchmark", "--plugins", "coord", "ela_t", *QUICK, "--json", "speed.json")
+    rows = load(tmp_path / "speed.json")["rows"]
+    assert [("refused" in row) for row in rows] == [True] * 4 + [False] * 4
+    assert "4 rows were refused" in code and "REFUSED: timm and official of coord" in out
+    assert "timm and official of coord" in (tmp_path / "speed.md").read_text()
+
+
+def test_a_contender_that_fails_costs_its_row_alone(run_cli, tmp_path, monkeypatch):
+    from visionattn.benchmark import contenders
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise KeyError("no kernel")
+
+    monkeypatch.setattr(contenders, "_timm_coord", lambda ours: Broken())
+    run_cli("benchmark", "--plugins", "coord", "ela_t", "--layouts", "NHWC", *QUICK, "--json", "speed.json")
+    rows = load(tmp_path / "speed.json")["rows"]
+    assert [row.get("refused") for row in rows] == ["KeyError: 'no kernel'"] * 2 + [None] * 2
+
+
+def test_a_compiler_that_fails_is_noted(monkeypatch):
+    def fail(module, dynamic):
+        def forward(x):
+            raise RuntimeError("no compiler")
+
+        module.forward = forward
+        return module
+
+    monkeypatch.setattr(torch, "compile", fail)
+    row = row_of(replace(case(), compiled=True), "fwd", budget=CompileBudget(10.0))
+    assert row["notes"] == {"compiled": "failed: RuntimeError: no compiler"} and "compiled" not in row["contenders"]
+
+
+def test_a_limit_of_time_leaves_rows_out(run_cli, tmp_path):
+    code, _, _ = run_cli("benchmark", "--plugins", "coord", *QUICK, "--json", "speed.json", "--limit", "1e-9")
+    record = load(tmp_path / "speed.json")
+    assert code == 0 and not record["rows"] and len(record["left_out"]) == 4
+    assert "coord 2x32x5x4 NCHW fwd: no time was left" in (tmp_path / "speed.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--plugins", "cbamm", "--naive", NAIVE], "unknown plug-in 'cbamm'"),
-        (["--plugins", "cbam", "--naive", "nowhere"], "no literal formula of cbam in nowhere"),
-        (["--plugins", "cbam", "--naive", NAIVE, "--shapes", "8x256x56"], "--shapes must be like 8x256x56x56"),
+        (["--plugins", "cbamm", "--json", "a.json"], "unknown plug-in 'cbamm'"),
+        (["--naive", "nowhere", "--plugins", "cbam", "--json", "a.json"], "no literal formula of cbam in nowhere"),
+        (["--shapes", "8x256x56", "--json", "a.json"], "--shapes must be like 8x256x56x56"),
+        ([], "either --json"),
+        (["--from", "nowhere.json"], "nowhere.json"),
+        (["--json", "a.json", "--compare", "nowhere.json"], "nowhere.json"),
+        (["--json", "a.json", "--suite", "mixers", "--device", "cuda"], "no CUDA device"),
     ],
 )
 def test_bad_arguments(run_cli, tmp_path, options, message):
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
     code, _, err = run_cli("benchmark", *QUICK, *options)
     assert code == 2 and message in err and not list(tmp_path.iterdir())
 
 
-def test_every_plugin_has_a_literal_formula():
-    from visionattn.plugins import PLUGINS
-
-    for name in PLUGINS:
-        assert any((NAIVE / f"{stem}.py").is_file() for stem in (name, name.split("_")[0])), name
-
-
-def test_saved_bytes_counts_memory_once():
-    model = nn.Sequential(nn.Linear(3, 5), nn.Sigmoid())
-    # The input for the weight's gradient, the result for the sigmoid's; not the weight, which stays anyway.
-    assert saved_bytes(model, torch.randn(4, 3)) == 4 * (4 * 3 + 4 * 5)
-    x = torch.randn(4, 3, requires_grad=True)
-    assert saved_bytes(Square(), x) == 4 * 4 * 3
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is no JSON"), ("[1]", "is not a record"), ('{"schema": 3, "rows": []}', "has schema 3")],
+)
+def test_damaged_records_are_named(tmp_path, text, message):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match=f"bad.json {message}"):
+        load(tmp_path / "bad.json")
 
 
-class Square(nn.Module):
-    def forward(self, x):
-        return x * x
+def test_committed_tables_are_made_of_the_committed_records():
+    paths = sorted((ROOT / "docs" / "results").glob("*.json"))
+    records = [load(path) for path in paths]
+    stale = f"is stale: run `{COMMAND}`"
+    for path, record in zip(paths, records, strict=True):
+        assert path.with_suffix(".md").read_text().startswith(format_record(record)), f"{path.stem}.md {stale}"
+    readme = (ROOT / "README.md").read_text()
+    assert update_readme(readme, records) == readme, f"README.md {stale}"
+    with pytest.raises(ValueError, match="README must have the lines"):
+        update_readme("no marks", records)
 
 
-def test_table_of_costs(tmp_path):
-    costs = [Cost("none", 1000, 2 * 10**9, 3 * 10**6), Cost("cbam", 1100, 2 * 10**9 + 10**6, 4 * 10**6)]
-    text = write_costs(costs, 224, tmp_path / "costs.md")
-    assert "| cbam | 1,100 | 100 (10.00%) | 2.001 | 4.0 | 28.09 M | 3.864 | CBAM paper, table 4 | " in text
-    assert (tmp_path / "costs.md").read_text() == text
-    assert (tmp_path / "costs.csv").read_text().splitlines()[2] == "cbam,1100,2001000000,4000000"
-
-
-def test_costs_of_networks():
-    from visionattn.cost import measure
-
-    costs = {cost.name: cost for cost in measure(32, ["cbam"])}
-    assert [costs["none"].params, costs["cbam"].params] == [25_557_032, 28_089_624]
-    assert costs["none"].macs < costs["cbam"].macs and costs["none"].saved < costs["cbam"].saved
+def test_headlines_are_the_first_shape():
+    rows = [
+        {"suite": "s", "name": n, "reference": "r", "shape": [s], "dtype": "d"}
+        for n, s in (("a", 2), ("a", 1), ("b", 1))
+    ]
+    assert [(row["name"], row["shape"]) for row in headlines(rows)] == [("a", [2]), ("b", [1])]

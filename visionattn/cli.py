@@ -187,33 +187,71 @@ def _parser() -> argparse.ArgumentParser:
     benchmark = add(
         "benchmark",
         commands.benchmark,
-        "compare the speed of plug-ins, mixers or networks on the CPU with other implementations of the same weights",
-        "--out docs/results/plugins-cpu.json",
-        "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --out cbam.json",
+        "compare the speed of plug-ins, mixers and networks with other implementations of the same weights",
+        "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, 15 minutes",
+        "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
+        "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
+        "--suite mixers --json new.json --compare old.json --fail-below 0.9",
+        "--from docs/results/*.json --readme README.md    # tables and pictures of earlier runs, made anew",
     )
     benchmark.add_argument(
         "--suite",
-        choices=("plugins", "mixers", "networks", "windows"),
+        choices=("plugins", "mixers", "windows", "networks", "cpu", "gpu"),
         default="plugins",
-        help="plugins: against their papers' formulas written down literally (default); mixers: against timm's "
-        "modules, or literal formulas; networks: against timm's; windows: focused linear attention against windows",
+        help="plugins: against their papers' formulas written down literally, and timm's and fightingcv-attention's "
+        "layers (default); mixers: against timm's modules, or literal formulas; windows: focused linear attention "
+        "against windows; networks: against timm's, or with literal formulas inside; cpu, gpu: all of them there",
     )
-    benchmark.add_argument("--plugins", nargs="+", help="names of plug-ins (default: all)")
+    benchmark.add_argument("--json", type=Path, help="the record of a new run; tables and pictures go beside it")
+    benchmark.add_argument(
+        "--from", dest="records", nargs="+", type=Path, default=[], help="report on these records and run nothing"
+    )
+    benchmark.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
+    benchmark.add_argument("--plugins", nargs="+", default=[], help="names of plug-ins (default: all)")
     benchmark.add_argument(
         "--shapes",
         nargs="+",
         metavar="BxCxHxW",
-        default=["8x256x56x56", "8x1024x14x14", "4x32x14x14"],
-        help="shapes of the maps (default: an early and a late stage of a ResNet-50, and a small map)",
+        default=[],
+        help="shapes of the plug-ins' maps (default: an early and a late stage of a ResNet-50; on the CPU also a small "
+        "map)",
     )
     benchmark.add_argument("--layouts", nargs="+", choices=("NCHW", "NHWC"), default=["NCHW", "NHWC"])
     benchmark.add_argument(
-        "--seconds", type=float, default=1.0, help="CPU time of each contender in each row, on average (default: 1)"
+        "--seconds",
+        type=float,
+        help="of each contender in each row, on average (default: 0.5 of CPU time, 0.1 on a GPU)",
+    )
+    benchmark.add_argument(
+        "--limit", type=float, help="seconds after which no row begins (default: 480 on a GPU, none on the CPU)"
+    )
+    benchmark.add_argument(
+        "--compile-seconds", type=float, default=150.0, help="that compilers may take in all (default: 150)"
     )
     benchmark.add_argument(
         "--naive", type=Path, default=Path("tests/naive"), help="folder of the literal formulas (default: tests/naive)"
     )
-    benchmark.add_argument("--out", type=Path, required=True, help="a .json file; a .md table is written beside it")
+    benchmark.add_argument("--readme", type=Path, help="renew the speed tables between its two marks")
+    benchmark.add_argument("--compare", type=Path, help="an earlier record: print how much faster each row became")
+    benchmark.add_argument(
+        "--fail-below", type=float, help="with --compare: end with 1 if a row is slower than this and than noise"
+    )
+
+    roofline = add(
+        "roofline",
+        commands.roofline,
+        "count what each block moves through memory and computes, and how fast it could be",
+        "",
+        "triplet cbam ops.axis_pools --batch 64 --dtype float32 --bandwidth 1.9 --peak 312",
+    )
+    roofline.add_argument("names", nargs="*", help="plug-ins, mixers and ops.FUNCTION (default: all)")
+    roofline.add_argument("--batch", type=int, default=128, help="images (default: 128)")
+    roofline.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    roofline.add_argument(
+        "--bandwidth", type=float, default=3.0, help="of the memory, TB/s read and written (default: 3.0, an H100)"
+    )
+    roofline.add_argument("--peak", type=float, default=798.0, help="of products, TFLOP/s (default: 798, an H100)")
+    roofline.add_argument("--out", type=Path, help="write the table here, too")
 
     cost = add(
         "cost",

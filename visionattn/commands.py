@@ -4,14 +4,18 @@ import argparse
 import json
 import os
 import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visionattn._files import replacing
+
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["bakeoff", "benchmark", "browse", "configs", "cost", "predict", "prepare_stamps", "publish", "test", "train"]
+__all__ = ["bakeoff", "benchmark", "browse", "configs", "cost", "predict", "prepare_stamps", "publish", "roofline"]
+__all__ += ["test", "train"]
 
 
 def train(options: argparse.Namespace) -> None:
@@ -63,7 +67,6 @@ def _summarise(name: str, config: "Config", work_dir: Path, seconds: float) -> N
 
 def test(options: argparse.Namespace) -> None:
     """Evaluates a checkpoint."""
-    from visionattn._files import replacing
     from visionattn.checkpoints import info, load, read_weights
     from visionattn.engine import draw_scores
 
@@ -178,27 +181,86 @@ def bakeoff(options: argparse.Namespace) -> None:
 
 
 def benchmark(options: argparse.Namespace) -> None:
-    """Times plug-ins, mixers or networks against other implementations."""
-    from visionattn import benchmark_cases as cases
-    from visionattn.benchmark import run
-    from visionattn.plugins import PLUGINS
+    """Times plug-ins, mixers or networks against other implementations, and reports what was measured."""
+    from visionattn import benchmark as bench
 
-    shapes = []
-    for text in options.shapes:
-        sides = text.split("x")
-        if len(sides) != 4 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-            raise ValueError(f"--shapes must be like 8x256x56x56, got {text}")
-        shapes.append(tuple(map(int, sides)))
-    title, make = {
-        "plugins": (
-            "Plug-ins on one CPU thread",
-            lambda: cases.plugin_cases(options.plugins or list(PLUGINS), shapes, options.layouts, options.naive),
-        ),
-        "mixers": ("Token mixers on one CPU thread", lambda: cases.mixer_cases(options.naive)),
-        "networks": ("Networks on one CPU thread", cases.network_cases),
-        "windows": ("Focused linear attention or windows, on one CPU thread", cases.window_cases),
-    }[options.suite]
-    print(run(title, make(), options.out, seconds=options.seconds))
+    if (options.json is None) == (not options.records):
+        raise ValueError("give either --json, the file of a new run, or --from, the files of earlier runs")
+    base = bench.load(options.compare) if options.compare else None
+    if options.records:
+        records = {path: bench.load(path) for path in options.records}
+    else:
+        device = {"gpu": "cuda", "cpu": "cpu"}.get(options.suite, options.device)
+        cases = bench.suite_cases(
+            options.suite,
+            device,
+            options.naive,
+            plugins=options.plugins,
+            shapes=[_shape(text) for text in options.shapes],
+            layouts=options.layouts,
+        )
+        seconds = options.seconds or {"cpu": 0.5, "cuda": 0.1}[device]
+        limit = options.limit or {"cpu": float("inf"), "cuda": 480.0}[device]
+        plan = bench.make_plan(
+            options.suite, device, cases, seconds=seconds, limit=limit, compilers=options.compile_seconds
+        )
+        records = {options.json: bench.run(plan, options.json)}
+    for path, record in records.items():
+        text = bench.write_report(record, path)
+        if not options.records:
+            print(text)
+    if options.readme:
+        text = bench.update_readme(options.readme.read_text(), list(records.values()))
+        with replacing(options.readme) as temporary:
+            temporary.write_text(text)
+    if base is not None:
+        lines = [line for record in records.values() for line in bench.compare(record, base)]
+        _compare_speed(lines, options.fail_below)
+    refused = [row for record in records.values() for row in record["rows"] if "refused" in row]
+    if refused:
+        sys.exit(f"visionattn: {len(refused)} rows were refused: their contenders disagree or failed")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sides = text.split("x")
+    if len(sides) != 4 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"--shapes must be like 8x256x56x56, got {text}")
+    return tuple(map(int, sides))
+
+
+def _compare_speed(lines: list[tuple[str, float, tuple[float, float]]], fail_below: float | None) -> None:
+    """Prints how fast the head is over the base, and ends with 1 if a row fell below the limit and its noise."""
+    worse = 0
+    for name, ratio, (low, high) in lines:
+        regressed = fail_below is not None and ratio < min(fail_below, low)
+        worse += regressed
+        mark = "  REGRESSION" if regressed else "  slower than noise" if ratio < low else ""
+        print(f"{ratio:6.2f}x (noise {low:.2f}-{high:.2f})  {name}{mark}")
+    print(f"{len(lines)} rows in both records" + (f", {worse} regressed" if fail_below is not None else ""))
+    if worse:
+        sys.exit(1)
+
+
+def roofline(options: argparse.Namespace) -> None:
+    """Counts what the blocks move and compute."""
+    import torch
+
+    from visionattn.roofline import blocks, count, format_table
+
+    if min(options.batch, options.bandwidth, options.peak) <= 0:
+        raise ValueError("--batch, --bandwidth and --peak must be above 0")
+    dtype = getattr(torch, options.dtype)
+    chosen = [block for block in blocks(options.batch, 56) if not options.names or block.name in options.names]
+    unknown = set(options.names) - {block.name for block in chosen}
+    if unknown:
+        known = ", ".join(block.name for block in blocks(1, 56))
+        raise ValueError(f"unknown block {', '.join(sorted(unknown))}; there are: {known}")
+    counted = [(block, count(block, dtype=dtype)) for block in chosen]
+    text = format_table(counted, dtype.itemsize, options.bandwidth * 1e12, options.peak * 1e12)
+    if options.out:
+        with replacing(options.out) as temporary:
+            temporary.write_text(text)
+    print(text)
 
 
 def cost(options: argparse.Namespace) -> None:
@@ -214,7 +276,6 @@ def browse(options: argparse.Namespace) -> None:
     """Draws what the data pipeline feeds the network."""
     from PIL import Image
 
-    from visionattn._files import replacing
     from visionattn.engine import draw_samples, load_config
 
     if options.count < 1 or options.columns < 1:

@@ -4,24 +4,21 @@ All of it is counted, nothing measured, so the numbers are the same everywhere.
 """
 
 import csv
-import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionattn.models  # noqa: F401  (registers the networks)
 from visionattn._files import replacing
 from visionattn.plugins import PLUGINS
+from visionattn.traffic import saved_bytes
 
-__all__ = ["Cost", "Traffic", "count_macs", "count_traffic", "measure", "saved_bytes", "write_table"]
+__all__ = ["Cost", "count_macs", "measure", "write_table"]
 
 # In training, BAM normalises single vectors and so needs two images.
 BATCH = 2
@@ -112,81 +109,6 @@ def count_macs(network: nn.Module, input_size: Sequence[int], batch: int = 1) ->
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.empty(batch, *input_size))
     return counter.get_total_flops() // (2 * batch)
-
-
-def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
-    """Bytes that one forward pass of `model` keeps for the backward pass, without parameters and buffers.
-
-    Memory that several operators keep counts once.
-    """
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    # The output keeps the graph, the graph what was saved: no address is used twice.
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model(x)
-    total = sum(kept.values())
-    del out
-    return total
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes that PyTorch's operators read and write, each operand and result once an operator, views free.
-
-    Args:
-        forward: Of the forward pass.
-        backward: Of the backward pass, to the input and all parameters.
-        saved: Kept from one for the other, without parameters and buffers.
-    """
-
-    forward: int
-    backward: int
-    saved: int
-
-
-class _Counter(TorchDispatchMode):
-    """Sums the bytes of what operators read and write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not (func.is_view or func.__name__.split(".")[0] in ("detach", "_unsafe_view", "empty", "empty_like")):
-            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
-            self.total += sum(_touched(t) for t in {id(t): t for t in tensors}.values())
-        return out
-
-
-def count_traffic(module: nn.Module, x: torch.Tensor) -> Traffic:
-    """What one training step of a module moves: a number that no noise touches, to hold on to.
-
-    Args:
-        module: Of any device.
-        x: Its input.
-    """
-    saved = saved_bytes(module, x)
-    x = x.detach().requires_grad_()
-    with _Counter() as forward:
-        out = module(x)
-    weight = torch.ones_like(out)
-    with _Counter() as backward:
-        torch.autograd.grad(out, (x, *module.parameters()), weight, allow_unused=True)
-    return Traffic(forward.total, backward.total, saved)
-
-
-def _touched(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor, repeated ones once."""
-    sides = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or size == 0]
-    return math.prod(sides) * tensor.element_size()
 
 
 def write_table(costs: Sequence[Cost], size: int, path: Path) -> str:

@@ -5,9 +5,9 @@ import torch
 from golden import load, normal, relative_error
 from naive.mixers_boat import naive_of
 
-from visionattn.cost import saved_bytes
 from visionattn.mixers import FeatureSpaceLocalAttention
 from visionattn.ops import balanced_bisection, cluster_attention
+from visionattn.traffic import saved_bytes
 
 FIXTURES = [
     "boat_swin_fsla_module_1x196x64_eval",

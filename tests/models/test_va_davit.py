@@ -6,9 +6,9 @@ import torch
 from golden import authors_file, check_module, load, relative_error
 
 import visionattn  # noqa: F401
-from visionattn.cost import saved_bytes
 from visionattn.models._build import rename_keys
 from visionattn.models.va_davit import DaViT, checkpoint_filter_fn
+from visionattn.traffic import saved_bytes
 
 PARAMS = {"tiny": 28_360_168, "small": 49_745_896, "base": 87_954_408, "large": 196_811_752}
 

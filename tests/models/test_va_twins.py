@@ -6,9 +6,9 @@ import torch
 from golden import authors_file, check_module, load, relative_error
 
 import visionattn  # noqa: F401
-from visionattn.cost import saved_bytes
 from visionattn.models._layers import PositionConv
 from visionattn.models.va_twins import checkpoint_filter_fn
+from visionattn.traffic import saved_bytes
 
 PARAMS = {
     "pcpvt_small": 24_106_216,

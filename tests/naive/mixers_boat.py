@@ -13,7 +13,7 @@ __all__ = ["NaiveFeatureSpaceLocalAttention", "naive_of", "naive_order"]
 def naive_order(q: torch.Tensor, cluster_size: int, iterations: int = 2, temperature: float = 100.0) -> torch.Tensor:
     """`(B, heads, N, d) -> (B, heads, N)`, cluster after cluster."""
     batch, heads, tokens, dim = q.shape
-    order = torch.arange(tokens).expand(batch, heads, tokens)
+    order = torch.arange(tokens, device=q.device).expand(batch, heads, tokens)
     for level in range(int(math.log2(tokens // cluster_size))):
         half = tokens // 2 ** (level + 1)
         x = q.gather(2, order.unsqueeze(-1).expand(q.shape)).view(batch, heads, 2**level, 2 * half, dim)

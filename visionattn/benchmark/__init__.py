@@ -1,0 +1,27 @@
+"""Speed against other implementations of the same weights, on the CPU and on a GPU.
+
+`cases` say what is compared, `contenders` how rivals are made, `suites` what a run takes; `rows` makes one row with
+the stopwatch of `timing`; `record` is what stays; `goals`, `report` and `plots` are what is said about it.
+"""
+
+from .cases import Case
+from .record import compare, load, save
+from .report import update_readme, write_report
+from .rows import Unequal, measure
+from .runs import run
+from .suites import SUITES, make_plan, suite_cases
+
+__all__ = [
+    "SUITES",
+    "Case",
+    "Unequal",
+    "compare",
+    "load",
+    "make_plan",
+    "measure",
+    "run",
+    "save",
+    "suite_cases",
+    "update_readme",
+    "write_report",
+]

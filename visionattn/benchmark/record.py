@@ -1,0 +1,130 @@
+"""What a run leaves behind: one JSON file with everything that tables, plots and comparisons are made of."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import timm
+import torch
+
+from visionattn._files import replacing
+
+__all__ = ["SCHEMA", "compare", "key", "label", "load", "save", "surroundings"]
+
+SCHEMA = 2
+Row = dict[str, Any]
+Record = dict[str, Any]
+
+
+def surroundings(device: str) -> Record:
+    """The machine, the versions and the revision."""
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "numpy": numpy.__version__}
+    versions["Python"] = platform.python_version()
+    facts: dict[str, Any] = {"kind": device, "name": _cpu_name()}
+    if device == "cuda":
+        import importlib.metadata
+
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {"name": properties.name, "memory": properties.total_memory, "l2": properties.L2_cache_size}
+        facts["capability"] = f"{properties.major}.{properties.minor}"
+        versions["CUDA"] = torch.version.cuda or "unknown"
+        try:
+            versions["triton"] = importlib.metadata.version("triton")
+        except importlib.metadata.PackageNotFoundError:
+            versions["triton"] = "none"
+    return {"schema": SCHEMA, "device": facts, "versions": versions, "revision": _revision()}
+
+
+def save(record: Record, path: Path) -> None:
+    """Writes a record; a run that is killed leaves the rows until then."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def load(path: Path) -> Record:
+    """Reads a record, of this schema or the first one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a benchmark's record, or of a later schema.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(record, dict) or "rows" not in record:
+        raise ValueError(f"{path} is not a record of `visionattn benchmark`: it has no rows")
+    if record.get("schema", 1) > SCHEMA:
+        raise ValueError(f"{path} has schema {record['schema']}, this version reads up to {SCHEMA}")
+    return record if "schema" in record else _from_first(record, path)
+
+
+def label(row: Row) -> str:
+    """A row in a few words."""
+    dtype = "" if row["dtype"] == "float32" else row["dtype"]
+    parts = (row["name"], "x".join(map(str, row["shape"])), row["layout"], dtype, row["mode"])
+    return " ".join(part for part in parts if part)
+
+
+def key(row: Row) -> tuple[str, ...]:
+    """What makes two rows the same measurement."""
+    return row["suite"], label(row), row["reference"]
+
+
+def compare(head: Record, base: Record) -> Iterator[tuple[str, float, tuple[float, float]]]:
+    """How ours changed from one record to another, row by row.
+
+    The machine may have been slower for one of them, so the ratio to the reference, which no change of ours touches, is
+    what is compared.
+
+    Yields:
+        The row's label, the speed of `head` over that of `base`, and the range that noise alone may give.
+    """
+    before = {key(row): row for row in base["rows"] if "contenders" in row}
+    for row in head["rows"]:
+        old = before.get(key(row))
+        if old is None or "contenders" not in row:
+            continue
+        ratios = [r["contenders"][r["reference"]]["ratio"]["p50"] for r in (row, old)]
+        noise = [(r["noise"]["p10"], r["noise"]["p90"]) for r in (row, old)]
+        yield label(row), ratios[0] / ratios[1], (min(low for low, _ in noise), max(high for _, high in noise))
+
+
+def _from_first(record: Record, path: Path) -> Record:
+    """Schema 1 knew one rival, the CPU and float32, and timed the rival twice."""
+    rows = []
+    for old in record["rows"]:
+        reference = "official" if old["rival"] == "literal" else old["rival"]
+        one = {"p10": 1.0, "p50": 1.0, "p90": 1.0}
+        ours = {"seconds": old["seconds"]["ours"], "ratio": one}
+        theirs = {"seconds": old["seconds"]["rival"], "ratio": old["ratio"]}
+        if "error" in old:
+            ours["error"] = old["error"]
+        if "saved" in old:
+            ours["kept"], theirs["kept"] = old["saved"]["ours"], old["saved"]["rival"]
+        row = {name: old[name] for name in ("name", "shape", "layout", "mode", "rounds", "noise")}
+        row |= {"suite": path.name.split("-cpu")[0].replace("linear-or-windows", "windows"), "dtype": "float32"}
+        rows.append(row | {"reference": reference, "notes": {}, "contenders": {"ours": ours, reference: theirs}})
+    device = {"kind": "cpu", "name": record["cpu"]}
+    return {"schema": 1, "device": device, "ceilings": {}, "rows": rows} | {
+        name: record[name] for name in ("versions", "revision", "seconds")
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    return models[0].partition(":")[2].strip() if models else platform.machine()
+
+
+def _revision() -> str:
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        git = ""
+    return git or "unknown"

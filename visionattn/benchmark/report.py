@@ -1,0 +1,204 @@
+"""Tables and pictures of records: everything that is said about speed is made here of JSON."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from visionattn._files import replacing
+
+from .goals import judge
+
+__all__ = ["COMMAND", "README_MARKS", "format_goals", "format_record", "headlines", "readme_block", "update_readme"]
+__all__ += ["write_report"]
+
+Row = dict[str, Any]
+Record = dict[str, Any]
+COMMAND = "visionattn benchmark --from docs/results/*.json --readme README.md"
+README_MARKS = (f"<!-- speed: made by `{COMMAND}` -->", "<!-- /speed -->")
+SUITES = {
+    "plugins": "Plug-ins",
+    "mixers": "Token mixers",
+    "windows": "Focused linear attention or windows",
+    "networks": "Networks",
+    "resnet50": "A training step of ResNet-50 with a plug-in in each block",
+}
+_MODES = {"fwd": "inference", "f+b": "training"}
+
+
+def write_report(record: Record, path: Path) -> str:
+    """Writes the tables of a record and a picture for each suite beside it.
+
+    Args:
+        record: What was measured.
+        path: Its JSON file.
+
+    Returns:
+        The text of the tables.
+    """
+    from .plots import draw_suite
+
+    text = format_record(record)
+    pictures = []
+    for suite in SUITES:
+        rows = [row for row in record["rows"] if row["suite"] == suite and "contenders" in row]
+        if rows:
+            picture = path.with_name(path.stem if path.stem.startswith(suite) else f"{path.stem}-{suite}")
+            pictures.append(draw_suite(SUITES[suite], headlines(rows), picture.with_suffix(".png")))
+    text += "".join(f"\n![{picture.stem}]({picture.name})\n" for picture in pictures)
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text(text)
+    return text
+
+
+def format_record(record: Record) -> str:
+    """The Markdown text of a record: how it was made, every row that was measured, and what it says about the goals."""
+    device, versions = record["device"], record["versions"]
+    gpu = device["kind"] == "cuda"
+    measured = [row for row in record["rows"] if "contenders" in row]
+    errors = [c["error"] for row in measured for c in row["contenders"].values() if "error" in c]
+    lines = [
+        f"# Speed on {device['name']}",
+        "",
+        "How many times as fast as others our blocks are; below 1 they are slower. All contenders of a row have the",
+        "same weights, and their outputs and gradients were compared first"
+        + (f": they differ by at most {max(errors):.1e}." if errors else "."),
+        "",
+        "- **official**: the formulation of the paper or of the official code, written down in `tests/naive`;",
+        "  **timm** and **fightingcv**: the layer of timm, and of the package fightingcv-attention. The first of them",
+        "  in a row is its reference. **compiled**: that through `torch.compile`; **torch**: ours without our kernels.",
+        "- Each round runs all contenders in turns and gives one ratio each; a cell shows the median and the range of",
+        "  80 % of them. **noise** is the same range for ours against itself.",
+        "- **inference**: a forward pass in eval mode without gradients; **training**: a forward and a backward pass",
+        "  in train mode, to the input and all parameters.",
+        "- **floor**: the time that the least possible traffic through memory, or the products, would take at the",
+        "  speed measured here, over ours. **kept**: memory kept for the backward pass, over the reference's.",
+        f"  **operators**: {'kernels launched' if gpu else 'operators of PyTorch'}, ours / the reference's.",
+        "",
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}; {device['name']}"
+        + ("" if gpu else "; one thread")
+        + f"; revision {record['revision']}.",
+    ]
+    if record.get("ceilings"):
+        speeds = [f"{name} {_speed(name, value)}" for name, value in record["ceilings"].items()]
+        lines.append(f"This machine, on the spot: {', '.join(speeds)}.")
+    for suite, title in SUITES.items():
+        rows = [row for row in measured if row["suite"] == suite]
+        if rows:
+            lines += ["", f"## {title}", "", *_table(rows)]
+    left_out = sorted({f"{row['name']}, {name}: {why}" for row in measured for name, why in row["notes"].items()})
+    left_out += [f"{row['name']} {row['mode']}: {row['refused']}" for row in record["rows"] if "refused" in row]
+    left_out += record.get("left_out", [])
+    if left_out:
+        lines += ["", "## Left out", "", *(f"- {line}" for line in left_out)]
+    goals = format_goals(record)
+    if len(goals) > 2:
+        lines += ["", "## Goals", "", *goals]
+    return "\n".join([*lines, "", f"Made by `{COMMAND}`.", ""])
+
+
+def format_goals(record: Record) -> list[str]:
+    """A table of each goal and row, met or not."""
+    lines = ["| goal | wanted | row | measured | |", "|---|---|---|---|---|"]
+    for verdict in judge(record):
+        cells = [verdict.goal.name, verdict.goal.text, verdict.row or "no such row", "", "**not met**"]
+        if reading := verdict.reading:
+            cells[3] = f"{reading.value:.2f}"
+            cells[4] = "met" if reading.met else "not met, within noise" if reading.within_noise else cells[4]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def headlines(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the first shape and dtype of each name, which are the largest maps."""
+    first: dict[tuple[str, ...], tuple[Any, ...]] = {}
+    for row in rows:
+        first.setdefault((row["suite"], row["name"], row["reference"]), (row["shape"], row["dtype"]))
+    return [r for r in rows if first[r["suite"], r["name"], r["reference"]] == (r["shape"], r["dtype"])]
+
+
+def readme_block(records: Sequence[Record]) -> str:
+    """The short tables for README: one for each device, median ratios of the largest maps, both layouts in one cell."""
+    parts = []
+    for kind in ("cuda", "cpu"):
+        found = [record for record in records if record["device"]["kind"] == kind]
+        measured = [row for record in found for row in record["rows"] if "contenders" in row]
+        rows = sorted(headlines(measured), key=lambda row: list(SUITES).index(row["suite"]))
+        if not rows:
+            continue
+        where = sorted({record["device"]["name"] for record in found})
+        versions = sorted({f"torch {record['versions']['torch']}" for record in found})
+        kept: dict[tuple[str, ...], dict[str, list[str]]] = {}
+        for row in rows:
+            shape = "x".join(map(str, row["shape"]))
+            cell = kept.setdefault((row["name"], row["reference"], shape), {})
+            cell.setdefault(row["mode"], []).append(f"{row['contenders'][row['reference']]['ratio']['p50']:.2f}")
+        lines = [
+            f"How many times as fast on {', '.join(where)}"
+            + (", one thread" if kind == "cpu" else "")
+            + f" ({', '.join(versions)}); two numbers are NCHW and NHWC:",
+            "",
+            "| | against | input | inference | training |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {' | '.join(name)} | {' | '.join(', '.join(modes.get(mode, [])) for mode in _MODES)} |"
+            for name, modes in kept.items()
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def update_readme(text: str, records: Sequence[Record]) -> str:
+    """The text of README with its speed tables made anew.
+
+    Raises:
+        ValueError: If the marks are missing.
+    """
+    start, end = README_MARKS
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"README must have the lines {start} and {end}; the tables go between them")
+    return f"{before}{start}\n{readme_block(records)}{end}{after}"
+
+
+def _table(rows: Sequence[Row]) -> Iterator[str]:
+    rivals = list(dict.fromkeys(name for row in rows for name in row["contenders"] if name != "ours"))
+    extra = {
+        "floor": lambda r: _percent(r["contenders"]["ours"].get("floor_share")),
+        "kept": lambda r: _over(r, "kept"),
+        "peak": lambda r: _over(r, "peak"),
+        "operators": _operators,
+    }
+    extra = {name: show for name, show in extra.items() if any(show(row) for row in rows)}
+    yield f"| | input | layout | dtype | | ours, ms | {' | '.join(rivals)} | noise | rounds | {' | '.join(extra)} |"
+    yield "|---" * (8 + len(rivals) + len(extra)) + "|"
+    for row in rows:
+        cells = [row["name"], "x".join(map(str, row["shape"])), row["layout"], row["dtype"], _MODES[row["mode"]]]
+        cells.append(f"{1e3 * row['contenders']['ours']['seconds']['p50']:.3g}")
+        cells += [_ratio(row["contenders"][name]["ratio"]) if name in row["contenders"] else "" for name in rivals]
+        cells += [f"{row['noise']['p10']:.2f}-{row['noise']['p90']:.2f}", str(row["rounds"])]
+        cells += [show(row) for show in extra.values()]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _ratio(ratio: dict[str, float]) -> str:
+    return f"{ratio['p50']:.2f} ({ratio['p10']:.2f}-{ratio['p90']:.2f})"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def _over(row: Row, fact: str) -> str:
+    ours, theirs = (row["contenders"][name].get(fact) for name in ("ours", row["reference"]))
+    return f"{ours / theirs:.2f}" if ours is not None and theirs else ""
+
+
+def _operators(row: Row) -> str:
+    ours, theirs = (row["contenders"][name].get("operators") for name in ("ours", row["reference"]))
+    return f"{ours} / {theirs}" if ours is not None and theirs is not None else ""
+
+
+def _speed(name: str, value: float) -> str:
+    return f"{value / 1e12:.3g} TFLOP/s" if name.startswith("product") else f"{value / 1e9:.4g} GB/s"

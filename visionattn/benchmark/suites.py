@@ -1,0 +1,126 @@
+"""Which cases a run takes, for each device, and how long that will be."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from visionattn.plugins import PLUGINS
+
+from .cases import Case, mixer_cases, network_cases, plugin_cases, resnet_cases, window_cases
+
+__all__ = ["SUITES", "Plan", "make_plan", "suite_cases"]
+
+# Seconds that a row takes besides its timing: building, checking and counting, and rounds of what is slow.
+_OVERHEAD = {"cpu": 2.0, "cuda": 2.0}
+_COMPILING = 12.0
+
+SUITES = ("plugins", "mixers", "windows", "networks")
+BOTH = ("NCHW", "NHWC")
+# An early and a late stage of a ResNet-50, and a small map.
+CPU_SHAPES = ((8, 256, 56, 56), (8, 1024, 14, 14), (4, 32, 14, 14))
+GPU_SHAPES = ((128, 256, 56, 56), (128, 1024, 14, 14))
+# One of each family, those of the goals first.
+GPU_PLUGINS = ("triplet", "cbam", "coord", "ela_l", "ulsam", "bam", "bmta")
+RESNETS = ("triplet", "cbam", "coord", "ela_l", "ulsam")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Args:
+        suite: Name of what is run.
+        device: `cpu` or `cuda`.
+        rows: Each case and mode, the most important first.
+        seconds: Of each contender in each row, on average.
+        limit: Seconds after which no further row is begun.
+        compilers: Seconds that compilers may take.
+    """
+
+    suite: str
+    device: str
+    rows: list[tuple[Case, str]]
+    seconds: float
+    limit: float
+    compilers: float
+
+    def __str__(self) -> str:
+        contenders = sum(2 + len(case.rivals) + case.compiled for case, _ in self.rows)
+        compiled = sum(case.compiled for case, _ in self.rows)
+        text = f"{len(self.rows)} rows, {contenders} contenders, {self.seconds:g} s each on average"
+        if compiled:
+            text += f"; {compiled} are compiled, in {self.compilers:g} s at most"
+        if self.limit < float("inf"):
+            text += f"; no row begins after {self.limit:g} s"
+        return f"{text}; about {max(1, round(self.expected / 60))} min on a machine with nothing else to do"
+
+    @property
+    def expected(self) -> float:
+        """Seconds that it takes, roughly."""
+        measuring = sum((3 + len(case.rivals)) * self.seconds + _OVERHEAD[self.device] for case, _ in self.rows)
+        compiling = min(self.compilers, _COMPILING * sum(case.compiled for case, _ in self.rows))
+        return min(measuring + compiling, self.limit)
+
+
+def make_plan(
+    suite: str, device: str, cases: Sequence[Case], *, seconds: float, limit: float, compilers: float
+) -> Plan:
+    """Every mode of every case."""
+    return Plan(suite, device, [(case, mode) for case in cases for mode in case.modes], seconds, limit, compilers)
+
+
+def suite_cases(
+    suite: str,
+    device: str,
+    naive: Path,
+    *,
+    plugins: Sequence[str] = (),
+    shapes: Sequence[tuple[int, ...]] = (),
+    layouts: Sequence[str] = BOTH,
+) -> list[Case]:
+    """The cases of a suite: on the CPU in float32, on a GPU in bfloat16 first, with batches that fill it.
+
+    Args:
+        suite: One of `SUITES`, or `cpu` or `gpu` for all of them.
+        device: `cpu` or `cuda`.
+        naive: Folder of the literal formulas.
+        plugins: Names of plug-ins, all by default.
+        shapes: Of their maps.
+        layouts: Of their maps.
+    """
+    if device == "cpu":
+        makers: dict[str, Callable[[], list[Case]]] = {
+            "plugins": lambda: _cpu_plugins(naive, plugins or tuple(PLUGINS), shapes or CPU_SHAPES, layouts),
+            "mixers": lambda: mixer_cases(naive),
+            "windows": window_cases,
+            "networks": lambda: [*network_cases(naive), *resnet_cases(("triplet", "cbam"), naive)],
+        }
+        chosen = SUITES if suite == "cpu" else (suite,)
+        return [case for name in chosen for case in makers[name]()]
+    half = {"dtype": torch.bfloat16}
+    names = plugins or GPU_PLUGINS
+    early, *late = shapes or GPU_SHAPES
+    # The goals' rows come first, so that a limit of time cuts off the others.
+    parts: list[tuple[str, Callable[[], list[Case]]]] = [
+        ("plugins", lambda: plugin_cases(names, [early], layouts, naive, modes=("f+b",), compiled=True, **half)),
+        ("plugins", lambda: plugin_cases(names, [early], layouts, naive, modes=("fwd",), **half)),
+        ("mixers", lambda: mixer_cases(naive, batch=128, stages=2, **half)),
+        ("windows", lambda: window_cases(((128, 56), (128, 28), (128, 14)), **half)),
+        ("networks", lambda: resnet_cases(RESNETS, naive, batch=128, check_batch=8, **half)),
+        ("networks", lambda: network_cases(naive, batch=128, check_batch=4, **half)),
+        ("plugins", lambda: plugin_cases(names, late, layouts, naive, **half)),
+        ("plugins", lambda: plugin_cases(names, [early], layouts, naive, modes=("f+b",))),
+        ("mixers", lambda: mixer_cases(naive, batch=32, stages=1)),
+    ]
+    return [case for name, make in parts if suite in (name, "gpu") for case in make()]
+
+
+def _cpu_plugins(
+    naive: Path, names: Sequence[str], shapes: Sequence[tuple[int, ...]], layouts: Sequence[str]
+) -> list[Case]:
+    """Compiling takes longer than measuring: it is done for the goals' plug-ins, for the first shape in one layout."""
+    compiled = plugin_cases([n for n in names if n in RESNETS], shapes[:1], layouts[:1], naive, compiled=True)
+    with_compiled = {str(case): case for case in compiled}
+    return [with_compiled.get(str(case), case) for case in plugin_cases(names, shapes, layouts, naive)]
