@@ -22,7 +22,7 @@ from torch import nn
 from visionattn._files import replacing
 from visionattn.cost import saved_bytes
 
-__all__ = ["MODES", "Case", "compare", "run", "write_table"]
+__all__ = ["MODES", "Case", "compare", "one_thread", "run", "surroundings", "write_table"]
 
 # fwd: eval mode without gradients; f+b: train mode, with the gradients of the input and of all parameters.
 MODES = ("fwd", "f+b")
@@ -68,9 +68,9 @@ def run(title: str, cases: Sequence[Case], out: Path, *, seconds: float = 1.0) -
     Raises:
         ValueError: If two contenders that should be equal disagree.
     """
-    record: dict[str, Any] = {"title": title, **_surroundings(), "seconds": seconds, "rows": []}
+    record: dict[str, Any] = {"title": title, **surroundings(), "seconds": seconds, "rows": []}
     rows = list(product(cases, MODES))
-    with _one_thread():
+    with one_thread():
         for number, (case, mode) in enumerate(rows, 1):
             row = {"name": case.name, "rival": case.rival, "shape": list(case.shape), "layout": case.layout}
             row |= {"mode": mode, **compare(case, mode, seconds)}
@@ -201,7 +201,8 @@ def _size(shape: Sequence[int]) -> str:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Lets PyTorch compute on one thread inside the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -210,7 +211,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _surroundings() -> dict[str, Any]:
+def surroundings() -> dict[str, Any]:
+    """Versions, processor and revision that a measurement was made with."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
