@@ -22,8 +22,9 @@ PACKAGE = ROOT / "visionattn"
 # Each room may import what stands after it, never before; rooms of one line stand side by side.
 FLOORS = [
     ["cli"],
+    ["report_commands"],
     ["commands", "weights_commands"],
-    ["inference"],
+    ["inference", "bakeoff"],
     ["benchmark"],
     ["checkpoints", "engine"],
     ["cost", "roofline"],
@@ -34,10 +35,10 @@ FLOORS = [
     ["_weights"],
     ["_fetch"],
     ["_http"],
-    ["_bars", "_files", "_resources", "version"],
+    ["_bars", "_files", "_packing", "_resources", "version"],
 ]
 HEAVY = {
-    "mmengine": {"tasks", "data", "engine", "inference", "cli", "commands", "weights_commands"},
+    "mmengine": {"tasks", "data", "engine", "inference", "bakeoff", "cli", "commands", "weights_commands"},
     "albumentations": {"data"},
     "cv2": {"data", "inference"},
     "triton": set(),

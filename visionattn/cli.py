@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import commands, weights_commands
+from . import commands, report_commands, weights_commands
 
 __all__ = ["main"]
 
@@ -168,21 +168,15 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument(
         "--out", type=Path, default=Path("checkpoints"), help="folder of the manifest (default: checkpoints)"
     )
-
-    bakeoff = add(
-        "bakeoff",
-        commands.bakeoff,
-        "train several configs with several seeds and write a table that compares them; goes on where it stopped",
-        "resnet10n_128-3e_fashion-mnist resnet10n-cbam_128-3e_fashion-mnist --seeds 0 1 --out results.md",
+    publish.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 32),
+        default=32,
+        help="8 rounds matrices and kernels to a quarter of the size, before they are evaluated (default: 32)",
     )
-    bakeoff.add_argument("configs", nargs="+", help="paths or names of configs, the baseline first")
-    bakeoff.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs (default: 0 1 2)")
-    bakeoff.add_argument("--jobs", type=int, default=2, help="how many runs at a time (default: 2)")
-    bakeoff.add_argument("--metric", default="top1", help="what to compare (default: top1)")
-    bakeoff.add_argument("--work-dir", type=Path, default=Path("work_dirs/bakeoff"), help="where the runs go")
-    bakeoff.add_argument("--title", default="Bake-off", help="heading of the table")
-    bakeoff.add_argument("--out", type=Path, required=True, help="the table, a .md file; a .csv is written beside it")
-    bakeoff.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change all configs")
+
+    report_commands.declare(add, _add_cfg_options)
 
     benchmark = add(
         "benchmark",

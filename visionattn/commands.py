@@ -14,8 +14,18 @@ from visionattn._files import replacing
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["bakeoff", "benchmark", "browse", "configs", "cost", "predict", "prepare_stamps", "publish", "roofline"]
-__all__ += ["test", "train"]
+__all__ = [
+    "benchmark",
+    "browse",
+    "configs",
+    "cost",
+    "predict",
+    "prepare_stamps",
+    "publish",
+    "roofline",
+    "test",
+    "train",
+]
 
 
 def train(options: argparse.Namespace) -> None:
@@ -140,12 +150,16 @@ def prepare_stamps(options: argparse.Namespace) -> None:
 
 def publish(options: argparse.Namespace) -> None:
     """Evaluates a training checkpoint and publishes it."""
+    from visionattn._packing import pack, unpack
     from visionattn.checkpoints import publish, read_weights
 
-    options.cfg_options, options.launcher, options.work_dir = {}, "none", None
+    options.cfg_options, options.launcher = {}, "none"
+    options.work_dir = vars(options).get("work_dir")
     config = _load(options, default_dir="work_dirs/{}-publish")
     config.model.backbone.model_name = options.name.partition(".")[0]
-    metrics, runner = _evaluate(config, read_weights(options.checkpoint))
+    weights = read_weights(options.checkpoint)
+    # What is measured is what others will load.
+    metrics, runner = _evaluate(config, unpack(pack(weights)) if options.bits == 8 else weights)
     dataset, task = runner.test_dataloader.dataset, runner.model
     preprocessor = config.data_preprocessor
     path = publish(
@@ -165,19 +179,9 @@ def publish(options: argparse.Namespace) -> None:
             "license": options.license,
             "origin": options.origin,
         },
+        bits=options.bits,
     )
     print(f"published {path} ({path.stat().st_size / 1e6:.2f} MB): {metrics}")
-
-
-def bakeoff(options: argparse.Namespace) -> None:
-    """Trains configs with several seeds and compares them."""
-    from visionattn.engine.bakeoff import Run, run_all, write_table
-
-    if options.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
-    runs = [Run(config, seed, options.work_dir) for config in options.configs for seed in options.seeds]
-    run_all(runs, options.jobs, options.cfg_options)
-    print(write_table(runs, options.metric, options.out, options.title))
 
 
 def benchmark(options: argparse.Namespace) -> None:

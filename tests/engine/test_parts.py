@@ -123,6 +123,19 @@ class TestClassifier:
     def build(self, **kwargs):
         return Classifier({"model_name": "va_resnet10n_cbam", "num_classes": 3}, **kwargs)
 
+    def test_channels_last(self):
+        plain, other = self.build().eval(), self.build(channels_last=True).eval()
+        other.load_weights(plain.state_dict())
+        for name, parameter in other.named_parameters():
+            assert parameter.ndim < 4 or parameter.is_contiguous(memory_format=torch.channels_last), name
+        layouts = []
+        other.backbone.layer3.register_forward_hook(
+            lambda module, inputs, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
+        )
+        x = torch.randn(3, 3, 32, 32)
+        torch.testing.assert_close(other(x), plain(x))
+        assert layouts == [True]
+
     def test_modes(self):
         model = self.build().eval()
         x = torch.randn(3, 3, 32, 32)

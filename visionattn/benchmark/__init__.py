@@ -4,24 +4,30 @@
 the stopwatch of `timing`; `record` is what stays; `goals`, `report` and `plots` are what is said about it.
 """
 
-from .cases import Case
-from .record import compare, load, save
+from .cases import LAYOUTS, MODES, Case
+from .record import compare, load, save, surroundings
 from .report import update_readme, write_report
-from .rows import Unequal, measure
+from .rows import CompileBudget, Unequal, measure
 from .runs import run
 from .suites import SUITES, make_plan, suite_cases
+from .timing import one_thread
 
 __all__ = [
+    "LAYOUTS",
+    "MODES",
     "SUITES",
     "Case",
+    "CompileBudget",
     "Unequal",
     "compare",
     "load",
     "make_plan",
     "measure",
+    "one_thread",
     "run",
     "save",
     "suite_cases",
+    "surroundings",
     "update_readme",
     "write_report",
 ]

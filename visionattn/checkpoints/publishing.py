@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from visionattn._files import replacing, sha256
+from visionattn._packing import pack
 from visionattn.cost import count_macs
 from visionattn.models import check_state_dict
 
@@ -28,6 +29,7 @@ def publish(
     std: tuple[float, ...],
     input_size: tuple[int, int, int],
     facts: dict[str, Any],
+    bits: int = 32,
 ) -> Path:
     """Writes a trained network as `<model>-<tag>-<sha256>.safetensors` and enters it into the manifest beside it.
 
@@ -43,13 +45,17 @@ def publish(
         input_size: Channels, height and width the network was trained for.
         facts: What else the manifest shall say: `task`, `dataset`, `metrics`, `config`, `command`, `license`, `origin`;
             checkpoints/manifest.schema.json tells what they mean.
+        bits: 32 keeps the weights as they are, 8 rounds matrices and kernels to a quarter of the size.
 
     Returns:
         The file's path.
 
     Raises:
-        ValueError: If the name is not of this form, or its model is not registered or is another network.
+        ValueError: If the name is not of this form, its model is not registered or is another network, or `bits` is
+            neither.
     """
+    if bits not in (8, 32):
+        raise ValueError(f"bits must be 8 or 32, got {bits}")
     architecture, dot, tag = name.partition(".")
     if not dot or not tag or not timm.is_model(architecture):
         raise ValueError(f"name must be <registered model>.<tag>, such as va_resnet10n_cbam.digits, got {name!r}")
@@ -58,6 +64,7 @@ def publish(
         check_state_dict(model.state_dict(), timm.create_model(architecture, num_classes=len(classes), device="meta"))
     folder = Path(folder)
     state_dict = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state_dict = pack(state_dict) if bits == 8 else state_dict
     path = write_named(state_dict, folder, f"{architecture}-{tag}", {"name": name})
     _enter(
         folder / "manifest.json",

@@ -11,6 +11,7 @@ from torch import nn
 
 from visionattn._bars import download_bars
 from visionattn._files import read_checkpoint
+from visionattn._packing import unpack
 from visionattn._resources import read_manifest
 from visionattn._weights import find, obtain, sources
 
@@ -59,11 +60,11 @@ def family_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> di
 
 
 def unwrap(checkpoint: dict[str, Any]) -> StateDict:
-    """The flat state dict inside a checkpoint: no `state_dict` or `model` around it, no `module.` prefixes."""
+    """The flat state dict in a checkpoint, unpacked: no `state_dict` or `model` around it, no `module.` prefixes."""
     for key in ("state_dict", "model"):
         if isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
-    return {key.removeprefix("module."): value for key, value in checkpoint.items()}
+    return unpack({key.removeprefix("module."): value for key, value in checkpoint.items()})
 
 
 def rename_keys(

@@ -24,6 +24,15 @@ HOSTS: dict[str, dict[str, Any]] = {
         "stem_width": 8,
         "stem_stride": 2,
     },
+    # The narrow host of plug-ins that need a second block in a stage; of resnet10n's size.
+    "resnet18n": {
+        "block": BasicBlock,
+        "layers": (2, 2, 2, 2),
+        "channels": (10, 20, 40, 80),
+        "stem_type": "deep",
+        "stem_width": 5,
+        "stem_stride": 2,
+    },
     "resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
     "resnet34": {"block": BasicBlock, "layers": (3, 4, 6, 3)},
     "resnet50": {"block": Bottleneck, "layers": (3, 4, 6, 3)},

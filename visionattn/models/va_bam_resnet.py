@@ -23,7 +23,7 @@ from ._resnet import HOSTS, SmallStemResNet, resnet_cfg
 __all__ = ["BAMResNet"]
 
 # Registered name -> host.
-_MODELS = {f"va_{host}_bam": host for host in HOSTS}
+_MODELS = {f"va_{host}_bam": host for host in HOSTS if host != "resnet18n"}
 # A BAM is the first thing in the stage after the one that the paper counts it to. So a stage's feature is what the
 # stage gives, before BAM, and all of timm's walks over stages hold.
 _OFFICIAL_KEYS = (*((rf"^bam{stage}\.", f"layer{stage + 1}.bam.") for stage in (1, 2, 3)), *BAM.official_keys)

@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.models import ResNet, checkpoint
+from timm.models import checkpoint
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from visionattn.plugins.pkcam import PKCAM
 
 from ._build import StateDict, chosen_maps, family_cfgs, register_network, rename_keys
-from ._resnet import HOSTS, resnet_cfg
+from ._resnet import HOSTS, SmallStemResNet, resnet_cfg
 
 __all__ = ["PKCAMBasicBlock", "PKCAMBottleneck", "PKCAMResNet"]
 
@@ -113,7 +113,7 @@ class Stage(nn.ModuleList):
         return x, own
 
 
-class PKCAMResNet(ResNet):
+class PKCAMResNet(SmallStemResNet):
     """timm's ResNet with PKCAM in every residual block, before the addition. `(B, in_chans, H, W) -> (B, num_classes)`.
 
     Args:
@@ -126,7 +126,8 @@ class PKCAMResNet(ResNet):
         inner: As in `PKCAM`.
         upsample: As in `PKCAM`.
         zero_init_last: Start every residual branch at zero. Off, as in the official code.
-        **kwargs: As timm's ResNet.
+        official_start: Start with PyTorch's defaults everywhere, as the official code; otherwise as the other ResNets.
+        **kwargs: As `SmallStemResNet`: `stem_stride` and timm's.
 
     Raises:
         ValueError: If `earlier`, `inner` or `upsample` is unknown, or the width of a stage is not a multiple of that of
@@ -142,6 +143,7 @@ class PKCAMResNet(ResNet):
         inner: str = "eca",
         upsample: str = "tile",
         zero_init_last: bool = False,
+        official_start: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **kwargs: Any,
@@ -149,6 +151,7 @@ class PKCAMResNet(ResNet):
         if earlier not in _VARIANTS:
             raise ValueError(f"earlier must be one of {', '.join(_VARIANTS)}, got {earlier!r}")
         dd = {"device": device, "dtype": dtype}
+        self.official_start = official_start  # timm's constructor already starts the weights
         super().__init__(block, layers, zero_init_last=zero_init_last, **dd, **kwargs)
         self._seen, within = _VARIANTS[earlier]
         widths: list[Sequence[int]] = [(self.bn1.num_features,)]
@@ -167,7 +170,10 @@ class PKCAMResNet(ResNet):
             widths.append((info["num_chs"],) * len(blocks))
 
     def init_weights(self, zero_init_last: bool = False) -> None:
-        """The official start: PyTorch's default everywhere."""
+        """The official start, PyTorch's default everywhere; or timm's, and that of PKCAM."""
+        if not self.official_start:
+            super().init_weights(zero_init_last=zero_init_last)
+            return
         for module in self.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -273,7 +279,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
 
 _BLOCKS = {BasicBlock: PKCAMBasicBlock, Bottleneck: PKCAMBottleneck}
 # Registered name -> host.
-_MODELS = {f"va_{host}_pkcam": host for host in ("resnet18", "resnet34", "resnet50", "resnet101")}
+_MODELS = {f"va_{host}_pkcam": host for host in ("resnet18n", "resnet18", "resnet34", "resnet50", "resnet101")}
 
 
 def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -292,4 +298,6 @@ for _name, _host in _MODELS.items():
         # The stages hand descriptors on, so they cannot be run as a plain sequence.
         feature_cfg={"out_indices": (1, 2, 3, 4), "feature_cls": "getter"},
         **{**HOSTS[_host], "block": _BLOCKS[HOSTS[_host]["block"]]},
+        # The narrow network is for comparison with its host.
+        official_start=_host != "resnet18n",
     )

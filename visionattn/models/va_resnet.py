@@ -32,10 +32,17 @@ _SOURCES = {
     "coord": ("arXiv:2103.02907", "https://github.com/houqb/CoordAttention"),
     "bmta": ("arXiv:2510.15527", "https://github.com/virAditya/satellite-image-classification-eurosat"),
 }
-# Registered name -> host and plug-in; the first is the baseline of the small networks.
+# timm's own layers, in the narrow host only, for comparison: name -> paper and code.
+_TIMM_LAYERS = {
+    "se": ("arXiv:1709.01507", "https://github.com/hujie-frank/SENet"),
+    "eca": ("arXiv:1910.03151", "https://github.com/BangguWu/ECANet"),
+}
+# Registered name -> host and plug-in; the plain networks are what the narrow ones are compared with.
 _MODELS: dict[str, tuple[str, str | None]] = {
     "va_resnet10n": ("resnet10n", None),
-    **{f"va_{host}_{plugin}": (host, plugin) for host in HOSTS for plugin in _SOURCES},
+    "va_resnet18n": ("resnet18n", None),
+    **{f"va_resnet10n_{layer}": ("resnet10n", layer) for layer in _TIMM_LAYERS},
+    **{f"va_{host}_{plugin}": (host, plugin) for host in HOSTS if host != "resnet18n" for plugin in _SOURCES},
 }
 
 
@@ -87,7 +94,7 @@ def _official_name(plugin: type[nn.Module]) -> str:
 def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
     host, plugin = _MODELS[name]
     plain = ("arXiv:1512.03385", "https://github.com/huggingface/pytorch-image-models")
-    return resnet_cfg(host, *_SOURCES.get(plugin, plain), **kwargs)
+    return resnet_cfg(host, *{**_SOURCES, **_TIMM_LAYERS}.get(plugin, plain), **kwargs)
 
 
 default_cfgs = family_cfgs(_MODELS, _cfg)
@@ -101,5 +108,5 @@ for _name, (_host, _plugin) in _MODELS.items():
         to_native=checkpoint_filter_fn,
         feature_cfg={"out_indices": (1, 2, 3, 4)},
         **HOSTS[_host],
-        plugin=_plugin,
+        **({"block_args": {"attn_layer": _plugin}} if _plugin in _TIMM_LAYERS else {"plugin": _plugin}),
     )

@@ -269,7 +269,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
 
 
 _DIMS = {
-    "nano": (16, 32, 64, 128),
+    "nano": (12, 24, 48, 96),
     "micro": (32, 64, 128, 256),
     "tiny": (96, 192, 384, 768),
     "small": (96, 192, 384, 768),

@@ -26,6 +26,7 @@ class Classifier(Task):
             `smoothing`).
         mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, `switch_prob`, `mode`), which
             mixes the pictures of a training batch and their labels; batches must be even.
+        channels_last: Keep weights and maps with their channels innermost, which convolutions are often faster with.
         compile: Compile the network with torch.compile: True, or its arguments.
         data_preprocessor: As in mmengine, usually `dict(type='ImgDataPreprocessor', mean=[...], std=[...])`.
 
@@ -41,6 +42,7 @@ class Classifier(Task):
         attach: dict[str, Any] | None = None,
         loss: dict[str, Any] | None = None,
         mixup: dict[str, Any] | None = None,
+        channels_last: bool = False,
         compile: bool | dict[str, Any] = False,
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
@@ -54,6 +56,8 @@ class Classifier(Task):
         # Smoothing belongs to the loss: applied after mixing it gives the same targets.
         mixup = {**mixup, "num_classes": self.num_classes, "label_smoothing": 0.0} if mixup else None
         self.mixup = Mixup(**mixup) if mixup else None
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        self.backbone.to(memory_format=self.memory_format)
         compile_network(self.backbone, compile)
 
     @property
@@ -81,6 +85,7 @@ class Classifier(Task):
             mode: `tensor` gives the logits, `loss` a dict of losses, `predict` one dict a picture with `preds`
                 (probability of each class) and `target`.
         """
+        inputs = inputs.to(memory_format=self.memory_format)
         if mode == "loss":
             return self._loss(inputs, data_samples["label"])
         logits = self.backbone(inputs)
