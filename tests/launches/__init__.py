@@ -33,8 +33,8 @@ _TYPES = {
     torch.uint8: "u8",
     torch.bool: "i1",
 }
-# Loads of 16 bytes or more by one thread.
-_VECTORS = re.compile(r"ld\.global\S*\.(v4\.[bfu]32|v8\.[bfu](16|32)|v[24]\.[bfu]64)")
+# Loads of 16 bytes or more by one thread; cp.async.cg copies no fewer.
+_VECTORS = re.compile(r"ld\.global\S*\.(v4\.[bfu]32|v8\.[bfu](16|32)|v[24]\.[bfu]64)|cp\.async\.cg\b")
 _TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
 
 

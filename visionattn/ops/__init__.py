@@ -3,6 +3,7 @@
 from ._dispatch import explain, use_backend
 from ._eager import untouched, written_by_hand
 from .attention import attention
+from .axis_gate import axis_attention, axis_gate
 from .axis_pool import axis_pools
 from .bisection import balanced_bisection
 from .channel_attention import channel_attention, moments_pay, projected_channel_attention
@@ -24,6 +25,8 @@ from .windows import merge_windows, partition_windows, relative_position_bias, w
 
 __all__ = [
     "attention",
+    "axis_attention",
+    "axis_gate",
     "axis_pools",
     "balanced_bisection",
     "channel_attention",
