@@ -225,7 +225,7 @@ def axis_spread(
     base = None if base is None else lies.like(base)
     sets = sorted({*mean_axes, *max_axes})
     for first in range(0, max(1, len(sets)), 3):
-        group = [*sets[first : first + 3], 0, 0][:3]
+        group = [*sets[first : first + 3], 0, 0, 0][:3]
         pointers = [found.get(axes) for axes in group for found in (mean_of, max_of, index_of)]
         _launch_gate(lies, base, None, out, gates, join, one, False, False, pointers, group)
         base, gates = out, []
@@ -316,7 +316,7 @@ def axis_gate_backward(
     want_x: bool,
     want_dz: bool,
 ) -> list[torch.Tensor]:
-    """The gradients of x, of what the ReLU got (both empty unless wanted) and of the gates, in one pass over dy and x."""
+    """The gradients of x, of what the ReLU got (both empty unless wanted), and of the gates, in one pass."""
     results = _gate_gradients(dy, y, x, gates, join, one, sigmoid, want_x, want_dz)
     dx, dz = (part if wanted else None for part, wanted in zip(results, (want_x, want_dz), strict=False))
     lies = _Map.of(x)
