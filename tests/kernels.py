@@ -70,7 +70,14 @@ def poisoned() -> Iterator[None]:
         patch.undo()
 
 
-def check(op: Callable[..., Any], *args: Any, grad: bool = True, tolerance: float | None = None, **kwargs: Any) -> None:
+def check(
+    op: Callable[..., Any],
+    *args: Any,
+    grad: bool = True,
+    tolerance: float | None = None,
+    repeat: bool = not INTERPRETED,
+    **kwargs: Any,
+) -> None:
     """Compares an operation's kernels with its torch code: values, dtypes, layouts, and the gradients of all floats.
 
     The torch code gets the same numbers in float64.
