@@ -40,10 +40,10 @@ def test_gates(layout, join, lacks, residual):
     for a, e in zip(*(torch.autograd.grad(out, leaves, weight) for out in (y, expected)), strict=True):
         torch.testing.assert_close(a, e)
     with torch.no_grad():
-        before = x.clone()
+        before = [leaf.clone() for leaf in leaves]
         plain = axis_gate(x, *gates, join=join, residual=added, relu=residual == "other")
         torch.testing.assert_close(plain, y)
-        assert torch.equal(x, before)
+        assert all(torch.equal(leaf, value) for leaf, value in zip(leaves, before, strict=True))
 
 
 def test_a_single_gate():

@@ -7,6 +7,7 @@ import torch
 
 from ._axis_rules import fits_gates, refuses_gates, refuses_map
 from ._dispatch import has_kernel
+from ._eager import traced
 from .axis_pool import axis_pools, refuses_pools
 from .layout import memory_format
 from .strip import strip_gate
@@ -58,8 +59,7 @@ def axis_gate(
     for gate in gates:
         if not fits_gates(x, gate):
             raise ValueError(f"gates must have sizes of the map or 1, got {tuple(gate.shape)} for {tuple(x.shape)}")
-    strips = len(gates) > 1 and (gates[0].shape[3], gates[1].shape[2]) == (1, 1)
-    if strips and join != "sum" and residual is None and all(gate.shape[1] == x.shape[1] for gate in gates):
+    if _are_strips(x, gates, join) and residual is None:
         y = strip_gate(x, *gates, backend="torch")
     else:
         # In the map's layout, so that the products over all positions run densely.
@@ -69,20 +69,31 @@ def axis_gate(
 
 
 def _gated(x: torch.Tensor, gates: Sequence[torch.Tensor], join: str, residual: torch.Tensor | None) -> torch.Tensor:
-    first, *others = gates
+    *others, final = gates
     if join == "product":
-        factor, last = x, first
+        made = x
         for gate in others:
-            factor, last = factor * last, gate
+            made = made * gate
+        map_and_factor = made, final
     else:
-        factor, last = first * others[0] if join == "mixed" else first + others[0], x
-        for gate in others[1:]:
-            factor = factor.add_(gate) if factor.shape == x.shape else factor + gate
+        made = others[0] * gates[1] if join == "mixed" else others[0] + gates[1]
+        if len(gates) == 3:
+            made = made.add_(final) if made.shape == x.shape else made + final
+        map_and_factor = x, made
     if residual is not None:
-        return torch.addcmul(residual, factor, last)
-    # In place where no gradient needs the factor: fresh memory for a map costs more than the product.
-    free = factor is not x and factor.shape == x.shape and not (factor.requires_grad or last.requires_grad)
-    return factor.mul_(last) if free else factor * last
+        return torch.addcmul(residual, *map_and_factor)
+    # In place where no gradient needs what was made: fresh memory for a map costs more than the product.
+    needed = traced() or made is x or any(part.requires_grad for part in map_and_factor)
+    if needed or made.stride() != x.stride():
+        return torch.mul(*map_and_factor)
+    return torch.mul(*map_and_factor, out=made)
+
+
+def _are_strips(x: torch.Tensor, gates: Sequence[torch.Tensor], join: str) -> bool:
+    """Whether these are a gate of rows and one of columns, of all channels, and perhaps an offset."""
+    wide = all(gate.shape[1] == x.shape[1] for gate in gates)
+    count = {"product": 2, "mixed": 3}.get(join)
+    return wide and len(gates) == count and gates[0].shape[3] == gates[1].shape[2] == 1
 
 
 def _refuses_attention(x: torch.Tensor, pools: Sequence[tuple[str, int]], *args: Any, **kwargs: Any) -> str:

@@ -67,7 +67,7 @@ def test_outputs_and_gradients(plugin, layout):
         if expected[name].abs().max() < 1e-12:  # biases that batch normalisation takes out again
             assert value.abs().max() < 1e-4
         else:
-            close(name, value, expected[name], tolerance=1e-4)  # batch statistics of few numbers enlarge errors
+            close(name, value, expected[name], tolerance=5e-4)  # batch statistics of few numbers enlarge errors
     assert actual["y"].stride() == actual["x"].stride() == x.stride()
 
 
