@@ -20,7 +20,7 @@ from .plane_conv import plane_conv
 from .pool import max_first
 from .strip import strip_gate, strip_means
 from .stripe_attention import stripe_attention
-from .subspace import channel_moments, residual_gate, subspace_scores
+from .subspace import channel_moments, residual_gate, subspace_pays, subspace_scores
 from .windows import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "strip_gate",
     "strip_means",
     "stripe_attention",
+    "subspace_pays",
     "subspace_scores",
     "toeplitz_matrix",
     "untouched",

@@ -21,6 +21,7 @@ PLUGINS = {
     "coord": plugins.CoordinateAttention,
     "bmta": plugins.BalancedMultiTaskAttention,
     "bam": plugins.BAM,
+    "ulsam": plugins.ULSAM,
 }
 
 
