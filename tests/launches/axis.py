@@ -23,8 +23,9 @@ def _calls(layout: str, shape: tuple[int, int, int, int] = SHAPE, slow: bool = F
     indices = [index(height, width), index(channels, width), index(channels, height)]
     name = "-".join([layout, "x".join(map(str, shape[1:])), *(str(value)[6:] for value in kwargs.values())])
     shapes = [list(shape), layout == "NHWC"]
-    # The map's own loads: small tensors need no wide ones.
-    kernels = ("pool", "gate", "gate_backward") if width % 8 == 0 or layout == "NHWC" else False
+    # The map's own loads, where its rows are aligned: small tensors need no wide ones.
+    aligned = (channels if layout == "NHWC" else width) % 8 == 0
+    kernels = ("pool", "gate", "gate_backward") if aligned else False
     usual = ("triplet-pools", "cbam-gate-backward", "triplet-pools-backward")
     return [
         Call(f"{name}-{part}", op, args, vectors=kernels, slow=slow or part not in usual)
