@@ -185,10 +185,17 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
     def windows(x: torch.Tensor, qkv: torch.Tensor, proj: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return ops.window_attention(x, lambda t: t @ qkv, lambda t: t @ proj, window=(7, 7), bias=bias, **split)
 
+    strips = (("mean", 3), ("mean", 2))
+
+    def strip_gates(rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return rows.unsqueeze(3), columns.unsqueeze(2)
+
     table: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
         "axis_pools": (lambda x: ops.axis_pools(x, pools), (image,)),
         "map_pools": (ops.map_pools, (image,)),
         "max_first": (lambda x: ops.max_first(x, 1), (image,)),
+        "axis_gate": (ops.axis_gate, (image, (*image[:2], 1, 1), pixel)),
+        "axis_attention": (lambda x: ops.axis_attention(x, strips, ((3,), (2,)), strip_gates), (image,)),
         "strip_means": (ops.strip_means, (image,)),
         "strip_gate": (ops.strip_gate, (image, (*image[:3], 1), (*image[:2], 1, side))),
         "cross_gate": (partial(ops.cross_gate, mode="product"), (image, (*image[:2], 1, 1), pixel)),

@@ -3,6 +3,7 @@
 from ._dispatch import explain, use_backend
 from ._eager import untouched, written_by_hand
 from .attention import attention
+from .axis_gate import axis_attention, axis_gate
 from .axis_pool import axis_pools
 from .bisection import balanced_bisection
 from .channel_attention import channel_attention, moments_pay, projected_channel_attention
@@ -19,11 +20,13 @@ from .plane_conv import plane_conv
 from .pool import max_first
 from .strip import strip_gate, strip_means
 from .stripe_attention import stripe_attention
-from .subspace import channel_moments, residual_gate, subspace_scores
+from .subspace import channel_moments, residual_gate, subspace_pays, subspace_scores
 from .windows import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
     "attention",
+    "axis_attention",
+    "axis_gate",
     "axis_pools",
     "balanced_bisection",
     "channel_attention",
@@ -52,6 +55,7 @@ __all__ = [
     "strip_gate",
     "strip_means",
     "stripe_attention",
+    "subspace_pays",
     "subspace_scores",
     "toeplitz_matrix",
     "untouched",

@@ -6,13 +6,22 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ._axis_rules import refuses_map, refuses_maxima
+from ._dispatch import has_kernel
 from ._eager import traced
 from .layout import memory_format
 from .pool import max_first
 
-__all__ = ["axis_mean", "axis_pools"]
+__all__ = ["axis_mean", "axis_pools", "refuses_pools"]
 
 
+def refuses_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> str:
+    """Why kernels cannot pool a map so, or ""."""
+    maxima = (refuses_maxima(x, x.shape[axis]) for kind, axis in pools if kind == "max")
+    return refuses_map(x) or next(filter(None, maxima), "")
+
+
+@has_kernel("axis", refuses_pools)
 def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
     """Pools a map `(B, C, H, W)` over single axes: the results of `x.mean(axis)` and `max_first(x, axis)`.
 

@@ -2,11 +2,18 @@
 
 import torch
 
+from ._axis_rules import refuses_gates
+from ._dispatch import has_kernel
 from ._eager import traced
 
 __all__ = ["cross_gate"]
 
 
+def _refuses(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mode: str) -> str:
+    return refuses_gates(x, (channel, spatial))
+
+
+@has_kernel("axis", _refuses)
 def cross_gate(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mode: str) -> torch.Tensor:
     """`x * (1 + sigmoid(channel * spatial))`, or with their sum, in the dtype and layout of `x`.
 

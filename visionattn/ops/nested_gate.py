@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ._axis_rules import refuses_gates, refuses_map, refuses_maxima
+from ._dispatch import has_kernel
 from ._eager import differentiable_backward, written_by_hand
 from .axis_pool import axis_mean
 from .layout import as_rows, memory_format
@@ -26,6 +28,11 @@ _WORTHWHILE = 2**17
 _COUNTABLE = 2**24
 
 
+def _refuses_pools(x: torch.Tensor) -> str:
+    return refuses_map(x) or refuses_maxima(x, x.shape[2] * x.shape[3])
+
+
+@has_kernel("axis", _refuses_pools)
 def map_pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The map itself, to be used in its place, and the mean and maximum of each channel.
 
@@ -39,6 +46,11 @@ def map_pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return x, _mean(x), _max(x)
 
 
+def _refuses_gate(x: torch.Tensor, channel: torch.Tensor, spatial: Callable[[torch.Tensor], torch.Tensor]) -> str:
+    return refuses_maxima(x, x.shape[1]) or refuses_gates(x, (channel[:, :, None, None],))
+
+
+@has_kernel("axis", _refuses_gate)
 def nested_gate(
     x: torch.Tensor, channel: torch.Tensor, spatial: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:

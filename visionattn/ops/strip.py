@@ -6,6 +6,8 @@ over the map; here both take few. While compiling or exporting, the plain formul
 
 import torch
 
+from ._axis_rules import refuses_gates
+from ._dispatch import has_kernel
 from ._eager import traced
 from .axis_pool import axis_mean, axis_pools
 from .layout import memory_format
@@ -19,6 +21,11 @@ def strip_means(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rows.unsqueeze(3), columns.unsqueeze(2)
 
 
+def _refuses(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, offset: torch.Tensor | None = None) -> str:
+    return refuses_gates(x, [rows, columns, *([] if offset is None else [offset])])
+
+
+@has_kernel("axis", _refuses)
 def strip_gate(
     x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, offset: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -11,16 +11,24 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ._axis_rules import refuses_map
+from ._dispatch import explain, has_kernel
 from ._eager import written_by_hand
 
-__all__ = ["channel_moments", "residual_gate", "subspace_scores"]
+__all__ = ["channel_moments", "residual_gate", "subspace_pays", "subspace_scores"]
 
 # Numbers in what is worked on at a time: 2 MB in float32.
 _CHUNK = 2**19
 
 
+def subspace_pays(x: torch.Tensor) -> bool:
+    """Whether `channel_moments` and `subspace_scores` are faster here than convolution, normalisation and pool."""
+    return written_by_hand(x) or explain(channel_moments, x).backend == "triton"
+
+
+@has_kernel("subspace", refuses_map)
 def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of each channel. `(B, C, H, W) -> (C,), (C,)`.
+    """Mean and biased variance of each channel; kernels give float32. `(B, C, H, W) -> (C,), (C,)`.
 
     The variance is taken around the mean, so large means do no harm.
     """
@@ -30,6 +38,11 @@ def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _ChannelMoments.apply(x)
 
 
+def _refuses_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> str:
+    return refuses_map(x)
+
+
+@has_kernel("subspace", _refuses_scores)
 def subspace_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`sum_c weight * maxpool3x3(relu(scale * x + shift))` over the channels of each group.
 
@@ -42,12 +55,18 @@ def subspace_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, w
         shift: Summand of each channel, `(C,)`.
         weight: Weights of the sums, `(G, C / G)`.
     """
+    scale, shift, weight = (part.to(x.dtype) for part in (scale, shift, weight))
     if not written_by_hand(x):
         pooled = F.max_pool2d(F.relu(_affine(x, scale, shift)), 3, stride=1, padding=1)
         return F.conv2d(pooled, weight[..., None, None], groups=len(weight))
     return _SubspaceScores.apply(x, scale, shift, weight)
 
 
+def _refuses_gate(x: torch.Tensor, attention: torch.Tensor) -> str:
+    return refuses_map(x)
+
+
+@has_kernel("subspace", _refuses_gate)
 def residual_gate(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     """`x + x * attention`, each map for one group of channels. `(B, C, H, W), (B, G, H, W) -> (B, C, H, W)`.
 

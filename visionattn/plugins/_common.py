@@ -63,6 +63,10 @@ class StripGates(nn.Module):
         act: Class of the activation after the normalisation.
     """
 
+    # The strips as `visionattn.ops.axis_attention` makes them, and along which axes their gates have size 1.
+    pools = (("mean", 3), ("mean", 2))
+    lacks = ((3,), (2,))
+
     def __init__(
         self,
         channels: int,
@@ -87,8 +91,8 @@ class StripGates(nn.Module):
             layer.reset_parameters()
 
     def gates(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(B, C, H, 1), (B, C, 1, W)` of means to the same shapes of gates between 0 and 1."""
-        strips = torch.cat((rows, columns.transpose(2, 3)), dim=2)
+        """Means `(B, C, H), (B, C, W)` to gates between 0 and 1, `(B, C, H, 1), (B, C, 1, W)`."""
+        strips = torch.cat((rows, columns), dim=2).unsqueeze(3)
         strips = self.act(self.bn1(self.conv1(strips)))
-        rows, columns = strips.split((rows.shape[2], columns.shape[3]), dim=2)
+        rows, columns = strips.split((rows.shape[2], columns.shape[2]), dim=2)
         return self.conv_h(rows).sigmoid(), self.conv_w(columns.transpose(2, 3)).sigmoid()

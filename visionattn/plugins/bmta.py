@@ -13,7 +13,7 @@ Golden: tests/golden/bmta_*.npz (outputs, input gradients, running statistics).
 import torch
 from torch import nn
 
-from visionattn.ops import strip_gate, strip_means
+from visionattn.ops import axis_attention
 
 from ._common import StripGates
 
@@ -75,8 +75,10 @@ class BalancedMultiTaskAttention(StripGates):
         nn.init.constant_(self.alpha, self.start)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        row_means, column_means = strip_means(x)
+        return axis_attention(x, self.pools, (*self.lacks, (2, 3)), self._mixed, join="mixed")
+
+    def _mixed(self, row_means: torch.Tensor, column_means: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows, columns = self.gates(row_means, column_means)
-        channel = self.fc2(self.fc1(row_means.mean((2, 3))).relu()).sigmoid()[:, :, None, None]
+        channel = self.fc2(self.fc1(row_means.mean(2)).relu()).sigmoid()[:, :, None, None]
         mix = self.alpha.sigmoid()
-        return strip_gate(x, mix * rows, columns, (1 - mix) * channel)
+        return mix * rows, columns, (1 - mix) * channel

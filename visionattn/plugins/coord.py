@@ -11,7 +11,7 @@ Golden: tests/golden/coordatt_*.npz (outputs, input gradients, running statistic
 import torch
 from torch import nn
 
-from visionattn.ops import strip_gate, strip_means
+from visionattn.ops import axis_attention
 
 from ._common import StripGates
 
@@ -53,4 +53,4 @@ class CoordinateAttention(StripGates):
         super().__init__(channels, hidden, bias=True, act=nn.Hardswish, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return strip_gate(x, *self.gates(*strip_means(x)))
+        return axis_attention(x, self.pools, self.lacks, self.gates)

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from visionattn.ops import axis_pools, memory_format
+from visionattn.ops import axis_attention
 
 __all__ = ["EfficientLocalAttention", "ela_b", "ela_l", "ela_s", "ela_t"]
 
@@ -78,15 +78,12 @@ class EfficientLocalAttention(nn.Module):
         self.gn.reset_parameters()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows, columns = (self._gate(strip) for strip in axis_pools(x, (("mean", 3), ("mean", 2))))
-        # In the map's layout, so that the products over all positions run densely.
-        rows = rows.unsqueeze(3).contiguous(memory_format=memory_format(x))
-        columns = columns.unsqueeze(2).contiguous(memory_format=memory_format(x))
-        gated = x * rows
-        if self.residual:
-            return torch.addcmul(x, gated, columns)
-        # In place where no gradient needs the product: fresh memory for a map costs more than another pass.
-        return gated * columns if gated.requires_grad or gated.dtype != columns.dtype else gated.mul_(columns)
+        return axis_attention(
+            x, (("mean", 3), ("mean", 2)), ((3,), (2,)), self._gates, residual=x if self.residual else None
+        )
+
+    def _gates(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._gate(rows).unsqueeze(3), self._gate(columns).unsqueeze(2)
 
     def _gate(self, strip: torch.Tensor) -> torch.Tensor:
         # Not through the module: it refuses groups of a single value, which a map of one row can have.

@@ -13,7 +13,7 @@ Golden: tests/golden/triplet_*.npz (outputs, input gradients, running statistics
 import torch
 from torch import nn
 
-from visionattn.ops import axis_pools, memory_format
+from visionattn.ops import axis_attention
 
 from ._common import PlaneGate
 
@@ -70,15 +70,13 @@ class TripletAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         axes = (2, 3) if self.hw is None else (2, 3, 1)
-        pools = axis_pools(x, [(kind, axis) for axis in axes for kind in ("max", "mean")])
+        pools = [(kind, axis) for axis in axes for kind in ("max", "mean")]
+        return axis_attention(x, pools, [(axis,) for axis in axes], self._gates, join="sum")
+
+    def _gates(self, *pools: torch.Tensor) -> list[torch.Tensor]:
         over_h, over_w, *over_c = (torch.stack(pair, dim=1) for pair in zip(pools[::2], pools[1::2], strict=True))
         # The kernel of the second gate has its rows along H and its columns along C; the pool has these swapped.
         gates = [self.cw(over_h).transpose(1, 2), self.hc(over_w.mT).permute(0, 3, 2, 1)]
         gates += [self.hw(pooled) for pooled in over_c]
-        # The small gates take the division and the map's layout, so that the full product runs densely, once.
-        cw, hc, *hw = ((gate / len(gates)).contiguous(memory_format=memory_format(x)) for gate in gates)
-        gate = cw + hc
-        if hw:
-            gate.add_(*hw)
-        # In place where no gradient needs the gate: fresh memory for a map costs more than the product.
-        return gate.mul_(x) if not gate.requires_grad and gate.dtype == x.dtype else x * gate
+        # The small gates take the division.
+        return [gate / len(gates) for gate in gates]

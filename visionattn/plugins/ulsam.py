@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.ops import channel_moments, residual_gate, subspace_scores, written_by_hand
+from visionattn.ops import channel_moments, residual_gate, subspace_pays, subspace_scores
 
 __all__ = ["ULSAM"]
 
@@ -107,7 +107,7 @@ class ULSAM(nn.Module):
         # Other normalisations (synchronised, frozen, averaging over all batches) have their own statistics; one value
         # has none.
         plain = type(bn) is nn.BatchNorm2d and bn.running_mean is not None and bn.momentum is not None
-        if not written_by_hand(x) or not plain or (bn.training and count < 2):
+        if not subspace_pays(x) or not plain or (bn.training and count < 2):
             activated = F.relu(bn(conv(x)), inplace=True)
             return self.conv_point(F.max_pool2d(activated, 3, stride=1, padding=1))
         weight = conv.weight.flatten()
@@ -116,11 +116,11 @@ class ULSAM(nn.Module):
             mean, var = weight * mean + conv.bias, weight.square() * var
             with torch.no_grad():
                 bn.num_batches_tracked.add_(1)
-                bn.running_mean.lerp_(mean, bn.momentum)
-                bn.running_var.lerp_(var * (count / (count - 1)), bn.momentum)
+                bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), bn.momentum)
+                bn.running_var.lerp_((var * (count / (count - 1))).to(bn.running_var.dtype), bn.momentum)
         else:
             mean, var = bn.running_mean, bn.running_var
         inverse = bn.weight * (var + bn.eps).rsqrt()
         scale, shift = weight * inverse, bn.bias + (conv.bias - mean) * inverse
         scores = subspace_scores(x, scale, shift, self.conv_point.weight.flatten(1))
-        return scores + self.conv_point.bias.view(-1, 1, 1)
+        return scores + self.conv_point.bias.to(scores.dtype).view(-1, 1, 1)

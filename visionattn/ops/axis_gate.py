@@ -1,0 +1,127 @@
+"""Gating a map by what does not depend on all of its axes; and the attention that is made of pools and such a gate."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ._axis_rules import fits_gates, refuses_gates, refuses_map
+from ._dispatch import has_kernel
+from ._eager import traced
+from .axis_pool import axis_pools, refuses_pools
+from .layout import memory_format
+from .strip import strip_gate
+
+__all__ = ["axis_attention", "axis_gate"]
+
+# Name -> how many gates it joins.
+JOINS = {"product": (1, 2, 3), "sum": (2, 3), "mixed": (3,)}
+
+
+def _refuses_gate(
+    x: torch.Tensor,
+    *gates: torch.Tensor,
+    join: str = "product",
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+) -> str:
+    if len(gates) not in JOINS.get(join, ()):
+        return "the gates cannot be joined so"
+    return refuses_gates(x, gates, residual)
+
+
+@has_kernel("axis", _refuses_gate)
+def axis_gate(
+    x: torch.Tensor,
+    *gates: torch.Tensor,
+    join: str = "product",
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+) -> torch.Tensor:
+    """`x * gate + residual`, then ReLU. `(B, C, H, W)`, same out, in the dtype and layout of `x`.
+
+    Kernels read the map once and write it once, whatever the gates; so do their gradients with the map's and its own.
+
+    Args:
+        x: The map.
+        *gates: Up to three, each with the map's batch and of its size or 1 along C, H and W: a gate of the channels is
+            `(B, C, 1, 1)`, one of the rows `(B, C, H, 1)`.
+        join: How they make one gate: `product`; `sum`; `mixed`, the product of the first two and the third added.
+        residual: Added if given; `x` itself may be, then it is not read twice.
+        relu: Whether a ReLU comes last.
+
+    Raises:
+        ValueError: If `join` is unknown or takes another number of gates, or a gate has another shape.
+    """
+    if len(gates) not in JOINS.get(join, ()):
+        known = "product (1 to 3 gates), sum (2 or 3) or mixed (3)"
+        raise ValueError(f"join must be {known}, got {join!r} for {len(gates)} gates")
+    for gate in gates:
+        if not fits_gates(x, gate):
+            raise ValueError(f"gates must have sizes of the map or 1, got {tuple(gate.shape)} for {tuple(x.shape)}")
+    if _are_strips(x, gates, join) and residual is None:
+        y = strip_gate(x, *gates, backend="torch")
+    else:
+        # In the map's layout, so that the products over all positions run densely.
+        gates = tuple(gate.to(x.dtype).contiguous(memory_format=memory_format(x)) for gate in gates)
+        y = _gated(x, gates, join, residual)
+    return y.relu() if relu else y
+
+
+def _gated(x: torch.Tensor, gates: Sequence[torch.Tensor], join: str, residual: torch.Tensor | None) -> torch.Tensor:
+    *others, final = gates
+    if join == "product":
+        made = x
+        for gate in others:
+            made = made * gate
+        map_and_factor = made, final
+    else:
+        made = others[0] * gates[1] if join == "mixed" else others[0] + gates[1]
+        if len(gates) == 3:
+            made = made.add_(final) if made.shape == x.shape else made + final
+        map_and_factor = x, made
+    if residual is not None:
+        return torch.addcmul(residual, *map_and_factor)
+    # In place where no gradient needs what was made: fresh memory for a map costs more than the product.
+    needed = traced() or made is x or any(part.requires_grad for part in map_and_factor)
+    if needed or made.stride() != x.stride():
+        return torch.mul(*map_and_factor)
+    return torch.mul(*map_and_factor, out=made)
+
+
+def _are_strips(x: torch.Tensor, gates: Sequence[torch.Tensor], join: str) -> bool:
+    """Whether these are a gate of rows and one of columns, of all channels, and perhaps an offset."""
+    wide = all(gate.shape[1] == x.shape[1] for gate in gates)
+    count = {"product": 2, "mixed": 3}.get(join)
+    return wide and len(gates) == count and gates[0].shape[3] == gates[1].shape[2] == 1
+
+
+def _refuses_attention(x: torch.Tensor, pools: Sequence[tuple[str, int]], *args: Any, **kwargs: Any) -> str:
+    return refuses_map(x) or refuses_pools(x, pools)
+
+
+@has_kernel("axis", _refuses_attention)
+def axis_attention(
+    x: torch.Tensor,
+    pools: Sequence[tuple[str, int]],
+    lacks: Sequence[Sequence[int]],
+    gates: Callable[..., Sequence[torch.Tensor]],
+    *,
+    join: str = "product",
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+) -> torch.Tensor:
+    """`axis_gate(x, *gates(*axis_pools(x, pools)), ...)`. `(B, C, H, W)`, same out, in the dtype and layout of `x`.
+
+    As one operation its gradient is one, too: nothing of a map's size is stored or added up between pools and gate.
+
+    Args:
+        x: The map.
+        pools: As for `axis_pools`.
+        lacks: For each gate the axes along which it has size 1, among 1 (C), 2 (H) and 3 (W).
+        gates: Makes the gates of the pools, as `axis_gate` takes them.
+        join: As for `axis_gate`.
+        residual: As there.
+        relu: As there.
+    """
+    return axis_gate(x, *gates(*axis_pools(x, pools)), join=join, residual=residual, relu=relu)

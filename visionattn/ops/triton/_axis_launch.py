@@ -1,0 +1,383 @@
+"""The kernels for pools over axes and gates without axes as operators of PyTorch, for maps `(B, C, H, W)`.
+
+Here a set of axes is a number: 4 for C, 2 for H, 1 for W, and their sums. Gates are `(B, C, H, W)` with size 1 along
+the axes that they lack; pools lack the pooled axes altogether. Both get the map's order of axes in memory.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+
+from ._axis_kernels import finish, gate, gate_backward, pool
+from ._register import register, wrap_triton
+
+__all__ = ["axis_gate", "axis_gate_backward", "axis_pool", "axis_pool_backward", "axis_spread", "is_nhwc"]
+
+# Numbers in a tile, eight for each thread.
+TILE = 4096
+# Programs that fill the largest GPUs with four on each of their processors.
+PROGRAMS = 528
+# Fewer steps along L are not worth a program of its own: each stores what the next kernel must read.
+STEPS = 32
+
+
+def is_nhwc(x: torch.Tensor) -> bool:
+    """Whether a map lies in memory as channels_last, and not as any other."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+class _Map(NamedTuple):
+    """A map as the kernels see it, `(B, L, M, N)`, and how they divide it."""
+
+    shape: tuple[int, int, int, int]
+    nhwc: bool
+
+    @classmethod
+    def of(cls, x: torch.Tensor) -> "_Map":
+        return cls(tuple(x.shape), is_nhwc(x))
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        return (2, 3, 1) if self.nhwc else (1, 2, 3)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return tuple(self.shape[axis] for axis in self.order)
+
+    def bits(self, axes: int) -> int:
+        """The set of axes with L, M, N in place of C, H, W."""
+        return sum(4 >> place for place, axis in enumerate(self.order) if axes & (8 >> axis))
+
+    def empty(self, axes: int, dtype: torch.dtype, device: torch.device, parts: int = 0) -> torch.Tensor:
+        """Memory for a tensor without some axes, in the order of the map; `parts` of it are not put in order."""
+        kept = [axis for axis in self.order if not axes & (8 >> axis)]
+        out = torch.empty(
+            [*([parts] * bool(parts)), *(self.shape[axis] for axis in (0, *kept))], dtype=dtype, device=device
+        )
+        return out if parts else out.permute(0, *(1 + kept.index(axis) for axis in sorted(kept)))
+
+    def dense(self, x: torch.Tensor, axes: int) -> torch.Tensor:
+        """A tensor without some axes with its memory in the order of the map; small, if it must be copied."""
+        kept = [axis for axis in self.order if not axes & (8 >> axis)]
+        return x.permute(0, *(1 + sorted(kept).index(axis) for axis in kept)).contiguous()
+
+    def like(self, x: torch.Tensor) -> torch.Tensor:
+        """Another map, such as a gradient, lying as this one does."""
+        return x.contiguous(memory_format=torch.channels_last if self.nhwc else torch.contiguous_format)
+
+    def new(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        layout = torch.channels_last if self.nhwc else torch.contiguous_format
+        return torch.empty(self.shape, dtype=dtype, device=device, memory_format=layout)
+
+    def tile(self, numbers: int) -> dict[str, int]:
+        steps, rows, columns = (triton.next_power_of_2(size) for size in self.sizes)
+        columns = min(columns, 64)
+        rows = min(rows, 64, numbers // columns)
+        steps = min(steps, numbers // (rows * columns))
+        warps = max(1, min(steps * rows * columns // 256, 16))
+        return {"LB": steps, "MP": rows, "NP": columns, "num_warps": warps}
+
+
+class _Walk(NamedTuple):
+    """How programs walk along L: how far each, and how many share each axis."""
+
+    tile: dict[str, int]
+    chunk: int
+    parts: tuple[int, int, int]
+
+    @classmethod
+    def over(cls, x: _Map, dtype: torch.dtype) -> "_Walk":
+        # Tiles on their way: bytes count, and shared memory is finite.
+        tile = {**x.tile(TILE), "STAGES": 2 if dtype.itemsize == 4 else 3}
+        length, m, n = x.sizes
+        parts_m, parts_n = triton.cdiv(m, tile["MP"]), triton.cdiv(n, tile["NP"])
+        wanted = min(PROGRAMS // (x.shape[0] * parts_m * parts_n), length // max(STEPS, tile["LB"]))
+        chunk = triton.cdiv(triton.cdiv(length, max(1, wanted)), tile["LB"]) * tile["LB"]
+        return cls(tile, chunk, (triton.cdiv(length, chunk), parts_m, parts_n))
+
+    def grid(self, batch: int) -> tuple[int, int, int]:
+        return batch, self.parts[0], self.parts[1] * self.parts[2]
+
+    def count(self, bits: int) -> int:
+        """How many programs share the same results without some axes."""
+        return math.prod(part for part, bit in zip(self.parts, (4, 2, 1), strict=True) if bits & bit)
+
+
+def _lacks(x: torch.Tensor) -> int:
+    return sum(8 >> axis for axis in (1, 2, 3) if x.shape[axis] == 1)
+
+
+def _gates(x: _Map, gates: list[torch.Tensor], join: str, one: bool, sigmoid: bool) -> tuple[list, dict]:
+    """The kernels' arguments for gates."""
+    axes = [_lacks(part) for part in gates]
+    dense = [x.dense(_squeezed(part, lacking), lacking) for part, lacking in zip(gates, axes, strict=True)]
+    dense += [None] * (3 - len(gates))
+    names = {f"GATE{i}": x.bits(axes[i]) if i < len(axes) else 0 for i in range(3)}
+    return dense, {"COUNT": len(gates), "JOIN": join, "ONE": one, "SIGMOID": sigmoid, **names}
+
+
+def _squeezed(x: torch.Tensor, axes: int) -> torch.Tensor:
+    return x.squeeze([axis for axis in (1, 2, 3) if axes & (8 >> axis)])
+
+
+def _unsqueezed(x: torch.Tensor, axes: int) -> torch.Tensor:
+    for axis in (1, 2, 3):
+        if axes & (8 >> axis):
+            x = x.unsqueeze(axis)
+    return x
+
+
+def _keys_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.int64 if dtype == torch.float32 else torch.int32
+
+
+def _finish(sums, keys, total, maximum, index) -> None:
+    parts = keys if sums is None else sums
+    size = parts[0].numel()
+    wrap_triton(finish)[(triton.cdiv(size, 256),)](
+        sums, keys, total, maximum, index, size, parts.shape[0], BLOCK=256, num_warps=4
+    )
+
+
+def _pool_results(
+    x: torch.Tensor, weight: torch.Tensor | None, means: list[int], maxima: list[int]
+) -> list[torch.Tensor]:
+    lies = _Map.of(x)
+    pools = [lies.empty(axes, x.dtype, x.device) for axes in (*means, *maxima)]
+    return pools + [lies.empty(axes, torch.int32, x.device) for axes in maxima]
+
+
+@register(_pool_results)
+def axis_pool(x: torch.Tensor, weight: torch.Tensor | None, means: list[int], maxima: list[int]) -> list[torch.Tensor]:
+    """Means and maxima of `x [* weight]` over sets of axes, and the first index of each maximum, flattened."""
+    lies, results = _Map.of(x), _pool_results(x, weight, means, maxima)
+    mean_of = dict(zip(means, results, strict=False))
+    max_of = dict(zip(maxima, results[len(means) :], strict=False))
+    index_of = dict(zip(maxima, results[len(means) + len(maxima) :], strict=True))
+    walk = _Walk.over(lies, x.dtype)
+    lacking = 0 if weight is None else _lacks(weight)
+    dense = None if weight is None else lies.dense(_squeezed(weight, lacking), lacking)
+    sets = sorted({*means, *maxima})
+    for first in range(0, len(sets), 3):
+        group = sets[first : first + 3]
+        pointers, names, open_ = [], {}, []
+        for place in range(3):
+            axes = group[place] if place < len(group) else None
+            mean, maximum, index = (found.get(axes) for found in (mean_of, max_of, index_of))
+            bits = 0 if axes is None else lies.bits(axes)
+            parts = walk.count(bits)
+            if parts > 1:
+                sums = None if mean is None else lies.empty(axes, torch.float32, x.device, parts)
+                keys = None if maximum is None else lies.empty(axes, _keys_dtype(x.dtype), x.device, parts)
+                open_.append((sums, keys, mean, maximum, index))
+                mean, maximum, index = sums, keys, None
+            pointers += [mean, maximum, index]
+            names |= {f"AXES{place}": bits, f"WHOLE{place}": parts == 1}
+        length, m, n = lies.sizes
+        wrap_triton(pool)[walk.grid(x.shape[0])](
+            x, dense, *pointers, x.shape[0], length, walk.chunk,
+            M=m, N=n, WEIGHT=lies.bits(lacking), **names, **walk.tile,
+        )  # fmt: skip
+        for parts in open_:
+            _finish(*parts)
+    return results
+
+
+def _spread_result(
+    base: torch.Tensor | None,
+    gates: list[torch.Tensor],
+    join: str,
+    one: bool,
+    shape: list[int],
+    nhwc: bool,
+    means: list[torch.Tensor],
+    mean_axes: list[int],
+    maxima: list[torch.Tensor],
+    indices: list[torch.Tensor],
+    max_axes: list[int],
+) -> torch.Tensor:
+    like = next(iter([*([] if base is None else [base]), *means, *maxima]))
+    return _Map(tuple(shape), nhwc).new(like.dtype, like.device)
+
+
+@register(_spread_result)
+def axis_spread(
+    base: torch.Tensor | None,
+    gates: list[torch.Tensor],
+    join: str,
+    one: bool,
+    shape: list[int],
+    nhwc: bool,
+    means: list[torch.Tensor],
+    mean_axes: list[int],
+    maxima: list[torch.Tensor],
+    indices: list[torch.Tensor],
+    max_axes: list[int],
+) -> torch.Tensor:
+    """The gradient of a map: that of a gate's product, `base * gate`, and those of its pools."""
+    lies = _Map(tuple(shape), nhwc)
+    out = _spread_result(base, gates, join, one, shape, nhwc, means, mean_axes, maxima, indices, max_axes)
+    mean_of = {axes: lies.dense(grad, axes) for axes, grad in zip(mean_axes, means, strict=True)}
+    max_of = {axes: lies.dense(grad, axes) for axes, grad in zip(max_axes, maxima, strict=True)}
+    index_of = {axes: lies.dense(index, axes) for axes, index in zip(max_axes, indices, strict=True)}
+    base = None if base is None else lies.like(base)
+    sets = sorted({*mean_axes, *max_axes})
+    for first in range(0, max(1, len(sets)), 3):
+        group = [*sets[first : first + 3], 0, 0, 0][:3]
+        pointers = [found.get(axes) for axes in group for found in (mean_of, max_of, index_of)]
+        _launch_gate(lies, base, None, out, gates, join, one, False, False, pointers, group)
+        base, gates = out, []
+    return out
+
+
+def _launch_gate(
+    lies: _Map, x, other, out, gates, join: str, one: bool, sigmoid: bool, relu: bool, pointers, axes
+) -> None:
+    tensors, names = _gates(lies, gates, join, one, sigmoid)
+    names |= {f"AXES{i}": lies.bits(part) for i, part in enumerate(axes)}
+    tile = lies.tile(TILE // 2)
+    length, m, n = lies.sizes
+    grid = (lies.shape[0], triton.cdiv(length, tile["LB"]), triton.cdiv(m, tile["MP"]) * triton.cdiv(n, tile["NP"]))
+    wrap_triton(gate)[grid](x, other, out, *tensors, *pointers, length, M=m, N=n, RELU=relu, **names, **tile)
+
+
+def _gate_result(
+    x: torch.Tensor,
+    gates: list[torch.Tensor],
+    residual: torch.Tensor | None,
+    join: str,
+    one: bool,
+    sigmoid: bool,
+    relu: bool,
+) -> torch.Tensor:
+    return _Map.of(x).new(x.dtype, x.device)
+
+
+def _save_gate(ctx, inputs, output) -> None:
+    x, gates, residual, ctx.join, ctx.one, ctx.sigmoid, ctx.relu = inputs
+    ctx.residual = residual is not None
+    ctx.save_for_backward(x, output if ctx.relu else None, *gates)
+
+
+def _differentiate_gate(ctx, dy):
+    x, y, *gates = ctx.saved_tensors
+    store = ctx.residual and ctx.relu  # Without a ReLU the residual's gradient is dy.
+    dx, dz, *grads = axis_gate_backward(dy, y, x, gates, ctx.join, ctx.one, ctx.sigmoid, True, store)
+    return dx, grads, (dz if store else dy) if ctx.residual else None, None, None, None, None
+
+
+@register(_gate_result, _save_gate, _differentiate_gate)
+def axis_gate(
+    x: torch.Tensor,
+    gates: list[torch.Tensor],
+    residual: torch.Tensor | None,
+    join: str,
+    one: bool,
+    sigmoid: bool,
+    relu: bool,
+) -> torch.Tensor:
+    """`x * gate + residual`, then ReLU; the gate is joined, then its sigmoid, then `one` more, where that is asked."""
+    lies, out = _Map.of(x), _gate_result(x, gates, residual, join, one, sigmoid, relu)
+    residual = None if residual is None else lies.like(residual)
+    _launch_gate(lies, x, residual, out, gates, join, one, sigmoid, relu, [None] * 9, [0] * 3)
+    return out
+
+
+def _gate_gradients(
+    dy: torch.Tensor,
+    y: torch.Tensor | None,
+    x: torch.Tensor,
+    gates: list[torch.Tensor],
+    join: str,
+    one: bool,
+    sigmoid: bool,
+    want_x: bool,
+    want_dz: bool,
+) -> list[torch.Tensor]:
+    lies = _Map.of(x)
+    dx = lies.new(x.dtype, x.device) if want_x else x.new_empty(0)
+    dz = lies.new(x.dtype, x.device) if want_dz else x.new_empty(0)
+    axes = [_lacks(part) for part in gates]
+    grads = [lies.empty(lacking, part.dtype, x.device) for lacking, part in zip(axes, gates, strict=True)]
+    return [dx, dz, *(_unsqueezed(grad, lacking) for lacking, grad in zip(axes, grads, strict=True))]
+
+
+@register(_gate_gradients)
+def axis_gate_backward(
+    dy: torch.Tensor,
+    y: torch.Tensor | None,
+    x: torch.Tensor,
+    gates: list[torch.Tensor],
+    join: str,
+    one: bool,
+    sigmoid: bool,
+    want_x: bool,
+    want_dz: bool,
+) -> list[torch.Tensor]:
+    """The gradients of x, of what the ReLU got (both empty unless wanted), and of the gates, in one pass."""
+    results = _gate_gradients(dy, y, x, gates, join, one, sigmoid, want_x, want_dz)
+    dx, dz = (part if wanted else None for part, wanted in zip(results, (want_x, want_dz), strict=False))
+    lies = _Map.of(x)
+    _launch_gate_backward(
+        lies, lies.like(dy), y, x, None, gates, join, one, sigmoid, [None] * 3, 0, dx, dz, results[2:]
+    )
+    return results
+
+
+def _launch_gate_backward(
+    lies: _Map, dy, y, x, other, gates, join: str, one: bool, sigmoid: bool, pointers, axes: int, dx, dz, grads
+) -> None:
+    walk = _Walk.over(lies, x.dtype)
+    tensors, names = _gates(lies, gates, join, one, sigmoid)
+    outs, open_ = [], []
+    for part, grad in zip(gates, grads, strict=True):
+        lacking = _lacks(part)
+        count = walk.count(lies.bits(lacking))
+        outs.append(grad)
+        if count > 1:
+            outs[-1] = lies.empty(lacking, torch.float32, x.device, count)
+            open_.append((outs[-1], None, grad, None, None))
+    outs += [None] * (3 - len(gates))
+    length, m, n = lies.sizes
+    wrap_triton(gate_backward)[walk.grid(lies.shape[0])](
+        dy, y, x, other, *tensors, *pointers, dx, dz, *outs, lies.shape[0], length, walk.chunk,
+        M=m, N=n, AXES=lies.bits(axes), **names, **walk.tile,
+    )  # fmt: skip
+    for parts in open_:
+        _finish(*parts)
+
+
+def _pool_gradients(
+    base: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    maximum: torch.Tensor,
+    index: torch.Tensor,
+    axes: int,
+) -> list[torch.Tensor]:
+    lies, lacking = _Map.of(x), _lacks(weight)
+    grad = _unsqueezed(lies.empty(lacking, weight.dtype, x.device), lacking)
+    return [lies.new(x.dtype, x.device), grad]
+
+
+@register(_pool_gradients)
+def axis_pool_backward(
+    base: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    maximum: torch.Tensor,
+    index: torch.Tensor,
+    axes: int,
+) -> list[torch.Tensor]:
+    """The gradients of x, added to `base`, and of weight from those of the mean and the maximum of their product."""
+    lies, results = _Map.of(x), _pool_gradients(base, x, weight, mean, maximum, index, axes)
+    pointers = [lies.dense(part, axes) for part in (mean, maximum, index)]
+    _launch_gate_backward(
+        lies, None, None, x, lies.like(base), [weight], "product", False, False, pointers, axes,
+        results[0], None, results[1:],
+    )  # fmt: skip
+    return results

@@ -1,0 +1,196 @@
+"""Pools over the axes of a map, and gates that lack some of its axes, by the kernels of `_axis_kernels`.
+
+The gradient of a map that is pooled and gated takes two passes, not one for each use: the map goes *through* the pools,
+whose backward adds their gradients to that of the gate. In `axis_attention` the gate's backward does not even store the
+product of gradient and gate: it hands both to the pools' backward. It hands the gates over as the gradients of tickets,
+tensors that the pools give for this and nothing else.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from . import _axis_launch as launch
+
+__all__ = ["axis_attention", "axis_gate", "axis_pools", "cross_gate", "map_pools", "nested_gate", "strip_gate"]
+
+
+def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
+    means, maxima = _sets(pools)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _in_order(pools, _Pools.apply(x, tuple(means), tuple(maxima), (), "product", False)[1:])
+    return _in_order(pools, launch.axis_pool(x, None, means, maxima))
+
+
+def axis_gate(
+    x: torch.Tensor,
+    *gates: torch.Tensor,
+    join: str = "product",
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+) -> torch.Tensor:
+    own = residual is x
+    return launch.axis_gate(x, list(gates), None if own else residual, join, own, False, relu)
+
+
+def axis_attention(
+    x: torch.Tensor,
+    pools: Sequence[tuple[str, int]],
+    lacks: Sequence[Sequence[int]],
+    gates: Callable[..., Sequence[torch.Tensor]],
+    *,
+    join: str = "product",
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+) -> torch.Tensor:
+    means, maxima = _sets(pools)
+    own, count = residual is x, len(means) + 2 * len(maxima)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        made = gates(*axis_pools(x, pools))
+        return axis_gate(x, *made, join=join, residual=residual, relu=relu)
+    through, *found = _Pools.apply(x, tuple(means), tuple(maxima), tuple(_axes(*axes) for axes in lacks), join, own)
+    made = [gate.to(x.dtype) for gate in gates(*_in_order(pools, found))]
+    return _Gate.apply(through, None if own else residual, join, own, relu, *made, *found[count:])
+
+
+def strip_gate(
+    x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, offset: torch.Tensor | None = None
+) -> torch.Tensor:
+    if offset is None:
+        return axis_gate(x, rows, columns)
+    return axis_gate(x, rows, columns, offset, join="mixed")
+
+
+def cross_gate(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mode: str) -> torch.Tensor:
+    return launch.axis_gate(x, [channel, spatial], None, mode, True, True, False)
+
+
+def map_pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return x, *launch.axis_pool(x, None, [3], [3])[:2]
+    return _Pools.apply(x, (3,), (3,), (), "product", False)[:3]
+
+
+def nested_gate(
+    x: torch.Tensor, channel: torch.Tensor, spatial: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    channel = channel[:, :, None, None]
+    if torch.is_grad_enabled() and (x.requires_grad or channel.requires_grad):
+        x, mean, maximum = _ProductPools.apply(x, channel)[:3]
+    else:
+        mean, maximum, _ = launch.axis_pool(x, channel, [4], [4])
+    return axis_gate(x, channel, spatial(torch.stack((maximum, mean), dim=1)))
+
+
+class _Pools(torch.autograd.Function):
+    """The map itself, its means, maxima and their indices, and tickets for gates that lack some axes."""
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        means: tuple[int, ...],
+        maxima: tuple[int, ...],
+        lacks: tuple[int, ...],
+        join: str,
+        own: bool,
+    ) -> tuple[torch.Tensor, ...]:
+        tickets = [x.new_zeros(()).expand(_without(x, axes)) for axes in lacks]
+        return x.view_as(x), *launch.axis_pool(x, None, list(means), list(maxima)), *tickets
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        x, ctx.means, ctx.maxima, lacks, ctx.join, ctx.own = inputs
+        ctx.shape, ctx.nhwc, ctx.tickets = x.shape, launch.is_nhwc(x), len(lacks)
+        first = 1 + len(ctx.means) + len(ctx.maxima)
+        indices = output[first : first + len(ctx.maxima)]
+        ctx.save_for_backward(*indices)
+        ctx.mark_non_differentiable(*indices)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor | None, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        means = [pair for pair in zip(ctx.means, grads, strict=False) if pair[1] is not None]
+        maxima = zip(ctx.maxima, grads[len(ctx.means) :], ctx.saved_tensors, strict=False)
+        maxima = [triple for triple in maxima if triple[1] is not None]
+        if grad is None and not means and not maxima:
+            return None, None, None, None, None, None
+        gates = [] if grad is None else list(grads[len(grads) - ctx.tickets :])
+        x_grad = launch.axis_spread(
+            grad, gates, ctx.join, ctx.own, list(ctx.shape), ctx.nhwc,
+            [mean for _, mean in means], [axes for axes, _ in means],
+            [maximum for _, maximum, _ in maxima], [index for _, _, index in maxima], [axes for axes, _, _ in maxima],
+        )  # fmt: skip
+        return x_grad, None, None, None, None, None
+
+
+class _Gate(torch.autograd.Function):
+    """The gate of a map that went through `_Pools`, whose backward multiplies with the gates that the tickets get."""
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        join: str,
+        own: bool,
+        relu: bool,
+        *gates_and_tickets: torch.Tensor,
+    ) -> torch.Tensor:
+        gates = list(gates_and_tickets[: len(gates_and_tickets) // 2])
+        return launch.axis_gate(x, gates, residual, join, own, False, relu)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, residual, ctx.join, ctx.own, relu, *gates_and_tickets = inputs
+        ctx.residual = residual is not None
+        gates = gates_and_tickets[: len(gates_and_tickets) // 2]
+        ctx.save_for_backward(x, output if relu else None, *gates)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, y, *gates = ctx.saved_tensors
+        relu = y is not None
+        _, dz, *grads = launch.axis_gate_backward(dy, y, x, gates, ctx.join, ctx.own, False, False, relu)
+        dz = dz if relu else dy
+        return dz, dz if ctx.residual else None, None, None, None, *grads, *gates
+
+
+class _ProductPools(torch.autograd.Function):
+    """The map itself, and the mean and maximum over the channels of its product with a gate, and the index of that."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.view_as(x), *launch.axis_pool(x, gate, [4], [4])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs, output[3])
+        ctx.mark_non_differentiable(output[3])
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: torch.Tensor, mean: torch.Tensor, maximum: torch.Tensor, _: None
+    ) -> tuple[torch.Tensor, ...]:
+        x, gate, index = ctx.saved_tensors
+        return tuple(launch.axis_pool_backward(grad, x, gate, mean, maximum, index, 4))
+
+
+def _axes(*axes: int) -> int:
+    """A set of axes as a number, as `launch` has them."""
+    return sum(8 >> axis for axis in axes)
+
+
+def _without(x: torch.Tensor, axes: int) -> list[int]:
+    return [1 if axes & (8 >> axis) else size for axis, size in enumerate(x.shape)]
+
+
+def _sets(pools: Sequence[tuple[str, int]]) -> tuple[list[int], list[int]]:
+    """The axes of all means and of all maxima, each once, as numbers."""
+    means, maxima = (sorted({8 >> axis for kind, axis in pools if kind == wanted}) for wanted in ("mean", "max"))
+    return means, maxima
+
+
+def _in_order(pools: Sequence[tuple[str, int]], found: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    means, maxima = _sets(pools)
+    places = [("mean", axes) for axes in means] + [("max", axes) for axes in maxima]
+    return tuple(found[places.index((kind, 8 >> axis))] for kind, axis in pools)

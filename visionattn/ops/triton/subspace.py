@@ -1,0 +1,163 @@
+"""Scores of subspaces, moments of channels and the gate that uses them, by the kernels of `_subspace_kernels`.
+
+The gate is `axis_gate` on a view of the map that has the groups in an axis of their own.
+"""
+
+from typing import Any
+
+import torch
+import triton
+
+from ._axis_launch import axis_gate, is_nhwc
+from ._register import register, wrap_triton
+from ._subspace_kernels import affine, moments, scores, scores_backward
+
+__all__ = ["channel_moments", "residual_gate", "subspace_scores"]
+
+# Numbers in a tile.
+TILE = 2048
+
+
+def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    means, squares = image_moments(x)
+    # The images' moments make those of the batch: few numbers, and exact for any means.
+    count = x.shape[2] * x.shape[3]
+    mean = means.mean(0)
+    var = (squares.mean(0) / count) + (means - mean).square().mean(0)
+    return mean, var
+
+
+def subspace_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return group_scores(x, scale, shift, weight)
+
+
+def residual_gate(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    groups = attention.shape[1]
+    if is_nhwc(x):
+        rows = x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).flatten(1, 2)
+        gate = attention.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(3)
+        out = axis_gate(rows, [gate], None, "product", True, False, False)
+        return out.flatten(2).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    maps = x.reshape(len(x) * groups, -1, *x.shape[2:])
+    return axis_gate(maps, [attention.reshape(-1, 1, *x.shape[2:])], None, "product", True, False, False).view_as(x)
+
+
+def _tile(x: torch.Tensor, channels: int) -> dict[str, Any]:
+    """How programs divide a map of which they see so many channels at a time."""
+    nhwc, (height, width) = is_nhwc(x), x.shape[2:]
+    if nhwc:
+        c = min(triton.next_power_of_2(channels), 64)
+        w = min(triton.next_power_of_2(width), 8)
+        h = min(triton.next_power_of_2(height), TILE // (c * w))
+    else:
+        w = min(triton.next_power_of_2(width), 64)
+        h = min(triton.next_power_of_2(height), TILE // w)
+        c = min(triton.next_power_of_2(channels), TILE // (h * w))
+    warps = max(1, min(h * w * c // 256, 8))
+    return {"H": height, "W": width, "NHWC": nhwc, "HB": h, "WB": w, "CB": c, "num_warps": warps}
+
+
+def _parts(tile: dict[str, Any]) -> int:
+    return triton.cdiv(tile["H"], tile["HB"]) * triton.cdiv(tile["W"], tile["WB"])
+
+
+def _like(x: torch.Tensor) -> torch.Tensor:
+    layout = torch.channels_last if is_nhwc(x) else torch.contiguous_format
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _laid_as(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last if is_nhwc(like) else torch.contiguous_format)
+
+
+def _scores_result(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.empty((len(x), len(weight), *x.shape[2:]), dtype=x.dtype, device=x.device)
+
+
+def _save_scores(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_scores(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    x, scale, shift, weight = ctx.saved_tensors
+    dx, totals, sums = group_scores_backward(grad, x, scale, shift, weight)
+    total, moment = totals.sum((0, 1)), sums.sum((0, 1))
+    # What was handed to a cell is the gradient of the maximum that it won, so sums over the maxima are sums here.
+    flat = weight.flatten().float()
+    d_weight = scale.float() * moment + shift.float() * total
+    grads = moment * flat, total * flat, d_weight.view_as(weight)
+    return dx, *(grad.to(part.dtype) for grad, part in zip(grads, (scale, shift, weight), strict=True))
+
+
+@register(_scores_result, _save_scores, _differentiate_scores)
+def group_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`(B, C, H, W), (C,), (C,), (G, C / G) -> (B, G, H, W)`."""
+    out = _scores_result(x, scale, shift, weight)
+    groups, group = weight.shape
+    tile = _tile(x, group)
+    wrap_triton(scores)[(len(x) * groups, _parts(tile))](
+        x, scale.contiguous(), shift.contiguous(), weight.contiguous(), out, x.shape[1], group, groups, **tile
+    )
+    return out
+
+
+def _scores_gradients(
+    grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    sums = (_parts(_tile(x, x.shape[1])), len(x), x.shape[1])
+    totals, moments = (torch.empty(sums, dtype=torch.float32, device=x.device) for _ in range(2))
+    return _like(x), totals, moments
+
+
+@register(_scores_gradients)
+def group_scores_backward(
+    grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradient of x, and sums for those of the rest; see `scores_backward`."""
+    results = _scores_gradients(grad, x, scale, shift, weight)
+    tile = _tile(x, x.shape[1])
+    channels, group = x.shape[1], weight.shape[1]
+    wrap_triton(scores_backward)[(len(x), _parts(tile), triton.cdiv(channels, tile["CB"]))](
+        grad.contiguous(), x, scale.contiguous(), shift.contiguous(), weight.contiguous(), None, *results,
+        len(x), channels, group, **tile,
+    )  # fmt: skip
+    return results
+
+
+def _moments_result(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    means, squares = (torch.empty(x.shape[:2], dtype=torch.float32, device=x.device) for _ in range(2))
+    return means, squares
+
+
+def _save_moments(ctx: Any, inputs: tuple[torch.Tensor], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, output[0])
+
+
+def _differentiate_moments(ctx: Any, d_means: torch.Tensor, d_squares: torch.Tensor) -> torch.Tensor:
+    x, means = ctx.saved_tensors
+    slope = 2 * d_squares
+    return image_affine(x, slope, d_means / (x.shape[2] * x.shape[3]) - slope * means)
+
+
+@register(_moments_result, _save_moments, _differentiate_moments)
+def image_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each channel of each image the mean and the sum of squares around it, `(B, C)`, in float32."""
+    means, squares = _moments_result(x)
+    tile = _tile(x, x.shape[1])
+    wrap_triton(moments)[(len(x), triton.cdiv(x.shape[1], tile["CB"]))](x, means, squares, x.shape[1], **tile)
+    return means, squares
+
+
+def _affine_result(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    return _like(x)
+
+
+@register(_affine_result)
+def image_affine(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """`scale * x + shift` for numbers of each channel of each image, `(B, C)`."""
+    out = _like(x)
+    tile = _tile(x, x.shape[1])
+    wrap_triton(affine)[(len(x), _parts(tile), triton.cdiv(x.shape[1], tile["CB"]))](
+        x, scale.contiguous(), shift.contiguous(), None, out, x.shape[1], **tile
+    )
+    return out
