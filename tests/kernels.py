@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from interpreter import repair_bfloat16
 from visionattn.ops import explain, use_backend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 AVAILABLE = INTERPRETED or DEVICE == "cuda"
 if INTERPRETED:
+    from interpreter import repair_bfloat16
+
     repair_bfloat16()
 LAYOUTS = ("NCHW", "NHWC")
 # Largest error allowed, relative to the root mean square of what is expected.

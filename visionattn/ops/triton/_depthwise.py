@@ -112,7 +112,7 @@ def _fake(x: torch.Tensor, grad: torch.Tensor, width: int, side: int) -> tuple[t
 def depthwise_weight_gradients(
     x: torch.Tensor, grad: torch.Tensor, width: int, side: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of weight and bias in float32, `(C, 1, side, side), (C,)`, from x and that of the result `(B, N, C)`."""
+    """Float32 gradients of weight `(C, 1, side, side)` and bias `(C,)`, from x and that of the result `(B, N, C)`."""
     images, tokens, channels = x.shape
     taps = triton.next_power_of_2(side * side + 1)
     block = min(64, triton.next_power_of_2(channels))

@@ -11,11 +11,7 @@ EPS = tl.constexpr(1e-6)
 @triton.jit
 def operand(x, PRECISION: tl.constexpr):
     """What `dot` makes of x: bfloat16 for the precision of that name, float32 else."""
-    if PRECISION == "bf16":
-        x = x.to(tl.bfloat16)
-    else:
-        x = x.to(tl.float32)
-    return x
+    return x.to(tl.bfloat16 if PRECISION == "bf16" else tl.float32)
 
 
 @triton.jit
