@@ -21,11 +21,11 @@ def _query_of_head(
     t, opened, y = chunk(q, None, factor, rows, valid, columns, within, q_token, C)
     features = operand(feature(y, largest, length, power_length, POWER), PRECISION).to(tl.float32)
     some_kv, some_mean = means_of(kv, mean, head, D, BLOCK_D)
+    z = 1.0 / (tl.sum(features * some_mean[None, :], 1) + EPS)
     inside = valid[:, None] & within[None, :]
     some_grad = tl.load(grad + rows[:, None] * grad_token + columns[None, :], mask=inside, other=0.0)
     # Where all keys are alike, what comes from the products and what comes from z is nearly the same.
     from_out = dot(some_grad, tl.trans(some_kv), PRECISION, True)
-    z = 1.0 / (tl.sum(features * some_mean[None, :], 1) + EPS)
     from_z = tl.sum(features * from_out, 1) * z * z
     return from_out * z[:, None] - from_z[:, None] * some_mean[None, :], features, t, opened, y, z, from_z
 
@@ -58,7 +58,6 @@ def queries_backward_kernel(
     z,
     from_z,
     tokens,
-    run,
     q_image,
     q_token,
     grad_image,
@@ -72,54 +71,46 @@ def queries_backward_kernel(
     BLOCK_D: tl.constexpr,
 ):
     C: tl.constexpr = HEADS * D
-    runs = tl.cdiv(tokens, BLOCK_N * run)
-    image = (tl.program_id(0) // runs).to(tl.int64)
-    first = tl.program_id(0) % runs * (BLOCK_N * run)
+    tiles = tl.cdiv(tokens, BLOCK_N)
+    image = (tl.program_id(0) // tiles).to(tl.int64)
+    first = tl.program_id(0) % tiles * BLOCK_N
     rows = tl.arange(0, BLOCK_N)
     q += image * q_image + first.to(tl.int64) * q_token
     grad += image * grad_image + first.to(tl.int64) * grad_token
     kv += image * C * D
     mean += image * C
     q_grad += (image * tokens + first) * C
-    factor_grad += tl.program_id(0).to(tl.int64) * run * C
+    factor_grad += tl.program_id(0).to(tl.int64) * C
     z += (image * tokens + first) * HEADS
     from_z += (image * tokens + first) * HEADS
-    for _ in range(run):
-        valid = first + rows < tokens
-        largest, length, power_length = lengths(q, None, factor, rows, valid, q_token, C, C, POWER, BLOCK_N, BLOCK_C)
-        along = tl.zeros([BLOCK_N], tl.float32)
+    valid = first + rows < tokens
+    largest, length, power_length = lengths(q, None, factor, rows, valid, q_token, C, C, POWER, BLOCK_N, BLOCK_C)
+    along = tl.zeros([BLOCK_N], tl.float32)
+    for head in range(HEADS):
+        some_grad, features, t, opened, y, some_z, some_from_z = _query_of_head(
+            q, grad, factor, kv, mean, head, rows, valid, q_token, grad_token, largest, length, power_length,
+            D, C, POWER, PRECISION, BLOCK_D,
+        )  # fmt: skip
+        tl.store(z + rows * HEADS + head, some_z, mask=valid)
+        tl.store(from_z + rows * HEADS + head, some_from_z, mask=valid)
+        # The product of the features with their gradient, all but the 1e-6 of which cancels.
+        along += EPS * some_from_z
+        if HEADS == 1:
+            _store_gradients(
+                some_grad, features, t, opened, y, along / length / length, factor, q_grad, factor_grad, head, rows,
+                valid, largest, length, power_length, D, C, POWER, BLOCK_D,
+            )  # fmt: skip
+    if HEADS > 1:
+        along = along / length / length
         for head in range(HEADS):
             some_grad, features, t, opened, y, some_z, some_from_z = _query_of_head(
                 q, grad, factor, kv, mean, head, rows, valid, q_token, grad_token, largest, length, power_length,
                 D, C, POWER, PRECISION, BLOCK_D,
             )  # fmt: skip
-            tl.store(z + rows * HEADS + head, some_z, mask=valid)
-            tl.store(from_z + rows * HEADS + head, some_from_z, mask=valid)
-            # The product of the features with their gradient, all but the 1e-6 of which cancels.
-            along += EPS * some_from_z
-            if HEADS == 1:
-                _store_gradients(
-                    some_grad, features, t, opened, y, along / length / length, factor, q_grad, factor_grad, head, rows,
-                    valid, largest, length, power_length, D, C, POWER, BLOCK_D,
-                )  # fmt: skip
-        if HEADS > 1:
-            along = along / length / length
-            for head in range(HEADS):
-                some_grad, features, t, opened, y, _, _ = _query_of_head(
-                    q, grad, factor, kv, mean, head, rows, valid, q_token, grad_token, largest, length, power_length,
-                    D, C, POWER, PRECISION, BLOCK_D,
-                )  # fmt: skip
-                _store_gradients(
-                    some_grad, features, t, opened, y, along, factor, q_grad, factor_grad, head, rows,
-                    valid, largest, length, power_length, D, C, POWER, BLOCK_D,
-                )  # fmt: skip
-        first += BLOCK_N
-        q += BLOCK_N * q_token
-        grad += BLOCK_N * grad_token
-        q_grad += BLOCK_N * C
-        factor_grad += C
-        z += BLOCK_N * HEADS
-        from_z += BLOCK_N * HEADS
+            _store_gradients(
+                some_grad, features, t, opened, y, along, factor, q_grad, factor_grad, head, rows,
+                valid, largest, length, power_length, D, C, POWER, BLOCK_D,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -154,7 +145,6 @@ def keys_backward_kernel(
     v_grad,
     factor_grad,
     tokens,
-    run,
     width,
     k_image,
     k_token,
@@ -172,9 +162,9 @@ def keys_backward_kernel(
     BLOCK_D: tl.constexpr,
 ):
     C: tl.constexpr = HEADS * D
-    runs = tl.cdiv(tokens, BLOCK_N * run)
-    image = (tl.program_id(0) // runs).to(tl.int64)
-    first = tl.program_id(0) % runs * (BLOCK_N * run)
+    tiles = tl.cdiv(tokens, BLOCK_N)
+    image = (tl.program_id(0) // tiles).to(tl.int64)
+    first = tl.program_id(0) % tiles * BLOCK_N
     rows = tl.arange(0, BLOCK_N)
     k += image * k_image + first.to(tl.int64) * k_token
     v += image * v_image + first.to(tl.int64) * v_token
@@ -185,50 +175,39 @@ def keys_backward_kernel(
     mean_grad += image * C
     k_grad += (image * tokens + first) * C
     v_grad += (image * tokens + first) * C
-    factor_grad += tl.program_id(0).to(tl.int64) * run * C
-    for _ in range(run):
-        valid = first + rows < tokens
-        largest, length, power_length = lengths(
-            k, positions, factor, rows, valid, k_token, C, C, POWER, BLOCK_N, BLOCK_C
-        )
-        along = tl.zeros([BLOCK_N], tl.float32)
+    factor_grad += tl.program_id(0).to(tl.int64) * C
+    valid = first + rows < tokens
+    largest, length, power_length = lengths(k, positions, factor, rows, valid, k_token, C, C, POWER, BLOCK_N, BLOCK_C)
+    along = tl.zeros([BLOCK_N], tl.float32)
+    for head in range(HEADS):
+        some_grad, features, t, opened, y, some_kv = _key_of_head(
+            k, v, positions, factor, kv_grad, mean_grad, head, rows, valid, k_token, v_token, largest, length,
+            power_length, D, C, POWER, PRECISION, BLOCK_D,
+        )  # fmt: skip
+        along += tl.sum(some_grad * features, 1)
+        if HEADS == 1:
+            _store_gradients(
+                some_grad, features, t, opened, y, along / length / length, factor, k_grad, factor_grad, head, rows,
+                valid, largest, length, power_length, D, C, POWER, BLOCK_D,
+            )  # fmt: skip
+        columns = head * D + tl.arange(0, BLOCK_D)
+        within = tl.arange(0, BLOCK_D) < D
+        result = dot(features, some_kv, PRECISION)
+        if weight is not None:
+            result += convolved(
+                grad, weight, first, rows, valid, columns, within, grad_token, tokens, width, SIDE, True, BLOCK_N,
+                BLOCK_D,
+            )  # fmt: skip
+        at = v_grad + rows[:, None] * C + columns[None, :]
+        tl.store(at, result.to(v_grad.dtype.element_ty), mask=valid[:, None] & within[None, :])
+    if HEADS > 1:
+        along = along / length / length
         for head in range(HEADS):
             some_grad, features, t, opened, y, some_kv = _key_of_head(
                 k, v, positions, factor, kv_grad, mean_grad, head, rows, valid, k_token, v_token, largest, length,
                 power_length, D, C, POWER, PRECISION, BLOCK_D,
             )  # fmt: skip
-            along += tl.sum(some_grad * features, 1)
-            if HEADS == 1:
-                _store_gradients(
-                    some_grad, features, t, opened, y, along / length / length, factor, k_grad, factor_grad, head, rows,
-                    valid, largest, length, power_length, D, C, POWER, BLOCK_D,
-                )  # fmt: skip
-            columns = head * D + tl.arange(0, BLOCK_D)
-            within = tl.arange(0, BLOCK_D) < D
-            result = dot(features, some_kv, PRECISION)
-            if weight is not None:
-                result += convolved(
-                    grad, weight, first, rows, valid, columns, within, grad_token, tokens, width, SIDE, True, BLOCK_N,
-                    BLOCK_D,
-                )  # fmt: skip
-            at = v_grad + rows[:, None] * C + columns[None, :]
-            tl.store(at, result.to(v_grad.dtype.element_ty), mask=valid[:, None] & within[None, :])
-        if HEADS > 1:
-            along = along / length / length
-            for head in range(HEADS):
-                some_grad, features, t, opened, y, _ = _key_of_head(
-                    k, v, positions, factor, kv_grad, mean_grad, head, rows, valid, k_token, v_token, largest, length,
-                    power_length, D, C, POWER, PRECISION, BLOCK_D,
-                )  # fmt: skip
-                _store_gradients(
-                    some_grad, features, t, opened, y, along, factor, k_grad, factor_grad, head, rows,
-                    valid, largest, length, power_length, D, C, POWER, BLOCK_D,
-                )  # fmt: skip
-        first += BLOCK_N
-        k += BLOCK_N * k_token
-        v += BLOCK_N * v_token
-        if positions is not None:
-            positions += BLOCK_N * C
-        k_grad += BLOCK_N * C
-        v_grad += BLOCK_N * C
-        factor_grad += C
+            _store_gradients(
+                some_grad, features, t, opened, y, along, factor, k_grad, factor_grad, head, rows,
+                valid, largest, length, power_length, D, C, POWER, BLOCK_D,
+            )  # fmt: skip

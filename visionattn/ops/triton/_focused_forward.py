@@ -64,7 +64,7 @@ def means_kernel(
         largest, length, power_length = lengths(
             x, positions, factor, rows, valid, x_token, C, C, POWER, BLOCK_N, BLOCK_C
         )
-        _, _, y = chunk(x, positions, factor, rows, valid, columns, within, x_token, C)
+        _t, _opened, y = chunk(x, positions, factor, rows, valid, columns, within, x_token, C)
         features = operand(feature(y, largest, length, power_length, POWER), PRECISION)
         inside = valid[:, None] & within[None, :]
         other = tl.load(w + rows[:, None] * w_token + columns[None, :], mask=inside, other=0.0)
@@ -82,7 +82,7 @@ def means_kernel(
             single *= -of_sum
             z += BLOCK_N * HEADS
             from_z += BLOCK_N * HEADS
-        product += dot(tl.trans(features), other, PRECISION, z is not None)
+        product += dot(tl.trans(features), other, PRECISION)
         total += tl.sum(single, 0)
         x += BLOCK_N * x_token
         w += BLOCK_N * w_token
@@ -140,13 +140,13 @@ def result_kernel(
     kv += image * C * D
     mean += image * C
     out += (image * tokens + first) * C
-    for _ in range(run):
+    for _tile in range(run):
         valid = first + rows < tokens
         largest, length, power_length = lengths(q, None, factor, rows, valid, q_token, C, C, POWER, BLOCK_N, BLOCK_C)
         for head in range(HEADS):
             columns = head * D + tl.arange(0, BLOCK_D)
             within = tl.arange(0, BLOCK_D) < D
-            _, _, y = chunk(q, None, factor, rows, valid, columns, within, q_token, C)
+            _t, _opened, y = chunk(q, None, factor, rows, valid, columns, within, q_token, C)
             features = operand(feature(y, largest, length, power_length, POWER), PRECISION)
             some_kv, some_mean = means_of(kv, mean, head, D, BLOCK_D)
             weights = tl.sum(features.to(tl.float32) * some_mean[None, :], 1)

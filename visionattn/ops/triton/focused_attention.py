@@ -155,11 +155,9 @@ def focused_linear_attention_backward(
     shapes = _shapes(q, heads, power)
     q_grad, k_grad, v_grad = (t.new_empty(t.shape) for t in (q, k, v))
     z, from_z = torch.empty(2, *q.shape[:2], heads, dtype=torch.float32, device=q.device).unbind()
-    q_run, q_programs = _runs(q, shapes)
-    k_run, k_programs = _runs(k, shapes)
-    q_tiles = q_run * q_programs
-    factor_grads = torch.empty(q_tiles + k_run * k_programs, q.size(2), dtype=torch.float32, device=q.device)
-    wrap_triton(queries_backward_kernel)[(q_programs,)](
+    q_tiles, k_tiles = (len(t) * triton.cdiv(t.size(1), shapes["BLOCK_N"]) for t in (q, k))
+    factor_grads = torch.empty(q_tiles + k_tiles, q.size(2), dtype=torch.float32, device=q.device)
+    wrap_triton(queries_backward_kernel)[(q_tiles,)](
         q,
         grad,
         factor,
@@ -170,7 +168,6 @@ def focused_linear_attention_backward(
         z,
         from_z,
         q.size(1),
-        q_run,
         q.stride(0),
         q.stride(1),
         grad.stride(0),
@@ -180,7 +177,7 @@ def focused_linear_attention_backward(
         **shapes,
     )
     kv_grad, mean_grad = _means(q, None, factor, grad, (z, from_z), k.size(1), shapes)
-    wrap_triton(keys_backward_kernel)[(k_programs,)](
+    wrap_triton(keys_backward_kernel)[(k_tiles,)](
         k,
         v,
         positions,
@@ -193,7 +190,6 @@ def focused_linear_attention_backward(
         v_grad,
         factor_grads[q_tiles:],
         k.size(1),
-        k_run,
         width,
         k.stride(0),
         k.stride(1),
