@@ -146,16 +146,18 @@ def result_kernel(
         for head in range(HEADS):
             columns = head * D + tl.arange(0, BLOCK_D)
             within = tl.arange(0, BLOCK_D) < D
+            result = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+            if weight is not None:
+                result = convolved(
+                    v, weight, first, rows, valid, columns, within, v_token, tokens, width,
+                    SIDE, False, BLOCK_N, BLOCK_D,
+                )  # fmt: skip
             _t, _opened, y = chunk(q, None, factor, rows, valid, columns, within, q_token, C)
             features = operand(feature(y, largest, length, power_length, POWER), PRECISION)
             some_kv, some_mean = means_of(kv, mean, head, D, BLOCK_D)
             weights = tl.sum(features.to(tl.float32) * some_mean[None, :], 1)
-            result = dot(features, some_kv, PRECISION) * (1.0 / (weights + EPS))[:, None]
+            result += dot(features, some_kv, PRECISION) * (1.0 / (weights + EPS))[:, None]
             if weight is not None:
-                result += convolved(
-                    v, weight, first, rows, valid, columns, within, v_token, tokens, width,
-                    SIDE, False, BLOCK_N, BLOCK_D,
-                )  # fmt: skip
                 result += tl.load(bias + columns, mask=within, other=0.0).to(tl.float32)[None, :]
             at = out + rows[:, None] * C + columns[None, :]
             tl.store(at, result.to(out.dtype.element_ty), mask=valid[:, None] & within[None, :])
