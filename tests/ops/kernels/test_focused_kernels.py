@@ -17,13 +17,13 @@ CASES = {
     "one head": (2, 7, 7, 32, 1, 3, None),
     "odd channels": (1, 7, 13, 36, 3, 1, None),
     "convolution": (2, 4, 6, 20, 1, 3, 5),
-    "five heads": (1, 3, 7, 60, 5, 4, 3),
+    "five heads": (1, 3, 5, 60, 5, 4, 3),
     "many tokens": (1, 3, 61, 16, 1, 3, None),
     "a square": (1, 14, 14, 8, 1, 2, None),
     "wide": (1, 2, 9, 128, 2, 3, None),
 }
 # Where each case of all precisions would cost much and show nothing.
-LIGHT = ("one head", "odd channels", "five heads")
+LIGHT = ("one head", "five heads")
 
 
 def operands(images, rows, columns, channels, heads, power, side, dtype=torch.float32, keys=None):
@@ -169,4 +169,4 @@ def test_the_mixer(settings, amp):
     for name, value in kernels.items():
         assert value.dtype == plain[name].dtype
         # The scale's gradient is a sum that nearly cancels, in the torch code too.
-        close(name, value, plain[name], 3e-2 if amp else 5e-5)
+        close(name, value, plain[name], 5e-2 if amp else 5e-5)

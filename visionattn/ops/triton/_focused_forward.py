@@ -82,7 +82,7 @@ def means_kernel(
             single *= -of_sum
             z += BLOCK_N * HEADS
             from_z += BLOCK_N * HEADS
-        product += dot(tl.trans(features), other, PRECISION)
+        product += dot(tl.trans(features), other, PRECISION, z is not None)
         total += tl.sum(single, 0)
         x += BLOCK_N * x_token
         w += BLOCK_N * w_token

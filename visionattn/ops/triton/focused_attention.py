@@ -86,7 +86,9 @@ def _means(
     """Sums over the tokens of `f(x) w^T` and of `f(x)`, divided by a count: `(B, H, D, D), (B, C)`, float32."""
     images, tokens, channels = x.shape
     heads, side = shapes["HEADS"], shapes["D"]
-    group, block = min(heads, max(1, 64 // side)), 64 if x.dtype.itemsize == 2 else 16
+    group = min(heads, max(1, 64 // side))
+    # The backward pass multiplies twice, for the digits that bfloat16 has not.
+    block = 16 if x.dtype.itemsize == 4 else 64 if per_token[0] is None else 32
     groups = -(-heads // group)
     splits = max(1, min(-(-512 // (images * groups)), tokens // 256))
     split_tokens = -(-tokens // (splits * block)) * block
