@@ -16,6 +16,10 @@ from visionattn.ops import explain, use_backend
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 AVAILABLE = INTERPRETED or DEVICE == "cuda"
+if INTERPRETED:
+    from interpreter import repair_bfloat16
+
+    repair_bfloat16()
 LAYOUTS = ("NCHW", "NHWC")
 # Largest error allowed, relative to the root mean square of what is expected.
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.ops import focused_attention
+from visionattn.ops import focused_attention, nhwc_conv
 
 __all__ = ["FocusedLinearAttention"]
 
@@ -154,14 +154,21 @@ class FocusedLinearAttention(nn.Module):
         return _from_windows(out, q.shape)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        weight, bias = self._convolution()
+        reduced = v.shape != q.shape
         out = focused_attention(
             *(t.flatten(1, 2) for t in (q, k, v)),
             self.scale.flatten(),
             self._encoding(k.shape[1:3]),
             num_heads=self.num_heads,
             focusing_factor=self.focusing_factor,
-        )
-        return self._convolve(self._restore(v, q.shape)).add_(out.view(q.shape))
+            convolution=None if reduced else (weight, bias),
+            grid=tuple(q.shape[1:3]),
+        ).view(q.shape)
+        if not reduced:
+            return out
+        restored = self._restore(v, q.shape)
+        return nhwc_conv(restored, weight, bias, padding=weight.size(3) // 2, groups=q.size(3)).add_(out)
 
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
         x = x.permute(0, 3, 1, 2)
@@ -179,23 +186,20 @@ class FocusedLinearAttention(nn.Module):
         return None if encoding is None else encoding.squeeze(0)
 
     def _restore(self, v: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        if v.shape[1:3] == shape[1:3]:
-            return v
         if self.legacy_interpolation:
             rows = F.interpolate(v.flatten(1, 2).mT, shape[1] * shape[2], mode="linear", align_corners=False)
             return rows.mT.unflatten(1, tuple(shape[1:3]))
         return _resize(v, shape[1:3], "bilinear")
 
-    def _convolve(self, v: torch.Tensor) -> torch.Tensor:
+    def _convolution(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias over the channels of all heads."""
         weight = self.dwc.weight.repeat(self.num_heads, 1, 1, 1)
         bias = self.dwc.bias.repeat(self.num_heads)
         if self.get_v is not None:
             # Convolutions of the same map add up to one with the sum of the kernels.
             weight = weight + F.pad(self.get_v.weight, [self.dwc.padding[0] - 1] * 4)
             bias = bias + self.get_v.bias
-        # Channels stay last in memory: the map of all heads is convolved as it lies.
-        v = F.conv2d(v.permute(0, 3, 1, 2), weight, bias, padding=self.dwc.padding, groups=v.size(3))
-        return v.permute(0, 2, 3, 1)
+        return weight, bias
 
 
 def _pair(name: str, size: int | tuple[int, int] | None) -> tuple[int, int] | None:

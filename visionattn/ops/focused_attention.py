@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from ._dispatch import has_kernel
 from ._eager import differentiable_backward, written_by_hand
+from .nhwc_conv import nhwc_conv
 
 __all__ = ["focused_attention", "focused_features"]
 
 _EPS = 1e-6
 # Numbers in what is worked on at a time: 512 kB in float32. Mostly a part of one image, whose heads need no copies.
 _CHUNK = 2**17
+# Limits of the kernels: the width of a head, the side of the convolution, and the power, each step of which is code.
+_WIDEST, _LARGEST, _SHARPEST = 64, 11, 16
 
 
 def focused_features(t: torch.Tensor, scale: torch.Tensor, focusing_factor: int = 3) -> torch.Tensor:
@@ -33,6 +37,37 @@ def focused_features(t: torch.Tensor, scale: torch.Tensor, focusing_factor: int 
     return _focus(_wide(t), _factor(scale), focusing_factor)
 
 
+def _refuses(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: torch.Tensor,
+    positions: torch.Tensor | None = None,
+    *,
+    num_heads: int,
+    focusing_factor: int = 3,
+    quadratic: bool | None = None,
+    convolution: tuple[torch.Tensor, torch.Tensor] | None = None,
+    grid: tuple[int, int] | None = None,
+) -> str:
+    if quadratic:
+        return "only the linear order has one"
+    if not q.dtype == k.dtype == v.dtype:
+        return f"queries, keys and values are {q.dtype}, {k.dtype} and {v.dtype}"
+    if any(t.stride(2) != 1 for t in (q, k, v)):
+        return "the channels of a token do not lie together"
+    if q.size(2) > _WIDEST * num_heads:
+        return f"heads are wider than {_WIDEST}"
+    if focusing_factor > _SHARPEST:
+        return f"the power is more than {_SHARPEST}"
+    if convolution is not None and convolution[0].size(3) > _LARGEST:
+        return f"the convolution is larger than {_LARGEST}"
+    if convolution is not None and not _fits(grid, q, v):
+        return "the grid does not fit"
+    return ""
+
+
+@has_kernel("focused_attention", _refuses)
 def focused_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -43,6 +78,8 @@ def focused_attention(
     num_heads: int,
     focusing_factor: int = 3,
     quadratic: bool | None = None,
+    convolution: tuple[torch.Tensor, torch.Tensor] | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Means of the values with weights `f(q) f(k + positions)^T` in each head; f: `focused_features` of all channels.
 
@@ -59,7 +96,18 @@ def focused_attention(
         focusing_factor: The power, an integer of at least 1.
         quadratic: Whether to form the N x M weights; otherwise the keys meet the values first. Only the speed differs.
             None does so where it halves the multiplications, that is for N = M below half a head's width.
+        convolution: Weight `(C, 1, K, K)`, K odd, and bias `(C,)` of a depthwise convolution of the values, which is
+            added to the result: where there are kernels, in the same pass. N = M only.
+        grid: Rows and columns of the map whose tokens the values are, for the convolution.
+
+    Raises:
+        ValueError: If there is a convolution and no grid of N = M tokens.
     """
+    if convolution is not None and not _fits(grid, q, v):
+        raise ValueError(
+            "a convolution needs as many queries as values and their grid (rows, columns), "
+            f"got {q.size(1)}, {v.size(1)} and grid={grid}"
+        )
     if quadratic is None:
         quadratic = 4 * q.size(1) * k.size(1) * num_heads < (q.size(1) + k.size(1)) * q.size(2)
     if positions is None:
@@ -67,9 +115,19 @@ def focused_attention(
     with _no_autocast(q):
         factor = _factor(scale)
         if written_by_hand(q) and not quadratic:
-            return _LinearAttention.apply(q, k, v, positions, factor.to(q.dtype), num_heads, focusing_factor)[0]
-        wide = (_wide(part) for part in (q, k, v, positions))
-        return _plain(*wide, factor, num_heads, focusing_factor, quadratic).to(v.dtype)
+            out = _LinearAttention.apply(q, k, v, positions, factor.to(q.dtype), num_heads, focusing_factor)[0]
+        else:
+            wide = (_wide(part) for part in (q, k, v, positions))
+            out = _plain(*wide, factor, num_heads, focusing_factor, quadratic).to(v.dtype)
+    if convolution is None:
+        return out
+    weight, bias = convolution
+    values = nhwc_conv(v.unflatten(1, grid), weight, bias, padding=weight.size(3) // 2, groups=v.size(2))
+    return values.flatten(1, 2).add_(out)
+
+
+def _fits(grid: tuple[int, int] | None, q: torch.Tensor, v: torch.Tensor) -> bool:
+    return grid is not None and q.shape == v.shape and grid[0] * grid[1] == q.size(1)
 
 
 class _LinearAttention(torch.autograd.Function):
