@@ -10,6 +10,7 @@ from .channel_attention import channel_attention, moments_pay, projected_channel
 from .clusters import cluster_attention
 from .cross import cross_gate
 from .focused_attention import focused_attention, focused_features
+from .gathered import Windows, gathered_attention
 from .halo_attention import halo_attention
 from .large_kernel import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from .layout import memory_format
@@ -24,6 +25,7 @@ from .subspace import channel_moments, residual_gate, subspace_pays, subspace_sc
 from .windows import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
+    "Windows",
     "attention",
     "axis_attention",
     "axis_gate",
@@ -36,6 +38,7 @@ __all__ = [
     "explain",
     "focused_attention",
     "focused_features",
+    "gathered_attention",
     "halo_attention",
     "interpolate_kernel",
     "large_kernel_conv",

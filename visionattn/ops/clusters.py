@@ -5,13 +5,20 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ._dispatch import has_kernel
 from ._eager import traced
+from .gathered import refuses_rows
 
-__all__ = ["cluster_attention"]
+__all__ = ["cluster_attention", "convolved"]
 
 Conv = tuple[torch.Tensor, torch.Tensor, tuple[int, int]]
 
 
+def _refuses(qkv: torch.Tensor, order: torch.Tensor, *, dropout_p: float = 0.0, **settings: object) -> str:
+    return "attention weights are dropped" if dropout_p > 0 else refuses_rows(qkv)
+
+
+@has_kernel("gathered", _refuses)
 def cluster_attention(
     qkv: torch.Tensor,
     order: torch.Tensor,
@@ -105,6 +112,13 @@ def _put_back(out: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> tor
     return out.index_select(0, slots)
 
 
+def convolved(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The depthwise convolution of values that stand on a grid. `(B, N, heads, d) -> (B, N, heads, d)`."""
+    x = values.flatten(2).unflatten(1, grid).permute(0, 3, 1, 2)
+    x = F.conv2d(x, weight, bias, padding=weight.size(-1) // 2, groups=len(weight))
+    return x.permute(0, 2, 3, 1).reshape(values.shape)
+
+
 def _convolve(
     values: torch.Tensor,
     weight: torch.Tensor,
@@ -114,9 +128,7 @@ def _convolve(
     to_tokens: torch.Tensor,
     size: int,
 ) -> torch.Tensor:
-    x = values.flatten(2).unflatten(1, grid).permute(0, 3, 1, 2)
-    x = F.conv2d(x, weight, bias, padding=weight.size(-1) // 2, groups=len(weight))
-    return x.permute(0, 2, 3, 1).reshape(values.shape)
+    return convolved(values, weight, bias, grid)
 
 
 _PLAIN = (_gather, _put_back, _convolve)

@@ -9,13 +9,35 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from ._dispatch import has_kernel
 from .attention import attention
 
-__all__ = ["merge_windows", "partition_windows", "relative_position_bias", "window_attention"]
+__all__ = ["merge_windows", "padded_size", "partition_windows", "relative_position_bias", "window_attention"]
 
 Pair = tuple[int, int]
 
 
+# Wider heads than this do not fit the registers of a GPU's processor, beside the scores.
+WIDEST = 128
+
+
+def _refuses(
+    x: torch.Tensor,
+    qkv: Callable[[torch.Tensor], torch.Tensor],
+    proj: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    num_heads: int,
+    dropout_p: float = 0.0,
+    **settings: object,
+) -> str:
+    if dropout_p > 0:
+        return "attention weights are dropped"
+    if x.size(-1) > WIDEST * num_heads:
+        return f"heads are wider than {WIDEST}"
+    return ""
+
+
+@has_kernel("gathered", _refuses)
 def window_attention(
     x: torch.Tensor,
     qkv: Callable[[torch.Tensor], torch.Tensor],
@@ -108,6 +130,12 @@ def relative_position_bias(table: torch.Tensor, window: Pair, nominal: Pair) -> 
     # Along reversed keys the distances of one query are one patch of the table: no table of indices is needed.
     pairs = grid.unfold(0, height, 1).unfold(1, width, 1).flip(-2, -1)
     return pairs.permute(2, 0, 1, 3, 4).reshape(-1, height * width, height * width)
+
+
+def padded_size(size: Pair, window: Pair) -> Pair:
+    """Height and width of a map of whole windows that holds this one."""
+    rows, columns = _count(size, window)
+    return rows * window[0], columns * window[1]
 
 
 def _count(size: Pair, window: Pair) -> Pair:

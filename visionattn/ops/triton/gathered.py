@@ -1,0 +1,333 @@
+"""Gathered attention on GPUs, and the operations that are a case of it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+from torch.nn import functional as F
+
+from ..clusters import Conv, convolved
+from ..gathered import Windows, check_arguments
+from ..windows import WIDEST
+from . import _gathered_kernels as kernels
+from ._register import register, wrap_triton
+
+__all__ = ["cluster_attention", "gathered_attention", "window_attention"]
+
+Pair = tuple[int, int]
+Tensors3 = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+# That add up the gradient of the bias: enough for any GPU, and few enough to add up what each has found.
+PROGRAMS = 1024
+# The longest side of a tile and its warps, by the bytes of a number and the width of a head, up to which it holds: the
+# largest that the registers of all generations of GPUs hold.
+TILES = {(2, 64): (64, 4), (2, 128): (32, 4), (4, 32): (32, 8), (4, 128): (16, 8)}
+
+
+def gathered_attention(
+    qkv: torch.Tensor,
+    groups: Windows | torch.Tensor,
+    *,
+    routes: torch.Tensor | None = None,
+    overlap: int = 0,
+    bias: torch.Tensor | None = None,
+    fill: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """As `visionattn.ops.gathered_attention`."""
+    return _attention(qkv, groups, routes=routes, overlap=overlap, bias=bias, fill=fill, scale=scale)[0]
+
+
+def window_attention(
+    x: torch.Tensor,
+    qkv: Callable[[torch.Tensor], torch.Tensor],
+    proj: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    num_heads: int,
+    window: Pair,
+    shift: Pair = (0, 0),
+    bias: torch.Tensor | None = None,
+    mask_padding: bool = False,
+    dropout_p: float = 0.0,
+) -> torch.Tensor:
+    """As `visionattn.ops.window_attention`, but the map is projected as it stands and never cut."""
+    size = (x.size(1), x.size(2))
+    rows = qkv(x).flatten(1, 2).unflatten(-1, (3, num_heads, -1))
+    fill = None
+    if not mask_padding and any(length % side for length, side in zip(size, window, strict=True)):
+        fill = qkv(x.new_zeros(1, x.size(3))).view(3, num_heads, -1)[1:]
+    out = gathered_attention(rows, Windows(size, window, shift), bias=bias, fill=fill)
+    return proj(out.flatten(2).unflatten(1, size))
+
+
+def cluster_attention(
+    qkv: torch.Tensor,
+    order: torch.Tensor,
+    *,
+    overlap: int = 0,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    pair_images: bool = False,
+    conv: Conv | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `visionattn.ops.cluster_attention`."""
+    shape = qkv[:, :, 0].shape
+    if pair_images:
+        # Two images of a cluster each are one of two clusters, in which empty slots lie beyond the tokens of both.
+        tokens = shape[1]
+        order = order.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2, 3)
+        second = torch.tensor([0, tokens], device=order.device).unsqueeze(1)
+        order = torch.where(order < tokens, order + second, 2 * tokens)
+        qkv = qkv.unflatten(0, (-1, 2)).flatten(1, 2)
+    elif order.size(2) == 1:
+        overlap = 0
+    overlap = min(overlap, order.size(3))
+    out, values = _attention(qkv, order, overlap=overlap, scale=scale, values=True)
+    values = values.view(shape)
+    return out.view(shape), values if conv is None else convolved(values, *conv)
+
+
+def _attention(
+    qkv: torch.Tensor,
+    groups: Windows | torch.Tensor,
+    *,
+    routes: torch.Tensor | None = None,
+    overlap: int = 0,
+    bias: torch.Tensor | None = None,
+    fill: torch.Tensor | None = None,
+    scale: float | None = None,
+    values: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The results and, if wanted, the values as they came in, in memory of their own."""
+    check_arguments(qkv, groups, routes, overlap, bias, fill)
+    if qkv.size(-1) > WIDEST:
+        raise ValueError(f"heads are at most {WIDEST} wide in kernels, got {qkv.size(-1)}")
+    table, windows = groups, []
+    if isinstance(groups, Windows):
+        table, windows = None, [*groups.size, *groups.window, *groups.shift]
+    scale = qkv.size(-1) ** -0.5 if scale is None else scale
+    out, _, values = gathered_forward(qkv, table, routes, bias, fill, windows, overlap, scale, values)
+    return out, values
+
+
+def _like_forward(
+    qkv: torch.Tensor,
+    table: torch.Tensor | None,
+    routes: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    fill: torch.Tensor | None,
+    windows: Sequence[int],
+    overlap: int,
+    scale: float,
+    values: bool,
+) -> Tensors3:
+    batch, tokens, _, heads, dim = qkv.shape
+    out = qkv.new_empty(batch, tokens, heads, dim)
+    return (
+        out,
+        out.new_empty(batch, heads, tokens, dtype=torch.float32),
+        torch.empty_like(out) if values else out.new_empty(0),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensors3) -> None:
+    qkv, table, routes, bias, fill, *ctx.settings, ctx.values = inputs
+    ctx.save_for_backward(qkv, table, routes, bias, fill, *output[:2])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: torch.Tensor | None, _: None, grad_values: torch.Tensor | None) -> tuple[Any, ...]:
+    qkv, table, routes, bias, fill, out, sums = ctx.saved_tensors
+    if grad is None:
+        grad = torch.zeros_like(out)
+    grad_values = grad_values if ctx.values else None
+    d_qkv, d_bias, d_fill = gathered_backward(
+        qkv, table, routes, bias, fill, out, sums, grad, grad_values, *ctx.settings, ctx.needs_input_grad[3]
+    )
+    d_bias = d_bias if ctx.needs_input_grad[3] else None
+    return d_qkv, None, None, d_bias, d_fill if fill is not None else None, None, None, None, None
+
+
+@register(_like_forward, _setup, _backward)
+def gathered_forward(
+    qkv: torch.Tensor,
+    table: torch.Tensor | None,
+    routes: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    fill: torch.Tensor | None,
+    windows: Sequence[int],
+    overlap: int,
+    scale: float,
+    values: bool,
+) -> Tensors3:
+    batch, tokens, _, heads, dim = qkv.shape
+    out = qkv.new_empty(batch, tokens, heads, dim)
+    sums = qkv.new_empty(batch, heads, tokens, dtype=torch.float32)
+    table, routes, fill = _dense(table, routes, fill)
+    groups, place = _place(qkv, table, routes, windows, overlap)
+    tiles = _tiles(place, qkv.element_size())
+    bias = _padded(bias, tiles)
+    grid = (batch * groups * triton.cdiv(place["SLOTS"], tiles["BLOCK_M"]) * heads,)
+    wrap_triton(kernels.attend)[grid](qkv, table, routes, bias, fill, out, sums, scale, **place, **tiles)
+    return out, sums, qkv[:, :, 2].clone(memory_format=torch.contiguous_format) if values else out.new_empty(0)
+
+
+def _like_backward(
+    qkv: torch.Tensor,
+    table: torch.Tensor | None,
+    routes: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    fill: torch.Tensor | None,
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    grad: torch.Tensor,
+    grad_values: torch.Tensor | None,
+    windows: Sequence[int],
+    overlap: int,
+    scale: float,
+    with_bias: bool,
+) -> Tensors3:
+    d_bias = bias.new_empty(bias.shape) if with_bias else qkv.new_empty(0)
+    return qkv.new_empty(qkv.shape), d_bias, qkv.new_empty(0) if fill is None else fill.new_empty(fill.shape)
+
+
+@register(_like_backward)
+def gathered_backward(
+    qkv: torch.Tensor,
+    table: torch.Tensor | None,
+    routes: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    fill: torch.Tensor | None,
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    grad: torch.Tensor,
+    grad_values: torch.Tensor | None,
+    windows: Sequence[int],
+    overlap: int,
+    scale: float,
+    with_bias: bool,
+) -> Tensors3:
+    batch, heads = qkv.size(0), qkv.size(3)
+    if grad.stride(-1) != 1:
+        grad = grad.contiguous()
+    table, routes, fill, grad_values = _dense(table, routes, fill, grad_values)
+    groups, place = _place(qkv, table, routes, windows, overlap)
+    place |= dict(zip(("grad_by_image", "grad_by_token", "grad_by_head"), grad.stride()[:3], strict=True))
+    tiles = _tiles(place, qkv.element_size())
+    padded = _padded(bias, tiles)
+    slots, keys, units = place["SLOTS"], place["KEYS"], batch * groups
+    down, across = triton.cdiv(slots, tiles["BLOCK_M"]), triton.cdiv(keys, tiles["BLOCK_N"])
+    alone = keys == slots and routes is None and down == 1
+    d_qkv = qkv.new_empty(qkv.shape)
+    deltas = None if alone and not with_bias else torch.empty_like(sums)
+    if not alone:
+        wrap_triton(kernels.grad_queries)[(units * down * heads,)](
+            qkv, table, routes, padded, fill, out, sums, grad, deltas, d_qkv, scale, **place, **tiles
+        )
+    seers, starts = (None, None) if routes is None else _inverse(routes, groups)
+    fills = None if fill is None else sums.new_empty(units, down, *fill.shape)
+    of_slots = {name: value for name, value in tiles.items() if name != "BLOCK_N"}
+    wrap_triton(kernels.grad_keys)[(units * down * heads,)](
+        qkv, table, seers, starts, padded, fill, sums, grad, deltas, grad_values, d_qkv, fills, scale,
+        ALONE=alone, **place, **of_slots,
+    )  # fmt: skip
+    d_bias = d_fill = None
+    if with_bias:
+        per_program = triton.cdiv(units, max(1, PROGRAMS // (heads * down * across)))
+        partial = sums.new_empty(triton.cdiv(units, per_program), *padded.shape)
+        wrap_triton(kernels.grad_bias)[(partial.size(0) * down * across * heads,)](
+            qkv, table, routes, padded, fill, sums, grad, deltas, partial, scale,
+            units=units, per_program=per_program, **place, **tiles,
+        )  # fmt: skip
+        d_bias = partial.sum(0)[:, :slots, :keys].to(bias.dtype, memory_format=torch.contiguous_format)
+    if fill is not None:
+        d_fill = fills.sum((0, 1)).to(fill.dtype)
+    return d_qkv, *(qkv.new_empty(0) if x is None else x for x in (d_bias, d_fill))
+
+
+def _dense(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _padded(bias: torch.Tensor | None, tiles: dict[str, int]) -> torch.Tensor | None:
+    """The bias of whole tiles: read in wide loads, without asking where it ends."""
+    if bias is None:
+        return None
+    return F.pad(bias, (0, -bias.size(2) % tiles["PAD"], 0, -bias.size(1) % tiles["PAD"])).contiguous()
+
+
+def _place(
+    qkv: torch.Tensor,
+    table: torch.Tensor | None,
+    routes: torch.Tensor | None,
+    windows: Sequence[int],
+    overlap: int,
+) -> tuple[int, dict[str, Any]]:
+    """The number of groups, and what all kernels are told of where things are."""
+    _, tokens, _, heads, dim = qkv.shape
+    if table is None:
+        height, width, tall, wide, down, right = windows
+        groups, slots = triton.cdiv(height, tall) * triton.cdiv(width, wide), tall * wide
+        by_image = by_head = 0
+    else:
+        height = width = wide = down = right = 0
+        groups, slots = table.size(2), table.size(3)
+        by_image, by_head = (table.stride(axis) if table.size(axis) > 1 else 0 for axis in (0, 1))
+    chosen = 0 if routes is None else routes.size(2)
+    return groups, {
+        "tokens": tokens,
+        "heads": heads,
+        "groups": groups,
+        "height": height,
+        "width": width,
+        **dict(zip(("by_image", "by_token", "by_part", "by_head"), qkv.stride()[:4], strict=True)),
+        "table_by_image": by_image,
+        "table_by_head": by_head,
+        "SLOTS": slots,
+        "KEYS": slots * chosen if chosen else slots + overlap,
+        "OVERLAP": overlap,
+        "ROUTES": chosen,
+        "WIDE": wide,
+        "DOWN": down,
+        "RIGHT": right,
+        "WIDTH": dim,
+        "PRECISION": _precision(qkv.dtype),
+    }
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as matrices are on this GPU, exactly unless the user allowed TF32."""
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed else "ieee"
+
+
+def _tiles(place: dict[str, Any], element_size: int) -> dict[str, int]:
+    """The sizes of tiles, and the warps that work on one."""
+    slots, keys, width = place["SLOTS"], place["KEYS"], max(16, triton.next_power_of_2(place["WIDTH"]))
+    longest, warps = next(found for bounds, found in TILES.items() if element_size == bounds[0] and width <= bounds[1])
+    if slots > longest == 64:
+        warps = 8  # loops over queries carry sums
+    down, across = (max(16, min(longest, triton.next_power_of_2(count))) for count in (slots, keys))
+    # 69 keys are three tiles of 32 rather than two of 64.
+    if across == 64 and triton.cdiv(keys, 32) % 2:
+        across = 32
+    return {
+        "BLOCK_M": down,
+        "BLOCK_N": across,
+        "BLOCK_D": width,
+        "PAD": max(down, across),
+        # A thread loads 16 bytes at once.
+        "num_warps": max(1, min(warps, down * width * element_size // 512)),
+        # Programs are many and loops are short: while one waits for memory, others work.
+        "num_stages": 1,
+    }
+
+
+def _inverse(routes: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Who sees each group. `(B, groups, K) -> (B, groups * K), (B, groups + 1)`.
+
+    The first lists `K * seer + place`, by the group that is seen, the second says where the list of each begins.
+    """
+    seen, seers = routes.flatten(1).sort(dim=1, stable=True)
+    number = torch.arange(groups + 1, device=routes.device, dtype=seen.dtype).expand(routes.size(0), -1)
+    return seers, torch.searchsorted(seen, number.contiguous())
