@@ -1,6 +1,6 @@
-# A small segmentor for scenes of digits. It starts from the packaged weights of a classifier of the same digits, on maps
-# of strides 4, 8 and 8: a digit of 25 px is too small for coarser ones. Seven of eight pixels are background, which
-# therefore counts less.
+# A small segmentor for scenes of digits. It starts from the packaged weights of a classifier of the same digits, on
+# maps of strides 4, 8 and 8: a digit of 25 px is too small for coarser ones. Seven of eight pixels are background,
+# which therefore counts less.
 # Another backbone is one line: `backbone=dict(_delete_=True, model_name="va_resnet18_ela_l")`.
 _base_ = [
     "../_base_/models/deeplabv3plus.py",

@@ -36,8 +36,8 @@ _TASKS = ("detection", "instance", "semantic")
 class DigitScenes(Dataset):
     """One to six digits of random size, place and colour on a piece of a photograph, some in front of others.
 
-    A scene is a function of (seed, split, index) alone, with `renew` also of the epoch. Boxes and masks tell what can be
-    seen of a digit.
+    A scene is a function of (seed, split, index) alone, with `renew` also of the epoch. Boxes and masks tell what can
+    be seen of a digit.
 
     Args:
         split: `train` or `test`; samples of the test split also hold the untouched annotations.
