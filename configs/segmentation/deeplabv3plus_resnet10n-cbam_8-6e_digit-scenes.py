@@ -12,7 +12,7 @@ model = dict(
     backbone=dict(model_name="va_resnet10n_cbam.digits", pretrained=True, output_stride=16, out_indices=(2, 3, 4)),
     decoder=dict(decoder_channels=64, decoder_atrous_rates=(1, 2, 4), decoder_aspp_dropout=0.0),
     num_classes=11,
-    losses=[dict(type="CrossEntropyLoss", class_weights=[0.4] + [1.0] * 10)],
+    losses=[dict(type="CrossEntropyLoss", class_weights=[0.6] + [1.0] * 10)],
     auxiliary=None,
 )
 train_dataloader = dict(batch_size=8, dataset=dict(length=4000, renew=True))

@@ -23,7 +23,7 @@ DIGITS = tuple(str(digit) for digit in range(10))
 PHOTOGRAPHS = {
     "train": (
         *("china.jpg", "astronaut", "rocket", "brick", "grass", "camera", "immunohistochemistry"),
-        "stereo_motorcycle",
+        *("stereo_motorcycle", "colorwheel", "retina", "hubble_deep_field", "moon", "cell"),
     ),
     "test": ("flower.jpg", "coffee", "chelsea", "gravel", "coins"),
 }
