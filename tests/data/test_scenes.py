@@ -99,3 +99,18 @@ def test_augmentation_is_seeded_whatever_the_workers():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         DigitScenes(**arguments)
+
+
+def test_scenes_are_renewed_from_epoch_to_epoch_and_repeated_from_run_to_run():
+    dataset = DigitScenes("train", "semantic", length=4, renew=True)
+
+    def epoch(number):
+        sampler = SeededSampler(dataset, shuffle=False, seed=0)
+        sampler.set_epoch(number)
+        return [dataset[index] for index in sampler]
+
+    first, again, second = epoch(0), epoch(0), epoch(1)
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a["inputs"], b["inputs"]) for a, b in zip(first, second, strict=True))
+    with pytest.raises(ValueError, match=r"renew=True needs sampler\.type=SeededSampler"):
+        dataset[0]

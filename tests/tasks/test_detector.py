@@ -95,6 +95,22 @@ def test_empty_pictures_train(kind):
         assert total.isfinite() and all("loss" in key for key in losses)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_of_one_pixel_and_of_the_whole_picture_train(kind):
+    model = build(kind).train()
+    inputs, samples = detection_batch([(64, 51), (45, 64)], [3, 1])
+    samples[0]["boxes"] = torch.tensor([[0, 0, 1, 1], [50, 63, 51, 64], [0, 0, 51, 64.0]])
+    samples[1]["boxes"] = torch.tensor([[30, 20, 31, 21.0]])
+    for sample in samples:
+        sample["masks"][:] = False
+        for mask, (left, top, right, bottom) in zip(sample["masks"], sample["boxes"].int().tolist(), strict=True):
+            mask[top:bottom, left:right] = True
+    total = sum(model(inputs, samples, "loss").values())
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("kind", ["FCOS", "MaskRCNN"])
 def test_predictions_are_in_pixels_of_the_untouched_picture(kind):
     model = build(kind).eval()

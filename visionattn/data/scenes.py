@@ -23,7 +23,7 @@ DIGITS = tuple(str(digit) for digit in range(10))
 PHOTOGRAPHS = {
     "train": (
         *("china.jpg", "astronaut", "rocket", "brick", "grass", "camera", "immunohistochemistry"),
-        "stereo_motorcycle",
+        *("stereo_motorcycle", "colorwheel", "retina", "hubble_deep_field", "moon", "cell"),
     ),
     "test": ("flower.jpg", "coffee", "chelsea", "gravel", "coins"),
 }
@@ -36,7 +36,8 @@ _TASKS = ("detection", "instance", "semantic")
 class DigitScenes(Dataset):
     """One to six digits of random size, place and colour on a piece of a photograph, some in front of others.
 
-    A scene is a function of (seed, split, index) alone. Boxes and masks tell what can be seen of a digit.
+    A scene is a function of (seed, split, index) alone, with `renew` also of the epoch. Boxes and masks tell what can
+    be seen of a digit.
 
     Args:
         split: `train` or `test`; samples of the test split also hold the untouched annotations.
@@ -46,6 +47,8 @@ class DigitScenes(Dataset):
         size: Side of the picture in pixels, at least 32.
         length: How many scenes; 2000 to train and 200 to test without it.
         seed: Gives other scenes of the same digits and photographs.
+        renew: Whether each epoch has new scenes, drawn by `SeededSampler`: a network that meets a scene again learns
+            which colour was which digit.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -59,6 +62,7 @@ class DigitScenes(Dataset):
         size: int = 128,
         length: int | None = None,
         seed: int = 0,
+        renew: bool = False,
     ) -> None:
         if split not in _SPLITS:
             raise ValueError(f"split must be 'train' or 'test', got {split!r}")
@@ -67,7 +71,7 @@ class DigitScenes(Dataset):
         length = _LENGTHS[split] if length is None else length
         if size < 32 or length < 1:
             raise ValueError(f"size must be at least 32 and length at least 1, got size={size}, length={length}")
-        self.split, self.task, self.size, self.length, self.seed = split, task, size, length, seed
+        self.split, self.task, self.size, self.length, self.seed, self.renew = split, task, size, length, seed, renew
         kind = SegmentationPipeline if task == "semantic" else DetectionPipeline
         self.pipeline = kind(pipeline, original=split == "test")
         self.metainfo = {"classes": ("background", *DIGITS) if task == "semantic" else DIGITS}
@@ -78,14 +82,20 @@ class DigitScenes(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.length:
             raise IndexError(f"no scene {index} of {self.length}")
-        image, objects = digit_scene(self.split, self.size, (self.seed, _SPLITS.index(self.split), int(index)))
+        drawn = getattr(index, "seed", None)
+        source = (self.seed, _SPLITS.index(self.split), int(index))
+        if self.renew:
+            if drawn is None:
+                raise ValueError("renew=True needs sampler.type=SeededSampler, which tells scenes the epoch")
+            source = (*source, drawn)
+        image, objects = digit_scene(self.split, self.size, source)
         annotation: Objects | np.ndarray = objects
         if self.task == "detection":
             annotation = Objects(objects.boxes, objects.labels, area=objects.area)
         elif self.task == "semantic":
             # Visible parts do not overlap: a pixel belongs to one digit or none.
             annotation = (objects.masks * (objects.labels + 1)[:, None, None]).sum(axis=0).astype(np.uint8)
-        return self.pipeline(image, annotation, int(index), getattr(index, "seed", None))
+        return self.pipeline(image, annotation, int(index), drawn)
 
 
 def digit_scene(split: str, size: int, seed: Sequence[int]) -> tuple[np.ndarray, Objects]:

@@ -10,6 +10,8 @@ from torch import nn
 from visionattn.models import check_state_dict
 from visionattn.plugins import attach as attach_plugin
 
+from ._weights import check_loaded, with_known_names
+
 __all__ = ["Task", "compile_network", "create_network", "load_exactly"]
 
 
@@ -34,19 +36,24 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
     """A timm network as a config describes it.
 
     Args:
-        backbone: Arguments of `timm.create_model`, `model_name` among them.
+        backbone: Arguments of `timm.create_model`, `model_name` among them. Weights by file:
+            `pretrained=True, pretrained_cfg_overlay=dict(file=PATH)`; the file may name timm's layers differently.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the network, pretrained weights kept.
         **fixed: Further arguments of `timm.create_model`, which the task decides.
 
     Raises:
-        ValueError: If the network is unknown or an argument is the task's to decide.
+        FileNotFoundError: If a file of weights is missing.
+        ValueError: If the network is unknown, an argument is the task's to decide, or a file of weights does not fit.
     """
     name = backbone.get("model_name")
     if not isinstance(name, str) or not (timm.is_model(name) or ":" in name):
         raise ValueError(f"unknown model {name!r} (model.backbone.model_name); timm.list_models('va_*') lists ours")
     if clash := sorted(backbone.keys() & fixed.keys()):
         raise ValueError(f"model.backbone may not set {', '.join(clash)}: the task decides it")
-    network = timm.create_model(**backbone, **fixed)
+    arguments, given = with_known_names(backbone)
+    network = timm.create_model(**arguments, **fixed)
+    if given is not None:
+        check_loaded(network, given, backbone["pretrained_cfg_overlay"]["file"])
     return attach_plugin(network, **attach) if attach else network
 
 

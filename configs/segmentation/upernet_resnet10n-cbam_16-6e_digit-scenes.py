@@ -1,2 +1,0 @@
-_base_ = ["./deeplabv3plus_resnet10n-cbam_16-6e_digit-scenes.py"]
-model = dict(decoder=dict(_delete_=True, type="UPerNet", decoder_channels=64))

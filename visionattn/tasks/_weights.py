@@ -1,0 +1,64 @@
+"""Weights of timm's own networks from a file, with a refusal where timm would load nothing and go on."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from visionattn._files import read_checkpoint
+from visionattn.models import unwrap
+
+__all__ = ["check_loaded", "with_known_names"]
+
+StateDict = dict[str, torch.Tensor]
+
+
+def with_known_names(backbone: dict[str, Any]) -> tuple[dict[str, Any], StateDict | None]:
+    """Reads the file of `pretrained_cfg_overlay`, if there is one and the network is not ours, and names its entries.
+
+    Other packages name the same layers differently. Entries that share no name with timm's network, but have its shapes
+    in its order, take its names; all others stay as they are, for timm may know the format.
+
+    Args:
+        backbone: Arguments of `timm.create_model`.
+
+    Returns:
+        The arguments, with the entries in place of the file, and the entries; ours check their files themselves, and
+        then there are none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or holds code.
+    """
+    overlay = backbone.get("pretrained_cfg_overlay") or {}
+    name = backbone["model_name"]
+    if not backbone.get("pretrained") or "file" not in overlay or name.startswith("va_"):
+        return backbone, None
+    given = unwrap(read_checkpoint(overlay["file"]))
+    own = timm.create_model(name).state_dict()
+    shapes = [[tuple(value.shape) for value in entries.values()] for entries in (given, own)]
+    if not given.keys() & own.keys() and shapes[0] == shapes[1]:
+        given = dict(zip(own, given.values(), strict=True))
+    overlay = {key: value for key, value in overlay.items() if key != "file"} | {"state_dict": given}
+    return {**backbone, "pretrained_cfg_overlay": overlay}, given
+
+
+def check_loaded(network: nn.Module, given: StateDict, file: str) -> None:
+    """Raises if no weight of a network comes from a file: timm only logs that none fitted.
+
+    Args:
+        network: As timm made it.
+        given: The entries of the file, by timm's names or not.
+        file: Where they are from.
+
+    Raises:
+        ValueError: If none is in the network.
+    """
+    known = {value.double().sum().item() for value in given.values() if value.ndim > 1}
+    if not any(p.detach().double().sum().item() in known for p in network.parameters() if p.ndim > 1):
+        names = ", ".join(list(given)[:3])
+        raise ValueError(
+            f"{file} (pretrained_cfg_overlay.file) does not fit {type(network).__name__}: it holds {names}, ..., and "
+            "nothing of it could be loaded"
+        )
