@@ -23,8 +23,6 @@ from visionattn.ops import (
 from visionattn.ops.triton import gathered
 
 FLOAT32 = torch.float32
-# The interpreter cuts digits off where GPUs round.
-ROUNDED = {**TOLERANCES, torch.bfloat16: 1e-2}
 
 
 def rows(batch, tokens, heads, dim, dtype=FLOAT32):
@@ -41,7 +39,7 @@ def test_windows_with_all_there_is(dtype):
     # A shift, padding at both sides that all see, a bias; heads of a width that is no power of two.
     bias, fill = random(2, 12, 12, seed=1), random(2, 2, 24, seed=2, dtype=dtype)
     windows = Windows((7, 5), (4, 3), (2, 1))
-    check(gathered_attention, rows(1, 35, 2, 24, dtype), windows, bias=bias, fill=fill, tolerance=ROUNDED[dtype])
+    check(gathered_attention, rows(1, 35, 2, 24, dtype), windows, bias=bias, fill=fill, repeat=True)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +65,8 @@ def test_windows_of_196():
 def test_windows_larger_than_a_tile(dtype):
     windows, bias, fill = Windows((9, 7), (9, 8), (4, 0)), random(1, 72, 72, seed=1), random(2, 1, 16, seed=2)
     qkv = rows(1, 63, 1, 16, dtype)
-    check(gathered_attention, qkv, windows, bias=bias, fill=fill.to(dtype), tolerance=ROUNDED[dtype])
+    # What backward subtracts comes from the rounded result: no better for a bias in float32.
+    check(gathered_attention, qkv, windows, bias=bias, fill=fill.to(dtype), tolerance=TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("dim", [3, 40, 128])
@@ -81,7 +80,7 @@ def test_clusters(overlap, dtype):
     # 13 tokens in 4 clusters of 4 slots.
     order = balanced_bisection(random(1, 2, 13, 16, seed=1), cluster_size=4)
     qkv = rows(1, 13, 2, 16, dtype)
-    check(cluster_attention, qkv, order, overlap=overlap, scale=0.7, tolerance=ROUNDED[dtype])
+    check(cluster_attention, qkv, order, overlap=overlap, scale=0.7, repeat=True)
 
 
 def test_clusters_of_one_image_and_of_two():
@@ -125,7 +124,9 @@ def test_routed_regions(dtype):
     # BiFormer: regions at two sides are padded, and what pads them counts.
     qkv, fill, bias = rows(1, 15, 1, 16, dtype), random(2, 1, 16, seed=1, dtype=dtype), random(1, 6, 12, seed=2)
     windows, chosen = Windows((3, 5), (2, 3)), routes(1, 4, 2)
-    check(gathered_attention, qkv, windows, routes=chosen, fill=fill, bias=bias, tolerance=ROUNDED[dtype])
+    check(
+        gathered_attention, qkv, windows, routes=chosen, fill=fill, bias=bias, repeat=True, tolerance=TOLERANCES[dtype]
+    )
 
 
 def test_regions_that_all_see_or_none():
