@@ -50,6 +50,7 @@ def test_says_who_wins_loses_and_ties(results, tmp_path):
     assert "- More accurate than the baseline: `va_good`.\n" in text
     assert "- Less accurate than the baseline: `va_bad`.\n" in text
     assert "- Not told apart from the baseline: `va_same`.\n" in text
+    assert "- Proven or not, 1 of 3 score less than the baseline, the lowest by 1.99 points.\n" in text
     assert "from 0.98 times (`va_same`) to 3.25 times (`va_bad`)" in text
     assert "- Mind this.\n" in text and "Made by `visionattn bakeoff x`" in text
     rows = [line for line in text.splitlines() if line.startswith("| `va_")]

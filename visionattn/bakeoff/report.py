@@ -21,7 +21,8 @@ _EXPLANATION = """
   over the differences at equal seeds. Second interval: were other test images drawn, by a paired bootstrap, for these
   very weights.
 - **verdict**: better or worse only where neither interval holds zero; everything else is noise, whatever the mean says.
-  No correction is made for the number of rows, so one in twenty of such intervals misleads.
+  No correction is made for the number of rows, so one in twenty of such intervals misleads. All rows share the seeds
+  of their baseline: if it was lucky, all differences are too low together.
 - **training**: time of a forward and a backward pass with a training batch in train mode; **inference**: of a forward
   pass in evaluation mode; both over the baseline's, each network in turns with its baseline on one thread: median of
   the ratios of thread CPU times and the range of 80 % of them.
@@ -80,6 +81,12 @@ def _findings(results: Sequence[Result], seeds: int) -> list[str]:
             lines.append(f"- {words}: {', '.join(names)}.")
         elif verdict in ("better", "worse") and seeds > 1:
             lines.append(f"- {words}: none.")
+    below = [row.difference.mean for row in compared if row.difference.mean < 0]
+    if below:
+        lines.append(
+            f"- Proven or not, {len(below)} of {len(compared)} score less than the baseline, the lowest by "
+            f"{-100 * min(below):.2f} points."
+        )
     noise = seed_noise([row.accuracies for row in results])
     if noise is not None:
         least = 2 * noise * math.sqrt(2 / seeds)

@@ -48,8 +48,8 @@ SUITES = {
         ),
         tag="fashion_mnist",
         remarks=(
-            "One pass over the 60,000 training images is a short training, and at 28 px little is left of the maps: "
-            "the table says which mechanisms help early and at what cost, not which is best on ImageNet.",
+            "One pass over the 60,000 training images is a short training, and at 28 px the maps are small: nothing "
+            "here says what attention does for larger networks, longer training or ImageNet.",
             "PKCAM lets the later blocks of a stage see the stages before, so it needs two blocks a stage: it is "
             "compared with its own host, `va_resnet18n`, not with `va_resnet10n`.",
             "SE and ECA are timm's. BAM stands after the first three stages, all others in every residual block.",
