@@ -44,7 +44,7 @@ def declare(
         "--out", type=Path, help="the report, a .md file; a .csv and two pictures are written beside it"
     )
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="CPU time of each contender in each timing, on average (default: 1)"
+        "--seconds", type=float, default=1.0, help="CPU time of each network in each timing, on average (default: 1)"
     )
     parser.add_argument(
         "--publish",

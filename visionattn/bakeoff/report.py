@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visionattn._files import replacing
-from visionattn.benchmark import surroundings
+from visionattn.benchmark.record import surroundings
 
 from .plots import draw_costs, draw_learning
 from .results import Ratio, Result
@@ -24,8 +24,8 @@ _EXPLANATION = """
   No correction is made for the number of rows, so one in twenty of such intervals misleads. All rows share the seeds
   of their baseline: if it was lucky, all differences are too low together.
 - **training**: time of a forward and a backward pass with a training batch in train mode; **inference**: of a forward
-  pass in evaluation mode; both over the baseline's, each network in turns with its baseline on one thread: median of
-  the ratios of thread CPU times and the range of 80 % of them.
+  pass in evaluation mode; both over the baseline's. All networks of a baseline run in turns on one thread; each round
+  gives one ratio of thread CPU times, and the table their median and the range of 80 % of them.
 - **MACs**: multiplications with additions in convolutions and matrix products, of one image; **kept**: memory that a
   training step keeps for its backward pass, of one image, over the baseline's.
 """
@@ -58,8 +58,10 @@ def write_report(
     lines += _table(results)
     lines += ["", *(f"- {remark}" for remark in remarks), *_EXPLANATION.strip().splitlines(), ""]
     lines += [f"![Accuracy over cost]({path.stem}-cost.png)", "", f"![Learning curves]({path.stem}-learning.png)", ""]
-    device = facts["device"]["name"]
-    lines += [f"Times and kept memory: {versions}; {device}; float32; revision {facts['revision']}.", ""]
+    lines += [
+        f"Times and kept memory: {versions}; {facts['device']['name']}; float32; revision {facts['revision']}.",
+        "",
+    ]
     lines += [f"Made by `{command}`; the numbers in full are in [{path.stem}.csv]({path.stem}.csv).", ""]
     text = "\n".join(lines)
     with replacing(path) as temporary:

@@ -3,20 +3,25 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from visionattn.benchmark import LAYOUTS, MODES, Case, CompileBudget, measure, one_thread
+from visionattn.benchmark.timing import cpu_clock, one_thread, quantiles, take_turns
 from visionattn.cost import count_macs
 from visionattn.engine import Runner
 from visionattn.traffic import saved_bytes
 
 from .runs import Run, classifier
-from .significance import Difference, compare
+from .significance import Difference
+from .significance import compare as compare_accuracy
 
 __all__ = ["Ratio", "Result", "collect"]
+
+_MIN_ROUNDS = 11
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Ratio:
         median: Over the rounds.
         low: A tenth of the rounds lie below.
         high: A tenth of the rounds lie above.
-        noise: The same low and high for the network over itself.
+        noise: The same low and high for the baseline over itself.
     """
 
     median: float
@@ -50,7 +55,7 @@ class Result:
         losses: Training steps and losses of each seed.
         baseline: The row it is compared with; none for a baseline itself.
         difference: From the baseline's accuracy.
-        times: By mode of `visionattn.benchmark`: `fwd` is inference, `f+b` training.
+        times: `fwd` is inference, a forward pass; `f+b` training, a forward and a backward pass.
     """
 
     config: str
@@ -70,7 +75,7 @@ def collect(groups: Sequence[Sequence[Sequence[Run]]], seconds: float) -> list[R
 
     Args:
         groups: Finished runs: for each group, for each network (the baseline first), one of each seed.
-        seconds: CPU time of each contender, on average, in each timing.
+        seconds: CPU time of each network, on average, in each of the two timings.
 
     Returns:
         The rows of all groups in turn.
@@ -78,14 +83,15 @@ def collect(groups: Sequence[Sequence[Sequence[Run]]], seconds: float) -> list[R
     results = []
     for group in groups:
         correct = [np.stack([run.correct() for run in runs]) for runs in group]
+        times = _time([runs[0] for runs in group], seconds)
         baseline = None
-        for runs, hits in zip(group, correct, strict=True):
+        for runs, hits, ratios in zip(group, correct, times, strict=True):
             accuracies = tuple(float(share) for share in hits.mean(1))
             facts = {"accuracies": accuracies, "losses": tuple(run.losses() for run in runs), **_count(runs[0])}
             if baseline is not None:
                 facts["baseline"] = baseline
-                facts["difference"] = compare(hits, correct[0])
-                facts["times"] = _time(runs[0], group[0][0], seconds)
+                facts["difference"] = compare_accuracy(hits, correct[0])
+                facts["times"] = ratios
             results.append(Result(config=Path(runs[0].name).stem, network=runs[0].network, **facts))
             baseline = baseline or results[-1]
             print(f"measured {results[-1].config}", flush=True)
@@ -110,24 +116,31 @@ def _count(run: Run) -> dict[str, int]:
     }
 
 
-def _time(run: Run, baseline: Run, seconds: float) -> dict[str, Ratio]:
-    layouts = {memory_format: name for name, memory_format in LAYOUTS.items()}
-    case = Case(
-        "bakeoff",
-        run.network,
-        tuple(_inputs(run)),
-        lambda: classifier(run.config).backbone,
-        rivals={"baseline": lambda _: classifier(baseline.config).backbone},
-        layout=layouts.get(classifier(baseline.config).memory_format, "NCHW"),
-        unequal=frozenset({"baseline"}),
-    )
-    times = {}
-    with one_thread():
-        for mode in MODES:
-            row = measure(case, mode, device="cpu", seconds=seconds, ceilings={}, budget=CompileBudget(0))
-            # The baseline's time over ours: how many times as fast.
-            speed, noise = row["contenders"]["baseline"]["ratio"], row["noise"]
-            times[mode] = Ratio(
-                1 / speed["p50"], 1 / speed["p90"], 1 / speed["p10"], noise=(noise["p10"], noise["p90"])
-            )
+def _time(runs: Sequence[Run], seconds: float) -> list[dict[str, Ratio]]:
+    """Times of networks over the first one's, which runs twice in every round: that is the noise."""
+    models = [classifier(run.config) for run in (*runs, runs[0])]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_inputs(runs[0]), generator=generator).to(memory_format=models[0].memory_format)
+    weight = torch.randn((len(x), models[0].num_classes), generator=generator)
+    times: list[dict[str, Ratio]] = [{} for _ in runs]
+    for mode, step in _STEPS.items():
+        steps = [partial(step, model.backbone.train(mode == "f+b"), x, weight) for model in models]
+        with one_thread():
+            rounds = take_turns(steps, cpu_clock, seconds=seconds, min_rounds=_MIN_ROUNDS)
+        noise = quantiles([own[-1] / own[0] for own in rounds])
+        for at, ratios in enumerate(times):
+            share = quantiles([own[at] / own[0] for own in rounds])
+            ratios[mode] = Ratio(share["p50"], share["p10"], share["p90"], (noise["p10"], noise["p90"]))
     return times
+
+
+def _forward(network: nn.Module, x: torch.Tensor, weight: torch.Tensor, call: int) -> None:
+    with torch.inference_mode():
+        network(x)
+
+
+def _forward_backward(network: nn.Module, x: torch.Tensor, weight: torch.Tensor, call: int) -> None:
+    torch.autograd.grad(network(x), tuple(network.parameters()), weight)
+
+
+_STEPS = {"fwd": _forward, "f+b": _forward_backward}
