@@ -59,6 +59,7 @@ BUDGET = {
     "ops.window_attention": ((16.4, 36.6, 6.4), (33.5, 52.8, 6.8)),
     "ops.stripe_attention": ((6.4, 14.7, 1.4), (5.7, 14.7, 1.3)),
     "ops.halo_attention": ((22.1, 28.8, 5.4), (38.5, 38.9, 5.1)),
+    "ops.gathered_attention": ((5.8, 9.6, 1.6), (5.6, 9.9, 1.9)),
     "ops.cluster_attention": ((6.2, 11.6, 1.4), (5.6, 11.9, 1.4)),
     "ops.balanced_bisection": ((30.5, 0.0, 0.0), (14.7, 0.0, 0.0)),
     "ops.channel_attention": ((5.5, 10.9, 1.7), (4.1, 7.5, 1.0)),
@@ -70,6 +71,7 @@ BUDGET = {
 }
 # Operations that pass over no map, or are parts of others here.
 SMALL = {
+    "Windows",
     "explain",
     "interpolate_kernel",
     "memory_format",

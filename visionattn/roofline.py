@@ -206,6 +206,10 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
         "subspace_scores": (ops.subspace_scores, (image, width_, width_, (4, width // 4))),
         "residual_gate": (ops.residual_gate, (image, maps)),
         "attention": (lambda qkv: ops.attention(*qkv.transpose(1, 3).unbind(2)), (parts,)),
+        "gathered_attention": (
+            lambda qkv: ops.gathered_attention(qkv, ops.Windows((side, side), (7, 7))),
+            (parts,),
+        ),
         "window_attention": (windows, (grid, projection[::-1], square, (heads, 49, 49))),
         "stripe_attention": (
             partial(ops.stripe_attention, stripe=(None, 2), **split),

@@ -55,7 +55,8 @@ def family_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> di
         else:
             # Tells timm that there are weights; `build_model` fetches them, for timm could not.
             source = {"url": (sources(entry, "url") + sources(entry, "page"))[0]}
-        cfgs[name] = cfg(entry["model"], license=entry["license"], **source, **entry["input"])
+        # Some authors do not say what may be done with their weights.
+        cfgs[name] = cfg(entry["model"], license=entry["license"] or "unknown", **source, **entry["input"])
     return generate_default_cfgs(cfgs)
 
 
