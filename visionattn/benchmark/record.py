@@ -46,11 +46,11 @@ def save(record: Record, path: Path) -> None:
 
 
 def load(path: Path) -> Record:
-    """Reads a record, of this schema or the first one.
+    """Reads a record.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a benchmark's record, or of a later schema.
+        ValueError: If it is not a benchmark's record, or of another schema.
     """
     try:
         record = json.loads(path.read_text())
@@ -58,9 +58,9 @@ def load(path: Path) -> Record:
         raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(record, dict) or "rows" not in record:
         raise ValueError(f"{path} is not a record of `visionattn benchmark`: it has no rows")
-    if record.get("schema", 1) > SCHEMA:
-        raise ValueError(f"{path} has schema {record['schema']}, this version reads up to {SCHEMA}")
-    return record if "schema" in record else _from_first(record, path)
+    if record.get("schema", 1) != SCHEMA:
+        raise ValueError(f"{path} has schema {record.get('schema', 1)}, this version reads {SCHEMA}")
+    return record
 
 
 def label(row: Row) -> str:
@@ -92,27 +92,6 @@ def compare(head: Record, base: Record) -> Iterator[tuple[str, float, tuple[floa
         ratios = [r["contenders"][r["reference"]]["ratio"]["p50"] for r in (row, old)]
         noise = [(r["noise"]["p10"], r["noise"]["p90"]) for r in (row, old)]
         yield label(row), ratios[0] / ratios[1], (min(low for low, _ in noise), max(high for _, high in noise))
-
-
-def _from_first(record: Record, path: Path) -> Record:
-    """Schema 1 knew one rival, the CPU and float32, and timed the rival twice."""
-    rows = []
-    for old in record["rows"]:
-        reference = "official" if old["rival"] == "literal" else old["rival"]
-        one = {"p10": 1.0, "p50": 1.0, "p90": 1.0}
-        ours = {"seconds": old["seconds"]["ours"], "ratio": one}
-        theirs = {"seconds": old["seconds"]["rival"], "ratio": old["ratio"]}
-        if "error" in old:
-            ours["error"] = old["error"]
-        if "saved" in old:
-            ours["kept"], theirs["kept"] = old["saved"]["ours"], old["saved"]["rival"]
-        row = {name: old[name] for name in ("name", "shape", "layout", "mode", "rounds", "noise")}
-        row |= {"suite": path.name.split("-cpu")[0].replace("linear-or-windows", "windows"), "dtype": "float32"}
-        rows.append(row | {"reference": reference, "notes": {}, "contenders": {"ours": ours, reference: theirs}})
-    device = {"kind": "cpu", "name": record["cpu"]}
-    return {"schema": 1, "device": device, "ceilings": {}, "rows": rows} | {
-        name: record[name] for name in ("versions", "revision", "seconds")
-    }
 
 
 def _cpu_name() -> str:
