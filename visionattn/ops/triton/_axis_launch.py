@@ -15,8 +15,9 @@ from ._register import register, wrap_triton
 
 __all__ = ["axis_gate", "axis_gate_backward", "axis_pool", "axis_pool_backward", "axis_spread", "is_nhwc"]
 
-# Numbers in a tile, eight for each thread.
-TILE = 4096
+# Numbers in a tile, by the bytes of one and how many a thread has: the most that all generations of GPUs hold in
+# registers. A thread has eight, which it loads at once, or four where rows are not aligned for that.
+TILES = {(2, 8): 4096, (2, 4): 4096, (4, 8): 1024, (4, 4): 512}
 # Programs that fill the largest GPUs with four on each of their processors.
 PROGRAMS = 528
 # Fewer steps along L are not worth a program of its own: each stores what the next kernel must read.
@@ -71,12 +72,14 @@ class _Map(NamedTuple):
         layout = torch.channels_last if self.nhwc else torch.contiguous_format
         return torch.empty(self.shape, dtype=dtype, device=device, memory_format=layout)
 
-    def tile(self, numbers: int) -> dict[str, int]:
+    def tile(self, dtype: torch.dtype, share: int = 1) -> dict[str, int]:
+        each = 8 if self.sizes[2] % 8 == 0 else 4
+        numbers = TILES[dtype.itemsize, each] // share
         steps, rows, columns = (triton.next_power_of_2(size) for size in self.sizes)
         columns = min(columns, 64)
         rows = min(rows, 64, numbers // columns)
         steps = min(steps, numbers // (rows * columns))
-        warps = max(1, min(steps * rows * columns // 256, 16))
+        warps = max(1, min(steps * rows * columns // (32 * each), 16))
         return {"LB": steps, "MP": rows, "NP": columns, "num_warps": warps}
 
 
@@ -90,7 +93,7 @@ class _Walk(NamedTuple):
     @classmethod
     def over(cls, x: _Map, dtype: torch.dtype) -> "_Walk":
         # Tiles on their way: bytes count, and shared memory is finite.
-        tile = {**x.tile(TILE), "STAGES": 2 if dtype.itemsize == 4 else 3}
+        tile = {**x.tile(dtype), "STAGES": 2 if dtype.itemsize == 4 else 3}
         length, m, n = x.sizes
         parts_m, parts_n = triton.cdiv(m, tile["MP"]), triton.cdiv(n, tile["NP"])
         wanted = min(PROGRAMS // (x.shape[0] * parts_m * parts_n), length // max(STEPS, tile["LB"]))
@@ -237,7 +240,7 @@ def _launch_gate(
 ) -> None:
     tensors, names = _gates(lies, gates, join, one, sigmoid)
     names |= {f"AXES{i}": lies.bits(part) for i, part in enumerate(axes)}
-    tile = lies.tile(TILE // 2)
+    tile = lies.tile(out.dtype, share=2)
     length, m, n = lies.sizes
     grid = (lies.shape[0], triton.cdiv(length, tile["LB"]), triton.cdiv(m, tile["MP"]) * triton.cdiv(n, tile["NP"]))
     wrap_triton(gate)[grid](x, other, out, *tensors, *pointers, length, M=m, N=n, RELU=relu, **names, **tile)
