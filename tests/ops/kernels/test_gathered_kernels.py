@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from kernels import DTYPES, TOLERANCES, check, check_compiles, check_exports, check_operator, close, laid_out, random
+from kernels import (
+    DEVICE,
+    DTYPES,
+    TOLERANCES,
+    check,
+    check_compiles,
+    check_exports,
+    check_operator,
+    close,
+    laid_out,
+    random,
+)
 from torch import nn
 
 from visionattn.mixers import (
@@ -72,6 +83,20 @@ def test_windows_larger_than_a_tile(dtype):
 @pytest.mark.parametrize("dim", [3, 40, 128])
 def test_widths_of_heads(dim):
     check(gathered_attention, rows(2, 4, 1, dim), Windows((2, 2), (1, 4), (0, 0)))
+
+
+def test_autocast_is_heeded():
+    qkv, bias, fill = rows(1, 6, 1, 16), random(1, 6, 6, seed=1), random(2, 1, 16, seed=2)
+    found = {}
+    for backend in ("triton", "torch"):
+        leaf = qkv.detach().requires_grad_()
+        with torch.autocast(DEVICE, torch.bfloat16):
+            out = gathered_attention(leaf, Windows((2, 3), (2, 3)), bias=bias, fill=fill, backend=backend)
+        found[backend] = out, *torch.autograd.grad(out.float().sin().sum(), leaf)
+    for name, actual, expected in zip(("result", "gradient"), *found.values(), strict=True):
+        assert actual.dtype == expected.dtype
+        close(name, actual, expected, TOLERANCES[torch.bfloat16])
+    assert found["triton"][0].dtype == torch.bfloat16
 
 
 @DTYPES

@@ -100,6 +100,9 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The results and, if wanted, the values as they came in, in memory of their own."""
     check_arguments(qkv, groups, routes, overlap, bias, fill)
+    if torch.is_autocast_enabled(qkv.device.type):  # as PyTorch's attention does
+        dtype = torch.get_autocast_dtype(qkv.device.type)
+        qkv, fill = qkv.to(dtype), None if fill is None else fill.to(dtype)
     if qkv.size(-1) > WIDEST:
         raise ValueError(f"heads are at most {WIDEST} wide in kernels, got {qkv.size(-1)}")
     table, windows = groups, []
