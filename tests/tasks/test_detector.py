@@ -162,6 +162,20 @@ def test_learns():
             assert result["preds"]["scores"][best].min() > 0.3
 
 
+@pytest.mark.parametrize("kind", ["FCOS", "MaskRCNN"])
+def test_channels_last_changes_the_layout_alone(kind):
+    inputs, samples = detection_batch([(64, 50), (45, 64)], [3, 2])
+    losses = []
+    for channels_last in (False, True):
+        model = build(kind, channels_last=channels_last).train()
+        torch.manual_seed(1)  # R-CNNs draw samples
+        losses.append(model(inputs, samples, "loss"))
+    maps = model(inputs)
+    assert all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
+    for name, value in losses[0].items():
+        torch.testing.assert_close(losses[1][name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_pyramid_is_what_tensor_mode_gives():
     maps = build("FasterRCNN", backbone="resnet18")(torch.zeros(1, 3, 65, 30))
     assert [tuple(m.shape[-2:]) for m in maps] == [(24, 8), (12, 4), (6, 2), (3, 1), (2, 1)]

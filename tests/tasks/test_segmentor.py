@@ -125,6 +125,19 @@ class TestInference:
         assert result["preds"].shape == (70, 90) and torch.equal(sized["preds"], result["preds"])
 
 
+def test_channels_last_changes_the_layout_alone():
+    inputs, samples = segmentation_batch([(64, 51), (45, 64)])
+    plain, other = build().train(), build(channels_last=True).train()
+    maps = []
+    other.backbone.register_forward_hook(lambda module, inputs, out: maps.extend(out))
+    losses = []
+    for model in (other, plain):
+        torch.manual_seed(1)  # the decoder drops maps out
+        losses.append(model(inputs, samples, "loss")["loss_ce"])
+    assert maps and all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["va_resnet18_cbam", "resnet18", NAME])
 def test_decoders_get_the_maps_they_think_they_get(name):
     """The `tu-` encoders of the library would take those of strides 2, 4, 8 and 16 of a va_resnet18."""

@@ -20,6 +20,10 @@ class Task(BaseModel):
 
     kind: str  # what it does: classification, detection or segmentation
 
+    def __init__(self, channels_last: bool, data_preprocessor: dict[str, Any] | nn.Module | None) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+
     def init_weights(self) -> None:
         """Does nothing: timm's networks start when they are built, and pretrained weights must stay."""
 

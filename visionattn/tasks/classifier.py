@@ -46,7 +46,7 @@ class Classifier(Task):
         compile: bool | dict[str, Any] = False,
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor)
+        super().__init__(channels_last, data_preprocessor)
         self.backbone = create_network(backbone, attach)
         loss = dict(loss or {"type": "CrossEntropyLoss"})
         kind = loss.pop("type", None)
@@ -56,7 +56,6 @@ class Classifier(Task):
         # Smoothing belongs to the loss: applied after mixing it gives the same targets.
         mixup = {**mixup, "num_classes": self.num_classes, "label_smoothing": 0.0} if mixup else None
         self.mixup = Mixup(**mixup) if mixup else None
-        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone.to(memory_format=self.memory_format)
         compile_network(self.backbone, compile)
 

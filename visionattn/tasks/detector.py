@@ -77,6 +77,7 @@ class Detector(Task):
             first stage.
         norm_eval: Whether the backbone's batch normalisation keeps its statistics, as it should with few pictures a
             step.
+        channels_last: Keep weights and maps with their channels innermost, which convolutions are often faster with.
         compile: Compile the backbone with torch.compile: True, or its arguments.
         data_preprocessor: As in mmengine, usually `dict(type='ImgDataPreprocessor', mean=[...], std=[...])`.
 
@@ -97,10 +98,11 @@ class Detector(Task):
         attach: dict[str, Any] | None = None,
         frozen_stages: int = 0,
         norm_eval: bool = False,
+        channels_last: bool = False,
         compile: bool | dict[str, Any] = False,
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor)
+        super().__init__(channels_last, data_preprocessor)
         arguments = dict(detector)
         name = arguments.pop("type", None)
         if name not in _KINDS:
@@ -136,6 +138,7 @@ class Detector(Task):
         self.detector.transform = _AsIs()
         for head in _heads(self.detector):
             head.register_forward_hook(_in_full_precision)
+        self.to(memory_format=self.memory_format)
 
     @property
     def backbone(self) -> FeatureMaps:
@@ -158,7 +161,7 @@ class Detector(Task):
         Raises:
             ValueError: If the mode is unknown, or `loss` is wanted in evaluation mode or `predict` in training mode.
         """
-        inputs = pad_to_multiple(inputs, self.divisor)
+        inputs = pad_to_multiple(inputs.to(memory_format=self.memory_format), self.divisor)
         if mode == "tensor":
             return list(self.detector.backbone(inputs).values())
         if mode not in ("loss", "predict"):

@@ -59,6 +59,7 @@ class Segmentor(Task):
         attach: Arguments of `visionattn.attach`: puts a plug-in into the backbone, pretrained weights kept.
         frozen_stages: How many of the backbone's stages (with all before them) do not learn.
         norm_eval: Whether the backbone's batch normalisation keeps its statistics.
+        channels_last: Keep weights and maps with their channels innermost, which convolutions are often faster with.
         compile: Compile the backbone with torch.compile: True, or its arguments.
         data_preprocessor: As in mmengine, usually `dict(type='ImgDataPreprocessor', mean=[...], std=[...])`.
 
@@ -80,10 +81,11 @@ class Segmentor(Task):
         attach: dict[str, Any] | None = None,
         frozen_stages: int = 0,
         norm_eval: bool = False,
+        channels_last: bool = False,
         compile: bool | dict[str, Any] = False,
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor)
+        super().__init__(channels_last, data_preprocessor)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2 (the background counts), got {num_classes}")
         self.num_classes = num_classes
@@ -100,6 +102,7 @@ class Segmentor(Task):
         if unknown := (inference or {}).keys() - {"crop", "stride", "flip"}:
             raise ValueError(f"inference takes crop, stride and flip, got {', '.join(unknown)}")
         self.predictor = _Predictor(**(inference or {}))
+        self.to(memory_format=self.memory_format)
 
     @property
     def backbone(self) -> FeatureMaps:
@@ -137,7 +140,7 @@ class Segmentor(Task):
 
     def _logits(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Logits of the decoder and, in training, of the auxiliary head, in the input's size."""
-        padded = pad_to_multiple(x, self.divisor)
+        padded = pad_to_multiple(x.to(memory_format=self.memory_format), self.divisor)
         maps = self.network.encoder(padded)
         outputs = [self.network.segmentation_head(self.network.decoder(list(maps)))]
         if self.auxiliary is not None and self.training:
