@@ -1,9 +1,9 @@
 """Clusters of equal size by recursive balanced bisection of tokens in feature space."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch.nn import functional as F
+
+from ._autocast import without_autocast
 
 __all__ = ["balanced_bisection"]
 
@@ -37,7 +37,7 @@ def balanced_bisection(
     slots = size << levels
     order = torch.arange(slots, device=q.device).repeat(batch * heads, 1)
     if levels:
-        with _no_autocast(q.device.type):
+        with without_autocast(q):
             x = q.detach().to(torch.promote_types(q.dtype, torch.float32)).reshape(-1, tokens, dim).contiguous()
             if slots > tokens:
                 # Empty slots are zeros, which add nothing to any centroid.
@@ -85,9 +85,3 @@ def _ranking(score: torch.Tensor) -> torch.Tensor:
         # ONNX has no stable sort, but defines this for its TopK.
         return score.topk(score.size(-1), largest=False).indices
     return score.sort(dim=-1, stable=True).indices
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

@@ -5,12 +5,12 @@ tokens it is cheaper to take the moments once, to do everything else on matrices
 layer of its own for each image, than to project the tokens to queries, keys and values.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from ._autocast import without_autocast
 from ._eager import differentiable_backward, traced
 
 __all__ = ["channel_attention", "moments_pay", "projected_channel_attention"]
@@ -35,7 +35,7 @@ def channel_attention(
     """
     parts = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     rows, columns, values = (parts[role] for role in roles)
-    with _full_precision(qkv):
+    with without_autocast(qkv):
         # Heads that lie one after another need no copies inside the product, not even transposed.
         dense = {"dtype": _wide(qkv.dtype), "memory_format": torch.contiguous_format}
         rows, columns = (part.to(**dense).contiguous() for part in (rows, columns))
@@ -74,7 +74,7 @@ def projected_channel_attention(
     """
     batch, tokens, dim = x.shape
     shape = (num_heads, dim // num_heads)
-    with _full_precision(x):
+    with without_autocast(x):
         wide = _wide(x.dtype)
         weights = qkv_weight.to(wide).view(3, dim, dim)
         biases = weights.new_zeros(3, dim) if qkv_bias is None else qkv_bias.to(wide).view(3, dim)
@@ -107,14 +107,6 @@ def moments_pay(tokens: int, dim: int) -> bool:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _full_precision(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """Where products are computed in the dtype of their factors, whatever autocast says."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def _weights(scores: torch.Tensor, scale: float, dropout_p: float) -> torch.Tensor:

@@ -5,12 +5,12 @@ of the images at a time so that they stay in the cache.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from ._autocast import without_autocast
 from ._dispatch import has_kernel
 from ._eager import differentiable_backward, written_by_hand
 from .nhwc_conv import nhwc_conv
@@ -112,7 +112,7 @@ def focused_attention(
         quadratic = 4 * q.size(1) * k.size(1) * num_heads < (q.size(1) + k.size(1)) * q.size(2)
     if positions is None:
         positions = k.new_zeros(()).expand(k.shape[1:])
-    with _no_autocast(q):
+    with without_autocast(q):
         factor = _factor(scale)
         if written_by_hand(q) and not quadratic:
             out = _LinearAttention.apply(q, k, v, positions, factor.to(q.dtype), num_heads, focusing_factor)[0]
@@ -292,13 +292,6 @@ def _factor(scale: torch.Tensor) -> torch.Tensor:
 
 def _wide(t: torch.Tensor) -> torch.Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
-def _no_autocast(t: torch.Tensor) -> AbstractContextManager:
-    device = t.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def _chunks(t: torch.Tensor) -> Iterator[tuple[slice, slice]]:

@@ -28,7 +28,7 @@ STRIPS = [("mean", 3), ("mean", 2)]
 @pytest.fixture
 def in_parts(monkeypatch):
     """Small tiles and short walks, so that many programs share each result."""
-    monkeypatch.setattr(launch, "TILE", 256)
+    monkeypatch.setattr(launch, "TILES", dict.fromkeys(launch.TILES, 256))
     monkeypatch.setattr(launch, "STEPS", 2)
 
 

@@ -29,7 +29,7 @@ def numbers(channels, dtype=torch.float32):
 def in_parts(monkeypatch):
     """Small tiles, so that many programs share an image."""
     monkeypatch.setattr(subspace, "TILE", 128)
-    monkeypatch.setattr(launch, "TILE", 256)
+    monkeypatch.setattr(launch, "TILES", dict.fromkeys(launch.TILES, 256))
 
 
 @DTYPES

@@ -124,8 +124,8 @@ def _dot(a, b, PRECISION: tl.constexpr):
 @triton.jit
 def _pairs(i, j, head, SLOTS: tl.constexpr, KEYS: tl.constexpr, PAD: tl.constexpr):
     """Where the pairs of queries i and keys j stand in a `bias` that is padded to whole tiles."""
-    ROWS: tl.constexpr = tl.cdiv(SLOTS, PAD) * PAD
-    COLUMNS: tl.constexpr = tl.cdiv(KEYS, PAD) * PAD
+    ROWS: tl.constexpr = (SLOTS + PAD - 1) // PAD * PAD
+    COLUMNS: tl.constexpr = (KEYS + PAD - 1) // PAD * PAD
     return head * (ROWS * COLUMNS) + i[:, None] * COLUMNS + j[None, :]
 
 

@@ -1,0 +1,19 @@
+"""Where autocast may not choose the precision."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+__all__ = ["without_autocast"]
+
+# Asked once: compilers of PyTorch 2.11 cannot ask, and other devices, such as meta, do not even say that it is off.
+_DEVICES = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")))
+
+
+def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """A context in which operators on the device of a tensor compute in the dtype of what they are given."""
+    device = x.device.type
+    if device in _DEVICES and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
