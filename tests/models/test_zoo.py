@@ -224,8 +224,9 @@ class TestOnCpu:
         onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX parity needs the [test] extra")
         model = settled(name, **arguments)
         path = tmp_path / "model.onnx"
-        shapes = ({0: torch.export.Dim.DYNAMIC},)
-        torch.onnx.export(model, (torch.randn(2, 3, 64, 64),), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        # Clustering makes graphs of ten to thirty thousand nodes, which the exporter's optimiser takes many minutes for.
+        settings = {"dynamic_shapes": ({0: torch.export.Dim.DYNAMIC},), "verbose": False, "optimize": "boat" not in name}
+        torch.onnx.export(model, (torch.randn(2, 3, 64, 64),), path, dynamo=True, **settings)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         x = torch.randn(3, 3, 64, 64)
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})

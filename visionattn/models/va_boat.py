@@ -10,6 +10,9 @@ stage: `legacy=True` reproduces it, for batches of even size. Channels-last insi
 
 Golden: tests/golden/boat_*.npz (logits and means of the stages), in double precision: in float32 rounding alone moves
 some position into another cluster, in the official code as well, and the logits by some percent.
+
+ONNX: `torch.onnx.export(..., optimize=False)`. Clustering makes graphs of more than ten thousand nodes, which PyTorch's
+exporter takes many minutes to optimise; runtimes do so themselves.
 """
 
 from collections.abc import Sequence
