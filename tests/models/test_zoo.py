@@ -224,7 +224,7 @@ class TestOnCpu:
         onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX parity needs the [test] extra")
         model = settled(name, **arguments)
         path = tmp_path / "model.onnx"
-        # The exporter's optimiser takes the square of the nodes: minutes for whole networks, more than an hour for BOAT.
+        # The exporter's optimiser takes the square of the nodes: minutes for whole networks, over an hour for BOAT.
         optimize = request.node.get_closest_marker("slow") is None
         settings = {"dynamic_shapes": ({0: torch.export.Dim.DYNAMIC},), "verbose": False, "optimize": optimize}
         torch.onnx.export(model, (torch.randn(2, 3, 64, 64),), path, dynamo=True, **settings)
