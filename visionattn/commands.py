@@ -326,9 +326,12 @@ def _is_first_process() -> bool:
 
 
 def _leave(options: argparse.Namespace) -> None:
+    """Leaves together: a process that ends while others still talk to it may take them down."""
     if options.launcher != "none":
         import torch.distributed as dist
+        from mmengine.dist import barrier
 
+        barrier()
         dist.destroy_process_group()
 
 
