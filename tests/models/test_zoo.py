@@ -246,13 +246,17 @@ class TestOnCpu:
         torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
         loaded = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}, **arguments}
         x = torch.randn(1, 3, 64, 64)
-        again = timm.create_model(name, **loaded).eval()
         with torch.inference_mode():
+            expected = model(x)
+            last = model.forward_intermediates(x, indices=1, intermediates_only=True)[0]
+            again = timm.create_model(name, **loaded).eval()
             assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+            del model  # the largest network fits into memory a few times only
             # Rounding depends on where in memory the same weights lie, and deep networks of random weights magnify it.
-            assert relative_error(again(x), model(x)) < 1e-4
+            assert relative_error(again(x), expected) < 1e-4
+            del again
             other = timm.create_model(name, num_classes=5, in_chans=1, **loaded)
             assert other.eval()(torch.randn(1, 1, 64, 64)).shape == (1, 5)
+            del other
             features = timm.create_model(name, features_only=True, **loaded)
-            last = model.forward_intermediates(x, indices=1, intermediates_only=True)[0]
             assert relative_error(features.eval()(x)[-1], last) < 1e-4
