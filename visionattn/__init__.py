@@ -4,8 +4,8 @@
 Training and evaluation live in `visionattn.engine` and need to be imported on their own.
 """
 
-from . import models, plugins
+from . import checkpoints, models, plugins
 from .plugins import attach, list_plugins
 from .version import __version__
 
-__all__ = ["__version__", "attach", "list_plugins", "models", "plugins"]
+__all__ = ["__version__", "attach", "checkpoints", "list_plugins", "models", "plugins"]
