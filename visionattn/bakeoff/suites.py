@@ -61,8 +61,8 @@ SUITES = {
         seeds=(0, 1, 2),
         tag="digits",
         remarks=(
-            "359 test images tell no ranking: one of them is 0.28 %. The table shows that all mixers train, and what they "
-            "cost. The baseline mixes by average pooling, without attention.",
+            "359 test images tell no ranking: one of them is 0.28 %. The table shows that all mixers train, and what "
+            "they cost. The baseline mixes by average pooling, without attention.",
         ),
         options={"train_cfg.max_epochs": 6},
     ),
