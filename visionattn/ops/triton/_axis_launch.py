@@ -5,7 +5,7 @@ the axes that they lack; pools lack the pooled axes altogether. Both get the map
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -198,8 +198,7 @@ def _spread_result(
     means: list[torch.Tensor],
     mean_axes: list[int],
     maxima: list[torch.Tensor],
-    indices: list[torch.Tensor],
-    max_axes: list[int],
+    *others: Any,
 ) -> torch.Tensor:
     like = next(iter([*([] if base is None else [base]), *means, *maxima]))
     return _Map(tuple(shape), nhwc).new(like.dtype, like.device)
@@ -221,7 +220,7 @@ def axis_spread(
 ) -> torch.Tensor:
     """The gradient of a map: that of a gate's product, `base * gate`, and those of its pools."""
     lies = _Map(tuple(shape), nhwc)
-    out = _spread_result(base, gates, join, one, shape, nhwc, means, mean_axes, maxima, indices, max_axes)
+    out = _spread_result(base, gates, join, one, shape, nhwc, means, mean_axes, maxima)
     mean_of = {axes: lies.dense(grad, axes) for axes, grad in zip(mean_axes, means, strict=True)}
     max_of = {axes: lies.dense(grad, axes) for axes, grad in zip(max_axes, maxima, strict=True)}
     index_of = {axes: lies.dense(index, axes) for axes, index in zip(max_axes, indices, strict=True)}
@@ -246,15 +245,7 @@ def _launch_gate(
     wrap_triton(gate)[grid](x, other, out, *tensors, *pointers, length, M=m, N=n, RELU=relu, **names, **tile)
 
 
-def _gate_result(
-    x: torch.Tensor,
-    gates: list[torch.Tensor],
-    residual: torch.Tensor | None,
-    join: str,
-    one: bool,
-    sigmoid: bool,
-    relu: bool,
-) -> torch.Tensor:
+def _gate_result(x: torch.Tensor, *others: Any) -> torch.Tensor:
     return _Map.of(x).new(x.dtype, x.device)
 
 
@@ -282,7 +273,7 @@ def axis_gate(
     relu: bool,
 ) -> torch.Tensor:
     """`x * gate + residual`, then ReLU; the gate is joined, then its sigmoid, then `one` more, where that is asked."""
-    lies, out = _Map.of(x), _gate_result(x, gates, residual, join, one, sigmoid, relu)
+    lies, out = _Map.of(x), _gate_result(x)
     residual = None if residual is None else lies.like(residual)
     _launch_gate(lies, x, residual, out, gates, join, one, sigmoid, relu, [None] * 9, [0] * 3)
     return out
@@ -352,15 +343,7 @@ def _launch_gate_backward(
         _finish(*parts)
 
 
-def _pool_gradients(
-    base: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    mean: torch.Tensor,
-    maximum: torch.Tensor,
-    index: torch.Tensor,
-    axes: int,
-) -> list[torch.Tensor]:
+def _pool_gradients(base: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *others: Any) -> list[torch.Tensor]:
     lies, lacking = _Map.of(x), _lacks(weight)
     grad = _unsqueezed(lies.empty(lacking, weight.dtype, x.device), lacking)
     return [lies.new(x.dtype, x.device), grad]
@@ -377,7 +360,7 @@ def axis_pool_backward(
     axes: int,
 ) -> list[torch.Tensor]:
     """The gradients of x, added to `base`, and of weight from those of the mean and the maximum of their product."""
-    lies, results = _Map.of(x), _pool_gradients(base, x, weight, mean, maximum, index, axes)
+    lies, results = _Map.of(x), _pool_gradients(base, x, weight)
     pointers = [lies.dense(part, axes) for part in (mean, maximum, index)]
     _launch_gate_backward(
         lies, None, None, x, lies.like(base), [weight], "product", False, False, pointers, axes,

@@ -113,17 +113,8 @@ def _attention(
     return out, values
 
 
-def _like_forward(
-    qkv: torch.Tensor,
-    table: torch.Tensor | None,
-    routes: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    fill: torch.Tensor | None,
-    windows: Sequence[int],
-    overlap: int,
-    scale: float,
-    values: bool,
-) -> Tensors3:
+def _like_forward(qkv: torch.Tensor, *others: Any) -> Tensors3:
+    *_, values = others
     batch, tokens, _, heads, dim = qkv.shape
     out = qkv.new_empty(batch, tokens, heads, dim)
     return (
@@ -181,15 +172,9 @@ def _like_backward(
     routes: torch.Tensor | None,
     bias: torch.Tensor | None,
     fill: torch.Tensor | None,
-    out: torch.Tensor,
-    sums: torch.Tensor,
-    grad: torch.Tensor,
-    grad_values: torch.Tensor | None,
-    windows: Sequence[int],
-    overlap: int,
-    scale: float,
-    with_bias: bool,
+    *others: Any,
 ) -> Tensors3:
+    *_, with_bias = others
     d_bias = bias.new_empty(bias.shape) if with_bias else qkv.new_empty(0)
     return qkv.new_empty(qkv.shape), d_bias, qkv.new_empty(0) if fill is None else fill.new_empty(fill.shape)
 
