@@ -6,11 +6,13 @@ import json
 import jsonschema
 import pytest
 import timm
+from mmengine.registry import MODELS
 
-import visionattn  # noqa: F401
+import visionattn.tasks  # noqa: F401
 from visionattn._files import sha256
 from visionattn._resources import checkpoint_dir
 from visionattn.cost import count_macs
+from visionattn.engine import load_config
 
 MANIFEST = json.loads((checkpoint_dir() / "manifest.json").read_text())
 SCHEMA = json.loads((checkpoint_dir() / "manifest.schema.json").read_text())
@@ -55,14 +57,17 @@ def test_packaged_files_are_what_it_says():
 )
 def test_sizes_are_counted(name):
     entry = ENTRIES[name]
-    if entry["task"] != "classification":
-        pytest.skip("the whole network is known to its config only")
-    model = timm.create_model(
-        entry["model"],
-        num_classes=entry["input"].get("num_classes"),
-        device="meta",
-        **entry.get("arguments", {}),
-    )
-    input_size = entry["input"].get("input_size", model.default_cfg["input_size"])
+    if entry["task"] == "classification":
+        model = timm.create_model(
+            entry["model"],
+            num_classes=entry["input"].get("num_classes"),
+            device="meta",
+            **entry.get("arguments", {}),
+        )
+        input_size = entry["input"].get("input_size", model.default_cfg["input_size"])
+    else:
+        config = load_config(entry["config"]).model
+        model = MODELS.build({**config, "backbone": {**config.backbone, "pretrained": False}}).to("meta")
+        input_size = entry["input"]["input_size"]
     assert sum(parameter.numel() for parameter in model.parameters()) == entry["params"]
     assert count_macs(model, input_size, 2 if "legacy" in entry.get("arguments", {}) else 1) == entry["macs"]
