@@ -18,8 +18,10 @@ from .nhwc_conv import nhwc_conv
 __all__ = ["focused_attention", "focused_features"]
 
 _EPS = 1e-6
-# Numbers in what is worked on at a time: 512 kB in float32. Mostly a part of one image, whose heads need no copies.
-_CHUNK = 2**17
+# Numbers in what is worked on at a time: 1 MB in float32; half of it backward, where there is more to keep in cache.
+_CHUNK = 2**18
+# Numbers in an image from which on products take one at a time: the heads of several are copied for a common product.
+_SMALL = 2**14
 # Limits of the kernels: the width of a head, the side of the convolution, and the power, each step of which is code.
 _WIDEST, _LARGEST, _SHARPEST = 64, 11, 16
 
@@ -145,15 +147,15 @@ class _LinearAttention(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         out = torch.empty_like(q)
         kv, mean = _zero_means(q, num_heads)
-        for images, rows in _chunks(k):
-            keys = _heads(_focus_by_hand(k[images, rows] + positions[rows], factor, power).features, num_heads)
-            kv[images] += keys.mT @ _heads(v[images, rows], num_heads)
+        for images, rows in _chunks(k, _CHUNK):
+            keys = _heads(_features(k[images, rows] + positions[rows], factor, power), num_heads)
+            _add_product(keys.mT, _heads(v[images, rows], num_heads), kv[images])
             mean[images] += keys.sum(2).unsqueeze(3)
         kv, mean = kv.div_(k.size(1)), mean.div_(k.size(1))
-        for images, rows in _chunks(q):
-            queries = _heads(_focus_by_hand(q[images, rows], factor, power).features, num_heads)
-            target = _heads(out[images, rows], num_heads)
-            torch.mul(queries @ kv[images], _normaliser(queries, mean[images]), out=target)
+        for images, rows in _chunks(q, _CHUNK):
+            queries = _heads(_features(q[images, rows], factor, power), num_heads)
+            queries *= _normaliser(queries, mean[images])
+            _multiply(queries, kv[images], _heads(out[images, rows], num_heads))
         return out, kv, mean
 
     @staticmethod
@@ -173,24 +175,25 @@ class _LinearAttention(torch.autograd.Function):
         q_grad, k_grad, v_grad = (torch.empty_like(part) for part in (q, k, v))
         kv_grad, mean_grad = _zero_means(q, heads)
         factor_grad = torch.zeros_like(factor)
-        for at in _chunks(q):
+        for at in _chunks(q, _CHUNK // 2):
             focused = _focus_by_hand(q[at], factor, power)
             queries, some_grad, target = (_heads(t, heads) for t in (focused.features, grad[at], q_grad[at]))
             z = _normaliser(queries, mean[at[0]])
-            from_out = some_grad @ kv[at[0]].mT
+            _multiply(some_grad, kv[at[0]].mT, target)
             # The product of the result with its gradient, which z passes on, is that of the queries with theirs.
-            from_z = (queries * from_out).sum(-1, keepdim=True) * z.square()
-            torch.addcmul(from_out.mul_(z), from_z, mean[at[0]].mT, value=-1, out=target)
-            kv_grad[at[0]] += queries.mT @ (some_grad * z)
-            mean_grad[at[0]] -= queries.mT @ from_z
+            from_z = (queries * target).sum(-1, keepdim=True) * z.square()
+            target.mul_(z).addcmul_(from_z, mean[at[0]].mT, value=-1)
+            _add_product(queries.mT, some_grad * z, kv_grad[at[0]])
+            mean_grad[at[0]] -= (queries * from_z).sum(2).unsqueeze(3)
             factor_grad += _focus_backward(q_grad[at], q[at], factor, focused, power)
         kv_grad, mean_grad = kv_grad.div_(k.size(1)), mean_grad.div_(k.size(1))
-        for at in _chunks(k):
+        for at in _chunks(k, _CHUNK // 2):
             some_k = k[at] + positions[at[1]]
             focused = _focus_by_hand(some_k, factor, power)
-            _heads(v_grad[at], heads).copy_(_heads(focused.features, heads) @ kv_grad[at[0]])
-            from_kv = _heads(v[at], heads) @ kv_grad[at[0]].mT
-            torch.add(from_kv, mean_grad[at[0]].mT, out=_heads(k_grad[at], heads))
+            _multiply(_heads(focused.features, heads), kv_grad[at[0]], _heads(v_grad[at], heads))
+            target = _heads(k_grad[at], heads)
+            _multiply(_heads(v[at], heads), kv_grad[at[0]].mT, target)
+            target += mean_grad[at[0]].mT
             factor_grad += _focus_backward(k_grad[at], some_k, factor, focused, power)
         positions_grad = k_grad.sum(0) if ctx.needs_input_grad[3] else None
         return q_grad, k_grad, v_grad, positions_grad, factor_grad, None, None
@@ -223,6 +226,24 @@ def _zero_means(t: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Te
     return t.new_zeros(len(t), num_heads, side, side), t.new_zeros(len(t), num_heads, side, 1)
 
 
+def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    """`out = a @ b` of `(B, H, N, D)`."""
+    if a[0].numel() < _SMALL:
+        out.copy_(a @ b)
+        return
+    for some_a, some_b, some_out in zip(a, b, out, strict=True):
+        torch.bmm(some_a, some_b, out=some_out)
+
+
+def _add_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    """`out += a @ b` of `(B, H, D, N)`."""
+    if a[0].numel() < _SMALL:
+        out += a @ b
+        return
+    for some_a, some_b, some_out in zip(a, b, out, strict=True):
+        some_out.baddbmm_(some_a, some_b)
+
+
 def _normaliser(queries: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     # BLAS is slow with single columns.
     return ((queries * mean.mT).sum(-1, keepdim=True) + _EPS).reciprocal()
@@ -249,16 +270,32 @@ class _Focused(NamedTuple):
     power_length: torch.Tensor
 
 
+def _features(t: torch.Tensor, factor: torch.Tensor, power: int) -> torch.Tensor:
+    """`_focus` in as little memory as it takes."""
+    features, length = _direction(t, factor)
+    features = features.pow_(power) if power < 4 else _power(features, power)
+    return features.mul_(length / torch.linalg.vector_norm(features, dim=-1, keepdim=True))
+
+
 def _focus_by_hand(t: torch.Tensor, factor: torch.Tensor, power: int) -> _Focused:
-    direction = t.clamp_min(0)
-    torch.addcmul(_EPS * factor, direction, factor, out=direction)
-    length = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-    direction /= length
-    # PyTorch's `pow` takes one pass up to the third power; beyond, it is slow.
-    features = _times_power(direction.pow(min(power, 3)), direction, power - 3)
+    direction, length = _direction(t, factor)
+    features = _power(direction, power)
     power_length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     features *= length / power_length
     return _Focused(features, direction, length, power_length)
+
+
+def _direction(t: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`y / |y|` and `|y|`."""
+    y = t.clamp_min(0)
+    torch.addcmul(_EPS * factor, y, factor, out=y)
+    length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    return y.div_(length), length
+
+
+def _power(t: torch.Tensor, power: int) -> torch.Tensor:
+    # PyTorch's `pow` takes one pass up to the third power; beyond, it is slow.
+    return _times_power(t.pow(min(power, 3)), t, power - 3)
 
 
 def _focus_backward(
@@ -294,11 +331,9 @@ def _wide(t: torch.Tensor) -> torch.Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
-def _chunks(t: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+def _chunks(t: torch.Tensor, numbers: int) -> Iterator[tuple[slice, slice]]:
     """Runs of images, or of rows of one image, of `(B, N, C)`."""
-    images, rows = (max(1, _CHUNK // size) for size in (t.size(1) * t.size(2), t.size(2)))
-    if images == 2:
-        images = 1  # The heads of two images are copied for the products, which costs more than it saves.
+    images, rows = (max(1, numbers // size) for size in (t.size(1) * t.size(2), t.size(2)))
     for image in range(0, len(t), images):
         for row in range(0, t.size(1), rows):
             yield slice(image, image + images), slice(row, row + rows)
