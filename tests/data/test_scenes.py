@@ -52,6 +52,16 @@ def test_boxes_instances_and_semantic_masks_tell_of_one_scene():
         assert torch.equal(painted, c["data_samples"]["mask"])
 
 
+def test_number_of_digits():
+    def counts(*digits):
+        dataset = DigitScenes("train", "detection", digits=digits, length=30)
+        return [len(dataset[index]["data_samples"]["labels"]) for index in range(30)]
+
+    assert set(counts(1, 1)) == {1} and set(counts(0, 0)) == {0}
+    # The last of many are left out where they would hide too much of others.
+    assert sum(counts(8, 8)) > 1.5 * sum(counts(1, 6)) and max(counts(8, 8)) == 8
+
+
 def test_samples_have_the_agreed_shape():
     sample = DigitScenes("test", "instance", [{"type": "Resize", "height": 64, "width": 96}])[1]
     data = sample["data_samples"]
@@ -94,6 +104,10 @@ def test_augmentation_is_seeded_whatever_the_workers():
         ({"split": "train", "task": "boxes"}, r"task must be one of detection, instance, semantic, got 'boxes'"),
         ({"split": "train", "task": "semantic", "size": 8}, r"size must be at least 32 .* got size=8"),
         ({"split": "train", "task": "semantic", "length": 0}, r"length at least 1, got .*length=0"),
+        (
+            {"split": "train", "task": "semantic", "digits": (3, 2)},
+            r"digits must be \(fewest, most\) .* got \(3, 2\)",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -34,7 +34,7 @@ _TASKS = ("detection", "instance", "semantic")
 
 @DATASETS.register_module()
 class DigitScenes(Dataset):
-    """One to six digits of random size, place and colour on a piece of a photograph, some in front of others.
+    """Digits of random size, place and colour on a piece of a photograph, some in front of others.
 
     A scene is a function of (seed, split, index) alone, with `renew` also of the epoch. Boxes and masks tell what can
     be seen of a digit.
@@ -45,6 +45,8 @@ class DigitScenes(Dataset):
             background).
         pipeline: Transforms; pictures come as `(size, size, 3)` uint8.
         size: Side of the picture in pixels, at least 32.
+        digits: Fewest and most digits in a scene; those that would hide too much of others are left out. Scenes with
+            many teach more at the same cost.
         length: How many scenes; 2000 to train and 200 to test without it.
         seed: Gives other scenes of the same digits and photographs.
         renew: Whether each epoch has new scenes, drawn by `SeededSampler`: a network that meets a scene again learns
@@ -60,6 +62,7 @@ class DigitScenes(Dataset):
         task: str,
         pipeline: Sequence[dict[str, Any]] = (),
         size: int = 128,
+        digits: tuple[int, int] = (1, 6),
         length: int | None = None,
         seed: int = 0,
         renew: bool = False,
@@ -71,7 +74,10 @@ class DigitScenes(Dataset):
         length = _LENGTHS[split] if length is None else length
         if size < 32 or length < 1:
             raise ValueError(f"size must be at least 32 and length at least 1, got size={size}, length={length}")
+        if len(digits) != 2 or not 0 <= digits[0] <= digits[1]:
+            raise ValueError(f"digits must be (fewest, most) with 0 <= fewest <= most, got {digits}")
         self.split, self.task, self.size, self.length, self.seed, self.renew = split, task, size, length, seed, renew
+        self.digits = tuple(digits)
         kind = SegmentationPipeline if task == "semantic" else DetectionPipeline
         self.pipeline = kind(pipeline, original=split == "test")
         self.metainfo = {"classes": ("background", *DIGITS) if task == "semantic" else DIGITS}
@@ -88,7 +94,7 @@ class DigitScenes(Dataset):
             if drawn is None:
                 raise ValueError("renew=True needs sampler.type=SeededSampler, which tells scenes the epoch")
             source = (*source, drawn)
-        image, objects = digit_scene(self.split, self.size, source)
+        image, objects = digit_scene(self.split, self.size, source, self.digits)
         annotation: Objects | np.ndarray = objects
         if self.task == "detection":
             annotation = Objects(objects.boxes, objects.labels, area=objects.area)
@@ -98,13 +104,16 @@ class DigitScenes(Dataset):
         return self.pipeline(image, annotation, int(index), drawn)
 
 
-def digit_scene(split: str, size: int, seed: Sequence[int]) -> tuple[np.ndarray, Objects]:
+def digit_scene(
+    split: str, size: int, seed: Sequence[int], digits: tuple[int, int] = (1, 6)
+) -> tuple[np.ndarray, Objects]:
     """Composes one scene.
 
     Args:
         split: Whose digits and photographs to take.
         size: Side of the picture.
         seed: Non-negative integers, the only source of randomness.
+        digits: Fewest and most digits.
 
     Returns:
         The picture, `(size, size, 3)` uint8, and the digits in it with masks of their visible parts.
@@ -112,15 +121,15 @@ def digit_scene(split: str, size: int, seed: Sequence[int]) -> tuple[np.ndarray,
     rng = np.random.default_rng(seed)
     photographs = load_photographs(PHOTOGRAPHS[split])
     background = square_piece(photographs[rng.integers(len(photographs))], size, rng)
-    return compose(background, _cutouts(split, size, rng), rng)
+    return compose(background, _cutouts(split, size, digits, rng), rng)
 
 
-def _cutouts(split: str, size: int, rng: np.random.Generator) -> Iterator[Cutout]:
-    digits, classes = _digits(split)
-    for _ in range(rng.integers(1, 7)):
-        number = rng.integers(len(digits))
+def _cutouts(split: str, size: int, digits: tuple[int, int], rng: np.random.Generator) -> Iterator[Cutout]:
+    images, classes = _digits(split)
+    for _ in range(rng.integers(digits[0], digits[1] + 1)):
+        number = rng.integers(len(images))
         side = round(size * rng.uniform(0.18, 0.5))
-        ink = cv2.resize(digits[number], (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+        ink = cv2.resize(images[number], (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1)
         alpha = np.clip(ink * 2 - 0.25, 0, 1)
         yield Cutout(int(classes[number]), alpha, ink > 0.5, lambda part, around: _colour(rng, around.mean()))
 
