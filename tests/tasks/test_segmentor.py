@@ -72,6 +72,20 @@ class TestLosses:
         assert total == 0
         assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
+    def test_stride_takes_every_pixel_in_turn(self):
+        inputs, samples = segmentation_batch([(32, 48)])
+        logits = torch.randn(1, 5, 32, 48, requires_grad=True)
+        everywhere = fake(build(), logits)(inputs, samples, "loss")["loss_ce"]
+        model = fake(build(loss_stride=2), logits)
+        values, seen = {}, {}
+        for _ in range(40):
+            value = model(inputs, samples, "loss")["loss_ce"]
+            rows, columns = torch.autograd.grad(value, logits)[0][0, 0].nonzero().unbind(1)
+            start = rows.min().item(), columns.min().item()
+            values[start], seen[start] = value, len(rows)
+        assert seen == {(row, column): 16 * 24 for row in range(2) for column in range(2)}
+        torch.testing.assert_close(sum(values.values()) / 4, everywhere)
+
     def test_auxiliary_head_is_for_training_only(self):
         model = build(auxiliary={"loss_weight": 0.5})
         inputs, samples = segmentation_batch([(64, 64)])
@@ -186,6 +200,7 @@ def test_library_registry_stays_as_it_was():
         ({"backbone": {"model_name": NAME, "output_stride": 16}}, "FPN needs four maps, each half as large"),
         ({"num_classes": 1}, "num_classes must be at least 2"),
         ({"losses": [{"type": "Hinge"}]}, "a loss's type must be one of CrossEntropyLoss, DiceLoss, LovaszLoss, got"),
+        ({"loss_stride": 0}, "loss_stride must be at least 1, got 0"),
         ({"losses": []}, "losses must name at least one loss"),
         ({"losses": [{**DICE, "sharpness": 1}]}, "cannot build DiceLoss"),
         ({"auxiliary": {"weight": 1}}, "auxiliary has only a loss_weight"),
