@@ -1,4 +1,4 @@
-_base_ = ["./fcos_resnet10n-cbam_8-5e_digit-scenes.py"]
+_base_ = ["./fcos_resnet10n-cbam_8-4e_digit-scenes.py"]
 model = dict(
     detector=dict(_delete_=True, type="RetinaNet"),
     anchors=dict(sizes=[[16, 20, 25], [32, 40, 50], [64, 80, 100], [128, 160, 200]]),

@@ -1,5 +1,5 @@
 # The detector's config with masks: the data set gives them, and they are scored.
-_base_ = ["./faster-rcnn_resnet10n-cbam_8-5e_digit-scenes.py"]
+_base_ = ["./faster-rcnn_resnet10n-cbam_8-4e_digit-scenes.py"]
 model = dict(detector=dict(type="MaskRCNN"))
 train_dataloader = dict(dataset=dict(task="instance"))
 val_dataloader = dict(dataset=dict(task="instance"))
