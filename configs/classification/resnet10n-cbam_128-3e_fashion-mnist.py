@@ -1,7 +1,2 @@
-_base_ = [
-    "../_base_/models/small.py",
-    "../_base_/datasets/fashion_mnist.py",
-    "../_base_/schedules/adamw_cosine.py",
-    "../_base_/default_runtime.py",
-]
-train_cfg = dict(max_epochs=3)
+_base_ = ["./resnet10n_128-3e_fashion-mnist.py"]
+model = dict(backbone=dict(model_name="va_resnet10n_cbam"))

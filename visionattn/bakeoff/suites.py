@@ -29,7 +29,7 @@ class Suite:
 
 
 def _fashion_mnist(network: str) -> str:
-    return f"{network}_128-1e_fashion-mnist"
+    return f"{network}_128-3e_fashion-mnist"
 
 
 def _digits(network: str) -> str:
@@ -48,7 +48,7 @@ SUITES = {
         ),
         tag="fashion_mnist",
         remarks=(
-            "One pass over the 60,000 training images is a short training, and at 28 px the maps are small: nothing "
+            "Three passes over the 60,000 training images are a short training, and at 28 px the maps are small: nothing "
             "here says what attention does for larger networks, longer training or ImageNet.",
             "PKCAM lets the later blocks of a stage see the stages before, so it needs two blocks a stage: it is "
             "compared with its own host, `va_resnet18n`, not with `va_resnet10n`.",
