@@ -52,8 +52,9 @@ def balanced_bisection(
                     sides = torch.where((order - tokens) >> level & 1 == 0, -torch.inf, torch.inf)
                     score = torch.where(order < tokens, score, sides.to(score.dtype))
                 rank = _ranking(score)
-                order, inverse_norm = order.gather(1, rank), inverse_norm.gather(1, rank)
+                order = order.gather(1, rank)
                 if level < levels - 1:
+                    inverse_norm = inverse_norm.gather(1, rank)
                     rows = rank + run * torch.arange(rank.size(0), device=q.device).unsqueeze(1)
                     x = x.view(-1, dim).index_select(0, rows.flatten())
     return order.view(batch, heads, 1 << levels, size)
