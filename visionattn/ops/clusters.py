@@ -137,8 +137,8 @@ _PLAIN = (_gather, _put_back, _convolve)
 class _Gather(torch.autograd.Function):
     """Queries, what each cluster sees of keys and values, as views of one another's memory, and a copy of the values.
 
-    Backwards what the windows send is summed and brought back by the inverse table, one part after the other in the same
-    memory; PyTorch would add row by row into zeros.
+    Backwards what the windows send is summed and brought back by the inverse table, one part after the other in the
+    same memory; PyTorch would add row by row into zeros.
     """
 
     @staticmethod
