@@ -48,8 +48,8 @@ SUITES = {
         ),
         tag="fashion_mnist",
         remarks=(
-            "Three passes over the 60,000 training images are a short training, and at 28 px the maps are small: nothing"
-            " here says what attention does for larger networks, longer training or ImageNet.",
+            "Three passes over the 60,000 training images are a short training, and at 28 px the maps are small: "
+            "nothing here says what attention does for larger networks, longer training or ImageNet.",
             "PKCAM lets the later blocks of a stage see the stages before, so it needs two blocks a stage: it is "
             "compared with its own host, `va_resnet18n`, not with `va_resnet10n`.",
             "SE and ECA are timm's. BAM stands after the first three stages, all others in every residual block.",
