@@ -137,8 +137,8 @@ _PLAIN = (_gather, _put_back, _convolve)
 class _Gather(torch.autograd.Function):
     """Queries, what each cluster sees of keys and values, as views of one another's memory, and a copy of the values.
 
-    Backwards what the windows send is summed and brought back by the inverse table, one part after the other in the
-    same memory; PyTorch would add row by row into zeros.
+    Backwards everything is written into one tensor and brought back by the inverse table; PyTorch would add row by row
+    into zeros, for each of the parts.
     """
 
     @staticmethod
@@ -161,22 +161,19 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, *seen, values = grads
         (to_tokens,) = ctx.saved_tensors
-        slots, dim = to_tokens.flatten(), q.size(-1)
-        qkv = q.new_empty(*to_tokens.shape[:2], 3, to_tokens.size(2), dim)
-        for part, rows in enumerate((q.flatten(1, 2), *(_windows_backward(grad, q.size(2)) for grad in seen))):
-            qkv[:, :, part] = rows.reshape(-1, dim).index_select(0, slots).view(*to_tokens.shape, dim)
+        dim, length = q.size(-1), seen[0].size(2)
+        gathered = q.new_empty(3, q.size(0), q.size(1) * q.size(2), dim)
+        rest = gathered.size(2) - length
+        gathered[0] = q.flatten(1, 2)
+        for part, grad in enumerate(seen, 1):
+            to, first, last = gathered[part], grad[:, 0], grad[:, -1]
+            to[:, :length], to[:, length:] = first, last[:, length - rest :]
+            if grad.size(1) == 2:
+                to[:, rest:length] += last[:, : length - rest]
+        slots = torch.stack([to_tokens + part * gathered[0, :, :, 0].numel() for part in range(3)], dim=2)
+        qkv = gathered.view(-1, dim).index_select(0, slots.flatten()).view(*slots.shape, dim)
         qkv[:, :, 2] += values
         return qkv, None, None, None, None, None
-
-
-def _windows_backward(grad: torch.Tensor, size: int) -> torch.Tensor:
-    """Sums what the windows of a group send to its rows. `(G, siblings, length, d) -> (G, siblings * size, d)`."""
-    if grad.size(1) == 1:
-        return grad[:, 0]
-    rest = 2 * size - grad.size(2)
-    rows = torch.cat((grad[:, 0], grad[:, 1, -rest:]), dim=1) if rest else grad[:, 0].clone()
-    rows[:, rest : grad.size(2)] += grad[:, 1, : grad.size(2) - rest]
-    return rows
 
 
 class _PutBack(torch.autograd.Function):
