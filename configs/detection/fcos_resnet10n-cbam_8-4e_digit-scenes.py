@@ -1,7 +1,6 @@
 # A small detector for scenes of digits. It starts from the packaged weights of a classifier of the same digits. Objects
 # are 20 to 70 px large: maps of strides 8 and 16, and two coarser ones, suffice. Scenes to learn from hold more digits
-# than those of the test (1 to 6): each costs the same. On two cores a worker would take from the threads what it gives;
-# with more, `train_dataloader.num_workers=1 train_dataloader.persistent_workers=True` is faster.
+# than those of the test (1 to 6): each costs the same.
 # Another backbone is one line: `backbone=dict(_delete_=True, model_name="va_resnet18_ela_l")`.
 _base_ = [
     "../_base_/models/fcos_fpn.py",
@@ -18,8 +17,6 @@ model = dict(
     norm_eval=False,
     channels_last=True,
 )
-train_dataloader = dict(
-    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(length=4000, renew=True, digits=(3, 8))
-)
+train_dataloader = dict(batch_size=8, dataset=dict(length=4000, renew=True, digits=(3, 8)))
 optim_wrapper = dict(optimizer=dict(fused=True))
 train_cfg = dict(max_epochs=4)

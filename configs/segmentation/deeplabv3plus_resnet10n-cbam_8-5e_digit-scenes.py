@@ -1,8 +1,7 @@
 # A small segmentor for scenes of digits. It starts from the packaged weights of a classifier of the same digits, on
 # maps of strides 4, 8 and 8: a digit of 25 px is too small for coarser ones. Scenes to learn from hold twice as many
 # digits as those of the test (1 to 6), at the same cost; therefore the background counts more than it would by itself.
-# The Dice loss goes for the score itself. On two cores a worker would take from the threads what it gives; with more,
-# `train_dataloader.num_workers=1 train_dataloader.persistent_workers=True` is faster.
+# The Dice loss goes for the score itself.
 # Another backbone is one line: `backbone=dict(_delete_=True, model_name="va_resnet18_ela_l")`.
 _base_ = [
     "../_base_/models/deeplabv3plus.py",
@@ -19,8 +18,6 @@ model = dict(
     auxiliary=None,
     channels_last=True,
 )
-train_dataloader = dict(
-    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(length=4000, renew=True, digits=(5, 12))
-)
+train_dataloader = dict(batch_size=8, dataset=dict(length=4000, renew=True, digits=(5, 12)))
 optim_wrapper = dict(optimizer=dict(lr=5e-3, fused=True))
 train_cfg = dict(max_epochs=5)
