@@ -94,7 +94,7 @@ class DigitScenes(Dataset):
             if drawn is None:
                 raise ValueError("renew=True needs sampler.type=SeededSampler, which tells scenes the epoch")
             source = (*source, drawn)
-        image, objects = digit_scene(self.split, self.size, source, self.digits)
+        image, objects = digit_scene(self.split, self.size, self.digits, source)
         annotation: Objects | np.ndarray = objects
         if self.task == "detection":
             annotation = Objects(objects.boxes, objects.labels, area=objects.area)
@@ -104,16 +104,14 @@ class DigitScenes(Dataset):
         return self.pipeline(image, annotation, int(index), drawn)
 
 
-def digit_scene(
-    split: str, size: int, seed: Sequence[int], digits: tuple[int, int] = (1, 6)
-) -> tuple[np.ndarray, Objects]:
+def digit_scene(split: str, size: int, digits: tuple[int, int], seed: Sequence[int]) -> tuple[np.ndarray, Objects]:
     """Composes one scene.
 
     Args:
         split: Whose digits and photographs to take.
         size: Side of the picture.
-        seed: Non-negative integers, the only source of randomness.
         digits: Fewest and most digits.
+        seed: Non-negative integers, the only source of randomness.
 
     Returns:
         The picture, `(size, size, 3)` uint8, and the digits in it with masks of their visible parts.
