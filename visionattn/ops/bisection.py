@@ -35,14 +35,14 @@ def balanced_bisection(
         levels += 1
     size = -(-tokens // (1 << levels))
     slots = size << levels
-    order = torch.arange(slots, device=q.device).repeat(batch * heads, 1)
+    order = torch.arange(slots, device=q.device).expand(batch * heads, slots)
     if levels:
         with without_autocast(q):
             x = q.detach().to(torch.promote_types(q.dtype, torch.float32)).reshape(-1, tokens, dim).contiguous()
             if slots > tokens:
                 # Empty slots are zeros, which add nothing to any centroid.
                 x = F.pad(x, (0, 0, 0, slots - tokens))
-            inverse_norm = 1 / torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-12)
+            inverse_norm = torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-12).reciprocal()
             for level in range(levels):
                 run = slots >> level
                 x, inverse_norm, order = x.view(-1, run, dim), inverse_norm.view(-1, run), order.view(-1, run)
@@ -64,20 +64,18 @@ def _nearness(x: torch.Tensor, inverse_norm: torch.Tensor, iterations: int, temp
     """How much nearer each token of a run is to the run's first centroid than to its second. `(R, n, d) -> (R, n)`."""
     # Cosines ask for directions only: sums serve as means.
     centroids = x.unflatten(1, (2, -1)).sum(2)
+    toward = temperature * inverse_norm
+    # The softmax over two is the sigmoid of how much nearer the one is. Not one minus the first for the second, which
+    # may be far below the first's last digit.
+    sides = torch.stack((toward, -toward), dim=1)
     for _ in range(iterations):
-        near, far = _cosines(x, inverse_norm, centroids)
-        logit = temperature * (near - far)
-        # The softmax over two. Not one minus the first: the second may be far below the first's last digit.
-        centroids = torch.stack((logit, -logit), dim=1).sigmoid() @ x
-    near, far = _cosines(x, inverse_norm, centroids)
-    # A token opposite to the second centroid would divide by zero, or by what rounding makes of it.
-    return (1 + near) / (1 + far).clamp_min(torch.finfo(x.dtype).tiny)
-
-
-def _cosines(x: torch.Tensor, inverse_norm: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        first, second = F.normalize(centroids, dim=-1).split(1, dim=1)
+        centroids = ((first - second) @ x.mT * sides).sigmoid() @ x
     # In this order of the operands; the other takes almost twice as long on the CPU.
-    products = F.normalize(centroids, dim=-1) @ x.mT
-    return (products * inverse_norm.unsqueeze(1)).unbind(1)
+    cosines = F.normalize(centroids, dim=-1) @ x.mT * inverse_norm.unsqueeze(1)
+    near, far = (1 + cosines).unbind(1)
+    # A token opposite to the second centroid would divide by zero, or by what rounding makes of it.
+    return near / far.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _ranking(score: torch.Tensor) -> torch.Tensor:
