@@ -1,5 +1,6 @@
 """When to leave PyTorch's own operators for formulations written by hand."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as _modules
 
-__all__ = ["differentiable_backward", "traced", "transformed", "untouched", "written_by_hand"]
+__all__ = ["HandWritten", "differentiable_backward", "traced", "transformed", "untouched", "written_by_hand"]
 
 
 def traced() -> bool:
@@ -37,6 +38,17 @@ def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
         return False
     hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
     return type(module) is kind and not hooks and "forward" not in vars(module) and not _modules._has_any_global_hook()
+
+
+class HandWritten(torch.autograd.Function):
+    """An autograd function with `setup_context` whose `forward` keeps its signature.
+
+    PyTorch asks for that at each call to fill in defaults; finding it anew takes as long as a small operator.
+    """
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls.forward.__signature__ = inspect.signature(cls.forward)
 
 
 def differentiable_backward(

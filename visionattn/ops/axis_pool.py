@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ._axis_rules import refuses_map, refuses_maxima
 from ._dispatch import has_kernel
-from ._eager import traced
+from ._eager import HandWritten, traced
 from .layout import memory_format
 from .pool import max_first
 
@@ -42,7 +42,7 @@ def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch
     return tuple(axis_mean(x, axis) if kind == "mean" else _max(x, axis) for kind, axis in pools)
 
 
-class _AxisPools(torch.autograd.Function):
+class _AxisPools(HandWritten):
     """The pools with one gradient for all, written in place; gives the indices of the maxima after the pools."""
 
     @staticmethod

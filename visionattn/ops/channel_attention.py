@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ._autocast import without_autocast
-from ._eager import differentiable_backward, traced
+from ._eager import HandWritten, differentiable_backward, traced
 
 __all__ = ["channel_attention", "moments_pay", "projected_channel_attention"]
 
@@ -125,7 +125,7 @@ def _plain_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return x, values.mT @ values, values.sum(1, keepdim=True)
 
 
-class _Moments(torch.autograd.Function):
+class _Moments(HandWritten):
     """The tokens go through, so that the gradients of the moments are added in place to those of the tokens."""
 
     @staticmethod

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ._autocast import without_autocast
 from ._dispatch import has_kernel
-from ._eager import differentiable_backward, written_by_hand
+from ._eager import HandWritten, differentiable_backward, written_by_hand
 from .nhwc_conv import nhwc_conv
 
 __all__ = ["focused_attention", "focused_features"]
@@ -132,7 +132,7 @@ def _fits(grid: tuple[int, int] | None, q: torch.Tensor, v: torch.Tensor) -> boo
     return grid is not None and q.shape == v.shape and grid[0] * grid[1] == q.size(1)
 
 
-class _LinearAttention(torch.autograd.Function):
+class _LinearAttention(HandWritten):
     """Gives the result and two means over the keys, which are for the backward pass alone."""
 
     @staticmethod

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ._eager import differentiable_backward, traced
+from ._eager import HandWritten, differentiable_backward, traced
 
 __all__ = ["interpolate_kernel", "large_kernel_conv", "toeplitz_matrix"]
 
@@ -79,7 +79,7 @@ def interpolate_kernel(kernel: torch.Tensor, height: int, width: int) -> torch.T
     return _stretched(_stretched(kernel, 2 * height - 1, 2), 2 * width - 1, 3)
 
 
-class _DepthwiseConv(torch.autograd.Function):
+class _DepthwiseConv(HandWritten):
     """`_depthwise`, whose gradients are convolutions too: PyTorch's own take ten times as long with large kernels."""
 
     @staticmethod

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ._axis_rules import refuses_gates, refuses_map, refuses_maxima
 from ._dispatch import has_kernel
-from ._eager import differentiable_backward, written_by_hand
+from ._eager import HandWritten, differentiable_backward, written_by_hand
 from .axis_pool import axis_mean
 from .layout import as_rows, memory_format
 from .pool import first_index, max_first
@@ -74,7 +74,7 @@ def nested_gate(
     return _NestedGate.apply(x, channel, gate)
 
 
-class _MapPools(torch.autograd.Function):
+class _MapPools(HandWritten):
     @staticmethod
     def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if memory_format(x) == torch.channels_last:
@@ -104,7 +104,7 @@ class _MapPools(torch.autograd.Function):
         return grad
 
 
-class _GatedPools(torch.autograd.Function):
+class _GatedPools(HandWritten):
     """The map itself, and the maximum and mean of `x * channel` over the channels."""
 
     @staticmethod
@@ -134,7 +134,7 @@ class _GatedPools(torch.autograd.Function):
         return grad, channel_grad
 
 
-class _NestedGate(torch.autograd.Function):
+class _NestedGate(HandWritten):
     """`x * channel * spatial`."""
 
     @staticmethod

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ._axis_rules import refuses_map
 from ._dispatch import explain, has_kernel
-from ._eager import written_by_hand
+from ._eager import HandWritten, written_by_hand
 
 __all__ = ["channel_moments", "residual_gate", "subspace_pays", "subspace_scores"]
 
@@ -77,7 +77,7 @@ def residual_gate(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     return _ResidualGate.apply(x, attention)
 
 
-class _ChannelMoments(torch.autograd.Function):
+class _ChannelMoments(HandWritten):
     @staticmethod
     def forward(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean = x.mean((0, 2, 3))
@@ -97,7 +97,7 @@ class _ChannelMoments(torch.autograd.Function):
         return _affine(x, slope, grad_mean / count - slope * mean)
 
 
-class _SubspaceScores(torch.autograd.Function):
+class _SubspaceScores(HandWritten):
     @staticmethod
     def forward(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return torch.cat(
@@ -134,7 +134,7 @@ class _SubspaceScores(torch.autograd.Function):
         return out, moment * weight.flatten(), total * weight.flatten(), weight_grad
 
 
-class _ResidualGate(torch.autograd.Function):
+class _ResidualGate(HandWritten):
     @staticmethod
     def forward(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         # Into memory of its own: a view, as `_gate` gives, could not be added to in place, as residual blocks do.

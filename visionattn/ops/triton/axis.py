@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .._eager import HandWritten
 from . import _axis_launch as launch
 
 __all__ = ["axis_attention", "axis_gate", "axis_pools", "cross_gate", "map_pools", "nested_gate", "strip_gate"]
@@ -83,7 +84,7 @@ def nested_gate(
     return axis_gate(x, channel, spatial(torch.stack((maximum, mean), dim=1)))
 
 
-class _Pools(torch.autograd.Function):
+class _Pools(HandWritten):
     """The map itself, its means, maxima and their indices, and tickets for gates that lack some axes."""
 
     @staticmethod
@@ -124,7 +125,7 @@ class _Pools(torch.autograd.Function):
         return x_grad, None, None, None, None, None
 
 
-class _Gate(torch.autograd.Function):
+class _Gate(HandWritten):
     """The gate of a map that went through `_Pools`, whose backward multiplies with the gates that the tickets get."""
 
     @staticmethod
@@ -155,7 +156,7 @@ class _Gate(torch.autograd.Function):
         return dz, dz if ctx.residual else None, None, None, None, *grads, *gates
 
 
-class _ProductPools(torch.autograd.Function):
+class _ProductPools(HandWritten):
     """The map itself, and the mean and maximum over the channels of its product with a gate, and the index of that."""
 
     @staticmethod
