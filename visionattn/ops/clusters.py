@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ._dispatch import has_kernel
-from ._eager import traced
+from ._eager import HandWritten, traced
 from .gathered import refuses_rows
 
 __all__ = ["cluster_attention", "convolved"]
@@ -53,13 +53,12 @@ def cluster_attention(
     siblings = 2 if pair_images or clusters > 1 else 1
     length = size + min(overlap, size) * (siblings - 1)
     order = order.flatten(2)
-    to_slots, to_tokens = _tables(order, tokens, pair_images)
-    # The same for the rows of queries, keys and values: (B, N, 3, heads) of them before, 3 times the slots after.
-    part = torch.arange(3, device=order.device).view(3, 1)
-    rows = (to_slots // heads * (3 * heads) + to_slots % heads + heads * part).flatten()
+    rows, to_slots, to_tokens = _tables(order, tokens, pair_images)
 
     gather, put_back, convolve = _PLAIN if traced() else (_Gather.apply, _PutBack.apply, _Convolve.apply)
     q, k, v, values = gather(qkv, rows, to_tokens, siblings, size, length)
+    if conv is not None:
+        values = convolve(values, *conv, v, to_tokens, size)
     if clusters * size == tokens:
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
     else:
@@ -69,27 +68,28 @@ def cluster_attention(
         # Queries of empty slots may not send gradients to the keys.
         out = out * filled
     out = put_back(out.reshape(-1, dim), to_tokens.flatten(), to_slots)
-    if conv is not None:
-        values = convolve(values, *conv, v, to_tokens, size)
     return out.view(batch, tokens, heads, dim), values
 
 
-def _tables(order: torch.Tensor, tokens: int, pair_images: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The row of `(B, N, heads)` that belongs in each slot, and the slot of each row.
+def _tables(order: torch.Tensor, tokens: int, pair_images: bool) -> tuple[torch.Tensor, ...]:
+    """The rows of `(B, N, 3, heads)` and the one of `(B, N, heads)` that belong in each slot, and the latter's slot.
 
     Slots are counted as the siblings need them: those of an image and head side by side or, where images are paired,
     those of a pair and head. What empty slots get does not matter.
     """
     batch, heads, slots = order.shape
-    image = torch.arange(batch, device=order.device).view(-1, 1, 1)
+    first = torch.arange(0, batch * tokens, tokens, device=order.device).view(-1, 1, 1)
     head = torch.arange(heads, device=order.device).view(-1, 1)
-    to_slots = (image * tokens + order.clamp_max(tokens - 1)) * heads + head
+    token = first + order.clamp_max(tokens - 1)
+    to_slots = token * heads + head
     number = torch.arange(order.numel(), device=order.device)
     if pair_images:
-        to_slots = to_slots.unflatten(0, (-1, 2)).transpose(1, 2)
+        token, to_slots = (t.unflatten(0, (-1, 2)).transpose(1, 2) for t in (token, to_slots))
         number = number.view(-1, heads, 2, slots).transpose(1, 2)
+    part = torch.arange(0, 3 * heads, heads, device=order.device).view((3,) + (1,) * token.dim())
+    rows = torch.add(to_slots, token, alpha=2 * heads) + part
     to_tokens = torch.empty_like(order).scatter(2, order, number.reshape(order.shape))
-    return to_slots.flatten(), to_tokens[..., :tokens].transpose(1, 2)
+    return rows.flatten(), to_slots.flatten(), to_tokens[..., :tokens].transpose(1, 2)
 
 
 def _windows(x: torch.Tensor, length: int) -> torch.Tensor:
@@ -134,7 +134,7 @@ def _convolve(
 _PLAIN = (_gather, _put_back, _convolve)
 
 
-class _Gather(torch.autograd.Function):
+class _Gather(HandWritten):
     """Queries, what each cluster sees of keys and values, as views of one another's memory, and a copy of the values.
 
     Backwards everything is written into one tensor and brought back by the inverse table; PyTorch would add row by row
@@ -164,19 +164,20 @@ class _Gather(torch.autograd.Function):
         dim, length = q.size(-1), seen[0].size(2)
         gathered = q.new_empty(3, q.size(0), q.size(1) * q.size(2), dim)
         rest = gathered.size(2) - length
-        gathered[0] = q.flatten(1, 2)
+        gathered[0].view(q.shape).copy_(q)
         for part, grad in enumerate(seen, 1):
             to, first, last = gathered[part], grad[:, 0], grad[:, -1]
             to[:, :length], to[:, length:] = first, last[:, length - rest :]
             if grad.size(1) == 2:
                 to[:, rest:length] += last[:, : length - rest]
-        slots = torch.stack([to_tokens + part * gathered[0, :, :, 0].numel() for part in range(3)], dim=2)
+        part = torch.arange(0, gathered.numel() // dim, gathered[0].numel() // dim, device=q.device).view(3, 1)
+        slots = to_tokens.unsqueeze(2) + part
         qkv = gathered.view(-1, dim).index_select(0, slots.flatten()).view(*slots.shape, dim)
         qkv[:, :, 2] += values
         return qkv, None, None, None, None, None
 
 
-class _PutBack(torch.autograd.Function):
+class _PutBack(HandWritten):
     """Rows by index, with the inverse table for the way back."""
 
     @staticmethod
@@ -192,7 +193,7 @@ class _PutBack(torch.autograd.Function):
         return grad.index_select(0, *ctx.saved_tensors), None, None
 
 
-class _Convolve(torch.autograd.Function):
+class _Convolve(HandWritten):
     """Finds the values again, for the way back, where the attention keeps them."""
 
     @staticmethod
@@ -215,10 +216,10 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, seen, to_tokens = ctx.saved_tensors
-        # What the first window of a group sees, and what the last one sees beyond it.
-        rest = seen.size(1) * ctx.size - seen.size(2)
-        values = torch.cat((seen[:, 0], seen[:, -1, seen.size(2) - rest :]), dim=1)
-        values = values.view(-1, seen.size(3)).index_select(0, to_tokens.flatten())
+        # The windows of a group lie in one another's memory, row by row all of the group.
+        group = seen.size(1) * ctx.size
+        values = seen.as_strided((seen.size(0) * group, seen.size(3)), (seen.size(3), 1))
+        values = values.index_select(0, to_tokens.flatten())
         x, grad_x = (t.reshape(len(grad), *ctx.grid, -1).permute(0, 3, 1, 2) for t in (values, grad))
         groups, pad = len(weight), weight.size(-1) // 2
         shape = ([groups], [1, 1], [pad, pad], [1, 1], False, [0, 0], groups)
