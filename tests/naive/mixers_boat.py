@@ -1,5 +1,7 @@
-"""BOAT's feature-space local attention as the paper's code goes about it: one thing at a time, all of it recorded for
-gradients. For N = cluster_size * 2**k; a single cluster has the one of the next image for its sibling."""
+"""BOAT's feature-space local attention as the paper's code goes about it, step by step and all of it recorded for
+gradients: tokens lie along the last axis while they are sorted, keys and values are copied for each cluster that sees
+them, results and values are both brought back to the image. For N = cluster_size * 2**k; a single cluster has the one
+of the next image for its sibling."""
 
 import math
 
@@ -13,22 +15,21 @@ __all__ = ["NaiveFeatureSpaceLocalAttention", "naive_of", "naive_order"]
 def naive_order(q: torch.Tensor, cluster_size: int, iterations: int = 2, temperature: float = 100.0) -> torch.Tensor:
     """`(B, heads, N, d) -> (B, heads, N)`, cluster after cluster."""
     batch, heads, tokens, dim = q.shape
-    order = torch.arange(tokens, device=q.device).expand(batch, heads, tokens)
-    for level in range(int(math.log2(tokens // cluster_size))):
-        half = tokens // 2 ** (level + 1)
-        x = q.gather(2, order.unsqueeze(-1).expand(q.shape)).view(batch, heads, 2**level, 2 * half, dim)
-        centroids = torch.stack((x[..., :half, :].mean(-2), x[..., half:, :].mean(-2)), dim=-2)
-        centroids = F.normalize(centroids, dim=-1)
+    order = torch.arange(tokens, device=q.device).expand(batch * heads, tokens)
+    x = q.reshape(batch * heads, tokens, dim).mT
+    for _ in range(int(math.log2(tokens // cluster_size))):
+        runs, _, length = x.shape
+        centroids = F.normalize(x.reshape(runs, dim, 2, length // 2).mean(-1), dim=1)
         for _ in range(iterations):
-            cosines = F.normalize(x, dim=-1) @ centroids.transpose(-1, -2)
-            weights = (temperature * cosines).softmax(-1).detach()
-            centroids = (weights.unsqueeze(-1) * x.unsqueeze(-2)).sum(-3)
-            centroids = F.normalize(centroids, dim=-1)
-        cosines = F.normalize(x, dim=-1) @ centroids.transpose(-1, -2)
+            cosines = F.normalize(x.mT, dim=-1) @ centroids
+            centroids = F.normalize(x @ (temperature * cosines).softmax(-1).detach(), dim=1)
+        cosines = F.normalize(x.mT, dim=-1) @ centroids
         score = (cosines[..., 0] + 1) / (cosines[..., 1] + 1)
         rank = score.sort(dim=-1, stable=True).indices
-        order = order.reshape(rank.shape).gather(-1, rank).view(batch, heads, tokens)
-    return order
+        order = order.gather(1, rank).reshape(2 * runs, length // 2)
+        x = x.gather(2, rank.unsqueeze(1).expand(x.shape))
+        x = x.reshape(runs, dim, 2, length // 2).transpose(1, 2).reshape(2 * runs, dim, length // 2)
+    return order.reshape(batch, heads, tokens)
 
 
 class NaiveFeatureSpaceLocalAttention(nn.Module):
@@ -45,31 +46,29 @@ class NaiveFeatureSpaceLocalAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, height, width, channels = x.shape
         tokens, heads, size, extra = height * width, self.num_heads, self.cluster_size, self.overlap
-        qkv = self.qkv(x.flatten(1, 2)).view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        v_image = qkv[2]
+        qkv = self.qkv(x.flatten(1, 2)).reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
         order = naive_order(qkv[0], size)
-        table = order.unsqueeze(-1).expand(qkv.shape[1:])
-        qkv = qkv.gather(3, table.unsqueeze(0).expand(qkv.shape))
-        # Clusters of a head stand one after the other, those of the next image behind them.
-        qkv = qkv.view(3, batch, heads, -1, size, channels // heads).transpose(2, 3).flatten(1, 2)
-        q, (k, v) = qkv[0] * self.scale, qkv[1:]
-        keys, values = (
-            torch.stack(
-                (
-                    torch.cat((part[0::2], part[1::2, :, :extra]), dim=2),
-                    torch.cat((part[1::2], part[0::2, :, size - extra :]), dim=2),
-                ),
-                dim=1,
-            ).flatten(0, 1)
-            for part in (k, v)
-        )
-        out = (q @ keys.transpose(-1, -2)).softmax(-1) @ values
-        out = out.view(batch, -1, heads, size, channels // heads).transpose(1, 2).reshape(table.shape)
-        out = torch.zeros_like(out).scatter(2, table, out)
-        out = out.transpose(1, 2).reshape(batch, tokens, channels)
-        v_image = v_image.transpose(2, 3).reshape(batch, channels, height, width)
-        local = self.get_v(v_image).flatten(2).transpose(1, 2)
-        return self.proj(out + local).view(x.shape)
+        back = order.sort(dim=-1).indices
+        qkv = qkv.gather(3, order.unsqueeze(0).unsqueeze(-1).expand(qkv.shape))
+        # Clusters of an image stand one after the other, those of the next image behind them.
+        qkv = qkv.unflatten(3, (-1, size)).transpose(2, 3).flatten(1, 2)
+        q, k, v = qkv.unbind(0)
+        keys, values = (self._seen(part, extra) for part in (k, v))
+        attention = (q @ keys.transpose(-1, -2) * self.scale).softmax(-1)
+        out, local = (self._in_image(part, back) for part in (attention @ values, values[:, :, :size]))
+        local = self.get_v(local.reshape(batch, channels, height, width)).flatten(2)
+        return self.proj(out.mT + local.mT).view(x.shape)
+
+    def _seen(self, x: torch.Tensor, extra: int) -> torch.Tensor:
+        """The rows of each cluster and after them those of its sibling. `(B * clusters, heads, size, d)`."""
+        pairs = x.unflatten(0, (-1, 2))
+        others = torch.stack((pairs[:, 1, :, :extra], pairs[:, 0, :, x.size(2) - extra :]), dim=1)
+        return torch.cat((pairs, others), dim=3).flatten(0, 1)
+
+    def _in_image(self, x: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        """Rows of clusters as they stand in the image. `(B * clusters, heads, size, d) -> (B, C, N)`."""
+        x = x.unflatten(0, (len(back), -1)).permute(0, 2, 4, 1, 3).flatten(3)
+        return x.gather(3, back.unsqueeze(2).expand(x.shape)).flatten(1, 2)
 
 
 def naive_of(module: nn.Module) -> nn.Module:
