@@ -18,7 +18,7 @@ from visionattn.benchmark import Case, Unequal, compare, load, make_plan, measur
 from visionattn.benchmark.cases import mixer_cases, network_cases, plugin_cases, resnet_cases, window_cases
 from visionattn.benchmark.contenders import PlainOps, literal, moved, with_plugins
 from visionattn.benchmark.goals import GOALS, judge
-from visionattn.benchmark.report import COMMAND, format_record, headlines
+from visionattn.benchmark.report import COMMAND, crossings, format_record, headlines
 from visionattn.benchmark.rows import CompileBudget
 from visionattn.benchmark.timing import cpu_clock, cuda_clock, measure_ceilings, quantiles, take_turns
 from visionattn.plugins import CBAM, PLUGINS
@@ -327,6 +327,28 @@ def test_steps_of_a_gpu_run(pretended_gpu, tmp_path):
     assert (
         "# Speed on GPU" in text and "one thread" not in text and "| P5 | FLatten >= 1x windows | no such row" in text
     )
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ((0.8, 0.9, 0.97), "no crossing point, 7x7 windows are still the faster at N = 3136"),
+        ((0.8, 1.1, 1.2), "crossing point at N = 784, from which on 7x7 windows are the slower"),
+        ((1.1, 0.9, 1.0), "crossing point at N = 3136, from which on 7x7 windows are the slower"),
+        ((1.1, 1.2, 1.3), "no crossing point, 7x7 windows are the slower from N = 196 on"),
+    ],
+)
+def test_says_where_linear_attention_overtakes_windows(ratios, verdict):
+    rows = [
+        {
+            "mode": "f+b",
+            "shape": [1, side, side, 96],
+            "reference": "7x7 windows",
+            "contenders": {"7x7 windows": {"ratio": {"p50": ratio}}},
+        }
+        for side, ratio in zip((14, 28, 56), ratios, strict=True)
+    ]
+    assert crossings(rows[::-1]) == [f"- training, N = 196, 784, 3136: {verdict}."]
 
 
 def test_gpu_rows_cover_every_goal():

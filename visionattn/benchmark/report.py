@@ -1,6 +1,7 @@
 """Tables and pictures of records: everything that is said about speed is made here of JSON."""
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from visionattn._files import replacing
 from .goals import judge
 
 __all__ = ["COMMAND", "README_MARKS", "format_goals", "format_record", "headlines", "readme_block", "update_readme"]
-__all__ += ["write_report"]
+__all__ += ["crossings", "write_report"]
 
 Row = dict[str, Any]
 Record = dict[str, Any]
@@ -85,6 +86,8 @@ def format_record(record: Record) -> str:
         rows = [row for row in measured if row["suite"] == suite]
         if rows:
             lines += ["", f"## {title}", "", *_table(rows)]
+            if suite == "windows":
+                lines += ["", *crossings(rows)]
     left_out = sorted({f"{row['name']}, {name}: {why}" for row in measured for name, why in row["notes"].items()})
     left_out += [f"{row['name']} {row['mode']}: {row['refused']}" for row in record["rows"] if "refused" in row]
     left_out += record.get("left_out", [])
@@ -94,6 +97,31 @@ def format_record(record: Record) -> str:
     if len(goals) > 2:
         lines += ["", "## Goals", "", *goals]
     return "\n".join([*lines, "", f"Made by `{COMMAND}`.", ""])
+
+
+def crossings(rows: Sequence[Row]) -> list[str]:
+    """From how many tokens on ours is faster than the reference, a line for each mode; both take time like N."""
+    lines = []
+    for mode, words in _MODES.items():
+        measured = [row for row in rows if row["mode"] == mode]
+        if not measured:
+            continue
+        reference = measured[0]["reference"]
+        # From the most tokens down.
+        ratios = sorted(
+            ((r["shape"][1] * r["shape"][2], r["contenders"][reference]["ratio"]["p50"]) for r in measured),
+            reverse=True,
+        )
+        tokens = [n for n, _ in ratios]
+        ahead = [n for n, _ in takewhile(lambda pair: pair[1] >= 1, ratios)]
+        if not ahead:
+            verdict = f"no crossing point, {reference} are still the faster at N = {tokens[0]}"
+        elif ahead == tokens:
+            verdict = f"no crossing point, {reference} are the slower from N = {tokens[-1]} on"
+        else:
+            verdict = f"crossing point at N = {ahead[-1]}, from which on {reference} are the slower"
+        lines.append(f"- {words}, N = {', '.join(map(str, tokens[::-1]))}: {verdict}.")
+    return lines
 
 
 def format_goals(record: Record) -> list[str]:
