@@ -1,5 +1,7 @@
 """Attention in clusters: each query against the very keys it may see, one by one."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -77,6 +79,19 @@ def test_convolution_of_the_values(tokens, size, overlap):
     torch.testing.assert_close(*grads)
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradgradcheck(joined, inputs, fast_mode=True)
+
+
+def test_gradients_of_what_was_kept_as_copies():
+    qkv, order = operands(40, 5)
+    conv = (torch.randn(8, 1, 3, 3, dtype=torch.float64), torch.randn(8, dtype=torch.float64), (5, 8))
+    grads = []
+    # As offloading does: what comes back lies in memory of its own.
+    for keep in (nullcontext(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.contiguous, torch.clone)):
+        weight = conv[0].clone().requires_grad_()
+        with keep:
+            out, local = cluster_attention(qkv, order, overlap=3, conv=(weight, *conv[1:]))
+        grads.append(torch.autograd.grad((out * local).sum(), (qkv, weight)))
+    torch.testing.assert_close(*grads)
 
 
 def test_paired_images():

@@ -216,10 +216,10 @@ class _Convolve(HandWritten):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, seen, to_tokens = ctx.saved_tensors
-        # The windows of a group lie in one another's memory, row by row all of the group.
-        group = seen.size(1) * ctx.size
-        values = seen.as_strided((seen.size(0) * group, seen.size(3)), (seen.size(3), 1))
-        values = values.index_select(0, to_tokens.flatten())
+        # What the first window of a group sees, and what the last one sees beyond it.
+        rest = seen.size(1) * ctx.size - seen.size(2)
+        values = torch.cat((seen[:, 0], seen[:, -1, seen.size(2) - rest :]), dim=1)
+        values = values.view(-1, seen.size(3)).index_select(0, to_tokens.flatten())
         x, grad_x = (t.reshape(len(grad), *ctx.grid, -1).permute(0, 3, 1, 2) for t in (values, grad))
         groups, pad = len(weight), weight.size(-1) // 2
         shape = ([groups], [1, 1], [pad, pad], [1, 1], False, [0, 0], groups)
