@@ -8,7 +8,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each; read when torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from visionattn._resources import config_dir
+from visionattn.utils.resources import config_dir
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"

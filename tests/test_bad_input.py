@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 import visionattn
-from visionattn._files import read_checkpoint, replacing
 from visionattn.checkpoints import packaged_path, read_weights
 from visionattn.data import Digits, FashionMNIST, ImageFolder, Pipeline
+from visionattn.utils.files import read_checkpoint, replacing
 
 NAME = "va_resnet10n_cbam"
 
@@ -214,7 +214,7 @@ class TestCommands:
             ),
             (
                 ["train", "quickstart-detection", "--cfg-options", "model.num_classes=5"],
-                "DigitScenes has 10 classes, but the model's num_classes is only 5",
+                "SyntheticDigits has 10 classes, but the model's num_classes is only 5",
             ),
             (
                 ["train", "quickstart-segmentation", "--cfg-options", "model.decoder.type=PSPNet"],
@@ -261,7 +261,7 @@ class TestCommands:
         ]
         config = tmp_path / "c.py"
         config.write_text(
-            "_base_ = ['" + str(visionattn._resources.config_dir() / "classification/quickstart.py") + "']\n"
+            "_base_ = ['" + str(visionattn.utils.resources.config_dir() / "classification/quickstart.py") + "']\n"
             "train_dataloader = dict(dataset=dict(_delete_=True, type='ImageFolder', data_root='', "
             "pipeline=[dict(type='Resize', height=32, width=32)]))\n"
         )

@@ -10,7 +10,6 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import timm
 import torch
-from naive.triplet import NaiveTripletAttention
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -22,6 +21,7 @@ from visionattn.benchmark.report import COMMAND, crossings, format_record, headl
 from visionattn.benchmark.rows import CompileBudget
 from visionattn.benchmark.timing import cpu_clock, cuda_clock, measure_ceilings, quantiles, take_turns
 from visionattn.plugins import CBAM, PLUGINS
+from visionattn.reference.triplet import NaiveTripletAttention
 
 ROOT = Path(__file__).parents[1]
 NAIVE = ROOT / "tests" / "naive"

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn import mixers, ops, plugins
-from visionattn.roofline import FLOORS, blocks, count, format_table
-from visionattn.traffic import count_pass, count_traffic
+from visionattn.profiling.operator_counter import count_pass, count_traffic
+from visionattn.profiling.roofline import FLOORS, blocks, count, format_table
 
 BLOCKS = {block.name: block for block in blocks(batch=2, side=28)}
 DEVICES = {"meta": torch.bfloat16, "cpu": torch.float32}
@@ -81,9 +81,9 @@ SMALL = {
     "relative_position_bias",
     "subspace_pays",
     "toeplitz_matrix",
-    "untouched",
+    "is_unmodified",
     "use_backend",
-    "written_by_hand",
+    "use_eager_kernel",
 }
 
 

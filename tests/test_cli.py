@@ -16,7 +16,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import visionattn  # noqa: F401
-from visionattn._files import read_checkpoint
+from visionattn.utils.files import read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from visionattn.cost import Cost, measure, write_table
-from visionattn.traffic import saved_bytes
+from visionattn.profiling.cost import Cost, measure, write_table
+from visionattn.profiling.operator_counter import saved_bytes
 
 
 class Square(nn.Module):

@@ -15,7 +15,7 @@ import pytest
 import timm
 
 import visionattn
-from visionattn._resources import config_dir
+from visionattn.utils.resources import config_dir
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "visionattn"
@@ -24,21 +24,19 @@ FLOORS = [
     ["cli"],
     ["report_commands"],
     ["commands", "weights_commands"],
-    ["inference", "bakeoff"],
+    ["inference", "comparison"],
     ["benchmark"],
     ["checkpoints", "engine"],
-    ["cost", "roofline"],
+    ["profiling", "visualization"],
     ["tasks", "data"],
-    ["models", "traffic"],
+    ["models"],
     ["plugins", "mixers"],
     ["ops"],
-    ["_weights"],
-    ["_fetch"],
-    ["_http"],
-    ["_bars", "_files", "_packing", "_resources", "version"],
+    ["reference", "testing"],
+    ["utils", "catalog", "version"],
 ]
 HEAVY = {
-    "mmengine": {"tasks", "data", "engine", "inference", "bakeoff", "cli", "commands", "weights_commands"},
+    "mmengine": {"tasks", "data", "engine", "inference", "comparison", "cli", "commands", "weights_commands"},
     "albumentations": {"data"},
     "cv2": {"data", "inference"},
     "triton": set(),
@@ -83,11 +81,12 @@ def test_imports_go_downwards(path):
             assert own in HEAVY[heavy] or kernels, f"{own} may not import {heavy}"
 
 
-@pytest.mark.parametrize("folder", ["plugins", "mixers", "models"])
+@pytest.mark.parametrize("folder", ["plugins", "mixers", "models/families"])
 def test_papers_stand_on_their_own(folder):
+    prefix = f"visionattn.{folder.replace('/', '.')}."
     public = {path.stem for path in (PACKAGE / folder).glob("*.py") if not path.stem.startswith("_")}
     for path in (PACKAGE / folder).glob("[!_]*.py"):
-        sideways = {m.rpartition(".")[2] for m in imports(path) if m.startswith(f"visionattn.{folder}.")} & public
+        sideways = {m.rpartition(".")[2] for m in imports(path) if m.startswith(prefix)} & public
         assert not sideways - {path.stem}, f"{path.name} imports {sideways}"
 
 
@@ -129,7 +128,7 @@ def test_names_do_not_clash_with_timm():
     code = "import timm, json; print(json.dumps([timm.list_models(), timm.list_modules()]))"
     models, modules = json.loads(python(code).stdout)
     assert not [name for name in models if name.startswith("va_")]
-    assert not {path.stem for path in (PACKAGE / "models").glob("va_*.py")} & set(modules)
+    assert not {path.stem for path in (PACKAGE / "models" / "families").glob("va_*.py")} & set(modules)
 
 
 def test_import_raises_no_warning():

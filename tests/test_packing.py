@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visionattn._packing import SCALE, pack, unpack
+from visionattn.utils.quantization import SCALE, pack, unpack
 
 
 @pytest.fixture

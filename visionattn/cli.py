@@ -222,9 +222,6 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "--compile-seconds", type=float, default=150.0, help="that compilers may take in all (default: 150)"
     )
-    benchmark.add_argument(
-        "--naive", type=Path, default=Path("tests/naive"), help="folder of the literal formulas (default: tests/naive)"
-    )
     benchmark.add_argument("--readme", type=Path, help="renew the speed tables between its two marks")
     benchmark.add_argument("--compare", type=Path, help="an earlier record: print how much faster each row became")
     benchmark.add_argument(

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionattn._files import replacing
+from visionattn.utils.files import replacing
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -46,7 +46,7 @@ def train(options: argparse.Namespace) -> None:
         work_dir.rename(aside)
         print(f"the earlier run is now in {aside}")
 
-    from visionattn.engine import Runner
+    from .engine import Runner
 
     runner = Runner.from_cfg(config)
     started = time.monotonic()
@@ -57,7 +57,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def _summarise(name: str, config: "Config", work_dir: Path, seconds: float) -> None:
-    from visionattn.engine import draw_learning_curve, read_scalars
+    from .engine import draw_learning_curve, read_scalars
 
     metric = config.default_hooks.checkpoint.get("save_best") or "top1"
     picture = draw_learning_curve(work_dir, metric)
@@ -77,8 +77,8 @@ def _summarise(name: str, config: "Config", work_dir: Path, seconds: float) -> N
 
 def test(options: argparse.Namespace) -> None:
     """Evaluates a checkpoint."""
-    from visionattn.checkpoints import info, load, read_weights
-    from visionattn.engine import draw_scores
+    from .checkpoints import info, load, read_weights
+    from .engine import draw_scores
 
     config = _load(options, default_dir="work_dirs/{}-test")
     path = Path(options.checkpoint)
@@ -107,8 +107,8 @@ def predict(options: argparse.Namespace) -> None:
     from rich.progress import track
     from rich.table import Table
 
-    from visionattn.engine import load_config
-    from visionattn.inference import Predictor, find_images, save_predictions
+    from .engine import load_config
+    from .inference import Predictor, find_images, save_predictions
 
     if options.config and not options.checkpoint:
         raise ValueError("--config needs --checkpoint")
@@ -140,7 +140,7 @@ def prepare_stamps(options: argparse.Namespace) -> None:
     """Composes scenes of Tux Paint's stamps."""
     from rich.progress import track
 
-    from visionattn.data.stamps import SYSTEM_FOLDER, prepare_stamps
+    from visionattn.data.synthetic.objects import SYSTEM_FOLDER, prepare_stamps
 
     counts = {"train": options.train, "test": options.test}
     source = options.source or SYSTEM_FOLDER
@@ -150,8 +150,9 @@ def prepare_stamps(options: argparse.Namespace) -> None:
 
 def publish(options: argparse.Namespace) -> None:
     """Evaluates a training checkpoint and publishes it."""
-    from visionattn._packing import pack, unpack
-    from visionattn.checkpoints import publish, read_weights
+    from visionattn.utils.quantization import pack, unpack
+
+    from .checkpoints import publish, read_weights
 
     options.cfg_options, options.launcher = {}, "none"
     options.work_dir = vars(options).get("work_dir")
@@ -186,7 +187,7 @@ def publish(options: argparse.Namespace) -> None:
 
 def benchmark(options: argparse.Namespace) -> None:
     """Times plug-ins, mixers or networks against other implementations, and reports what was measured."""
-    from visionattn import benchmark as bench
+    from . import benchmark as bench
 
     if (options.json is None) == (not options.records):
         raise ValueError("give either --json, the file of a new run, or --from, the files of earlier runs")
@@ -198,7 +199,6 @@ def benchmark(options: argparse.Namespace) -> None:
         cases = bench.suite_cases(
             options.suite,
             device,
-            options.naive,
             plugins=options.plugins,
             shapes=[_shape(text) for text in options.shapes],
             layouts=options.layouts,
@@ -249,7 +249,7 @@ def roofline(options: argparse.Namespace) -> None:
     """Counts what the blocks move and compute."""
     import torch
 
-    from visionattn.roofline import blocks, count, format_table
+    from visionattn.profiling.roofline import blocks, count, format_table
 
     if min(options.batch, options.bandwidth, options.peak) <= 0:
         raise ValueError("--batch, --bandwidth and --peak must be above 0")
@@ -269,7 +269,7 @@ def roofline(options: argparse.Namespace) -> None:
 
 def cost(options: argparse.Namespace) -> None:
     """Counts what plug-ins add to a network."""
-    from visionattn.cost import measure, write_table
+    from visionattn.profiling.cost import measure, write_table
 
     if options.size < 1:
         raise ValueError(f"--size must be at least 1, got {options.size}")
@@ -280,7 +280,7 @@ def browse(options: argparse.Namespace) -> None:
     """Draws what the data pipeline feeds the network."""
     from PIL import Image
 
-    from visionattn.engine import draw_samples, load_config
+    from .engine import draw_samples, load_config
 
     if options.count < 1 or options.columns < 1:
         raise ValueError(f"--count and --columns must be at least 1, got {options.count} and {options.columns}")
@@ -295,13 +295,13 @@ def browse(options: argparse.Namespace) -> None:
 
 def configs(options: argparse.Namespace) -> None:
     """Lists the packaged configs."""
-    from visionattn.engine import list_configs
+    from .engine import list_configs
 
     print("\n".join(list_configs()))
 
 
 def _load(options: argparse.Namespace, default_dir: str) -> "Config":
-    from visionattn.engine import load_config
+    from .engine import load_config
 
     config = load_config(options.config, options.cfg_options)
     config.work_dir = str(options.work_dir or config.get("work_dir") or default_dir.format(Path(config.filename).stem))
@@ -310,7 +310,7 @@ def _load(options: argparse.Namespace, default_dir: str) -> "Config":
 
 
 def _evaluate(config: "Config", weights: dict[str, Any]) -> tuple[dict[str, float], Any]:
-    from visionattn.engine import Runner
+    from .engine import Runner
 
     if "pretrained" in config.model.get("backbone", {}):
         config.model.backbone.pretrained = False

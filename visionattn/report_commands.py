@@ -73,7 +73,7 @@ def declare(
 
 def bakeoff(options: argparse.Namespace) -> None:
     """Trains networks by one recipe with several seeds, reports and publishes them."""
-    from visionattn.bakeoff import SUITES, Suite, run_suite, smoke
+    from .comparison import SUITES, Suite, run_suite, smoke
 
     if options.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
@@ -120,7 +120,7 @@ def _publish_run(folder: Path, config: str, checkpoint: Path, name: str, origin:
 
 def cards(options: argparse.Namespace) -> None:
     """Writes what the manifest says for people."""
-    from visionattn.checkpoints import write_cards, write_table
+    from .checkpoints import write_cards, write_table
 
     if not options.manifest.is_file():
         raise FileNotFoundError(f"no manifest at {options.manifest}; run this in a checkout, or name it by --manifest")

@@ -78,7 +78,7 @@ def declare(add: Add) -> None:
 
 def download(options: argparse.Namespace) -> None:
     """Fetches checkpoints, or lists them."""
-    from visionattn import checkpoints
+    from . import checkpoints
 
     patterns = options.names or (["*"] if options.list else [])
     if not patterns:
@@ -103,12 +103,13 @@ def download(options: argparse.Namespace) -> None:
 def _fetch_all(names: list[str], options: argparse.Namespace) -> None:
     from concurrent.futures import ThreadPoolExecutor, wait
 
-    from visionattn._bars import download_bars
-    from visionattn._fetch import Patience, recorded_hash
-    from visionattn._weights import obtain
-    from visionattn.checkpoints import info
+    from visionattn.utils.download import RetryPolicy, recorded_hash
+    from visionattn.utils.progress import download_bars
+    from visionattn.utils.weight_files import obtain
 
-    patience = Patience(options.timeout, options.attempts)
+    from .checkpoints import info
+
+    patience = RetryPolicy(options.timeout, options.attempts)
     stopped = threading.Event()
 
     def stoppable(show: Callable[[int, int | None], None]) -> Callable[[int, int | None], None]:
@@ -151,8 +152,9 @@ def convert(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from visionattn.checkpoints import conversion, files
     from visionattn.checkpoints.verifying import verify
+
+    from .checkpoints import conversion, files
 
     if options.like and options.export != "official":
         raise ValueError("--like shows the official format: it goes with --export official")
@@ -189,7 +191,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace, done: "Conversion", remembered: "Layout | None") -> None:
-    from visionattn.checkpoints import conversion, files
+    from .checkpoints import conversion, files
 
     rest: dict[str, Any] = {}
     if options.like:
@@ -213,7 +215,7 @@ def _export(options: argparse.Namespace, done: "Conversion", remembered: "Layout
 def _table(names: list[str]) -> "Table":
     from rich.table import Column, Table
 
-    from visionattn.checkpoints import info
+    from .checkpoints import info
 
     columns = [Column(title, no_wrap=True) for title in ("data", "score", "params", "MACs", "licence")]
     table = Table(Column("name", overflow="fold"), *columns, Column("where", overflow="fold"), box=None)
@@ -239,7 +241,7 @@ def _score(entry: dict[str, Any]) -> str:
 
 
 def _where(entry: dict[str, Any]) -> str:
-    from visionattn._weights import find
+    from visionattn.utils.weight_files import find
 
     kinds = [source["kind"] for source in entry["sources"]]
     if "packaged" in kinds:

@@ -9,16 +9,16 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from golden import load as load_golden
-from golden import relative_error
 from web import serving
 
 import visionattn  # noqa: F401
 from visionattn import checkpoints
-from visionattn._fetch import FetchError, Patience, recorded_hash
-from visionattn._resources import read_manifest
-from visionattn._weights import OFFLINE, cache_dir, find, obtain
 from visionattn.cli import main
+from visionattn.testing.fixtures import load as load_golden
+from visionattn.testing.fixtures import relative_error
+from visionattn.utils.download import FetchError, RetryPolicy, recorded_hash
+from visionattn.utils.resources import read_manifest
+from visionattn.utils.weight_files import OFFLINE, cache_dir, find, obtain
 
 NAME = "va_mobilenetv2_100_coord.in1k"
 PACKAGED = "va_resnet10n_cbam.digits"
@@ -151,7 +151,7 @@ def test_weights_of_ones_own_take_the_place_of_the_authors(entry, author, web):
 def test_tells_all_that_went_wrong(web, entry):
     entry["sources"] = [{"kind": "url", "url": f"{web.url}/gone"}, {"kind": "page", "url": "https://drive.example/1"}]
     with pytest.raises(FetchError, match=r"404 Not Found. To get va_mob.* by hand, open https://drive.example/1 or"):
-        obtain(entry, patience=Patience(attempts=1))
+        obtain(entry, patience=RetryPolicy(attempts=1))
 
 
 def test_command_downloads_lists_and_says_what_is_missing(web, entry, monkeypatch, capsys):

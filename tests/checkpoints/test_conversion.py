@@ -6,7 +6,6 @@ import sys
 import pytest
 import timm
 import torch
-from golden import FOLDER, filled, load
 
 from visionattn.checkpoints.conversion import convert, export, save
 from visionattn.checkpoints.files import read_facts, read_source, save_as
@@ -14,6 +13,7 @@ from visionattn.checkpoints.layout import Layout, trace
 from visionattn.checkpoints.verifying import verify
 from visionattn.cli import main
 from visionattn.models import CONVERTERS
+from visionattn.testing.fixtures import FOLDER, filled, load
 
 MICRO = {"dims": (32, 64, 96, 128), "depths": (1,) * 4, "num_heads": (1, 2, 3, 4), "down_kernel_size": 3}
 # Fixture -> network and arguments that no file tells.

@@ -13,12 +13,12 @@ import urllib.request
 import pytest
 from web import plain, serving
 
-from visionattn._fetch import FetchError, Patience, fetch, recorded_hash
-from visionattn._http import Lasting, _Redirects
+from visionattn.utils.download import FetchError, RetryPolicy, fetch, recorded_hash
+from visionattn.utils.http import PermanentError, _Redirects
 
 CONTENT = random.Random(0).randbytes(20_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(timeout=0.3, attempts=2, wait=0.01)
+QUICK = RetryPolicy(timeout=0.3, attempts=2, wait=0.01)
 KNOWN = {"size": len(CONTENT), "sha256": HASH, "patience": QUICK}
 fork = multiprocessing.get_context("fork")
 
@@ -64,7 +64,7 @@ def test_interrupted_in_the_middle_resumes(web, path):
 @pytest.mark.parametrize("known", [KNOWN, {"patience": QUICK}], ids=["known hash", "no hash"])
 def test_a_killed_download_resumes(known, web, path):
     web.cuts, web.stall = [8192], True
-    process = fork.Process(target=get, args=(web, path), kwargs={**known, "patience": Patience()})
+    process = fork.Process(target=get, args=(web, path), kwargs={**known, "patience": RetryPolicy()})
     process.start()
     part = path.with_name(".part-w.pth")
     deadline = time.monotonic() + 20
@@ -175,7 +175,7 @@ def test_redirect_in_a_circle(web, path):
 
 def test_redirect_out_of_an_encrypted_connection():
     request = urllib.request.Request("https://a/w.pth")
-    with pytest.raises(Lasting, match=r"redirects to http://b/w\.pth, which is not encrypted"):
+    with pytest.raises(PermanentError, match=r"redirects to http://b/w\.pth, which is not encrypted"):
         _Redirects().redirect_request(request, None, 302, "", {}, "http://b/w.pth")
 
 

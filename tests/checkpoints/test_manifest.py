@@ -9,10 +9,10 @@ import timm
 from mmengine.registry import MODELS
 
 import visionattn.tasks  # noqa: F401
-from visionattn._files import sha256
-from visionattn._resources import checkpoint_dir
-from visionattn.cost import count_macs
 from visionattn.engine import load_config
+from visionattn.profiling.cost import count_macs
+from visionattn.utils.files import sha256
+from visionattn.utils.resources import checkpoint_dir
 
 MANIFEST = json.loads((checkpoint_dir() / "manifest.json").read_text())
 SCHEMA = json.loads((checkpoint_dir() / "manifest.schema.json").read_text())

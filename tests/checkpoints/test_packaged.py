@@ -6,8 +6,8 @@ import pytest
 import timm
 
 import visionattn  # noqa: F401
-from visionattn._resources import checkpoint_dir, read_manifest
 from visionattn.data import FashionMNIST
+from visionattn.utils.resources import checkpoint_dir, read_manifest
 
 PACKAGED = {name: entry for name, entry in read_manifest().items() if {"kind": "packaged"} in entry["sources"]}
 CLASSIFIERS = [name for name, entry in PACKAGED.items() if entry["task"] == "classification"]

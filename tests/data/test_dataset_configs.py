@@ -7,7 +7,7 @@ from mmengine.registry import DATASETS, FUNCTIONS, METRICS, MODELS
 from mmengine.runner import Runner
 
 from visionattn import data, engine  # noqa: F401  (registered by importing)
-from visionattn._resources import config_dir
+from visionattn.utils.resources import config_dir
 
 FOLDER = config_dir() / "_base_" / "datasets"
 DENSE = sorted(path.stem for path in FOLDER.glob("*.py") if "list_collate" in Config.fromfile(path).pretty_text)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from visionattn.data import DigitScenes, SeededSampler, list_collate
-from visionattn.data.scenes import PHOTOGRAPHS, _digits
+from visionattn.data import SeededSampler, SyntheticDigits, list_collate
+from visionattn.data.synthetic.digits import PHOTOGRAPHS, _digits
 
 AUGMENT = [
     {"type": "RandomCrop", "height": 96, "width": 112},
@@ -22,9 +22,9 @@ def same(a, b):
 
 
 def test_a_scene_is_a_function_of_seed_split_and_index():
-    first, again = (DigitScenes("train", "instance", length=4) for _ in range(2))
+    first, again = (SyntheticDigits("train", "instance", length=4) for _ in range(2))
     assert all(same(first[i], again[i]) for i in range(4))
-    for other in (DigitScenes("train", "instance", seed=1), DigitScenes("test", "instance")):
+    for other in (SyntheticDigits("train", "instance", seed=1), SyntheticDigits("test", "instance")):
         assert not torch.equal(first[0]["inputs"], other[0]["inputs"])
     assert not torch.equal(first[0]["inputs"], first[1]["inputs"])
 
@@ -33,11 +33,11 @@ def test_the_splits_share_nothing():
     assert not set(PHOTOGRAPHS["train"]) & set(PHOTOGRAPHS["test"])
     train, test = ({digit.tobytes() for digit in _digits(split)[0]} for split in ("train", "test"))
     assert not train & test
-    assert len(DigitScenes("train", "detection")) == 2000 and len(DigitScenes("test", "detection")) == 200
+    assert len(SyntheticDigits("train", "detection")) == 2000 and len(SyntheticDigits("test", "detection")) == 200
 
 
 def test_boxes_instances_and_semantic_masks_tell_of_one_scene():
-    boxes, instances, semantic = (DigitScenes("test", task) for task in ("detection", "instance", "semantic"))
+    boxes, instances, semantic = (SyntheticDigits("test", task) for task in ("detection", "instance", "semantic"))
     assert semantic.metainfo["classes"] == ("background", *boxes.metainfo["classes"])
     for index in range(20):
         a, b, c = (dataset[index] for dataset in (boxes, instances, semantic))
@@ -54,7 +54,7 @@ def test_boxes_instances_and_semantic_masks_tell_of_one_scene():
 
 def test_number_of_digits():
     def counts(*digits):
-        dataset = DigitScenes("train", "detection", digits=digits, length=30)
+        dataset = SyntheticDigits("train", "detection", digits=digits, length=30)
         return [len(dataset[index]["data_samples"]["labels"]) for index in range(30)]
 
     assert set(counts(1, 1)) == {1} and set(counts(0, 0)) == {0}
@@ -63,7 +63,7 @@ def test_number_of_digits():
 
 
 def test_samples_have_the_agreed_shape():
-    sample = DigitScenes("test", "instance", [{"type": "Resize", "height": 64, "width": 96}])[1]
+    sample = SyntheticDigits("test", "instance", [{"type": "Resize", "height": 64, "width": 96}])[1]
     data = sample["data_samples"]
     count = len(data["labels"])
     assert sample["inputs"].shape == (3, 64, 96) and sample["inputs"].dtype == torch.uint8
@@ -74,15 +74,15 @@ def test_samples_have_the_agreed_shape():
     original = data["original"]
     assert original["size"] == (128, 128) and original["masks"].shape == (count, 128, 128)
     assert not original["iscrowd"].any() and original["area"].tolist() == original["masks"].sum((1, 2)).tolist()
-    semantic = DigitScenes("test", "semantic", [{"type": "Resize", "height": 64, "width": 96}])[1]["data_samples"]
+    semantic = SyntheticDigits("test", "semantic", [{"type": "Resize", "height": 64, "width": 96}])[1]["data_samples"]
     assert semantic["mask"].shape == (64, 96) and semantic["mask"].dtype == torch.int64
     assert semantic["original_mask"].shape == (128, 128) and semantic["original_mask"].dtype == torch.uint8
-    assert "original" not in DigitScenes("train", "detection")[0]["data_samples"]
-    assert "masks" not in DigitScenes("train", "detection")[0]["data_samples"]
+    assert "original" not in SyntheticDigits("train", "detection")[0]["data_samples"]
+    assert "masks" not in SyntheticDigits("train", "detection")[0]["data_samples"]
 
 
 def test_augmentation_is_seeded_whatever_the_workers():
-    dataset = DigitScenes("train", "instance", AUGMENT, length=8)
+    dataset = SyntheticDigits("train", "instance", AUGMENT, length=8)
 
     def epoch(workers, number=0):
         sampler = SeededSampler(dataset, shuffle=True, seed=0)
@@ -112,11 +112,11 @@ def test_augmentation_is_seeded_whatever_the_workers():
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        DigitScenes(**arguments)
+        SyntheticDigits(**arguments)
 
 
 def test_scenes_are_renewed_from_epoch_to_epoch_and_repeated_from_run_to_run():
-    dataset = DigitScenes("train", "semantic", length=4, renew=True)
+    dataset = SyntheticDigits("train", "semantic", length=4, renew=True)
 
     def epoch(number):
         sampler = SeededSampler(dataset, shuffle=False, seed=0)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from visionattn.data import CocoDetection, ImageMaskFolder
-from visionattn.data.stamps import PHOTOGRAPHS, STAMPS, find_stamps
+from visionattn.data.synthetic.objects import PHOTOGRAPHS, STAMPS, find_stamps
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from visionattn._resources import config_dir
 from visionattn.engine import draw_samples, load_config
+from visionattn.utils.resources import config_dir
 
 
 def scenes(task):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from engine.test_resume import run
 
-from visionattn._files import read_checkpoint
 from visionattn.engine import load_config, read_scalars
+from visionattn.utils.files import read_checkpoint
 
 CONFIGS = {"detection": ("quickstart-detection", "bbox/map"), "segmentation": ("quickstart-segmentation", "seg/miou")}
 TINY = {

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from visionattn.engine.draw import draw_classification, draw_detections, draw_grid, draw_segmentation, palette
+from visionattn.visualization.predictions import (
+    draw_classification,
+    draw_detections,
+    draw_grid,
+    draw_segmentation,
+    palette,
+)
 
 CLASSES = ("ant", "cow", "zebra")
 GREY = np.full((48, 64, 3), 128, np.uint8)

@@ -183,7 +183,7 @@ class TestClassifier:
 
 
 def test_configs_are_found_by_name_and_by_path(tmp_path):
-    from visionattn._resources import config_dir
+    from visionattn.utils.resources import config_dir
 
     by_name, by_folder = load_config("quickstart"), load_config("classification/quickstart.py")
     by_path = load_config(config_dir() / "classification" / "quickstart.py", {"train_cfg.max_epochs": 2})

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from visionattn._files import read_checkpoint
 from visionattn.engine import latest_checkpoint, read_scalars
+from visionattn.utils.files import read_checkpoint
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["visionattn.cli", "visionattn.engine"])
@@ -20,8 +20,8 @@ def train(config, work_dir, done, die_at=None, overrides=()):
     """Trains in this process; with `die_at` it kills itself while writing its n-th file, half of it on disk."""
     from mmengine.hooks import Hook
 
-    from visionattn import _files
     from visionattn.engine import Runner, load_config
+    from visionattn.utils import files as _files
 
     class Count(Hook):
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):

@@ -118,7 +118,7 @@ def test_detection_equals_pycocotools(kind, seed):
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_a_coco_file_is_scored_as_pycocotools_scores_it(tmp_path, kind):
-    """Crowds, gaps in class ids and boxes outside go from the file through data set and metric untouched."""
+    """Crowds, gaps in class ids and boxes outside go from the file through data set and metric unchanged."""
     from pycocotools import mask as coding
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from golden import load, normal, relative_error
-from naive.mixers_boat import naive_of
 
 from visionattn.mixers import FeatureSpaceLocalAttention
 from visionattn.ops import balanced_bisection, cluster_attention
-from visionattn.traffic import saved_bytes
+from visionattn.profiling.operator_counter import saved_bytes
+from visionattn.reference.boat import naive_of
+from visionattn.testing.fixtures import load, normal, relative_error
 
 FIXTURES = [
     "boat_swin_fsla_module_1x196x64_eval",

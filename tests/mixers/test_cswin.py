@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from naive.mixers_cswin import naive_cswin
 
 from visionattn.mixers import CrossShapedWindowAttention
+from visionattn.reference.cswin import naive_cswin
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (6, 6), (8, 5), (7, 11)], ids=str)

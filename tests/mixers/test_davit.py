@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from golden import check_module, load, relative_error
-from naive.mixers_channel import channel_attention as naive_attention
 from timm.models import davit
 from torch import nn
 
 from visionattn.mixers import ChannelAttention, SpatialWindowAttention
 from visionattn.ops import moments_pay, partition_windows
+from visionattn.reference.davit import channel_attention as naive_attention
+from visionattn.testing.fixtures import check_module, load, relative_error
 
 
 class Tokens(nn.Module):

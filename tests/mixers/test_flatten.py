@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from golden import check_module, load, relative_error
-from naive.mixers_flatten import naive_of
 from torch import nn
 from torch.nn import functional as F
 
 from visionattn.mixers import FocusedLinearAttention
+from visionattn.reference.flatten import naive_of
+from visionattn.testing.fixtures import check_module, load, relative_error
 
 HOSTS = [
     "swinhost_module_2x14x14x64",

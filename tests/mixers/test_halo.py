@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from golden import check_module, load
-from naive.mixers_halo import naive_halo
 from torch import nn
 from torch.nn import functional as F
 
 from visionattn.mixers import HaloAttention
+from visionattn.reference.halo import naive_halo
+from visionattn.testing.fixtures import check_module, load
 
 
 class Block(nn.Module):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from golden import load, normal, relative_error
-from naive.mixers_lkca import NaiveLKCA, attention_map
 
 from visionattn.mixers import LargeKernelConvAttention
+from visionattn.reference.lkca import NaiveLKCA, attention_map
+from visionattn.testing.fixtures import load, normal, relative_error
 
 BACKENDS = (None, "conv", "matmul", "fft")
 FIXTURES = {

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from golden import relative_error
 
 from visionattn import mixers
+from visionattn.testing.fixtures import relative_error
 
 DIM = 24
 SIZES = [(1, 1), (1, 9), (7, 1), (13, 13), (17, 9)]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from golden import check_module, load
 from torch import nn
 from torch.nn import functional as F
 
 from visionattn.mixers import SpatialReductionAttention
+from visionattn.testing.fixtures import check_module, load
 
 
 class Block(nn.Module):

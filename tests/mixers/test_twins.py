@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from golden import check_module, load, relative_error
-from naive.mixers_windows import window_attention as naive_attention
 from timm.models.twins import GlobalSubSampleAttn, LocallyGroupedAttn
 from torch import nn
 
 from visionattn.mixers import GlobalSubsampledAttention, LocallyGroupedAttention
+from visionattn.reference.window import window_attention as naive_attention
+from visionattn.testing.fixtures import check_module, load, relative_error
 
 MASKS = {"lsa": ("none", "exact", "official"), "lsa_mask": ("official",), "lsa_padding": ("none",)}
 LSA = [

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from golden import check_module, load
-from naive.mixers_windows import window_attention as naive_attention
 from timm.models.swin_transformer import WindowAttention as TimmWindowAttention
 from torch import nn
 
 from visionattn.mixers import WindowAttention
 from visionattn.ops import partition_windows
+from visionattn.reference.window import window_attention as naive_attention
+from visionattn.testing.fixtures import check_module, load
 
 
 class Block(nn.Module):

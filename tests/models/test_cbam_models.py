@@ -3,9 +3,9 @@
 import pytest
 import timm
 import torch
-from golden import load, relative_error
 
 import visionattn  # noqa: F401
+from visionattn.testing.fixtures import load, relative_error
 
 
 def authors_file(golden, path, wrapped):

@@ -5,13 +5,13 @@ import logging
 import pytest
 import timm
 import torch
-from golden import check_module, load, normal, relative_error
 from torch import nn
 from torch.distributed import destroy_process_group, init_process_group
 
 import visionattn  # noqa: F401
-from visionattn.models.va_pkcam_resnet import PKCAMBasicBlock, PKCAMBottleneck, checkpoint_filter_fn
+from visionattn.models.families.va_pkcam_resnet import PKCAMBasicBlock, PKCAMBottleneck, checkpoint_filter_fn
 from visionattn.plugins import PKCAM
+from visionattn.testing.fixtures import check_module, load, normal, relative_error
 
 NAMES = ("va_resnet18_pkcam", "va_resnet34_pkcam", "va_resnet50_pkcam", "va_resnet101_pkcam")
 VARIANTS = ("stage", "stage_last", "stage_all", "block", "block_stage", "block_stage_last", "block_stage_all")

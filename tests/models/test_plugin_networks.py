@@ -3,11 +3,11 @@
 import pytest
 import timm
 import torch
-from golden import load, relative_error
 from timm.optim import param_groups_layer_decay
 
 import visionattn  # noqa: F401
 from visionattn.plugins import BAM, BalancedMultiTaskAttention
+from visionattn.testing.fixtures import load, relative_error
 
 # The smallest of each family, on images small enough for a CPU: name -> size, stride of each feature.
 SMALL = {

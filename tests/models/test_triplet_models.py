@@ -3,11 +3,11 @@
 import pytest
 import timm
 import torch
-from golden import load, relative_error
 
 import visionattn  # noqa: F401
-from visionattn.models._build import check_state_dict
-from visionattn.models.va_resnet import checkpoint_filter_fn
+from visionattn.models.builder import check_state_dict
+from visionattn.models.families.va_resnet import checkpoint_filter_fn
+from visionattn.testing.fixtures import load, relative_error
 
 FIXTURES = {
     "triplet_resnet18_k3_eval": ("va_resnet18_triplet", {"type": "triplet", "kernel_size": 3}),

@@ -6,9 +6,9 @@ In double precision: in float32 rounding alone moves some position into another 
 import pytest
 import timm
 import torch
-from golden import authors_file, load, relative_error
 
 import visionattn  # noqa: F401
+from visionattn.testing.fixtures import authors_file, load, relative_error
 
 PARAMS = {
     "swin_tiny": 30_265_186,

@@ -3,12 +3,12 @@
 import pytest
 import timm
 import torch
-from golden import authors_file, check_module, load, relative_error
 
 import visionattn  # noqa: F401
-from visionattn.models._build import rename_keys
-from visionattn.models.va_davit import DaViT, checkpoint_filter_fn
-from visionattn.traffic import saved_bytes
+from visionattn.models.builder import rename_keys
+from visionattn.models.families.va_davit import DaViT, checkpoint_filter_fn
+from visionattn.profiling.operator_counter import saved_bytes
+from visionattn.testing.fixtures import authors_file, check_module, load, relative_error
 
 PARAMS = {"tiny": 28_360_168, "small": 49_745_896, "base": 87_954_408, "large": 196_811_752}
 

@@ -3,10 +3,10 @@
 import pytest
 import timm
 import torch
-from golden import authors_file, load, relative_error
 
 import visionattn  # noqa: F401
 from visionattn.mixers import CrossShapedWindowAttention, FocusedLinearAttention, WindowAttention
+from visionattn.testing.fixtures import authors_file, load, relative_error
 
 # The official PVT holds a norm of 1,024 parameters that it never applies.
 PARAMS = {

@@ -5,13 +5,13 @@ import re
 import pytest
 import timm
 import torch
-from golden import load, relative_error
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from visionattn.models import MobileNet
-from visionattn.models.va_mobilenet import checkpoint_filter_fn
+from visionattn.models.families.va_mobilenet import checkpoint_filter_fn
 from visionattn.plugins import CBAM, PLUGINS, ULSAM, CoordinateAttention, TripletAttention
+from visionattn.testing.fixtures import load, relative_error
 
 NAMES = timm.list_models("va_mobilenet*")
 # Fixture -> name; the layers of the fixtures count from 0, as torchvision's.

@@ -3,10 +3,10 @@
 import pytest
 import timm
 import torch
-from golden import authors_file, load, relative_error
 
 import visionattn  # noqa: F401
-from visionattn.models.va_stm import MECHANISMS, STM, Mechanism
+from visionattn.models.families.va_stm import MECHANISMS, STM, Mechanism
+from visionattn.testing.fixtures import authors_file, load, relative_error
 
 FIXTURES = [
     ("convnext", "stm_convnext_micro_eval"),

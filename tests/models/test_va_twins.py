@@ -3,12 +3,12 @@
 import pytest
 import timm
 import torch
-from golden import authors_file, check_module, load, relative_error
 
 import visionattn  # noqa: F401
-from visionattn.models._layers import PositionConv
-from visionattn.models.va_twins import checkpoint_filter_fn
-from visionattn.traffic import saved_bytes
+from visionattn.models.families.va_twins import checkpoint_filter_fn
+from visionattn.models.layers import PositionConv
+from visionattn.profiling.operator_counter import saved_bytes
+from visionattn.testing.fixtures import authors_file, check_module, load, relative_error
 
 PARAMS = {
     "pcpvt_small": 24_106_216,

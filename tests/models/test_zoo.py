@@ -10,9 +10,9 @@ import os
 import pytest
 import timm
 import torch
-from golden import relative_error
 
 import visionattn  # noqa: F401
+from visionattn.testing.fixtures import relative_error
 
 MODELS = timm.list_models("va_*")
 _NARROW = {"dims": (16, 32, 64, 128), "depths": (2, 1, 1, 1), "num_heads": (2, 2, 4, 8)}

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from naive.mixers_boat import naive_order
 
 from visionattn.ops import balanced_bisection
+from visionattn.reference.boat import naive_order
 
 
 def tokens(*shape, dtype=torch.float32):

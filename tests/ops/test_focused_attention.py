@@ -15,7 +15,7 @@ SIZES = [(3, 20, 20, 16, 2), (1, 7, 49, 24, 3), (2, 1, 1, 8, 8), (2, 90, 4, 8, 1
 def path(request, monkeypatch):
     module = import_module("visionattn.ops.focused_attention")
     if request.param == "plain":
-        monkeypatch.setattr(module, "written_by_hand", lambda x: False)
+        monkeypatch.setattr(module, "use_eager_kernel", lambda x: False)
     else:
         monkeypatch.setattr(module, "_CHUNK", 700)  # also runs of several images, and a rest
 

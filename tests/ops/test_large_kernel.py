@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from golden import relative_error
 from torch.nn import functional as F
 
 from visionattn.ops import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from visionattn.ops.large_kernel import _choose, _fft_length
+from visionattn.testing.fixtures import relative_error
 
 BACKENDS = ("conv", "matmul", "fft")
 GRIDS = [(1, 1), (1, 9), (7, 1), (2, 3), (5, 4), (8, 8)]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.models._layers import Branch, Mlp
+from visionattn.models.layers import Branch, Mlp
 from visionattn.ops import mlp
 
 DIM, HIDDEN = 6, 10

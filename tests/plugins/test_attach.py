@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock
 
 import visionattn
 from visionattn.plugins import CBAM, timm_layer
-from visionattn.plugins._joint import Blend
+from visionattn.plugins._attached import ZeroInitGate
 from visionattn.plugins.attach import Places
 
 # Network -> its class of blocks, number of stages and arguments.
@@ -75,7 +75,7 @@ def image(batch=1, size=32):
 
 
 def gammas(model):
-    return [module.gamma for module in model.modules() if isinstance(module, Blend)]
+    return [module.gamma for module in model.modules() if isinstance(module, ZeroInitGate)]
 
 
 @torch.no_grad()

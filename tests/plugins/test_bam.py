@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from golden import check_module, load
-from naive.bam import bam
 
-from visionattn.models._build import rename_keys
+from visionattn.models.builder import rename_keys
 from visionattn.plugins import BAM
+from visionattn.reference.bam import bam
+from visionattn.testing.fixtures import check_module, load
 
 
 @pytest.mark.parametrize("name", ["bam_module_2x48x12x12_eval", "bam_module_2x48x12x12_train"])

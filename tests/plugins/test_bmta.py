@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from golden import check_module, load
-from naive.bmta import balanced_attention
 
-from visionattn.models._build import rename_keys
+from visionattn.models.builder import rename_keys
 from visionattn.plugins import BalancedMultiTaskAttention
+from visionattn.reference.bmta import balanced_attention
+from visionattn.testing.fixtures import check_module, load
 
 FIXTURES = ["bmta_module_1x48x17x9_eval", "bmta_module_1x48x17x9_train", "bmta_module_2x64x14x14_train"]
 

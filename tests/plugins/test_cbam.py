@@ -4,11 +4,11 @@ from importlib import import_module
 
 import pytest
 import torch
-from golden import check_module, load, relative_error
-from naive.cbam import NaiveCBAM
 
-from visionattn.models._build import rename_keys
+from visionattn.models.builder import rename_keys
 from visionattn.plugins import CBAM
+from visionattn.reference.cbam import NaiveCBAM
+from visionattn.testing.fixtures import check_module, load, relative_error
 
 FIXTURES = {
     "cbam_module_2x64x14x14_eval": {},

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from golden import relative_error
 
 from visionattn.plugins import PLUGINS, resolve_plugin
+from visionattn.testing.fixtures import relative_error
 
 CHANNELS = 24
 SIZES = [(1, 1), (1, 9), (7, 1), (2, 3), (13, 13), (17, 9), (61, 5)]

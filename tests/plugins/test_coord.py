@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from golden import check_module, load
-from naive.coord import coordinate_attention
 
-from visionattn.models._build import rename_keys
+from visionattn.models.builder import rename_keys
 from visionattn.plugins import CoordinateAttention
+from visionattn.reference.coord import coordinate_attention
+from visionattn.testing.fixtures import check_module, load
 
 FIXTURES = [
     "coordatt_module_1x48x17x9_eval",

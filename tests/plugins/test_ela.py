@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from golden import check_module, load, relative_error
-from naive.ela import NaiveEfficientLocalAttention
 
 from visionattn.plugins import PLUGINS, EfficientLocalAttention
+from visionattn.reference.ela import NaiveEfficientLocalAttention
+from visionattn.testing.fixtures import check_module, load, relative_error
 
 FIXTURES = {
     "ela_module_T_1x96x17x9_eval": "ela_t",

@@ -5,10 +5,10 @@ The golden blocks are in tests/models/test_pkcam_models.py, since the reference 
 
 import pytest
 import torch
-from golden import relative_error
 from torch.nn import functional as F
 
 from visionattn.plugins import PKCAM, PLUGINS
+from visionattn.testing.fixtures import relative_error
 
 CHANNELS = 24
 VARIANTS = {

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from golden import check_module, load, relative_error
-from naive.triplet import NaiveTripletAttention
 
-from visionattn.models._build import rename_keys
+from visionattn.models.builder import rename_keys
 from visionattn.plugins import TripletAttention
+from visionattn.reference.triplet import NaiveTripletAttention
+from visionattn.testing.fixtures import check_module, load, relative_error
 
 FIXTURES = {
     "triplet_module_2x64x14x14_train": {},

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from golden import check_module, load, relative_error
-from naive.ulsam import NaiveULSAM
 from torch import nn
 
 from visionattn.plugins import ULSAM
+from visionattn.reference.ulsam import NaiveULSAM
+from visionattn.testing.fixtures import check_module, load, relative_error
 
 FIXTURES = [
     "ulsam_module_1x48x17x9_g8_eval",

@@ -1,4 +1,4 @@
-"""The detectors: torchvision's numbers, any sizes, empty pictures, boxes in pixels of the untouched picture."""
+"""The detectors: torchvision's numbers, any sizes, empty pictures, boxes in pixels of the original picture."""
 
 import pytest
 import torch

@@ -16,7 +16,7 @@ from torch import nn
 import visionattn.models  # noqa: F401  (registers the networks)
 from visionattn import mixers
 from visionattn.plugins import PLUGINS, resolve_plugin
-from visionattn.roofline import FLOORS, Floor
+from visionattn.profiling.roofline import FLOORS, Floor
 
 from .contenders import (
     UNFIT,
@@ -85,7 +85,6 @@ def plugin_cases(
     names: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
     layouts: Sequence[str],
-    naive: Path,
     *,
     dtype: torch.dtype = torch.float32,
     modes: tuple[str, ...] = MODES,
@@ -97,7 +96,6 @@ def plugin_cases(
         names: Names in `PLUGINS`.
         shapes: Shapes (B, C, H, W).
         layouts: `NCHW`, `NHWC` or both.
-        naive: Folder with `<name>.py`, or `<name up to the first _>.py`, for each.
         dtype: Of all.
         modes: Which of `MODES`.
         compiled: Whether to compile the literal formula, too.
@@ -109,7 +107,7 @@ def plugin_cases(
     cases = []
     for name, shape, layout in product(names, shapes, layouts):
         resolve_plugin(name)
-        rivals, notes = {"official": literal(naive, name, name.split("_")[0])}, {}
+        rivals, notes = {"official": literal(name.split("_")[0])}, {}
         if theirs := timm_plugin(name):
             rivals["timm"] = theirs
         try:
@@ -136,11 +134,10 @@ def plugin_cases(
     return cases
 
 
-def mixer_cases(naive: Path, *, batch: int = 4, dtype: torch.dtype = torch.float32, stages: int = 4) -> list[Case]:
+def mixer_cases(*, batch: int = 4, dtype: torch.dtype = torch.float32, stages: int = 4) -> list[Case]:
     """Mixers against timm's own modules, and against official formulations where timm has none.
 
     Args:
-        naive: Folder with the formulations `mixers_<name>.py`.
         batch: Images.
         dtype: Of all.
         stages: How many of the four stages of a network at 224 px.
@@ -155,7 +152,7 @@ def mixer_cases(naive: Path, *, batch: int = 4, dtype: torch.dtype = torch.float
         more = {"dtype": dtype, "floor": FLOORS.get(floor), "exact_only": name == "BOAT"}
         cases.append(Case("mixers", name, shape, build, rivals, **more))
 
-    boat, flatten = literal(naive, "mixers_boat"), literal(naive, "mixers_flatten")
+    boat, flatten = literal("boat"), literal("flatten")
     for i, side in enumerate((56, 28, 14, 7)[:stages]):
         dim, heads = 96 * 2**i, 3 * 2**i
         shape, half = (batch, side, side, dim), (max(batch // 2, 1), side, side, dim)
@@ -212,20 +209,19 @@ def window_cases(
 
 
 def network_cases(
-    naive: Path, *, size: int = 224, batch: int = 2, dtype: torch.dtype = torch.float32, check_batch: int | None = None
+    *, size: int = 224, batch: int = 2, dtype: torch.dtype = torch.float32, check_batch: int | None = None
 ) -> list[Case]:
     """Twins and DaViT against timm's, FLatten and BOAT against themselves with official formulations inside.
 
     Args:
-        naive: Folder with the formulations.
         size: Side of the picture.
         batch: Images.
         dtype: Of all.
         check_batch: Images of the check for equality.
     """
     official = {
-        "flatten_swin_tiny": with_plugins(literal(naive, "mixers_flatten"), mixers.FocusedLinearAttention),
-        "boat_swin_tiny": with_plugins(literal(naive, "mixers_boat"), mixers.FeatureSpaceLocalAttention),
+        "flatten_swin_tiny": with_plugins(literal("flatten"), mixers.FocusedLinearAttention),
+        "boat_swin_tiny": with_plugins(literal("boat"), mixers.FeatureSpaceLocalAttention),
     }
     shape = (batch, 3, size, size)
     more = {"dtype": dtype, "check_batch": check_batch, "exact_only": True}
@@ -241,7 +237,6 @@ def network_cases(
 
 def resnet_cases(
     names: Sequence[str],
-    naive: Path,
     *,
     size: int = 224,
     batch: int = 2,
@@ -253,7 +248,6 @@ def resnet_cases(
 
     Args:
         names: Plug-ins.
-        naive: Folder with the formulas.
         size: Side of the picture.
         batch: Images.
         layout: `NCHW` or `NHWC`.
@@ -263,7 +257,7 @@ def resnet_cases(
     cases = []
     for name in names:
         cls = type(PLUGINS[name](64))
-        rival = with_plugins(literal(naive, name, name.split("_")[0]), cls)
+        rival = with_plugins(literal(name.split("_")[0]), cls)
         rivals = {"official": rival, "none": lambda ours: timm.create_model("resnet50")}
         case = Case(
             "resnet50",

@@ -1,11 +1,8 @@
 """Other implementations of our blocks, made of ours with its weights."""
 
 import importlib
-import sys
 from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from timm.layers.cbam import CbamModule
@@ -31,24 +28,9 @@ __all__ = [
 Rival = Callable[[nn.Module], nn.Module]
 
 
-def literal(folder: Path, *names: str) -> Rival:
-    """The paper's or official code's formulation, written down literally: `naive_of` of the first file that exists.
-
-    Args:
-        folder: Where the files are.
-        *names: File names without `.py`.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    stem = next((name for name in names if (folder / f"{name}.py").is_file()), None)
-    if stem is None:
-        raise FileNotFoundError(f"no literal formula of {names[0]} in {folder}; --naive names the folder (tests/naive)")
-    # A package of its own, so that its files may import each other, whatever the folder is called.
-    package = ModuleType(f"_literal_{abs(hash(folder.resolve()))}")
-    package.__path__ = [str(folder.resolve())]
-    sys.modules.setdefault(package.__name__, package)
-    return importlib.import_module(f"{package.__name__}.{stem}").naive_of
+def literal(name: str) -> Rival:
+    """The literal formulation of a paper or official code: `naive_of` of `visionattn/reference/<name>.py`."""
+    return importlib.import_module(f"visionattn.reference.{name}").naive_of
 
 
 def with_plugins(rival: Rival, cls: type[nn.Module]) -> Rival:

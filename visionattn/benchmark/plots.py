@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from visionattn._files import replacing
+from visionattn.utils.files import replacing
 
 __all__ = ["draw_suite"]
 

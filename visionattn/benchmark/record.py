@@ -11,7 +11,7 @@ import numpy
 import timm
 import torch
 
-from visionattn._files import replacing
+from visionattn.utils.files import replacing
 
 __all__ = ["SCHEMA", "compare", "key", "label", "load", "save", "surroundings"]
 

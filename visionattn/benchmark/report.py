@@ -5,7 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from visionattn._files import replacing
+from visionattn.utils.files import replacing
 
 from .goals import judge
 
@@ -64,7 +64,7 @@ def format_record(record: Record) -> str:
         "same weights, and their outputs and gradients were compared first"
         + (f": they differ by at most {max(errors):.1e}." if errors else "."),
         "",
-        "- **official**: the formulation of the paper or of the official code, written down in `tests/naive`;",
+        "- **official**: the formulation of the paper or of the official code, written down in `visionattn/reference`;",
         "  **timm** and **fightingcv**: the layer of timm, and of the package fightingcv-attention. The first of them",
         "  in a row is its reference. **compiled**: that through `torch.compile`; **torch**: ours without our kernels.",
         "- Each round runs all contenders in turns and gives one ratio each; a cell shows the median and the range of",

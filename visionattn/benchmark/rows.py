@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from visionattn.traffic import count_pass, count_traffic, saved_bytes
+from visionattn.profiling.operator_counter import count_pass, count_traffic, saved_bytes
 
 from .cases import LAYOUTS, Case
 from .contenders import PlainOps

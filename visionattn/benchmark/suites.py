@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -74,7 +73,6 @@ def make_plan(
 def suite_cases(
     suite: str,
     device: str,
-    naive: Path,
     *,
     plugins: Sequence[str] = (),
     shapes: Sequence[tuple[int, ...]] = (),
@@ -85,17 +83,16 @@ def suite_cases(
     Args:
         suite: One of `SUITES`, or `cpu` or `gpu` for all of them.
         device: `cpu` or `cuda`.
-        naive: Folder of the literal formulas.
         plugins: Names of plug-ins, all by default.
         shapes: Of their maps.
         layouts: Of their maps.
     """
     if device == "cpu":
         makers: dict[str, Callable[[], list[Case]]] = {
-            "plugins": lambda: _cpu_plugins(naive, plugins or tuple(PLUGINS), shapes or CPU_SHAPES, layouts),
-            "mixers": lambda: mixer_cases(naive),
+            "plugins": lambda: _cpu_plugins(plugins or tuple(PLUGINS), shapes or CPU_SHAPES, layouts),
+            "mixers": lambda: mixer_cases(),
             "windows": window_cases,
-            "networks": lambda: [*network_cases(naive), *resnet_cases(("triplet", "cbam"), naive)],
+            "networks": lambda: [*network_cases(), *resnet_cases(("triplet", "cbam"))],
         }
         chosen = SUITES if suite == "cpu" else (suite,)
         return [case for name in chosen for case in makers[name]()]
@@ -104,23 +101,21 @@ def suite_cases(
     early, *late = shapes or GPU_SHAPES
     # The goals' rows come first, so that a limit of time cuts off the others.
     parts: list[tuple[str, Callable[[], list[Case]]]] = [
-        ("plugins", lambda: plugin_cases(names, [early], layouts, naive, modes=("f+b",), compiled=True, **half)),
-        ("plugins", lambda: plugin_cases(names, [early], layouts, naive, modes=("fwd",), **half)),
-        ("mixers", lambda: mixer_cases(naive, batch=128, stages=2, **half)),
+        ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("f+b",), compiled=True, **half)),
+        ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("fwd",), **half)),
+        ("mixers", lambda: mixer_cases(batch=128, stages=2, **half)),
         ("windows", lambda: window_cases(((128, 56), (128, 28), (128, 14)), **half)),
-        ("networks", lambda: resnet_cases(RESNETS, naive, batch=128, check_batch=8, **half)),
-        ("networks", lambda: network_cases(naive, batch=128, check_batch=4, **half)),
-        ("plugins", lambda: plugin_cases(names, late, layouts, naive, **half)),
-        ("plugins", lambda: plugin_cases(names, [early], layouts, naive, modes=("f+b",))),
-        ("mixers", lambda: mixer_cases(naive, batch=32, stages=1)),
+        ("networks", lambda: resnet_cases(RESNETS, batch=128, check_batch=8, **half)),
+        ("networks", lambda: network_cases(batch=128, check_batch=4, **half)),
+        ("plugins", lambda: plugin_cases(names, late, layouts, **half)),
+        ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("f+b",))),
+        ("mixers", lambda: mixer_cases(batch=32, stages=1)),
     ]
     return [case for name, make in parts if suite in (name, "gpu") for case in make()]
 
 
-def _cpu_plugins(
-    naive: Path, names: Sequence[str], shapes: Sequence[tuple[int, ...]], layouts: Sequence[str]
-) -> list[Case]:
+def _cpu_plugins(names: Sequence[str], shapes: Sequence[tuple[int, ...]], layouts: Sequence[str]) -> list[Case]:
     """Compiling takes longer than measuring: it is done for the goals' plug-ins, for the first shape in one layout."""
-    compiled = plugin_cases([n for n in names if n in RESNETS], shapes[:1], layouts[:1], naive, compiled=True)
+    compiled = plugin_cases([n for n in names if n in RESNETS], shapes[:1], layouts[:1], compiled=True)
     with_compiled = {str(case): case for case in compiled}
-    return [with_compiled.get(str(case), case) for case in plugin_cases(names, shapes, layouts, naive)]
+    return [with_compiled.get(str(case), case) for case in plugin_cases(names, shapes, layouts)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 
-from visionattn._files import replacing
+from visionattn.utils.files import replacing
 
 __all__ = ["END", "START", "render_cards", "render_table", "write_cards", "write_table"]
 

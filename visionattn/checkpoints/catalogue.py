@@ -7,11 +7,11 @@ from typing import Any
 import timm
 import torch
 
-from visionattn._fetch import Progress
-from visionattn._files import read_checkpoint
-from visionattn._resources import checkpoint_dir, read_manifest
-from visionattn._weights import obtain
 from visionattn.models import CONVERTERS, check_state_dict, unwrap
+from visionattn.utils.download import Progress
+from visionattn.utils.files import read_checkpoint
+from visionattn.utils.resources import checkpoint_dir, read_manifest
+from visionattn.utils.weight_files import obtain
 
 __all__ = ["info", "list", "load", "packaged_path", "path", "read_weights"]
 

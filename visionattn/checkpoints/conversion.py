@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import nn
 
-from visionattn._resources import read_manifest
 from visionattn.models import CONVERTERS, check_state_dict
+from visionattn.utils.resources import read_manifest
 
 from .layout import Layout, StateDict, Traced, trace
 from .publishing import write_named

@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from visionattn._files import read_checkpoint, replacing
 from visionattn.models import CONVERTERS, unwrap
+from visionattn.utils.files import read_checkpoint, replacing
 
 from .layout import Layout, StateDict
 

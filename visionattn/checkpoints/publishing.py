@@ -11,10 +11,10 @@ import timm
 import torch
 from torch import nn
 
-from visionattn._files import replacing, sha256
-from visionattn._packing import pack
-from visionattn.cost import count_macs
 from visionattn.models import check_state_dict
+from visionattn.profiling.cost import count_macs
+from visionattn.utils.files import replacing, sha256
+from visionattn.utils.quantization import pack
 
 __all__ = ["publish", "write_named"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import timm
 
-from visionattn._resources import read_manifest
 from visionattn.models import CONVERTERS
+from visionattn.utils.resources import read_manifest
 
 from .layout import StateDict
 

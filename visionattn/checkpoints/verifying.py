@@ -1,6 +1,5 @@
 """Conversions against recorded outputs of the official networks, where the fixtures are at hand: in a checkout."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 
 from visionattn.models import CONVERTERS, check_state_dict
+from visionattn.testing.fixtures import load
 
 from .conversion import Conversion
 
@@ -23,7 +23,7 @@ def verify(conversion: Conversion, folder: str | Path) -> tuple[str, float] | No
 
     Args:
         conversion: What to verify.
-        folder: Of the fixtures, `tests/golden`; beside it lies `golden.py`, which reads them.
+        folder: Of the fixtures, `tests/golden`.
 
     Returns:
         The fixture's name and the largest difference over the largest logit; none if there is no fixture.
@@ -32,16 +32,12 @@ def verify(conversion: Conversion, folder: str | Path) -> tuple[str, float] | No
         ValueError: If the outputs differ.
     """
     folder = Path(folder)
-    reader = folder.with_suffix(".py")
-    if not folder.is_dir() or not reader.is_file():
+    if not folder.is_dir():
         return None
     name = _matching(conversion.traced.layout.shapes, folder)
     if name is None:
         return None
-    spec = importlib.util.spec_from_file_location("visionattn_golden", reader)
-    golden_module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(golden_module)
-    golden = golden_module.load(name)
+    golden = load(name, folder)
     network = conversion.build()
     weights = CONVERTERS[conversion.model](golden.state_dict, network)
     check_state_dict(weights, network)

@@ -1,5 +1,7 @@
 """Data sets, their albumentations pipelines, and the sampler that makes augmentation repeatable."""
 
+from visionattn.data.synthetic.digits import SyntheticDigits
+
 from .coco import CocoDetection
 from .collate import list_collate
 from .detection import AnnotatedPicture, DetectionImages
@@ -9,7 +11,6 @@ from .image_folder import ImageFolder
 from .objects import Objects
 from .pipeline import DetectionPipeline, Pipeline, SegmentationPipeline
 from .sampler import SeededSampler
-from .scenes import DigitScenes
 from .segmentation import ADE20K, ImageMaskFolder, SegmentedImages
 from .voc import VOCDetection, VOCSegmentation
 
@@ -19,7 +20,6 @@ __all__ = [
     "CocoDetection",
     "DetectionImages",
     "DetectionPipeline",
-    "DigitScenes",
     "Digits",
     "FashionMNIST",
     "ImageFolder",
@@ -29,6 +29,7 @@ __all__ = [
     "SeededSampler",
     "SegmentationPipeline",
     "SegmentedImages",
+    "SyntheticDigits",
     "VOCDetection",
     "VOCSegmentation",
     "list_collate",

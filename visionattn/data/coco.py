@@ -29,7 +29,7 @@ class CocoDetection(DetectionImages):
         pipeline: Transforms.
         masks: Whether to give instance masks too, from polygons or run lengths.
         classes: Names of the classes to use, in this order; all without it.
-        test_mode: Whether samples also hold the untouched annotations, for evaluation.
+        test_mode: Whether samples also hold the original annotations, for evaluation.
         drop_empty: Whether to leave out pictures in which there is nothing to learn.
         box_params: Which boxes stay after the transforms, see `visionattn.data.DetectionPipeline`.
 

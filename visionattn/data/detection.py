@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from .images import read_annotated_image
 from .objects import Objects
-from .packed import Packed
 from .pipeline import DetectionPipeline
+from .serialized_list import SerializedList
 
 __all__ = ["AnnotatedPicture", "DetectionImages"]
 
@@ -43,14 +43,14 @@ class DetectionImages(Dataset):
     """Pictures with boxes and, where `draw_masks` is given by a subclass, instance masks.
 
     Boxes are cut at the edges of their pictures; those without area inside are left out of training, and the log says
-    how many. Samples for evaluation hold all annotations untouched.
+    how many. Samples for evaluation hold all annotations as they are.
 
     Args:
         pictures: The pictures.
         classes: Names of the classes.
         pipeline: Transforms as `visionattn.data.Pipeline` takes them.
         source: Where the annotations come from, for messages.
-        test_mode: Whether samples also hold the untouched annotations, for evaluation.
+        test_mode: Whether samples also hold the original annotations, for evaluation.
         drop_empty: Whether to leave out pictures in which there is nothing to learn.
         box_params: Which boxes stay after the transforms, see `visionattn.data.DetectionPipeline`.
 
@@ -81,7 +81,7 @@ class DetectionImages(Dataset):
             pictures = kept
         if not pictures:
             raise ValueError(f"{type(self).__name__}: no images in {source}")
-        self.pictures = Packed(pictures)
+        self.pictures = SerializedList(pictures)
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -64,7 +64,7 @@ class DetectionPipeline(Pipeline):
 
     Args:
         transforms: As for `Pipeline`.
-        original: Whether samples also hold the untouched annotations, for evaluation.
+        original: Whether samples also hold the original annotations, for evaluation.
         box_params: Arguments of `albumentations.BboxParams` that say which boxes stay: `min_area`, `min_visibility`,
             `min_width`, `min_height`, `max_accept_ratio`.
 
@@ -135,7 +135,7 @@ class SegmentationPipeline(Pipeline):
 
     Args:
         transforms: As for `Pipeline`.
-        original: Whether samples also hold the untouched mask, for evaluation.
+        original: Whether samples also hold the original mask, for evaluation.
 
     Raises:
         ValueError: If a transform or an argument is unknown or out of range.

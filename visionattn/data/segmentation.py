@@ -9,8 +9,8 @@ from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
 from .images import IMAGE_SUFFIXES, read_annotated_image, read_mask
-from .packed import Packed
 from .pipeline import IGNORED, SegmentationPipeline
+from .serialized_list import SerializedList
 
 __all__ = ["ADE20K", "ImageMaskFolder", "SegmentedImages"]
 
@@ -25,7 +25,7 @@ class SegmentedImages(Dataset):
         classes: Names of the classes.
         pipeline: Transforms as `visionattn.data.Pipeline` takes them.
         source: Where the files come from, for messages.
-        test_mode: Whether samples also hold the untouched mask, for evaluation.
+        test_mode: Whether samples also hold the original mask, for evaluation.
         reduce_zero_label: Whether 0 in the files is ignored and class numbers start from 1.
         ignored: Values in the files that are neither learnt nor counted.
 
@@ -46,7 +46,7 @@ class SegmentedImages(Dataset):
     ) -> None:
         self.metainfo = {"classes": tuple(classes)}
         self.pipeline = SegmentationPipeline(pipeline, original=test_mode)
-        self.files = Packed((str(image), str(mask)) for image, mask in files)
+        self.files = SerializedList((str(image), str(mask)) for image, mask in files)
         self.reduce_zero_label = reduce_zero_label
         self.ignored = [ignored] if isinstance(ignored, int) else list(ignored)
         if not len(self.files):
@@ -94,7 +94,7 @@ class ADE20K(SegmentedImages):
         data_root: Folder with `images`, `annotations` and `objectInfo150.txt`.
         split: `training` or `validation`.
         pipeline: Transforms.
-        test_mode: Whether samples also hold the untouched mask, for evaluation.
+        test_mode: Whether samples also hold the original mask, for evaluation.
 
     Raises:
         FileNotFoundError: If a folder or a file is missing.
@@ -122,7 +122,7 @@ class ImageMaskFolder(SegmentedImages):
         mask_root: Folder of the masks: `.png`, `.bmp` or `.tif`.
         classes: Names of the classes.
         pipeline: Transforms.
-        test_mode: Whether samples also hold the untouched mask, for evaluation.
+        test_mode: Whether samples also hold the original mask, for evaluation.
         reduce_zero_label: Whether 0 in the files is ignored and class numbers start from 1.
         ignored: Values in the files that are neither learnt nor counted.
 

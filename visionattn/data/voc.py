@@ -32,7 +32,7 @@ class VOCDetection(DetectionImages):
         sets: Which lists of pictures, as (year, name): `[("2007", "trainval"), ("2012", "trainval")]`.
         pipeline: Transforms.
         classes: Names of the classes, if others than VOC's.
-        test_mode: Whether samples also hold the untouched annotations, for evaluation.
+        test_mode: Whether samples also hold the original annotations, for evaluation.
         drop_empty: Whether to leave out pictures in which there is nothing to learn.
         box_params: Which boxes stay after the transforms, see `visionattn.data.DetectionPipeline`.
 
@@ -68,7 +68,7 @@ class VOCSegmentation(SegmentedImages):
         data_root: Folder with `VOC2007`, `VOC2012`, ...
         sets: Which lists of pictures, as (year, name): `[("2012", "train")]`.
         pipeline: Transforms.
-        test_mode: Whether samples also hold the untouched mask, for evaluation.
+        test_mode: Whether samples also hold the original mask, for evaluation.
 
     Raises:
         FileNotFoundError: If a list, a mask or a picture is missing.

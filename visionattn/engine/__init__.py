@@ -1,13 +1,13 @@
 """What mmengine needs from us to train, resume, evaluate and report; importing it makes our configs' types known."""
 
 from visionattn import data, tasks  # noqa: F401  (registered by importing)
+from visionattn.visualization.predictions import draw_classification, draw_detections, draw_grid, draw_segmentation
 
 from .amp import AutocastOptimWrapper
 from .browse import draw_samples
 from .checkpoint import AtomicCheckpointHook, latest_checkpoint
 from .checks import DataCheckHook
 from .config import list_configs, load_config
-from .draw import draw_classification, draw_detections, draw_grid, draw_segmentation
 from .metrics import TorchMetrics
 from .optim import TimmOptimWrapperConstructor
 from .progress import ProgressHook

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
-from .draw import draw_classification, draw_detections, draw_grid, draw_segmentation
+from visionattn.visualization.predictions import draw_classification, draw_detections, draw_grid, draw_segmentation
+
 from .runner import Runner
 
 __all__ = ["draw_samples"]

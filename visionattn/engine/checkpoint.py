@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 
-from visionattn._files import remove_leftovers, replacing
+from visionattn.utils.files import remove_leftovers, replacing
 
 __all__ = ["AtomicCheckpointHook", "latest_checkpoint"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from visionattn._resources import config_dir
+from visionattn.utils.resources import config_dir
 
 __all__ = ["list_configs", "load_config"]
 

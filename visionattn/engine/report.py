@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from visionattn._files import replacing
+from visionattn.utils.files import replacing
 
 from .metrics import TorchMetrics
 from .scores import DetectionScores, SegmentationScores

@@ -14,8 +14,8 @@ from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from torch import nn
 
-from visionattn._files import read_checkpoint
 from visionattn.models import check_state_dict
+from visionattn.utils.files import read_checkpoint
 
 from .checkpoint import latest_checkpoint
 

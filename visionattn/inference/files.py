@@ -7,8 +7,8 @@ from pathlib import Path
 
 import cv2
 
-from visionattn._files import replacing
 from visionattn.data.images import IMAGE_SUFFIXES, read_image
+from visionattn.utils.files import replacing
 
 from .results import Prediction
 

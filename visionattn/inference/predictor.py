@@ -13,14 +13,14 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from visionattn._files import read_checkpoint
-from visionattn._resources import read_manifest
 from visionattn.checkpoints import packaged_path, read_weights
 from visionattn.data import list_collate
 from visionattn.data.images import read_image
 from visionattn.data.pipeline import Pipeline
 from visionattn.engine import load_config
 from visionattn.tasks import Classifier, Detector, Segmentor
+from visionattn.utils.files import read_checkpoint
+from visionattn.utils.resources import read_manifest
 
 from .results import Classification, Detection, Prediction, Segmentation
 

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from visionattn.engine.draw import draw_detections, draw_segmentation
+from visionattn.visualization.predictions import draw_detections, draw_segmentation
 
 __all__ = ["Classification", "Detection", "Prediction", "Segmentation"]
 

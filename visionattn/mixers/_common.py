@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from visionattn.ops import attention, window_attention
 
-__all__ = ["SummaryMixer", "WindowMixer", "check_heads", "check_positive", "pair"]
+__all__ = ["KVReducedAttention", "WindowMixer", "check_heads", "check_positive", "pair"]
 
 
 def check_heads(dim: int, num_heads: int) -> None:
@@ -109,7 +109,7 @@ class WindowMixer(nn.Module):
         return self.pad_mask == "exact"
 
 
-class SummaryMixer(nn.Module):
+class KVReducedAttention(nn.Module):
     """Softmax attention of every token to a summary of the map, one token for each patch of it.
 
     Args:

@@ -16,7 +16,7 @@ from operator import index
 import torch
 from torch import nn
 
-from visionattn.ops import balanced_bisection, cluster_attention, untouched, written_by_hand
+from visionattn.ops import balanced_bisection, cluster_attention, is_unmodified, use_eager_kernel
 
 __all__ = ["FeatureSpaceLocalAttention"]
 
@@ -101,7 +101,7 @@ class FeatureSpaceLocalAttention(nn.Module):
             iterations=self.iterations,
             temperature=self.temperature,
         )
-        joined = written_by_hand(qkv) and untouched(self.get_v, nn.Conv2d)
+        joined = use_eager_kernel(qkv) and is_unmodified(self.get_v, nn.Conv2d)
         out, local = cluster_attention(
             qkv,
             order,

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from visionattn.ops import nhwc_conv
 
-from ._common import SummaryMixer
+from ._common import KVReducedAttention
 
 __all__ = ["SpatialReductionAttention"]
 
 
-class SpatialReductionAttention(SummaryMixer):
+class SpatialReductionAttention(KVReducedAttention):
     """Attention of every position to a reduced map. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     Args:

@@ -10,7 +10,7 @@ Differs from the official code in:
 Golden: tests/golden/twins_{lsa,gsa}_*.npz (outputs and input gradients).
 """
 
-from ._common import SummaryMixer, WindowMixer
+from ._common import KVReducedAttention, WindowMixer
 
 __all__ = ["GlobalSubsampledAttention", "LocallyGroupedAttention"]
 
@@ -41,7 +41,7 @@ class LocallyGroupedAttention(WindowMixer):
         return super().masks_padding(height, width)
 
 
-class GlobalSubsampledAttention(SummaryMixer):
+class GlobalSubsampledAttention(KVReducedAttention):
     """Softmax attention of every token to a summary of the map (GSA). `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     Args:

@@ -1,18 +1,19 @@
 """The networks, registered with timm under `va_*` when this package is imported."""
 
-from ._build import CONVERTERS, check_state_dict, unwrap
-from ._pyramid import Place, Pyramid
-from .va_balanced import BalancedNet
-from .va_bam_resnet import BAMResNet
-from .va_boat import BOATCSwin, BOATSwin
-from .va_davit import DaViT
-from .va_flatten import FLattenCSwin, FLattenDeiT, FLattenPVT, FLattenPVTv2, FLattenSwin
-from .va_lkca import LKCAViT
-from .va_mobilenet import MobileNet
-from .va_pkcam_resnet import PKCAMResNet
-from .va_resnet import ResNet
-from .va_stm import STM, Mechanism
-from .va_twins import Twins
+from visionattn.models.families.va_balanced import BalancedNet
+from visionattn.models.families.va_bam_resnet import BAMResNet
+from visionattn.models.families.va_boat import BOATCSwin, BOATSwin
+from visionattn.models.families.va_davit import DaViT
+from visionattn.models.families.va_flatten import FLattenCSwin, FLattenDeiT, FLattenPVT, FLattenPVTv2, FLattenSwin
+from visionattn.models.families.va_lkca import LKCAViT
+from visionattn.models.families.va_mobilenet import MobileNet
+from visionattn.models.families.va_pkcam_resnet import PKCAMResNet
+from visionattn.models.families.va_resnet import ResNet
+from visionattn.models.families.va_stm import STM, Mechanism
+from visionattn.models.families.va_twins import Twins
+from visionattn.models.hosts.pyramid import BlockContext, Pyramid
+
+from .builder import CONVERTERS, check_state_dict, unwrap
 
 __all__ = [
     "CONVERTERS",
@@ -21,6 +22,7 @@ __all__ = [
     "BOATCSwin",
     "BOATSwin",
     "BalancedNet",
+    "BlockContext",
     "DaViT",
     "FLattenCSwin",
     "FLattenDeiT",
@@ -31,7 +33,6 @@ __all__ = [
     "Mechanism",
     "MobileNet",
     "PKCAMResNet",
-    "Place",
     "Pyramid",
     "ResNet",
     "Twins",

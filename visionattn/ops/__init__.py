@@ -1,7 +1,7 @@
 """Functions on tensors that the blocks share; the torch code here defines what they mean."""
 
 from ._dispatch import explain, use_backend
-from ._eager import untouched, written_by_hand
+from ._eager import is_unmodified, use_eager_kernel
 from .attention import attention
 from .axis_gate import axis_attention, axis_gate
 from .axis_pool import axis_pools
@@ -41,6 +41,7 @@ __all__ = [
     "gathered_attention",
     "halo_attention",
     "interpolate_kernel",
+    "is_unmodified",
     "large_kernel_conv",
     "map_pools",
     "max_first",
@@ -61,8 +62,7 @@ __all__ = [
     "subspace_pays",
     "subspace_scores",
     "toeplitz_matrix",
-    "untouched",
     "use_backend",
+    "use_eager_kernel",
     "window_attention",
-    "written_by_hand",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as _modules
 
-__all__ = ["HandWritten", "differentiable_backward", "traced", "transformed", "untouched", "written_by_hand"]
+__all__ = ["HandWritten", "differentiable_backward", "is_unmodified", "traced", "transformed", "use_eager_kernel"]
 
 
 def traced() -> bool:
@@ -16,7 +16,7 @@ def traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def written_by_hand(x: torch.Tensor) -> bool:
+def use_eager_kernel(x: torch.Tensor) -> bool:
     """Whether this tensor takes the hand-written CPU formulations, with their own backward passes.
 
     Half precision does not: PyTorch's own operators accumulate it in float32.
@@ -29,7 +29,7 @@ def transformed(*tensors: torch.Tensor | None) -> bool:
     return any(t is not None and torch.func.debug_unwrap(t, recurse=False) is not t for t in tensors)
 
 
-def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_unmodified(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether this is such a module as it was made, so that reading its weights does all that calling it would.
 
     Not so with hooks, adapters, parametrised weights or another `forward`. Compilers and exporters get the calls.

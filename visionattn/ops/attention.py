@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from ._eager import written_by_hand
+from ._eager import use_eager_kernel
 
 __all__ = ["attention"]
 
@@ -27,7 +27,7 @@ def attention(
         scale: Of the scores; none is `d ** -0.5`.
         dropout_p: Probability of dropping a weight.
     """
-    if mask is None or not mask.requires_grad or not written_by_hand(q):
+    if mask is None or not mask.requires_grad or not use_eager_kernel(q):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
     else:
         # A bias that learns keeps the operator from its fast CPU kernel, and what it does then is slower than this.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ._autocast import without_autocast
 from ._dispatch import has_kernel
-from ._eager import HandWritten, differentiable_backward, written_by_hand
+from ._eager import HandWritten, differentiable_backward, use_eager_kernel
 from .nhwc_conv import nhwc_conv
 
 __all__ = ["focused_attention", "focused_features"]
@@ -116,7 +116,7 @@ def focused_attention(
         positions = k.new_zeros(()).expand(k.shape[1:])
     with without_autocast(q):
         factor = _factor(scale)
-        if written_by_hand(q) and not quadratic:
+        if use_eager_kernel(q) and not quadratic:
             out = _LinearAttention.apply(q, k, v, positions, factor.to(q.dtype), num_heads, focusing_factor)[0]
         else:
             wide = (_wide(part) for part in (q, k, v, positions))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ._eager import differentiable_backward, transformed, written_by_hand
+from ._eager import differentiable_backward, transformed, use_eager_kernel
 
 __all__ = ["mlp"]
 
@@ -44,7 +44,7 @@ def mlp(
     """
     weight, bias, eps = norm or (None, None, 0.0)
     tensors = (x, weight, bias, up_weight, up_bias, down_weight, down_bias)
-    if not written_by_hand(x) or x.numel() == 0 or torch.is_autocast_enabled("cpu") or transformed(*tensors):
+    if not use_eager_kernel(x) or x.numel() == 0 or torch.is_autocast_enabled("cpu") or transformed(*tensors):
         return _plain(*tensors, eps, residual)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     tokens = x.reshape(-1, x.size(-1))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ._axis_rules import refuses_gates, refuses_map, refuses_maxima
 from ._dispatch import has_kernel
-from ._eager import HandWritten, differentiable_backward, written_by_hand
+from ._eager import HandWritten, differentiable_backward, use_eager_kernel
 from .axis_pool import axis_mean
 from .layout import as_rows, memory_format
 from .pool import first_index, max_first
@@ -169,7 +169,7 @@ class _NestedGate(HandWritten):
 
 
 def _by_hand(x: torch.Tensor) -> bool:
-    return written_by_hand(x) and x.numel() >= _WORTHWHILE and x[0, 0].numel() < _COUNTABLE
+    return use_eager_kernel(x) and x.numel() >= _WORTHWHILE and x[0, 0].numel() < _COUNTABLE
 
 
 def _plain_map_pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

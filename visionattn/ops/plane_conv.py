@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from ._eager import written_by_hand
+from ._eager import use_eager_kernel
 
 __all__ = ["plane_conv"]
 
@@ -15,7 +15,7 @@ def plane_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     all backwards: there each row of the kernel becomes an output channel, and these are added, shifted by their row.
     """
     pad = weight.size(-1) // 2
-    if not written_by_hand(x) or torch.is_autocast_enabled("cpu"):
+    if not use_eager_kernel(x) or torch.is_autocast_enabled("cpu"):
         return F.conv2d(x, weight, padding=pad)
     height = x.size(2)
     rows = F.conv2d(F.pad(x, (0, 0, pad, pad)), weight.permute(2, 1, 0, 3), padding=(0, pad))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ._axis_rules import refuses_map
 from ._dispatch import explain, has_kernel
-from ._eager import HandWritten, written_by_hand
+from ._eager import HandWritten, use_eager_kernel
 
 __all__ = ["channel_moments", "residual_gate", "subspace_pays", "subspace_scores"]
 
@@ -23,7 +23,7 @@ _CHUNK = 2**19
 
 def subspace_pays(x: torch.Tensor) -> bool:
     """Whether `channel_moments` and `subspace_scores` are faster here than convolution, normalisation and pool."""
-    return written_by_hand(x) or explain(channel_moments, x).backend == "triton"
+    return use_eager_kernel(x) or explain(channel_moments, x).backend == "triton"
 
 
 @has_kernel("subspace", refuses_map)
@@ -32,7 +32,7 @@ def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     The variance is taken around the mean, so large means do no harm.
     """
-    if not written_by_hand(x):
+    if not use_eager_kernel(x):
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         return mean, var
     return _ChannelMoments.apply(x)
@@ -56,7 +56,7 @@ def subspace_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, w
         weight: Weights of the sums, `(G, C / G)`.
     """
     scale, shift, weight = (part.to(x.dtype) for part in (scale, shift, weight))
-    if not written_by_hand(x):
+    if not use_eager_kernel(x):
         pooled = F.max_pool2d(F.relu(_affine(x, scale, shift)), 3, stride=1, padding=1)
         return F.conv2d(pooled, weight[..., None, None], groups=len(weight))
     return _SubspaceScores.apply(x, scale, shift, weight)
@@ -72,7 +72,7 @@ def residual_gate(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 
     One rounding at the end: in half precision, `1 + attention` alone would often round to 1.
     """
-    if not written_by_hand(x):
+    if not use_eager_kernel(x):
         return _gate(x, attention)
     return _ResidualGate.apply(x, attention)
 

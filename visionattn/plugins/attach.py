@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ._joint import Blend, Joint
-from ._places import SLOTS, SOUGHT, Spot, find_spots
+from ._attached import AttachedModule, ZeroInitGate
+from ._insertion import SLOTS, SOUGHT, InsertionPoint, find_insertion_points
 from ._registry import resolve_plugin
 
 __all__ = ["Place", "Places", "attach"]
@@ -58,8 +58,8 @@ def attach(
         stages: Numbers of the stages to change; all if None. They count from 0 without the stem: entries of timm's
             `feature_info` that have blocks, or sizes of the map in networks without it. Negative ones count from the
             end.
-        start: `identity` blends the plug-in in by a factor that starts at zero (`Blend`), so the outputs do not change
-            at first; `paper` puts in the bare plug-in.
+        start: `identity` blends the plug-in in by a factor that starts at zero (`ZeroInitGate`), so the outputs do not
+            change at first; `paper` puts in the bare plug-in.
         **kwargs: For the plug-in.
 
     Raises:
@@ -71,11 +71,11 @@ def attach(
     if start not in ("identity", "paper"):
         raise ValueError(f"start must be 'identity' or 'paper', got {start!r}")
     build = resolve_plugin(plugin)
-    spots = find_spots(model, where)
+    spots = find_insertion_points(model, where)
     if not spots:
         raise ValueError(f"{type(model).__name__} has no place for attention at {where!r}; looked for {SOUGHT}")
     spots = _select(spots, stages)
-    taken = [spot.path for spot in spots if isinstance(getattr(*_owner(model, spot.path)), Joint)]
+    taken = [spot.path for spot in spots if isinstance(getattr(*_owner(model, spot.path)), AttachedModule)]
     if taken:
         raise ValueError(f"attention is attached already at {', '.join(taken)}; choose other stages")
 
@@ -84,10 +84,10 @@ def attach(
     blocks = [build(spot.channels, **kwargs).to(**dd) for spot in spots]
     kinds = [type(block).__name__ for block in blocks]
     if start == "identity":
-        blocks = [Blend(block, **dd) for block in blocks]
+        blocks = [ZeroInitGate(block, **dd) for block in blocks]
     for spot, block in zip(spots, blocks, strict=True):
         owner, name = _owner(model, spot.path)
-        joint = Joint(getattr(owner, name), block.train(owner.training), first=name in SLOTS)
+        joint = AttachedModule(getattr(owner, name), block.train(owner.training), first=name in SLOTS)
         joint.training = owner.training
         setattr(owner, name, joint)
     new = [Place(f"{s.path}.plugin", s.channels, s.stage, kind) for s, kind in zip(spots, kinds, strict=True)]
@@ -95,7 +95,7 @@ def attach(
     return model
 
 
-def _select(spots: list[Spot], stages: int | Iterable[int] | None) -> list[Spot]:
+def _select(spots: list[InsertionPoint], stages: int | Iterable[int] | None) -> list[InsertionPoint]:
     if stages is None:
         return spots
     numbers = sorted({spot.stage for spot in spots})

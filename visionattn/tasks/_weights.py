@@ -6,8 +6,8 @@ import timm
 import torch
 from torch import nn
 
-from visionattn._files import read_checkpoint
 from visionattn.models import unwrap
+from visionattn.utils.files import read_checkpoint
 
 __all__ = ["check_loaded", "with_known_names"]
 

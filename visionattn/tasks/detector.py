@@ -154,7 +154,7 @@ class Detector(Task):
             inputs: `(B, C, H, W)`, normalised, padded below and to the right.
             data_samples: One dict a picture. `size` `(h, w)` without the padding; for `loss` also `boxes` `(N, 4)`,
                 `labels` `(N,)` and, for Mask R-CNN, `masks` `(N, h, w)`; for `predict` also `original` with the `size`
-                of the untouched picture, into which predictions are scaled, and what the metrics compare with.
+                of the original picture, into which predictions are scaled, and what the metrics compare with.
             mode: `tensor` gives the maps of the pyramid, `loss` a dict of losses, `predict` one dict a picture with
                 `preds` (`boxes`, `scores`, `labels` and, from Mask R-CNN, `masks` `(N, h0, w0)` bool) and `target`.
 
@@ -184,7 +184,7 @@ class Detector(Task):
         return target
 
     def _finish(self, found: dict[str, torch.Tensor], sample: dict[str, Any]) -> dict[str, Any]:
-        """Predictions in pixels of the untouched picture."""
+        """Predictions in pixels of the original picture."""
         original = sample.get("original", sample)
         size = tuple(map(int, original["size"]))
         boxes = resize_boxes(found["boxes"], list(map(int, sample["size"])), list(size))

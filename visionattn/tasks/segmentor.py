@@ -123,9 +123,9 @@ class Segmentor(Task):
         Args:
             inputs: `(B, C, H, W)`, normalised, padded below and to the right.
             data_samples: One dict a picture. `size` `(h, w)` without the padding; for `loss` also `mask` `(h, w)`; for
-                `predict` also `original_mask`, whose size is the untouched picture's, or that `original_size` alone.
+                `predict` also `original_mask`, whose size is the original picture's, or that `original_size` alone.
             mode: `tensor` gives the logits `(B, num_classes, H, W)`, `loss` a dict of losses, `predict` one dict a
-                picture with `preds`, class numbers of the untouched picture's size, and `target`.
+                picture with `preds`, class numbers of the original picture's size, and `target`.
 
         Raises:
             ValueError: If the mode is unknown.
@@ -178,7 +178,7 @@ class Segmentor(Task):
         return ..., *(slice(int(start), None, self.loss_stride) for start in torch.randint(self.loss_stride, (2,)))
 
     def _finish(self, scores: torch.Tensor, sample: dict[str, Any]) -> dict[str, Any]:
-        """Class numbers of the untouched picture's pixels."""
+        """Class numbers of the original picture's pixels."""
         target = sample.get("original_mask")
         size = sample.get("original_size", sample["size"]) if target is None else target.shape
         labels = interpolate(scores[None], tuple(map(int, size)), mode="bilinear")[0].argmax(0)

@@ -19,7 +19,7 @@ train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
     drop_last=True,
-    dataset=dict(type="DigitScenes", split="train", task="detection", size=128, pipeline=train_pipeline),
+    dataset=dict(type="SyntheticDigits", split="train", task="detection", size=128, pipeline=train_pipeline),
     sampler=dict(type="SeededSampler", shuffle=True),
     collate_fn=dict(type="list_collate"),
 )
@@ -27,7 +27,7 @@ val_dataloader = dict(
     batch_size=50,
     num_workers=1,
     persistent_workers=True,
-    dataset=dict(type="DigitScenes", split="test", task="detection", size=128, pipeline=[]),
+    dataset=dict(type="SyntheticDigits", split="test", task="detection", size=128, pipeline=[]),
     sampler=dict(type="DefaultSampler", shuffle=False),
     collate_fn=dict(type="list_collate"),
 )

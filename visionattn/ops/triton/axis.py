@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from .._eager import HandWritten
+from visionattn.ops._eager import HandWritten
+
 from . import _axis_launch as launch
 
 __all__ = ["axis_attention", "axis_gate", "axis_pools", "cross_gate", "map_pools", "nested_gate", "strip_gate"]

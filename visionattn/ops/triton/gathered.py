@@ -7,9 +7,10 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from ..clusters import Conv, convolved
-from ..gathered import Windows, check_arguments
-from ..windows import WIDEST
+from visionattn.ops.clusters import Conv, convolved
+from visionattn.ops.gathered import Windows, check_arguments
+from visionattn.ops.windows import WIDEST
+
 from . import _gathered_kernels as kernels
 from ._register import register, wrap_triton
 

@@ -1,0 +1,161 @@
+"""The card of a mechanism, and the index of all cards.
+
+A card stands at the end of the file that implements a paper, as `CARD` or, where one paper brings several mechanisms,
+as `CARDS`. It is the only place that says what the mechanism is; names, networks, contract tests, tables and
+documentation are derived from it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from types import MappingProxyType
+from typing import Any, Literal
+
+__all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get"]
+
+Kind = Literal["plugin", "mixer", "head", "method", "tool"]
+# Rooms whose files end in cards, and the kind that each holds.
+_ROOMS: dict[str, Kind] = {"visionattn.plugins": "plugin", "visionattn.mixers": "mixer"}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least that any implementation moves through memory, in T, the bytes of the input; what fits on chip is free.
+
+    Token mixers read and write 6 T in their projections forward and 12 T backward; these stay separate products.
+
+    Args:
+        forward: Forward pass.
+        backward: Backward pass, which recomputes what is cheaper than to keep.
+        reason: Which passes these are; R reads the map or one as large, W writes one.
+    """
+
+    forward: float
+    backward: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """Where a block stands in a network and what it drops: all that a card or a family needs to choose its parts.
+
+    Args:
+        stage: Number of the stage, from 0.
+        block: Number of the block in the stage, from 0.
+        dim: Width of the stage.
+        drop_path: Rate of stochastic depth here; it grows linearly from 0 at the first block of the network.
+        attn_drop: Dropout of attention weights.
+        proj_drop: Dropout after projections and in MLPs.
+        num_heads: Heads of the stage; 1 in hosts that do not set it.
+        grid: Height and width of the map at the nominal image size; none in hosts that do not set it.
+    """
+
+    stage: int
+    block: int
+    dim: int
+    drop_path: float = 0.0
+    attn_drop: float = 0.0
+    proj_drop: float = 0.0
+    num_heads: int = 1
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a mechanism is.
+
+    Args:
+        name: Name in lower case, as in `attach(model, name)` and in the names of networks.
+        title: Name in words, such as `CBAM: Convolutional Block Attention Module`.
+        kind: `plugin` (`(B, C, H, W)` maps), `mixer` (`(B, H, W, C)` maps), `head`, `method` or `tool`.
+        factory: The class, or a function that builds the module: called with the number of channels or the width, and
+            keywords.
+        summary: One line on what it does.
+        paper: `arXiv:NUMBER`, or another full reference.
+        code: Address of the official code; none if there is none.
+        license: Licence of the official code; none if it states none or there is none.
+        placement: One sentence on where the paper puts it in a network.
+        hosts: Plug-ins: the residual networks to register it in, any of `resnet`, `mobilenet`, `narrow`.
+        pyramid: Mixers: sizes to register as `va_stm_<name>_<size>`, of `nano`, `micro`, `tiny`, `small`, `base`.
+        columnar: Mixers: sizes to register as `va_vit_<name>_<size>`, of `nano`, `tiny`.
+        mixers: Builds the mixers of a block of a host by name, from a `BlockContext`, device and dtype; by default
+            `{"attn": factory(dim, num_heads=..., attn_drop=..., proj_drop=...)}` with the keywords that it takes.
+        position: Builds the position encoding in front of the mixers from the same; none leaves it out.
+        block_norm_eps: Epsilon of the layer norms of the blocks in the pyramid.
+        cases: Contract tests: name of a variant -> keywords of `factory`, for mixers at a width of 24.
+        floor: Least bytes moved.
+        cost: Growth of time and memory with the number of positions N, such as `N`, `N w`, `N^2`.
+        keeps_weights: Whether it can take over softmax attention's own `qkv` and `proj`.
+        maps: Whether it gives an attention map or a spatial gate.
+        reference: Module of `visionattn.reference` with its literal formula; none if there is none.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    factory: Callable[..., Any]
+    summary: str
+    paper: str
+    code: str | None = None
+    license: str | None = None
+    placement: str = ""
+    hosts: tuple[str, ...] = ()
+    pyramid: tuple[str, ...] = ()
+    columnar: tuple[str, ...] = ()
+    mixers: Callable[..., dict[str, Any]] | None = None
+    position: Callable[..., Any] | None = None
+    block_norm_eps: float = 1e-6
+    cases: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({"": {}}))
+    floor: Floor | None = None
+    cost: str = "N"
+    keeps_weights: bool = False
+    maps: bool = False
+    reference: str | None = None
+
+
+@cache
+def _index() -> dict[tuple[Kind, str], Card]:
+    """Every card by kind and name."""
+    index: dict[tuple[Kind, str], Card] = {}
+    for room in _ROOMS:
+        package = import_module(room)
+        for module in iter_modules(package.__path__):
+            if module.name.startswith("_"):
+                continue
+            file = import_module(f"{room}.{module.name}")
+            for card in (*getattr(file, "CARDS", ()), *([file.CARD] if hasattr(file, "CARD") else ())):
+                if (card.kind, card.name) in index:
+                    raise ValueError(f"two cards are named {card.name!r}; the second is in {file.__name__}")
+                index[card.kind, card.name] = card
+    return index
+
+
+def cards(kind: Kind | None = None) -> Iterator[Card]:
+    """All cards, or those of a kind, by name."""
+    return (card for (own, _), card in sorted(_index().items()) if kind in (None, own))
+
+
+def get(kind: Kind, name: str) -> Card:
+    """The card of this kind and name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        return _index()[kind, name]
+    except KeyError:
+        names = ", ".join(card.name for card in cards(kind))
+        raise ValueError(f"unknown {kind} {name!r}; there are: {names}") from None
+
+
+def find(text: str = "", kind: Kind | None = None) -> list[Card]:
+    """Cards whose name, title, summary or paper contains a text, in any case.
+
+    Args:
+        text: What to look for; everything matches an empty text.
+        kind: Only cards of this kind.
+    """
+    wanted = text.casefold()
+    return [c for c in cards(kind) if any(wanted in part.casefold() for part in (c.name, c.title, c.summary, c.paper))]

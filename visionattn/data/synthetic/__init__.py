@@ -1,0 +1,1 @@
+"""Data sets generated from embedded pictures, with exact labels."""

@@ -1,0 +1,1 @@
+"""Architectures that mechanisms are put into."""

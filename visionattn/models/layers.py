@@ -1,0 +1,240 @@
+"""The parts that networks of token mixers are put together from, all on channels-last maps `(B, H, W, C)`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import nn
+from torch.nn import functional as F
+
+from visionattn.ops import is_unmodified, mlp
+
+__all__ = [
+    "BatchNorm",
+    "Mlp",
+    "PatchConv",
+    "PatchMerging",
+    "PositionConv",
+    "PositionEmbedding",
+    "ResidualBranch",
+    "named_sequential",
+]
+
+Norm = Callable[..., nn.Module]
+
+
+def named_sequential(**modules: nn.Module) -> nn.Sequential:
+    """Modules one after the other, by name: what a block is made of."""
+    block = nn.Sequential()
+    for name, module in modules.items():
+        block.add_module(name, module)
+    return block
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of a channels-last map. `(B, H, W, C) -> (B, H, W, C)`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ResidualBranch(nn.Module):
+    """A residual branch: `x + drop_path(gamma * fn(norm(x)))`. `(B, H, W, C) -> (B, H, W, C)`.
+
+    Args:
+        dim: Width of the map.
+        fn: The mixer or MLP.
+        norm: Builds the norm before it.
+        layer_scale: Start of the learnable scale of each channel; none leaves it out.
+        drop_path: Share of the samples of a training batch that skip the branch.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        fn: nn.Module,
+        *,
+        norm: Norm = nn.LayerNorm,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm = norm(dim, **dd)
+        self.fn = fn
+        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale, **dd))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not is_unmodified(self.fn, Mlp) or not is_unmodified(self.norm, nn.LayerNorm):
+            y = self.fn(self.norm(x))
+        elif self.gamma is None and (isinstance(self.drop_path, nn.Identity) or not self.training):
+            return self.fn(x, self.norm, residual=True)
+        else:
+            y = self.fn(x, self.norm)
+        return x + self.drop_path(y if self.gamma is None else y * self.gamma)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between, on each position. `(B, H, W, C) -> (B, H, W, C)`.
+
+    Args:
+        dim: Width of the map.
+        ratio: Hidden width over `dim`.
+        conv: A 3x3 depthwise convolution of the hidden map before the activation (PVTv2) or none.
+        drop: Dropout after the activation and at the end.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        ratio: float = 4.0,
+        conv: bool = False,
+        drop: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        hidden = int(dim * ratio)
+        self.fc1 = nn.Linear(dim, hidden, **dd)
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd) if conv else None
+        self.fc2 = nn.Linear(hidden, dim, **dd)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: torch.Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> torch.Tensor:
+        """With a norm that goes first and x added to the result on demand, for which nothing more is kept."""
+        plain = self.conv is None and not (self.training and self.drop.p) and (norm is None or norm.bias is not None)
+        if plain and is_unmodified(self.fc1, nn.Linear) and is_unmodified(self.fc2, nn.Linear):
+            layers = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+            parts = None if norm is None else (norm.weight, norm.bias, norm.eps)
+            return mlp(x, *layers, norm=parts, residual=residual)
+        y = self.fc1(x if norm is None else norm(x))
+        if self.conv is not None:
+            y = self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y = self.drop(self.fc2(self.drop(F.gelu(y))))
+        return x + y if residual else y
+
+
+class PositionConv(nn.Conv2d):
+    """Conditional positional encoding: `x + depthwise conv(x)` (arXiv 2102.10882). `(B, H, W, C) -> (B, H, W, C)`.
+
+    Args:
+        dim: Width of the map.
+        kernel_size: Side of the kernel, odd.
+    """
+
+    def __init__(self, dim: int, *, kernel_size: int = 3, **dd: Any) -> None:
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class PositionEmbedding(nn.Module):
+    """Adds one learnable vector a position. `(B, H, W, C) -> (B, H, W, C)`.
+
+    Args:
+        dim: Width of the map.
+        grid_size: Height and width that the vectors are learnt for; other maps get them interpolated.
+        mode: The interpolation, as in `torch.nn.functional.interpolate`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid_size: tuple[int, int],
+        *,
+        mode: str = "bilinear",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.mode = mode
+        self.weight = nn.Parameter(torch.empty(1, *grid_size, dim, device=device, dtype=dtype))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        if weight.shape[1:3] != x.shape[1:3]:
+            size = (x.shape[1], x.shape[2])
+            weight = F.interpolate(weight.permute(0, 3, 1, 2), size=size, mode=self.mode).permute(0, 2, 3, 1)
+        return x + weight.to(x.dtype)
+
+
+class PatchConv(nn.Module):
+    """A strided convolution with norms around it: stems and downsampling. `(B, H, W, C) -> (B, H', W', out_dim)`.
+
+    Args:
+        dim: Width of the input.
+        out_dim: Width of the output.
+        kernel_size: Side of the kernel.
+        stride: Step of the kernel.
+        padding: Zeros on each side; none keeps the size but for the stride.
+        bias: Whether the convolution has one.
+        norm: Builds the norm after the convolution.
+        norm_first: Builds the norm before it.
+        pad_to_stride: Fill the map up with zeros, at the right and the bottom, to a multiple of the stride, so that no
+            pixel is lost.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        *,
+        kernel_size: int,
+        stride: int,
+        padding: int = 0,
+        bias: bool = True,
+        norm: Norm | None = None,
+        norm_first: Norm | None = None,
+        pad_to_stride: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.stride = stride
+        self.pad_to_stride = pad_to_stride
+        self.norm_first = norm_first(dim, **dd) if norm_first else nn.Identity()
+        self.conv = nn.Conv2d(dim, out_dim, kernel_size, stride, padding, bias=bias, **dd)
+        self.norm = norm(out_dim, **dd) if norm else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm_first(x).permute(0, 3, 1, 2)
+        if self.pad_to_stride:
+            x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
+        return self.norm(self.conv(x).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Swin's downsampling: 2x2 positions as one, a norm, a linear layer. `(B, H, W, C) -> (B, H/2, W/2, out_dim)`.
+
+    Odd sides are filled up with zeros. Channels come in the order top left, bottom left, top right, bottom right.
+    """
+
+    stride = 2
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        *,
+        norm: Norm = nn.LayerNorm,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm = norm(4 * dim, **dd)
+        self.reduction = nn.Linear(4 * dim, out_dim, bias=False, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
+        return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))

@@ -1,0 +1,61 @@
+"""What holds attention in a network that was built without it."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["AttachedModule", "ZeroInitGate"]
+
+
+class ZeroInitGate(nn.Module):
+    """`x + gamma * (block(x) - x)` with a learnt number gamma, zero at first. `(B, C, H, W) -> (B, C, H, W)`.
+
+    At gamma 0 the output equals the input exactly, wherever the block's is finite; at 1 it is the block's.
+
+    Args:
+        block: Any plug-in.
+    """
+
+    def __init__(
+        self, block: nn.Module, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        # One number a place: it says how much attention the network came to use there. Not 0-d: FSDP refuses that.
+        self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(x, self.block(x).to(x.dtype), self.gamma.to(x.dtype))
+
+
+class AttachedModule(nn.Sequential):
+    """A module of the network with attention before or behind it, under the module's own state-dict keys.
+
+    Attention stands beside the module, not inside: converting batch normalisation (`SyncBatchNorm`, freezing) keeps it.
+    Only `named_parameters` tells that the module moved.
+
+    Args:
+        module: What stood in the place; None if nothing did.
+        plugin: The attention.
+        first: Whether attention comes before the module.
+    """
+
+    def __init__(self, module: nn.Module | None, plugin: nn.Module, *, first: bool) -> None:
+        super().__init__()
+        parts = {"plugin": plugin, "module": module} if first else {"module": module, "plugin": plugin}
+        for name, part in parts.items():
+            if part is not None:
+                self.add_module(name, part)
+        self.register_state_dict_post_hook(_hide)
+        self.register_load_state_dict_pre_hook(_reveal)
+
+
+def _hide(joint: AttachedModule, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    for key in [key for key in state_dict if key.startswith(f"{prefix}module.")]:
+        state_dict[prefix + key.removeprefix(f"{prefix}module.")] = state_dict.pop(key)
+
+
+def _reveal(joint: AttachedModule, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(f"{prefix}plugin.")]:
+        state_dict[f"{prefix}module.{key.removeprefix(prefix)}"] = state_dict.pop(key)

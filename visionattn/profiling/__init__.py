@@ -1,0 +1,1 @@
+"""What networks and blocks cost: parameters, multiplications, bytes moved and saved."""

@@ -1,0 +1,1 @@
+"""Literal formulas of the papers: what tests check against and speed is compared with. Slow, and short on purpose."""

@@ -1,0 +1,1 @@
+"""Files, downloads and progress: what every room may use."""
