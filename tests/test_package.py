@@ -27,13 +27,15 @@ FLOORS = [
     ["inference", "comparison"],
     ["benchmark"],
     ["checkpoints", "engine"],
+    ["testing"],
     ["profiling", "visualization"],
     ["tasks", "data"],
     ["models"],
     ["plugins", "mixers"],
     ["ops"],
-    ["reference", "testing"],
-    ["utils", "catalog", "version"],
+    ["reference"],
+    ["catalog"],
+    ["utils", "version"],
 ]
 HEAVY = {
     "mmengine": {"tasks", "data", "engine", "inference", "comparison", "cli", "commands", "weights_commands"},

@@ -4,8 +4,19 @@
 Training and evaluation live in `visionattn.engine` and need to be imported on their own.
 """
 
-from . import checkpoints, models, plugins
+from . import catalog, checkpoints, mixers, models, plugins
+from .mixers import list_mixers
 from .plugins import attach, list_plugins
 from .version import __version__
 
-__all__ = ["__version__", "attach", "checkpoints", "list_plugins", "models", "plugins"]
+__all__ = [
+    "__version__",
+    "attach",
+    "catalog",
+    "checkpoints",
+    "list_mixers",
+    "list_plugins",
+    "mixers",
+    "models",
+    "plugins",
+]

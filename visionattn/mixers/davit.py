@@ -140,6 +140,7 @@ _WINDOWS = Card(
     cost="N w",
     keeps_weights=True,
     maps=True,
+    reference="window",
 )
 _CHANNELS = Card(
     **_DAVIT,
@@ -152,6 +153,7 @@ _CHANNELS = Card(
     keywords=lambda context: {"attn_drop": 0.0},
     cases={"": {"num_heads": 3}},
     floor=Floor(3, 5, "x' x from R, then R and W: no projected map; back R x, R dy twice, W dx"),
+    reference="davit",
 )
 CARDS = (
     Card(

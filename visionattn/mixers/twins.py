@@ -98,6 +98,7 @@ _LOCAL = Card(
     floor=WINDOWS,
     cost="N w",
     keeps_weights=True,
+    reference="window",
 )
 _GLOBAL = Card(
     **_TWINS,

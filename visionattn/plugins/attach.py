@@ -8,7 +8,7 @@ from torch import nn
 
 from ._attached import AttachedModule, ZeroInitGate
 from ._insertion import SLOTS, SOUGHT, InsertionPoint, find_insertion_points
-from ._registry import resolve_plugin
+from ._resolve import resolve_plugin
 
 __all__ = ["Place", "Places", "attach"]
 
