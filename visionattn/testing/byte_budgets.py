@@ -1,7 +1,7 @@
-"""How many times its map each block and operation may move through memory and keep: tests/byte_budgets.json of a checkout.
+"""How many times its map each block may move through memory and keep: tests/byte_budgets.json of a checkout.
 
-Counted operator by operator, so exact and free of noise: on the meta device in bfloat16, where the formulas for GPUs run
-without our kernels, and on the CPU in float32. After a change,
+Counted operator by operator, so exact and free of noise: on the meta device in bfloat16, where the formulas for GPUs
+run without our kernels, and on the CPU in float32. After a change,
 
     python -m visionattn.testing.byte_budgets --update [NAME ...]
 
@@ -10,7 +10,7 @@ writes what the blocks take now; the difference is for the review to judge.
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ import torch
 from visionattn.profiling.roofline import Block, blocks, count
 from visionattn.utils.files import replacing
 
-__all__ = ["DEVICES", "FILE", "counted", "read", "renew", "subjects"]
+__all__ = ["DEVICES", "FILE", "counted", "measure", "read", "subjects", "write"]
 
 DEVICES = {"meta": torch.bfloat16, "cpu": torch.float32}
 FILE = Path(__file__).parents[2] / "tests" / "byte_budgets.json"
@@ -44,46 +44,41 @@ def read(path: Path = FILE) -> dict[str, dict[str, Amounts]]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def renew(path: Path = FILE, names: Iterable[str] = ()) -> dict[str, dict[str, Amounts]]:
-    """Writes budgets that are what the blocks take now, and returns them.
+def measure(names: Iterable[str] = ()) -> dict[str, dict[str, Amounts]]:
+    """What blocks take now, in the form of the budgets.
 
     Args:
-        path: The file.
-        names: Which blocks; all by default. What no longer exists goes in any case.
+        names: Which; all by default.
 
     Raises:
         ValueError: If there is no block of a name.
     """
-    known, old, wanted = subjects(), read(path), set(names)
-    if unknown := wanted - known.keys():
-        raise ValueError(f"no block is called {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
-    budgets = {
-        name: {device: counted(block, device) for device in DEVICES} if not wanted or name in wanted else old[name]
-        for name, block in known.items()
-        if not wanted or name in wanted or name in old
-    }
-    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(budget)}" for name, budget in budgets.items())
+    known, wanted = subjects(), list(names)
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"unknown block {', '.join(unknown)}; there are: {', '.join(known)}")
+    return {name: {device: counted(known[name], device) for device in DEVICES} for name in wanted or known}
+
+
+def write(budgets: Mapping[str, Mapping[str, Amounts]], path: Path = FILE) -> None:
+    """Writes the budgets of all blocks that still exist, a line each."""
+    lines = [f" {json.dumps(name)}: {json.dumps(budgets[name])}" for name in subjects() if name in budgets]
     with replacing(path) as temporary:
-        temporary.write_text(f"{{\n{lines}\n}}\n")
-    return budgets
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def main() -> None:
-    """Shows what blocks take, or writes it down."""
+def main(arguments: Sequence[str] | None = None, path: Path = FILE) -> None:
+    """Shows which blocks take another amount than their budget, or writes the budgets anew."""
     parser = argparse.ArgumentParser(prog="python -m visionattn.testing.byte_budgets", description=main.__doc__)
     parser.add_argument("names", nargs="*", help="names of blocks and of ops.FUNCTION (default: all)")
-    parser.add_argument("--update", action="store_true", help="write tests/byte_budgets.json")
-    options = parser.parse_args()
-    old = read()
+    parser.add_argument("--update", action="store_true", help=f"write {path.name}")
+    options = parser.parse_args(arguments)
+    old, new = read(path), measure(options.names)
     if options.update:
-        new = renew(names=options.names)
-    else:
-        chosen = {name: block for name, block in subjects().items() if not options.names or name in options.names}
-        new = {name: {device: counted(block, device) for device in DEVICES} for name, block in chosen.items()}
-    for name in sorted(new.keys() | (old.keys() if options.update else ())):
-        before, after = old.get(name), new.get(name)
+        write({**old, **new}, path)
+    gone = [name for name in old if name not in subjects()]
+    for name, before, after in [(n, old.get(n, "new"), new[n]) for n in new] + [(n, old[n], "gone") for n in gone]:
         if before != after:
-            print(f"{name}: {before or 'new'} -> {after or 'gone'}")
+            print(f"{name}: {before} -> {after}")
 
 
 if __name__ == "__main__":
