@@ -4,9 +4,7 @@
 Training and evaluation live in `visionattn.engine` and need to be imported on their own.
 """
 
-from . import catalog, checkpoints, mixers, models, plugins
-from .mixers import list_mixers
-from .plugins import attach, list_plugins
+from .utils.startup import is_command_line_starting
 from .version import __version__
 
 __all__ = [
@@ -20,3 +18,9 @@ __all__ = [
     "models",
     "plugins",
 ]
+
+# `visionattn --help` needs no torch: the command line executes this file again when a command is about to run.
+if not is_command_line_starting():
+    from . import catalog, checkpoints, mixers, models, plugins
+    from .mixers import list_mixers
+    from .plugins import attach, list_plugins
