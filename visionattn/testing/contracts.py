@@ -69,7 +69,7 @@ def subjects(card: catalog.Card) -> Iterator[tuple[str, Subject]]:
 
 def perturbed(module: nn.Module) -> nn.Module:
     """Moves a module away from its start, where gates and tables may be constant and hide mistakes; returns it."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator("cpu").manual_seed(1)
     with torch.no_grad():
         for tensor in module.state_dict().values():
             if tensor.is_floating_point():
