@@ -489,7 +489,7 @@ def test_committed_tables_are_made_of_the_committed_records():
         assert path.with_suffix(".md").read_text().startswith(format_record(record)), f"{path.stem}.md {stale}"
     readme = (ROOT / "README.md").read_text()
     assert update_readme(readme, records) == readme, f"README.md {stale}"
-    with pytest.raises(ValueError, match="README must have the lines"):
+    with pytest.raises(ValueError, match="the text must have the lines"):
         update_readme("no marks", records)
 
 

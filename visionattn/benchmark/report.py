@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.utils.files import replacing
+from visionattn.utils.marks import put_between
 
 __all__ = ["COMMAND", "README_MARKS", "format_record", "headlines", "readme_block", "update_readme"]
 __all__ += ["crossings", "write_report"]
@@ -165,12 +166,7 @@ def update_readme(text: str, records: Sequence[Record]) -> str:
     Raises:
         ValueError: If the marks are missing.
     """
-    start, end = README_MARKS
-    before, _, rest = text.partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ValueError(f"README must have the lines {start} and {end}; the tables go between them")
-    return f"{before}{start}\n{readme_block(records)}{end}{after}"
+    return put_between(text, *README_MARKS, readme_block(records))
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:

@@ -131,7 +131,7 @@ def _position(context: BlockContext, **dd: Any) -> nn.Module:
 _WINDOWS = Card(
     **_DAVIT,
     name="davit_windows",
-    title="DaViT's spatial window attention",
+    title="DaViT: spatial window attention",
     factory=SpatialWindowAttention,
     summary="attention in windows side by side",
     placement="in every first of two blocks",
@@ -145,7 +145,7 @@ _WINDOWS = Card(
 _CHANNELS = Card(
     **_DAVIT,
     name="davit_channels",
-    title="DaViT's channel group attention",
+    title="DaViT: channel group attention",
     factory=ChannelAttention,
     summary="attention between the channels of a group, over the whole map",
     placement="in every second of two blocks",
@@ -159,7 +159,7 @@ CARDS = (
     Card(
         **_DAVIT,
         name="davit",
-        title="DaViT: Dual Attention Vision Transformers",
+        title="DaViT: windows and channels in turns",
         factory=None,
         summary="attention between tokens in windows and between channels in groups, in turns",
         placement="in every block in place of attention",

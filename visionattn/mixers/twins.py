@@ -90,7 +90,7 @@ def _summary_size(context: BlockContext) -> dict[str, Any]:
 _LOCAL = Card(
     **_TWINS,
     name="twins_local",
-    title="LSA: Twins' locally grouped attention",
+    title="Twins: locally grouped attention (LSA)",
     factory=LocallyGroupedAttention,
     summary="attention in windows side by side",
     placement="in every first of two blocks",
@@ -103,7 +103,7 @@ _LOCAL = Card(
 _GLOBAL = Card(
     **_TWINS,
     name="twins_global",
-    title="GSA: Twins' global sub-sampled attention",
+    title="Twins: global sub-sampled attention (GSA)",
     factory=GlobalSubsampledAttention,
     summary="attention to a map reduced by a strided convolution",
     placement="in every second of two blocks",
