@@ -14,7 +14,7 @@ Golden: tests/golden/davit_{chanattn,winattn}_module_*.npz (outputs and input gr
 import torch
 from torch import nn
 
-from visionattn.ops import channel_attention, moments_pay, projected_channel_attention
+from visionattn.ops import channel_attention, prefer_moments, projected_channel_attention
 
 from ._common import WindowMixer, check_heads
 
@@ -99,7 +99,7 @@ class ChannelAttention(nn.Module):
             "roles": _ROLES[self.scale],
             "dropout_p": self.attn_drop.p if self.training else 0.0,
         }
-        moments = moments_pay(count, dim) if self.moments is None else self.moments
+        moments = prefer_moments(count, dim) if self.moments is None else self.moments
         if moments:
             layers = (self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
             out = projected_channel_attention(tokens, *layers, **arguments)
