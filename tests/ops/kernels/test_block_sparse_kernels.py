@@ -25,13 +25,13 @@ from visionattn.mixers import (
 from visionattn.ops import (
     Windows,
     balanced_bisection,
+    block_sparse_attention,
     cluster_attention,
     explain,
-    gathered_attention,
     use_backend,
     window_attention,
 )
-from visionattn.ops.triton import gathered
+from visionattn.ops.triton import block_sparse
 
 FLOAT32 = torch.float32
 
@@ -40,7 +40,7 @@ def rows(batch, tokens, heads, dim, dtype=FLOAT32):
     return random(batch, tokens, 3, heads, dim, dtype=dtype)
 
 
-def routes(batch, groups, chosen):
+def routed(batch, groups, chosen):
     torch.manual_seed(0)
     return torch.rand(batch, groups, groups).topk(chosen).indices.to(rows(1, 1, 1, 1).device)
 
@@ -50,7 +50,7 @@ def test_windows_with_all_there_is(dtype):
     # A shift, padding at both sides that all see, a bias; heads of a width that is no power of two.
     bias, fill = random(2, 12, 12, seed=1), random(2, 2, 24, seed=2, dtype=dtype)
     windows = Windows((7, 5), (4, 3), (2, 1))
-    check(gathered_attention, rows(1, 35, 2, 24, dtype), windows, bias=bias, fill=fill, repeat=True)
+    check(block_sparse_attention, rows(1, 35, 2, 24, dtype), windows, bias=bias, pad_kv=fill, repeat=True)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_windows_with_all_there_is(dtype):
     ids=str,
 )
 def test_sizes_of_maps_and_windows(size, window, shift):
-    check(gathered_attention, rows(1, size[0] * size[1], 1, 20), Windows(size, window, shift), scale=0.3)
+    check(block_sparse_attention, rows(1, size[0] * size[1], 1, 20), Windows(size, window, shift), scale=0.3)
 
 
 def test_windows_of_196():
-    check(gathered_attention, rows(1, 196, 1, 32), Windows((14, 14), (14, 14), (7, 0)), grad=False)
+    check(block_sparse_attention, rows(1, 196, 1, 32), Windows((14, 14), (14, 14), (7, 0)), grad=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, FLOAT32], ids=str)
@@ -77,12 +77,12 @@ def test_windows_larger_than_a_tile(dtype):
     windows, bias, fill = Windows((9, 7), (9, 8), (4, 0)), random(1, 72, 72, seed=1), random(2, 1, 16, seed=2)
     qkv = rows(1, 63, 1, 16, dtype)
     # What backward subtracts comes from the rounded result: no better for a bias in float32.
-    check(gathered_attention, qkv, windows, bias=bias, fill=fill.to(dtype), tolerance=TOLERANCES[dtype])
+    check(block_sparse_attention, qkv, windows, bias=bias, pad_kv=fill.to(dtype), tolerance=TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("dim", [3, 40, 128])
 def test_widths_of_heads(dim):
-    check(gathered_attention, rows(2, 4, 1, dim), Windows((2, 2), (1, 4), (0, 0)))
+    check(block_sparse_attention, rows(2, 4, 1, dim), Windows((2, 2), (1, 4), (0, 0)))
 
 
 def test_autocast_is_heeded():
@@ -91,7 +91,7 @@ def test_autocast_is_heeded():
     for backend in ("triton", "torch"):
         leaf = qkv.detach().requires_grad_()
         with torch.autocast(DEVICE, torch.bfloat16):
-            out = gathered_attention(leaf, Windows((2, 3), (2, 3)), bias=bias, fill=fill, backend=backend)
+            out = block_sparse_attention(leaf, Windows((2, 3), (2, 3)), bias=bias, pad_kv=fill, backend=backend)
         found[backend] = out, *torch.autograd.grad(out.float().sin().sum(), leaf)
     for name, actual, expected in zip(("result", "gradient"), *found.values(), strict=True):
         assert actual.dtype == expected.dtype
@@ -126,49 +126,37 @@ def test_values_alone_have_gradients_too():
     close("gradient", *grads)
 
 
-def test_clusters_whose_values_are_convolved():
-    order = balanced_bisection(random(1, 2, 12, 16, seed=1), cluster_size=6)
-    conv = random(32, 1, 3, 3, seed=2), random(32, seed=3)
-    for backend in ("triton", "torch"):
-        qkv = rows(1, 12, 2, 16)
-        results = cluster_attention(qkv, order, conv=(*conv, (3, 4)), backend=backend)
-        if backend == "triton":
-            actual = results
-    for name, *pair in zip(("result", "convolved"), actual, results, strict=True):
-        close(name, *pair)
-
-
 def test_a_table_of_all_heads_and_images():
     order = torch.tensor([5, 0, 3, 1, 4, 2]).view(1, 1, 2, 3)
     bias = random(2, 3, 5, seed=1)
-    check(gathered_attention, rows(2, 6, 2, 16), order.to(bias.device), overlap=2, bias=bias)
+    check(block_sparse_attention, rows(2, 6, 2, 16), order.to(bias.device), overlap=2, bias=bias)
 
 
 @DTYPES
 def test_routed_regions(dtype):
     # BiFormer: regions at two sides are padded, and what pads them counts.
     qkv, fill, bias = rows(1, 15, 1, 16, dtype), random(2, 1, 16, seed=1, dtype=dtype), random(1, 6, 12, seed=2)
-    windows, chosen = Windows((3, 5), (2, 3)), routes(1, 4, 2)
-    check(
-        gathered_attention, qkv, windows, routes=chosen, fill=fill, bias=bias, repeat=True, tolerance=TOLERANCES[dtype]
-    )
+    windows, chosen = Windows((3, 5), (2, 3)), routed(1, 4, 2)
+    settings = {"block_table": chosen, "pad_kv": fill, "bias": bias}
+    check(block_sparse_attention, qkv, windows, repeat=True, tolerance=TOLERANCES[dtype], **settings)
 
 
 def test_regions_that_all_see_or_none():
-    chosen = torch.tensor([[[1, 0], [0, 1], [1, 0]], [[2, 1], [2, 0], [0, 2]]]).to(routes(1, 1, 1).device)
-    check(gathered_attention, rows(2, 6, 1, 16), Windows((2, 3), (2, 1)), routes=chosen)
+    chosen = torch.tensor([[[1, 0], [0, 1], [1, 0]], [[2, 1], [2, 0], [0, 2]]]).to(routed(1, 1, 1).device)
+    check(block_sparse_attention, rows(2, 6, 1, 16), Windows((2, 3), (2, 1)), block_table=chosen)
 
 
 def test_routed_tables():
     order = balanced_bisection(random(1, 2, 13, 16, seed=1), cluster_size=4)
-    check(gathered_attention, rows(1, 13, 2, 16), order, routes=routes(1, 4, 3))
+    check(block_sparse_attention, rows(1, 13, 2, 16), order, block_table=routed(1, 4, 3))
 
 
 def test_a_query_that_sees_no_key_is_zero_and_learns_nothing():
     order = torch.tensor([0, 1, 2, 9, 9, 9]).view(1, 1, 2, 3)
     with use_backend("triton"):
         qkv = rows(1, 3, 1, 16).requires_grad_()
-        out = gathered_attention(qkv, order.to(qkv.device), routes=torch.tensor([[[1], [0]]], device=qkv.device))
+        table = torch.tensor([[[1], [0]]], device=qkv.device)
+        out = block_sparse_attention(qkv, order.to(qkv.device), block_table=table)
         (grad,) = torch.autograd.grad(out.sin().sum(), qkv)
     assert not out.any() and not grad.any()
 
@@ -184,7 +172,7 @@ def test_rows_and_gradients_are_read_where_they_lie(layout):
     results = {}
     for backend in ("triton", "torch"):
         leaf = qkv.detach().requires_grad_()
-        out = gathered_attention(
+        out = block_sparse_attention(
             leaf[:1].expand(2, -1, -1, -1, -1) if layout == "expanded" else leaf, windows, backend=backend
         )
         # Gradients that no dense tensor holds: of a sum, and of a slice that lies otherwise.
@@ -199,12 +187,14 @@ def test_operators_compilers_and_exporters():
     qkv = rows(1, 15, 2, 16)
     sizes = [3, 5, 2, 3, 1, 0]
     leaves = [x.clone().requires_grad_() for x in (qkv, bias, fill)]
-    check_operator(gathered.gathered_forward, leaves[0], None, None, *leaves[1:], sizes, 0, 0.25, False)
+    check_operator(block_sparse.block_sparse_forward, leaves[0], None, None, *leaves[1:], sizes, 0, 0.25, False)
     order = balanced_bisection(random(1, 2, 15, 16), cluster_size=8)
-    check_operator(gathered.gathered_forward, leaves[0], order, None, None, None, [], 2, 0.25, True)
-    check_compiles(lambda qkv, bias, fill: gathered_attention(qkv, windows, bias=bias, fill=fill) + 1, qkv, bias, fill)
+    check_operator(block_sparse.block_sparse_forward, leaves[0], order, None, None, None, [], 2, 0.25, True)
+    check_compiles(
+        lambda qkv, bias, pad_kv: block_sparse_attention(qkv, windows, bias=bias, pad_kv=pad_kv) + 1, qkv, bias, fill
+    )
     check_compiles(lambda qkv: cluster_attention(qkv, order, overlap=2)[0].sin(), qkv)
-    check_exports(lambda qkv: gathered_attention(qkv, windows) + 1, qkv)
+    check_exports(lambda qkv: block_sparse_attention(qkv, windows) + 1, qkv)
     check_exports(lambda qkv: cluster_attention(qkv, order)[0] + 1, qkv)
 
 
@@ -263,9 +253,9 @@ def test_what_kernels_do_not_take_is_said():
     order = torch.arange(4).view(1, 1, 2, 2)
     assert reason(cluster_attention, rows(1, 4, 1, 8), order, dropout_p=0.1) == "attention weights are dropped"
     assert reason(cluster_attention, rows(1, 4, 1, 129), order) == "heads are wider than 128"
-    assert reason(gathered_attention, rows(1, 4, 8, 2).mT, order) == "the numbers of a head do not lie side by side"
+    assert reason(block_sparse_attention, rows(1, 4, 8, 2).mT, order) == "the numbers of a head do not lie side by side"
     with pytest.raises(ValueError, match="heads are wider than 128"):
-        gathered_attention(rows(1, 4, 1, 129), order, backend="triton")
+        block_sparse_attention(rows(1, 4, 1, 129), order, backend="triton")
 
 
 def test_wide_heads_of_a_projection_are_refused_by_name():
@@ -281,7 +271,7 @@ def test_float32_is_multiplied_as_the_user_says(monkeypatch, precision, expected
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         torch.backends.cuda.matmul.fp32_precision = precision
-        assert gathered._precision(FLOAT32) == expected
-        assert gathered._precision(torch.float16) == "ieee"
+        assert block_sparse._precision(FLOAT32) == expected
+        assert block_sparse._precision(torch.float16) == "ieee"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before

@@ -1,4 +1,4 @@
-"""Gathered attention on GPUs, and the operations that are a case of it."""
+"""Block-sparse attention on GPUs, and the operations that are a case of it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,14 +7,15 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from visionattn.ops.clusters import Conv, convolved
-from visionattn.ops.gathered import Windows, check_arguments
-from visionattn.ops.windows import WIDEST
+from visionattn.ops.block_sparse_attention import Windows, check_arguments
+from visionattn.ops.block_sparse_attention import block_sparse_attention as torch_code
+from visionattn.ops.cluster_attention import siblings
+from visionattn.ops.window_attention import WIDEST
 
-from . import _gathered_kernels as kernels
-from ._register import register, wrap_triton
+from . import _block_sparse_kernels as kernels
+from ._register import formula_gradients, power_of_2, register, wrap_triton
 
-__all__ = ["cluster_attention", "gathered_attention", "window_attention"]
+__all__ = ["block_sparse_attention", "cluster_attention", "window_attention"]
 
 Pair = tuple[int, int]
 Tensors3 = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -25,18 +26,9 @@ PROGRAMS = 1024
 TILES = {(2, 64): (64, 4), (2, 128): (32, 4), (4, 32): (32, 8), (4, 128): (16, 8)}
 
 
-def gathered_attention(
-    qkv: torch.Tensor,
-    groups: Windows | torch.Tensor,
-    *,
-    routes: torch.Tensor | None = None,
-    overlap: int = 0,
-    bias: torch.Tensor | None = None,
-    fill: torch.Tensor | None = None,
-    scale: float | None = None,
-) -> torch.Tensor:
-    """As `visionattn.ops.gathered_attention`."""
-    return _attention(qkv, groups, routes=routes, overlap=overlap, bias=bias, fill=fill, scale=scale)[0]
+def block_sparse_attention(qkv: torch.Tensor, blocks: Windows | torch.Tensor, **settings: Any) -> torch.Tensor:
+    """As `visionattn.ops.block_sparse_attention`."""
+    return _attention(qkv, blocks, **settings)[0]
 
 
 def window_attention(
@@ -54,10 +46,10 @@ def window_attention(
     """As `visionattn.ops.window_attention`, but the map is projected as it stands and never cut."""
     size = (x.size(1), x.size(2))
     rows = qkv(x).flatten(1, 2).unflatten(-1, (3, num_heads, -1))
-    fill = None
+    pad_kv = None
     if not mask_padding and any(length % side for length, side in zip(size, window, strict=True)):
-        fill = qkv(x.new_zeros(1, x.size(3))).view(3, num_heads, -1)[1:]
-    out = gathered_attention(rows, Windows(size, window, shift), bias=bias, fill=fill)
+        pad_kv = qkv(x.new_zeros(1, x.size(3))).view(3, num_heads, -1)[1:]
+    out = block_sparse_attention(rows, Windows(size, window, shift), bias=bias, pad_kv=pad_kv)
     return proj(out.flatten(2).unflatten(1, size))
 
 
@@ -69,48 +61,39 @@ def cluster_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     pair_images: bool = False,
-    conv: Conv | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `visionattn.ops.cluster_attention`."""
+    rows, order, overlap = siblings(qkv, order, overlap, pair_images)
+    out, values = _attention(rows, order, overlap=overlap, scale=scale, values=True)
     shape = qkv[:, :, 0].shape
-    if pair_images:
-        # Two images of a cluster each are one of two clusters, in which empty slots lie beyond the tokens of both.
-        tokens = shape[1]
-        order = order.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2, 3)
-        second = torch.tensor([0, tokens], device=order.device).unsqueeze(1)
-        order = torch.where(order < tokens, order + second, 2 * tokens)
-        qkv = qkv.unflatten(0, (-1, 2)).flatten(1, 2)
-    elif order.size(2) == 1:
-        overlap = 0
-    overlap = min(overlap, order.size(3))
-    out, values = _attention(qkv, order, overlap=overlap, scale=scale, values=True)
-    values = values.view(shape)
-    return out.view(shape), values if conv is None else convolved(values, *conv)
+    return out.view(shape), values.view(shape)
 
 
 def _attention(
     qkv: torch.Tensor,
-    groups: Windows | torch.Tensor,
+    blocks: Windows | torch.Tensor,
     *,
-    routes: torch.Tensor | None = None,
+    block_table: torch.Tensor | None = None,
     overlap: int = 0,
     bias: torch.Tensor | None = None,
-    fill: torch.Tensor | None = None,
+    pad_kv: torch.Tensor | None = None,
     scale: float | None = None,
+    dropout_p: float = 0.0,
     values: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The results and, if wanted, the values as they came in, in memory of their own."""
-    check_arguments(qkv, groups, routes, overlap, bias, fill)
+    check_arguments(qkv, blocks, block_table, overlap, bias, pad_kv)
     if torch.is_autocast_enabled(qkv.device.type):  # as PyTorch's attention does
         dtype = torch.get_autocast_dtype(qkv.device.type)
-        qkv, fill = qkv.to(dtype), None if fill is None else fill.to(dtype)
+        qkv = qkv.to(dtype)
+    pad_kv = None if pad_kv is None else pad_kv.to(qkv.dtype)
     if qkv.size(-1) > WIDEST:
         raise ValueError(f"heads are at most {WIDEST} wide in kernels, got {qkv.size(-1)}")
-    table, windows = groups, []
-    if isinstance(groups, Windows):
-        table, windows = None, [*groups.size, *groups.window, *groups.shift]
+    table, windows = blocks, []
+    if isinstance(blocks, Windows):
+        table, windows = None, [*blocks.size, *blocks.window, *blocks.shift]
     scale = qkv.size(-1) ** -0.5 if scale is None else scale
-    out, _, values = gathered_forward(qkv, table, routes, bias, fill, windows, overlap, scale, values)
+    out, _, values = block_sparse_forward(qkv, table, block_table, bias, pad_kv, windows, overlap, scale, values)
     return out, values
 
 
@@ -120,36 +103,53 @@ def _like_forward(qkv: torch.Tensor, *others: Any) -> Tensors3:
     out = qkv.new_empty(batch, tokens, heads, dim)
     return (
         out,
-        out.new_empty(batch, heads, tokens, dtype=torch.float32),
+        out.new_empty(2, batch, heads, tokens, dtype=torch.float32),
         torch.empty_like(out) if values else out.new_empty(0),
     )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensors3) -> None:
-    qkv, table, routes, bias, fill, *ctx.settings, ctx.values = inputs
-    ctx.save_for_backward(qkv, table, routes, bias, fill, *output[:2])
+    qkv, table, block_table, bias, pad_kv, *ctx.settings, ctx.values = inputs
+    ctx.save_for_backward(qkv, table, block_table, bias, pad_kv, *output[:2])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: torch.Tensor | None, _: None, grad_values: torch.Tensor | None) -> tuple[Any, ...]:
-    qkv, table, routes, bias, fill, out, sums = ctx.saved_tensors
+    qkv, table, block_table, bias, pad_kv, out, sums = ctx.saved_tensors
     if grad is None:
         grad = torch.zeros_like(out)
+    if torch.is_grad_enabled():
+        return _differentiable_backward(ctx, grad, grad_values)
     grad_values = grad_values if ctx.values else None
-    d_qkv, d_bias, d_fill = gathered_backward(
-        qkv, table, routes, bias, fill, out, sums, grad, grad_values, *ctx.settings, ctx.needs_input_grad[3]
+    d_qkv, d_bias, d_pad_kv = block_sparse_backward(
+        qkv, table, block_table, bias, pad_kv, out, sums, grad, grad_values, *ctx.settings, ctx.needs_input_grad[3]
     )
     d_bias = d_bias if ctx.needs_input_grad[3] else None
-    return d_qkv, None, None, d_bias, d_fill if fill is not None else None, None, None, None, None
+    return d_qkv, None, None, d_bias, d_pad_kv if pad_kv is not None else None, None, None, None, None
+
+
+def _differentiable_backward(ctx: Any, grad: torch.Tensor, grad_values: torch.Tensor | None) -> tuple[Any, ...]:
+    """The gradients of the torch code."""
+    qkv, table, block_table, bias, pad_kv, *_ = ctx.saved_tensors
+    windows, overlap, scale = ctx.settings
+    blocks = Windows(tuple(windows[:2]), tuple(windows[2:4]), tuple(windows[4:])) if table is None else table
+    settings = {"block_table": block_table, "overlap": overlap, "scale": scale, "backend": "torch"}
+
+    def formula(qkv: torch.Tensor, bias: torch.Tensor | None, pad_kv: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        return torch_code(qkv, blocks, bias=bias, pad_kv=pad_kv, **settings), qkv[:, :, 2]
+
+    grads = grad, torch.zeros_like(grad) if grad_values is None or not ctx.values else grad_values
+    d_qkv, d_bias, d_pad_kv = formula_gradients(formula, (qkv, bias, pad_kv), grads)
+    return d_qkv, None, None, d_bias, d_pad_kv, None, None, None, None
 
 
 @register(_like_forward, _setup, _backward)
-def gathered_forward(
+def block_sparse_forward(
     qkv: torch.Tensor,
     table: torch.Tensor | None,
-    routes: torch.Tensor | None,
+    block_table: torch.Tensor | None,
     bias: torch.Tensor | None,
-    fill: torch.Tensor | None,
+    pad_kv: torch.Tensor | None,
     windows: Sequence[int],
     overlap: int,
     scale: float,
@@ -157,36 +157,38 @@ def gathered_forward(
 ) -> Tensors3:
     batch, tokens, _, heads, dim = qkv.shape
     out = qkv.new_empty(batch, tokens, heads, dim)
-    sums = qkv.new_empty(batch, heads, tokens, dtype=torch.float32)
-    table, routes, fill = _dense(table, routes, fill)
-    groups, place = _place(qkv, table, routes, windows, overlap)
+    sums = qkv.new_empty(2, batch, heads, tokens, dtype=torch.float32)
+    table, block_table, pad_kv = _dense(table, block_table, pad_kv)
+    place = _place(qkv, table, block_table, windows, overlap)
     tiles = _tiles(place, qkv.element_size())
     bias = _padded(bias, tiles)
-    grid = (batch * groups * triton.cdiv(place["SLOTS"], tiles["BLOCK_M"]) * heads,)
-    wrap_triton(kernels.attend)[grid](qkv, table, routes, bias, fill, out, sums, scale, **place, **tiles)
+    grid = (batch * place["blocks"] * triton.cdiv(place["slots"], tiles["BLOCK_M"]) * heads,)
+    wrap_triton(kernels.attend)[grid](
+        qkv, table, block_table, bias, pad_kv, out, *sums.unbind(), scale, **place, **tiles
+    )
     return out, sums, qkv[:, :, 2].clone(memory_format=torch.contiguous_format) if values else out.new_empty(0)
 
 
 def _like_backward(
     qkv: torch.Tensor,
     table: torch.Tensor | None,
-    routes: torch.Tensor | None,
+    block_table: torch.Tensor | None,
     bias: torch.Tensor | None,
-    fill: torch.Tensor | None,
+    pad_kv: torch.Tensor | None,
     *others: Any,
 ) -> Tensors3:
     *_, with_bias = others
     d_bias = bias.new_empty(bias.shape) if with_bias else qkv.new_empty(0)
-    return qkv.new_empty(qkv.shape), d_bias, qkv.new_empty(0) if fill is None else fill.new_empty(fill.shape)
+    return qkv.new_empty(qkv.shape), d_bias, qkv.new_empty(0) if pad_kv is None else pad_kv.new_empty(pad_kv.shape)
 
 
 @register(_like_backward)
-def gathered_backward(
+def block_sparse_backward(
     qkv: torch.Tensor,
     table: torch.Tensor | None,
-    routes: torch.Tensor | None,
+    block_table: torch.Tensor | None,
     bias: torch.Tensor | None,
-    fill: torch.Tensor | None,
+    pad_kv: torch.Tensor | None,
     out: torch.Tensor,
     sums: torch.Tensor,
     grad: torch.Tensor,
@@ -199,39 +201,39 @@ def gathered_backward(
     batch, heads = qkv.size(0), qkv.size(3)
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
-    table, routes, fill, grad_values = _dense(table, routes, fill, grad_values)
-    groups, place = _place(qkv, table, routes, windows, overlap)
+    table, block_table, pad_kv, grad_values = _dense(table, block_table, pad_kv, grad_values)
+    place = _place(qkv, table, block_table, windows, overlap)
     place |= dict(zip(("grad_by_image", "grad_by_token", "grad_by_head"), grad.stride()[:3], strict=True))
     tiles = _tiles(place, qkv.element_size())
     padded = _padded(bias, tiles)
-    slots, keys, units = place["SLOTS"], place["KEYS"], batch * groups
+    slots, keys, units = place["slots"], place["keys"], batch * place["blocks"]
     down, across = triton.cdiv(slots, tiles["BLOCK_M"]), triton.cdiv(keys, tiles["BLOCK_N"])
-    alone = keys == slots and routes is None and down == 1
+    alone = keys == slots and block_table is None and down == 1
     d_qkv = qkv.new_empty(qkv.shape)
-    deltas = None if alone and not with_bias else torch.empty_like(sums)
+    deltas = None if alone and not with_bias else torch.empty_like(sums[0])
     if not alone:
         wrap_triton(kernels.grad_queries)[(units * down * heads,)](
-            qkv, table, routes, padded, fill, out, sums, grad, deltas, d_qkv, scale, **place, **tiles
+            qkv, table, block_table, padded, pad_kv, out, *sums.unbind(), grad, deltas, d_qkv, scale, **place, **tiles
         )
-    seers, starts = (None, None) if routes is None else _inverse(routes, groups)
-    fills = None if fill is None else sums.new_empty(units, down, *fill.shape)
+    seers, starts = (None, None) if block_table is None else _inverse(block_table, place["blocks"])
+    pads = None if pad_kv is None else sums.new_empty(units, down, *pad_kv.shape)
     of_slots = {name: value for name, value in tiles.items() if name != "BLOCK_N"}
     wrap_triton(kernels.grad_keys)[(units * down * heads,)](
-        qkv, table, seers, starts, padded, fill, sums, grad, deltas, grad_values, d_qkv, fills, scale,
+        qkv, table, seers, starts, padded, pad_kv, *sums.unbind(), grad, deltas, grad_values, d_qkv, pads, scale,
         ALONE=alone, **place, **of_slots,
     )  # fmt: skip
-    d_bias = d_fill = None
+    d_bias = d_pad_kv = None
     if with_bias:
         per_program = triton.cdiv(units, max(1, PROGRAMS // (heads * down * across)))
         partial = sums.new_empty(triton.cdiv(units, per_program), *padded.shape)
         wrap_triton(kernels.grad_bias)[(partial.size(0) * down * across * heads,)](
-            qkv, table, routes, padded, fill, sums, grad, deltas, partial, scale,
+            qkv, table, block_table, padded, pad_kv, *sums.unbind(), grad, deltas, partial, scale,
             units=units, per_program=per_program, **place, **tiles,
         )  # fmt: skip
         d_bias = partial.sum(0)[:, :slots, :keys].to(bias.dtype, memory_format=torch.contiguous_format)
-    if fill is not None:
-        d_fill = fills.sum((0, 1)).to(fill.dtype)
-    return d_qkv, *(qkv.new_empty(0) if x is None else x for x in (d_bias, d_fill))
+    if pad_kv is not None:
+        d_pad_kv = pads.sum((0, 1)).to(pad_kv.dtype)
+    return d_qkv, *(qkv.new_empty(0) if x is None else x for x in (d_bias, d_pad_kv))
 
 
 def _dense(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
@@ -248,40 +250,52 @@ def _padded(bias: torch.Tensor | None, tiles: dict[str, int]) -> torch.Tensor | 
 def _place(
     qkv: torch.Tensor,
     table: torch.Tensor | None,
-    routes: torch.Tensor | None,
+    block_table: torch.Tensor | None,
     windows: Sequence[int],
     overlap: int,
-) -> tuple[int, dict[str, Any]]:
-    """The number of groups, and what all kernels are told of where things are."""
+) -> dict[str, Any]:
+    """What all kernels are told of where things are."""
     _, tokens, _, heads, dim = qkv.shape
     if table is None:
         height, width, tall, wide, down, right = windows
-        groups, slots = triton.cdiv(height, tall) * triton.cdiv(width, wide), tall * wide
+        blocks, slots = triton.cdiv(height, tall) * triton.cdiv(width, wide), tall * wide
         by_image = by_head = 0
     else:
-        height = width = wide = down = right = 0
-        groups, slots = table.size(2), table.size(3)
+        height = width = tall = wide = down = right = 0
+        blocks, slots = table.size(2), table.size(3)
         by_image, by_head = (table.stride(axis) if table.size(axis) > 1 else 0 for axis in (0, 1))
-    chosen = 0 if routes is None else routes.size(2)
-    return groups, {
+    chosen = 0 if block_table is None else block_table.size(2)
+    keys = slots * chosen if chosen else slots + overlap
+    return {
         "tokens": tokens,
         "heads": heads,
-        "groups": groups,
+        "blocks": blocks,
+        "slots": slots,
+        "keys": keys,
         "height": height,
         "width": width,
         **dict(zip(("by_image", "by_token", "by_part", "by_head"), qkv.stride()[:4], strict=True)),
         "table_by_image": by_image,
         "table_by_head": by_head,
-        "SLOTS": slots,
-        "KEYS": slots * chosen if chosen else slots + overlap,
+        "SLOTS": _next_16(slots),
+        "KEYS": _next_16(keys),
         "OVERLAP": overlap,
-        "ROUTES": chosen,
+        "CHOSEN": chosen,
+        "TALL": tall,
         "WIDE": wide,
         "DOWN": down,
         "RIGHT": right,
         "WIDTH": dim,
         "PRECISION": _precision(qkv.dtype),
     }
+
+
+def _next_16(count: int) -> int:
+    """The next multiple of 16, as a number that compilers know."""
+    size = 16
+    while size < count:
+        size += 16
+    return size
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -292,11 +306,11 @@ def _precision(dtype: torch.dtype) -> str:
 
 def _tiles(place: dict[str, Any], element_size: int) -> dict[str, int]:
     """The sizes of tiles, and the warps that work on one."""
-    slots, keys, width = place["SLOTS"], place["KEYS"], max(16, triton.next_power_of_2(place["WIDTH"]))
+    slots, keys, width = place["SLOTS"], place["KEYS"], max(16, power_of_2(place["WIDTH"], WIDEST))
     longest, warps = next(found for bounds, found in TILES.items() if element_size == bounds[0] and width <= bounds[1])
     if slots > longest == 64:
         warps = 8  # loops over queries carry sums
-    down, across = (max(16, min(longest, triton.next_power_of_2(count))) for count in (slots, keys))
+    down, across = (power_of_2(count, longest) for count in (slots, keys))
     # 69 keys are three tiles of 32 rather than two of 64.
     if across == 64 and triton.cdiv(keys, 32) % 2:
         across = 32
@@ -312,11 +326,11 @@ def _tiles(place: dict[str, Any], element_size: int) -> dict[str, int]:
     }
 
 
-def _inverse(routes: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Who sees each group. `(B, groups, K) -> (B, groups * K), (B, groups + 1)`.
+def _inverse(block_table: torch.Tensor, blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Who sees each block. `(B, blocks, K) -> (B, blocks * K), (B, blocks + 1)`.
 
-    The first lists `K * seer + place`, by the group that is seen, the second says where the list of each begins.
+    The first lists `K * seer + place`, by the block that is seen, the second says where the list of each begins.
     """
-    seen, seers = routes.flatten(1).sort(dim=1, stable=True)
-    number = torch.arange(groups + 1, device=routes.device, dtype=seen.dtype).expand(routes.size(0), -1)
+    seen, seers = block_table.flatten(1).sort(dim=1, stable=True)
+    number = torch.arange(blocks + 1, device=block_table.device, dtype=seen.dtype).expand(block_table.size(0), -1)
     return seers, torch.searchsorted(seen, number.contiguous())

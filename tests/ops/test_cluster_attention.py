@@ -1,10 +1,7 @@
 """Attention in clusters: each query against the very keys it may see, one by one."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from visionattn.ops import balanced_bisection, cluster_attention
@@ -55,43 +52,6 @@ def test_second_derivatives():
     qkv, order = operands(11, 4)
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradgradcheck(lambda x: cluster_attention(x, order, overlap=2), (qkv,), fast_mode=True)
-
-
-@pytest.mark.parametrize(("tokens", "size", "overlap"), [(9, 5, 2), (40, 5, 5), (10, 12, 0), (12, 4, 1)], ids=str)
-def test_convolution_of_the_values(tokens, size, overlap):
-    qkv, order = operands(tokens, size)
-    grid = (2, tokens // 2) if tokens % 2 == 0 else (tokens, 1)
-    weight = torch.randn(8, 1, 3, 3, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(8, dtype=torch.float64, requires_grad=True)
-
-    def joined(*inputs):
-        out, local = cluster_attention(inputs[0], order, overlap=overlap, conv=(*inputs[1:], grid))
-        return out + local
-
-    def apart(qkv, weight, bias):
-        out, values = cluster_attention(qkv, order, overlap=overlap)
-        local = F.conv2d(values.reshape(2, *grid, 8).permute(0, 3, 1, 2), weight, bias, padding=1, groups=8)
-        return out + local.permute(0, 2, 3, 1).reshape(out.shape)
-
-    inputs = (qkv, weight, bias)
-    torch.testing.assert_close(joined(*inputs), apart(*inputs))
-    grads = [torch.autograd.grad(function(*inputs).sin().sum(), inputs) for function in (joined, apart)]
-    torch.testing.assert_close(*grads)
-    with sdpa_kernel(SDPBackend.MATH):
-        assert torch.autograd.gradgradcheck(joined, inputs, fast_mode=True)
-
-
-def test_gradients_of_what_was_kept_as_copies():
-    qkv, order = operands(40, 5)
-    conv = (torch.randn(8, 1, 3, 3, dtype=torch.float64), torch.randn(8, dtype=torch.float64), (5, 8))
-    grads = []
-    # As offloading does: what comes back lies in memory of its own.
-    for keep in (nullcontext(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.contiguous, torch.clone)):
-        weight = conv[0].clone().requires_grad_()
-        with keep:
-            out, local = cluster_attention(qkv, order, overlap=3, conv=(weight, *conv[1:]))
-        grads.append(torch.autograd.grad((out * local).sum(), (qkv, weight)))
-    torch.testing.assert_close(*grads)
 
 
 def test_paired_images():

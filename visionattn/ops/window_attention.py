@@ -37,7 +37,7 @@ def _refuses(
     return ""
 
 
-@has_kernel("gathered", _refuses)
+@has_kernel("block_sparse", _refuses)
 def window_attention(
     x: torch.Tensor,
     qkv: Callable[[torch.Tensor], torch.Tensor],

@@ -4,12 +4,12 @@ With a kernel of `2H - 1` by `2W - 1` every position sees every other. A smaller
 a larger one has beyond the reach of any two positions is cut off; neither changes the result.
 """
 
-from typing import Any
-
 import torch
 from torch.nn import functional as F
 
-from ._eager import HandWritten, differentiable_backward, traced
+from ._autocast import wide
+from ._modes import needs_formula
+from .eager.depthwise_conv import DepthwiseConv
 
 __all__ = ["interpolate_kernel", "large_kernel_conv", "toeplitz_matrix"]
 
@@ -25,8 +25,8 @@ _CONV_TAP, _CONV_TAP_PLAIN = 2, 8
 _FFT = 700
 # Numbers in the matrices above which a traced program, which has no FFT, convolves.
 _MATMUL_NUMBERS = 2**25
-# Taps from which the hand-written backward pass of the convolution beats PyTorch's, sevenfold at 27 x 27.
-_CONV_BY_HAND = 25
+# Taps from which the hand-written backward pass of the convolution beats PyTorch's, threefold at 27 x 27.
+_CONV_BY_HAND = 100
 
 
 def large_kernel_conv(x: torch.Tensor, kernel: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
@@ -47,7 +47,7 @@ def large_kernel_conv(x: torch.Tensor, kernel: torch.Tensor, *, backend: str | N
     if x.size(3) % len(kernel):
         raise ValueError(f"the number of kernels must divide the channels, got {len(kernel)} for {x.size(3)}")
     if backend is None:
-        backend = _choose(x.shape[1:], kernel.shape, by_hand=_by_hand(x), exportable=traced())
+        backend = _choose(x.shape[1:], kernel.shape, by_hand=_by_hand(x), exportable=needs_formula())
     elif backend not in _BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
     return _BACKENDS[backend](x, _cropped(kernel, *x.shape[1:3]))
@@ -66,7 +66,7 @@ def toeplitz_matrix(kernel: torch.Tensor, height: int, width: int) -> torch.Tens
     index = down[:, None, :, None] * (2 * width - 1) + right[None, :, None, :]
     # In float32 for half precision: the gradient of a tap is the sum of up to N numbers.
     # index_select: PyTorch's gathers by indexing take three to six times as long.
-    matrix = taps.to(_wide(taps)).index_select(1, index.flatten()).to(kernel.dtype)
+    matrix = taps.to(wide(taps)).index_select(1, index.flatten()).to(kernel.dtype)
     return matrix.view(-1, height * width, height * width)
 
 
@@ -79,34 +79,6 @@ def interpolate_kernel(kernel: torch.Tensor, height: int, width: int) -> torch.T
     return _stretched(_stretched(kernel, 2 * height - 1, 2), 2 * width - 1, 3)
 
 
-class _DepthwiseConv(HandWritten):
-    """`_depthwise`, whose gradients are convolutions too: PyTorch's own take ten times as long with large kernels."""
-
-    @staticmethod
-    def forward(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-        return _depthwise(x, kernel)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, kernel = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return differentiable_backward(lambda x, kernel: (_depthwise(x, kernel),), (x, kernel), (grad,))
-        grad = grad.contiguous()
-        x_grad = _depthwise(grad, kernel.flip(2, 3)) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return x_grad, None
-        # The map convolved with its gradient, each image of the batch being further channels.
-        images = x.permute(1, 2, 0, 3).flatten(2).unsqueeze(0)
-        kernels = grad.permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(1)
-        padding = (kernel.size(2) // 2, kernel.size(3) // 2)
-        kernel_grad = F.conv2d(images.permute(0, 3, 1, 2), kernels, padding=padding, groups=len(kernels))
-        return x_grad, kernel_grad.view(len(x), *kernel.shape).sum(0)
-
-
 def _depthwise(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     padding = (kernel.size(2) // 2, kernel.size(3) // 2)
     return F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=padding, groups=len(kernel)).permute(0, 2, 3, 1)
@@ -114,7 +86,7 @@ def _depthwise(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 def _by_hand(x: torch.Tensor) -> bool:
     """Whether convolutions of this map have a quick backward pass. PyTorch's CPU code for float16 is slow both ways."""
-    return x.device.type == "cpu" and x.dtype != torch.float16 and not traced()
+    return x.device.type == "cpu" and x.dtype != torch.float16 and not needs_formula()
 
 
 def _by_conv(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
@@ -122,7 +94,7 @@ def _by_conv(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         x = x.to(torch.get_autocast_dtype("cpu"))
     kernel = kernel.to(x.dtype).expand(-1, x.size(3) // len(kernel), -1, -1).flatten(0, 1).unsqueeze(1)
     if _by_hand(x) and kernel[0].numel() >= _CONV_BY_HAND:
-        return _DepthwiseConv.apply(x, kernel)
+        return DepthwiseConv.apply(_depthwise, x, kernel)
     return _depthwise(x, kernel)
 
 
@@ -144,9 +116,9 @@ def _by_fft(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     vertical, horizontal = kernel.size(2) // 2, kernel.size(3) // 2
     # What wraps around falls on positions that are not read.
     rows, columns = _fft_length(height + vertical), _fft_length(width + horizontal)
-    taps = F.pad(kernel[:, 0].to(_wide(x)), (0, columns - kernel.size(3), 0, rows - kernel.size(2)))
+    taps = F.pad(kernel[:, 0].to(wide(x)), (0, columns - kernel.size(3), 0, rows - kernel.size(2)))
     weight = torch.fft.rfft2(taps.roll((-vertical, -horizontal), (1, 2))).conj().unsqueeze(1)
-    values = x.permute(0, 3, 1, 2).contiguous().to(_wide(x))
+    values = x.permute(0, 3, 1, 2).contiguous().to(wide(x))
     # Not rfft2: the rows of padding need no transform along the width, neither forth nor back.
     spectrum = torch.fft.fft(torch.fft.rfft(values, columns, dim=3), rows, dim=2)
     spectrum = spectrum.view(batch, len(kernel), channels // len(kernel), *spectrum.shape[2:]) * weight
@@ -188,10 +160,6 @@ def _stretched(kernel: torch.Tensor, size: int, axis: int) -> torch.Tensor:
     weight = (1 - (at[:, None] - torch.arange(taps, device=kernel.device)).abs()).clamp(min=0) * (taps + 1) / (size + 1)
     # Contiguous: padding by zero copies other strides where its compiled form does not.
     return (kernel.transpose(axis, -1) @ weight.mT.to(kernel.dtype)).transpose(axis, -1).contiguous()
-
-
-def _wide(x: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _fft_length(least: int) -> int:

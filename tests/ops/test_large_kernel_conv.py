@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from visionattn.ops import interpolate_kernel, large_kernel_conv, toeplitz_matrix
-from visionattn.ops.large_kernel import _choose, _fft_length
+from visionattn.ops.large_kernel_conv import _choose, _fft_length
 from visionattn.testing.fixtures import relative_error
 
 BACKENDS = ("conv", "matmul", "fft")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visionattn.ops import Windows, gathered_attention, window_attention
+from visionattn.ops import Windows, block_sparse_attention, window_attention
 
 HEADS, DIM = 2, 4
 
@@ -39,8 +39,8 @@ def one_by_one(qkv, groups, seen, bias, fill):
     return torch.stack(images)
 
 
-def compare(qkv, groups, expected, leaves, **settings):
-    out = gathered_attention(qkv, groups, **settings)
+def compare(qkv, blocks, expected, leaves, **settings):
+    out = block_sparse_attention(qkv, blocks, **settings)
     torch.testing.assert_close(out, expected)
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     for pair in zip(*(torch.autograd.grad((o * weights).sum(), leaves) for o in (out, expected)), strict=True):
@@ -61,7 +61,7 @@ def test_windows_with_padding_and_bias():
     def own(image, group):
         return [(group, slot) for slot in range(6)]
 
-    compare(qkv, windows, one_by_one(qkv, groups, own, bias, fill), (qkv, bias, fill), bias=bias, fill=fill)
+    compare(qkv, windows, one_by_one(qkv, groups, own, bias, fill), (qkv, bias, fill), bias=bias, pad_kv=fill)
     compare(qkv, windows, one_by_one(qkv, groups, own, bias, None), (qkv, bias), bias=bias)
 
 
@@ -78,19 +78,19 @@ def test_shifted_windows_are_those_of_window_attention(mask_padding):
         shift=(1, 2),
         mask_padding=mask_padding,
     )
-    compare(qkv, windows, expected.reshape(2, 35, HEADS, DIM), (qkv,), fill=fill)
+    compare(qkv, windows, expected.reshape(2, 35, HEADS, DIM), (qkv,), pad_kv=fill)
 
 
-def test_routes():
+def test_block_table():
     qkv, windows = rows(2, 12), Windows((3, 4), (2, 2))
-    routes = torch.tensor([[[0, 3], [1, 0], [3, 2], [0, 1]], [[2, 1], [2, 0], [2, 3], [1, 2]]])
+    table = torch.tensor([[[0, 3], [1, 0], [3, 2], [0, 1]], [[2, 1], [2, 0], [2, 3], [1, 2]]])
     bias = torch.randn(HEADS, 4, 8, dtype=torch.float64, requires_grad=True)
 
     def routed(image, group):
-        return [(other, slot) for other in routes[image, group].tolist() for slot in range(4)]
+        return [(other, slot) for other in table[image, group].tolist() for slot in range(4)]
 
     expected = one_by_one(qkv, filled(windows.tokens(), 12), routed, bias, None)
-    compare(qkv, windows, expected, (qkv, bias), routes=routes, bias=bias)
+    compare(qkv, windows, expected, (qkv, bias), block_table=table, bias=bias)
 
 
 def test_tables_with_overlap():
@@ -109,16 +109,19 @@ def test_tables_with_overlap():
     ("change", "message"),
     [
         ({"qkv": torch.ones(1, 6, 3, 4)}, r"qkv must have shape \(B, N, 3, heads, d\), got \(1, 6, 3, 4\)"),
-        ({"groups": Windows((2, 2), (2, 2))}, "windows of a map of 2 x 2, but qkv has 6 tokens"),
-        ({"groups": Windows((2, 3), (2, 2), (0, 2))}, r"shift must be .* less than the window, got \(0, 2\)"),
-        ({"groups": torch.zeros(2, 3)}, r"groups must have shape \(1, 2, groups, n\), got \(2, 3\)"),
-        ({"overlap": 1}, "overlap must be at most 4, for an even number of groups in a table, got 1"),
-        ({"routes": torch.zeros(1, 2, 1), "overlap": 1}, "routes go neither with overlap nor with shifted windows"),
+        ({"blocks": Windows((2, 2), (2, 2))}, "windows of a map of 2 x 2, but qkv has 6 tokens"),
+        ({"blocks": Windows((2, 3), (2, 2), (0, 2))}, r"shift must be .* less than the window, got \(0, 2\)"),
+        ({"blocks": torch.zeros(2, 3)}, r"blocks must have shape \(1, 2, blocks, n\), got \(2, 3\)"),
+        ({"overlap": 1}, "overlap must be at most 4, for an even number of blocks of tokens, got 1"),
+        (
+            {"block_table": torch.zeros(1, 2, 1), "overlap": 1},
+            "block_table goes neither with overlap nor with shifted windows",
+        ),
         ({"bias": torch.ones(2, 4, 5)}, r"bias must have shape \(2, 4, 4\), got \(2, 4, 5\)"),
-        ({"fill": torch.ones(2, 4)}, r"fill must have shape \(2, 2, 4\), for windows, got \(2, 4\)"),
+        ({"pad_kv": torch.ones(2, 4)}, r"pad_kv must have shape \(2, 2, 4\), for windows, got \(2, 4\)"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
-    arguments = {"qkv": rows(1, 6), "groups": Windows((2, 3), (2, 2)), **change}
+    arguments = {"qkv": rows(1, 6), "blocks": Windows((2, 3), (2, 2)), **change}
     with pytest.raises(ValueError, match=message):
-        gathered_attention(arguments.pop("qkv"), arguments.pop("groups"), **arguments)
+        block_sparse_attention(arguments.pop("qkv"), arguments.pop("blocks"), **arguments)

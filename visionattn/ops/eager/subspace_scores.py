@@ -1,105 +1,46 @@
-"""Affine map, ReLU, 3x3 maximum and grouped dot product in one, and the gate that uses them (ULSAM).
+"""Moments, scores and gate of subspaces: max_pool2d costs many times what the rest of such a block costs together.
 
-On the CPU, max_pool2d costs many times what the rest of such a block costs together. Here the maxima are taken along
-the rows, then along the columns, a few images at a time so that what lies between stays in the cache, and the backward
-pass computes it again instead of keeping it. These backward passes cannot be differentiated once more.
+Here the maxima are taken along the rows, then along the columns, a few images at a time so that what lies between stays
+in the cache, and the backward pass computes it again instead of keeping it.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from ._axis_rules import refuses_map
-from ._dispatch import explain, has_kernel
-from ._eager import HandWritten, use_eager_kernel
+from ._function import EagerFunction, Tensors
 
-__all__ = ["channel_moments", "residual_gate", "subspace_pays", "subspace_scores"]
+__all__ = ["ChannelMoments", "ResidualGate", "SubspaceScores"]
 
 # Numbers in what is worked on at a time: 2 MB in float32.
 _CHUNK = 2**19
 
 
-def subspace_pays(x: torch.Tensor) -> bool:
-    """Whether `channel_moments` and `subspace_scores` are faster here than convolution, normalisation and pool."""
-    return use_eager_kernel(x) or explain(channel_moments, x).backend == "triton"
+class ChannelMoments(EagerFunction):
+    """Mean and variance of each channel; gives the mean again, to be saved."""
 
+    results = 2
 
-@has_kernel("subspace", refuses_map)
-def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of each channel; kernels give float32. `(B, C, H, W) -> (C,), (C,)`.
-
-    The variance is taken around the mean, so large means do no harm.
-    """
-    if not use_eager_kernel(x):
-        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        return mean, var
-    return _ChannelMoments.apply(x)
-
-
-def _refuses_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> str:
-    return refuses_map(x)
-
-
-@has_kernel("subspace", _refuses_scores)
-def subspace_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`sum_c weight * maxpool3x3(relu(scale * x + shift))` over the channels of each group.
-
-    `(B, C, H, W) -> (B, G, H, W)`. Positions beyond the border do not count; where values tie, the gradient goes to the
-    first in reading order.
-
-    Args:
-        x: The map.
-        scale: Factor of each channel, `(C,)`.
-        shift: Summand of each channel, `(C,)`.
-        weight: Weights of the sums, `(G, C / G)`.
-    """
-    scale, shift, weight = (part.to(x.dtype) for part in (scale, shift, weight))
-    if not use_eager_kernel(x):
-        pooled = F.max_pool2d(F.relu(_affine(x, scale, shift)), 3, stride=1, padding=1)
-        return F.conv2d(pooled, weight[..., None, None], groups=len(weight))
-    return _SubspaceScores.apply(x, scale, shift, weight)
-
-
-def _refuses_gate(x: torch.Tensor, attention: torch.Tensor) -> str:
-    return refuses_map(x)
-
-
-@has_kernel("subspace", _refuses_gate)
-def residual_gate(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """`x + x * attention`, each map for one group of channels. `(B, C, H, W), (B, G, H, W) -> (B, C, H, W)`.
-
-    One rounding at the end: in half precision, `1 + attention` alone would often round to 1.
-    """
-    if not use_eager_kernel(x):
-        return _gate(x, attention)
-    return _ResidualGate.apply(x, attention)
-
-
-class _ChannelMoments(HandWritten):
     @staticmethod
-    def forward(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         mean = x.mean((0, 2, 3))
         var = sum((part - _column(mean)).square_().sum((0, 2, 3)) for part in _chunks(x)) / (x.numel() // x.shape[1])
-        return mean, var
+        return mean, var, mean.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        ctx.save_for_backward(*inputs, output[0])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> torch.Tensor:
+    def gradients(ctx: Any, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> Tensors:
         x, mean = ctx.saved_tensors
         count = x.numel() // x.shape[1]
         slope = grad_var * (2 / count)
-        return _affine(x, slope, grad_mean / count - slope * mean)
+        return (_affine(x, slope, grad_mean / count - slope * mean),)
 
 
-class _SubspaceScores(HandWritten):
+class SubspaceScores(EagerFunction):
+    """`sum_c weight * maxpool3x3(relu(scale * x + shift))` over the channels of each group."""
+
     @staticmethod
-    def forward(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def compute(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return torch.cat(
             [
                 _grouped(_pooled(part, scale, shift)[-1], len(weight)).mul_(weight[..., None, None]).sum(2)
@@ -108,12 +49,7 @@ class _SubspaceScores(HandWritten):
         )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def gradients(ctx: Any, grad: torch.Tensor) -> Tensors:
         x, scale, shift, weight = ctx.saved_tensors
         out = torch.empty_like(x)
         factor = _column(scale * weight.flatten())
@@ -134,26 +70,24 @@ class _SubspaceScores(HandWritten):
         return out, moment * weight.flatten(), total * weight.flatten(), weight_grad
 
 
-class _ResidualGate(HandWritten):
+class ResidualGate(EagerFunction):
+    """`x + x * attention`, each map for one group of channels."""
+
     @staticmethod
-    def forward(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        # Into memory of its own: a view, as `_gate` gives, could not be added to in place, as residual blocks do.
+    def compute(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        # Into memory of its own: a view could not be added to in place, as residual blocks do.
         out = torch.empty_like(x)
         groups = _grouped(x, attention.shape[1])
         torch.addcmul(groups, groups, attention.unsqueeze(2), out=_grouped(out, attention.shape[1]))
         return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradients(ctx: Any, grad: torch.Tensor) -> Tensors:
         x, attention = ctx.saved_tensors
         parts = zip(_chunks(grad, x), _chunks(x), strict=True)
         attention_grad = torch.cat([_grouped(a * b, attention.shape[1]).sum(2) for a, b in parts])
-        return _gate(grad, attention), attention_grad
+        groups = _grouped(grad, attention.shape[1])
+        return torch.addcmul(groups, groups, attention.unsqueeze(2)).flatten(1, 2), attention_grad
 
 
 def _chunks(x: torch.Tensor, like: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
@@ -172,11 +106,6 @@ def _grouped(x: torch.Tensor, groups: int) -> torch.Tensor:
 
 def _affine(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     return torch.addcmul(_column(shift), x, _column(scale))
-
-
-def _gate(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    groups = _grouped(x, attention.shape[1])
-    return torch.addcmul(groups, groups, attention.unsqueeze(2)).flatten(1, 2)
 
 
 def _pooled(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,52 +1,37 @@
-"""Means and maxima of a map over its axes, in the formulation that is fastest in plain PyTorch."""
+"""Pools over single axes of a map, each in the formulation that suits its layout, with one gradient for all.
 
-from collections.abc import Sequence
+PyTorch reduces the rows and columns of channels_last maps, and short rows on the CPU, up to ten times slower than
+memory allows, and a gradient through several pools writes the map anew for each; this does neither.
+"""
+
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from ._axis_rules import refuses_map, refuses_maxima
-from ._dispatch import has_kernel
-from ._eager import HandWritten, traced
-from .layout import memory_format
-from .pool import max_first
+from visionattn.ops._axis import spread_pools
+from visionattn.ops._modes import needs_formula
+from visionattn.ops.layout import memory_format
 
-__all__ = ["axis_mean", "axis_pools", "refuses_pools"]
+from ._function import Function
 
+__all__ = ["axis_mean", "axis_pools"]
 
-def refuses_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> str:
-    """Why kernels cannot pool a map so, or ""."""
-    maxima = (refuses_maxima(x, x.shape[axis]) for kind, axis in pools if kind == "max")
-    return refuses_map(x) or next(filter(None, maxima), "")
+Pools = tuple[tuple[str, int], ...]
 
 
-@has_kernel("axis", refuses_pools)
-def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
-    """Pools a map `(B, C, H, W)` over single axes: the results of `x.mean(axis)` and `max_first(x, axis)`.
-
-    PyTorch reduces the rows and columns of channels_last maps, and short rows on the CPU, up to ten times slower than
-    memory allows, and a gradient through several pools writes the map anew for each; this does neither.
-
-    Args:
-        x: The map, in any layout.
-        pools: `("mean", axis)` and `("max", axis)` in any number, each axis 1 (C), 2 (H) or 3 (W).
-
-    Returns:
-        One tensor for each pool, with the other axes in their order.
-    """
-    if traced():
-        return tuple(x.mean(axis) if kind == "mean" else max_first(x, axis) for kind, axis in pools)
+def axis_pools(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
+    """As `visionattn.ops.axis_pools`."""
     if x.requires_grad and torch.is_grad_enabled():
-        return _AxisPools.apply(x, tuple(pools))[: len(pools)]
+        return _AxisPools.apply(x, pools)[: len(pools)]
     return tuple(axis_mean(x, axis) if kind == "mean" else _max(x, axis) for kind, axis in pools)
 
 
-class _AxisPools(HandWritten):
-    """The pools with one gradient for all, written in place; gives the indices of the maxima after the pools."""
+class _AxisPools(Function):
+    """Gives the indices of the maxima after the pools. Keeps them alone: not the map."""
 
     @staticmethod
-    def forward(x: torch.Tensor, pools: tuple[tuple[str, int], ...]) -> tuple[torch.Tensor, ...]:
+    def forward(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
         pooled = [(axis_mean(x, axis), None) if kind == "mean" else _max_with_index(x, axis) for kind, axis in pools]
         return *(value for value, _ in pooled), *(index for _, index in pooled if index is not None)
 
@@ -61,28 +46,31 @@ class _AxisPools(HandWritten):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
-        pools = [(kind, axis, grad) for (kind, axis), grad in zip(ctx.pools, grads, strict=False)]
-        if all(grad is None for *_, grad in pools):
-            return None, None
-        # Means go everywhere: their sum is the memory that the maxima are added to.
-        means = [
-            (grad.unsqueeze(axis) / ctx.shape[axis]).contiguous(memory_format=ctx.layout)
-            for kind, axis, grad in pools
-            if kind == "mean" and grad is not None
-        ]
-        if len(means) > 1:
-            total = (means[0] + means[1]).expand(ctx.shape).contiguous(memory_format=ctx.layout)
-            for mean in means[2:]:
-                total.add_(mean)
-        else:
-            like = next(grad for *_, grad in pools if grad is not None)
-            total = torch.empty(ctx.shape, dtype=like.dtype, device=like.device, memory_format=ctx.layout)
-            total = total.copy_(means[0]) if means else total.zero_()
         indices = iter(ctx.saved_tensors)
-        for kind, axis, grad in pools:
+        means, maxima = [], []
+        for (kind, axis), grad in zip(ctx.pools, grads, strict=False):
             index = next(indices) if kind == "max" else None
-            if index is not None and grad is not None:
-                total.scatter_add_(axis, index.unsqueeze(axis), grad.unsqueeze(axis))
+            if grad is not None and index is not None:
+                maxima.append((axis, grad, index))
+            elif grad is not None:
+                means.append((axis, grad))
+        if not means and not maxima:
+            return None, None
+        if torch.is_grad_enabled() or needs_formula():
+            named = [((axis,), grad, index) for axis, grad, index in maxima]
+            return spread_pools(None, ctx.shape, [((axis,), grad) for axis, grad in means], named), None
+        # Means go everywhere: their sum is the memory that the maxima are added to.
+        parts = [(grad.unsqueeze(axis) / ctx.shape[axis]).contiguous(memory_format=ctx.layout) for axis, grad in means]
+        if len(parts) > 1:
+            total = (parts[0] + parts[1]).expand(ctx.shape).contiguous(memory_format=ctx.layout)
+            for part in parts[2:]:
+                total.add_(part)
+        else:
+            like = (means or maxima)[0][1]
+            total = torch.empty(ctx.shape, dtype=like.dtype, device=like.device, memory_format=ctx.layout)
+            total = total.copy_(parts[0]) if parts else total.zero_()
+        for axis, grad, index in maxima:
+            total.scatter_add_(axis, index.unsqueeze(axis), grad.unsqueeze(axis))
         return total, None
 
 
