@@ -159,7 +159,7 @@ def convert(options: argparse.Namespace) -> None:
     if options.like and options.export != "official":
         raise ValueError("--like shows the official format: it goes with --export official")
     weights, layout = files.read_source(options.file)
-    told, arguments, remembered = files.read_facts(options.file)
+    told, arguments, remembered = files.read_origin(options.file)
     searching = Console(stderr=True)
     done = conversion.convert(
         weights,
