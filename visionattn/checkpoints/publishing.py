@@ -61,8 +61,9 @@ def publish(
         std: Of the channels, for pixels in 0..1.
         input_size: Channels, height and width the network was trained for.
         facts: What else the file shall say. Needed: `task`, `dataset`, `metrics`, `license`, `origin`. If known:
-            `arguments` of timm.create_model, `config`, `command`, `interpolation`, `crop_pct`, `crop_mode`, and of a
-            config `task_config` (its `model`; needed for other tasks than classification), `preprocessor`, `pipeline`.
+            `arguments` of timm.create_model, `config`, `command`, `interpolation`, `crop_pct`, `crop_mode`, `palette`;
+            of a config `task_config` (its `model`, needed for other tasks than classification), `preprocessor` and
+            `pipeline`.
             `visionattn.utils.published` tells what they mean.
         bits: 32 keeps the weights as they are, 8 rounds matrices and kernels to a quarter of the size.
         allow_nonfinite: Whether weights may be infinite or not a number.
@@ -131,11 +132,12 @@ def _statement(model: nn.Module, architecture: str, tag: str, facts: dict[str, A
         **{key: facts.get(key) for key in ("config", "command", "license", "origin")},
         "format": "native",
         "versions": {"visionattn": __version__, "torch": torch.__version__, "timm": timm.__version__},
-        **{key: facts[key] for key in ("preprocessor", "pipeline") if key in facts},
+        **{key: facts[key] for key in ("preprocessor", "pipeline", "palette") if facts.get(key) is not None},
     }
     if facts["task"] == "classification":
         arguments = facts.get("arguments", {})
-        statement["arguments"] = {k: v for k, v in arguments.items() if k not in _NOT_OF_THE_NETWORK}
+        elsewhere = (*_NOT_OF_THE_NETWORK, "modifications")
+        statement["arguments"] = {k: v for k, v in arguments.items() if k not in elsewhere}
         statement["modifications"] = getattr(model, "modifications", [])
     else:
         task = {key: value for key, value in facts["task_config"].items() if key not in _NOT_OF_THE_TASK}

@@ -1,5 +1,6 @@
 """Tasks from published files: classifier, detector or segmentor as it was evaluated, with its weights."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,11 @@ from visionattn.utils.published import Facts
 from visionattn.utils.state_dict import check_finite, unwrap
 
 from ._base import Task
-from .classifier import Classifier
-from .detector import Detector
-from .segmentor import Segmentor
 
 __all__ = ["build_task", "from_checkpoint"]
 
 # What a file may ask for: names that mmengine would look up anywhere are refused.
-_TASKS = {"Detector": Detector, "Segmentor": Segmentor}
+_TASKS = ("Detector", "Segmentor")
 _PREPROCESSORS = ("ImgDataPreprocessor",)
 
 
@@ -60,7 +58,7 @@ def build_task(facts: Facts) -> Task:
     if facts["task"] == "classification":
         classes = facts["input"]["num_classes"]
         backbone = {"model_name": facts["model"], "num_classes": classes, **facts.get("arguments", {})}
-        task = Classifier(backbone, data_preprocessor=preprocessor or None)
+        task = _task_class("Classifier")(backbone, data_preprocessor=preprocessor or None)
         apply_modifications(task.backbone, facts.get("modifications", ()))
         return task
     arguments: dict[str, Any] = dict(facts.get("task_config", {}))
@@ -71,6 +69,11 @@ def build_task(facts: Facts) -> Task:
     if name != facts["model"]:
         raise ValueError(f"task_config's backbone must be the {facts['model']} of the file's name, got {name!r}")
     try:
-        return _TASKS[kind](**arguments, data_preprocessor=preprocessor or None)
+        return _task_class(kind)(**arguments, data_preprocessor=preprocessor or None)
     except TypeError as error:
         raise ValueError(f"cannot build {kind} from task_config: {error}") from error
+
+
+def _task_class(kind: str) -> type[Task]:
+    """Imported when it is needed: each task has large libraries of its own."""
+    return getattr(importlib.import_module(f"{__package__}.{kind.lower()}"), kind)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .download import Progress
+from .download import Progress, RetryPolicy
 from .published import Facts, list_published, read_facts
 from .resources import checkpoint_dir, read_manifest
 from .weight_files import obtain
@@ -62,7 +62,11 @@ def find_checkpoint(checkpoint: str | Path) -> tuple[Path | None, Facts | None]:
     )
 
 
-def locate(checkpoint: str | Path, progress: Progress = lambda done, total: None) -> tuple[Path, Facts | None]:
+def locate(
+    checkpoint: str | Path,
+    progress: Progress = lambda done, total: None,
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is immutable)
+) -> tuple[Path, Facts | None]:
     """As `find_checkpoint`, the file downloaded if need be.
 
     Raises:
@@ -72,7 +76,7 @@ def locate(checkpoint: str | Path, progress: Progress = lambda done, total: None
     path, facts = find_checkpoint(checkpoint)
     if path is None:
         assert facts is not None  # an entry of the manifest
-        path = obtain(facts, progress)
+        path = obtain(facts, progress, retry)
     return path, facts
 
 

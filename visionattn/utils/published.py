@@ -10,6 +10,7 @@ the manifest (checkpoints/manifest.schema.json) without those about where a file
     task_config     of detectors and segmentors: the config's `model`
     preprocessor    the config's `data_preprocessor`
     pipeline        the config's test pipeline
+    palette         colours of the classes, if the data set has some
     versions        of the packages it was made with
 
 All of it is data; whoever builds from it looks names up in tables and imports nothing that it names.

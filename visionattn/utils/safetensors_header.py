@@ -30,11 +30,11 @@ def read_header(path: str | Path) -> dict[str, Any]:
     total = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if total < 8 or length > total - 8:
+            raise ValueError(f"{path} is truncated or no safetensors file: it has {total:,} bytes")
         if length > MAX_HEADER:
             raise ValueError(f"{path} was refused: its header has {length:,} bytes, at most {MAX_HEADER:,} are read")
         text = file.read(length)
-    if total < 8 or len(text) < length:
-        raise ValueError(f"{path} is truncated or no safetensors file: it has {total:,} bytes")
     try:
         header = json.loads(text)
     except ValueError as error:
