@@ -187,3 +187,25 @@ def test_hub_files_go_through_the_hub_and_are_held_to_the_first_hash(entry, tmp_
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(tmp_path / "model.safetensors"))
     with pytest.raises(ValueError, match=r"twins_svt_small.in1k on the hub\) is damaged or was changed"):
         checkpoints.path("va_twins_svt_small.in1k")
+
+
+def test_a_file_by_hand_without_a_stated_hash_is_held_to_its_first(entry, author, tmp_path, monkeypatch):
+    monkeypatch.setenv(USER_FOLDER, str(tmp_path))
+    path = tmp_path / "mbv2_ca.pth"
+    path.write_bytes(author[1])
+    assert find(entry) == path
+    assert recorded_hash(cache_dir() / "mbv2_ca.pth") == hashlib.sha256(author[1]).hexdigest()
+    path.write_bytes(author[1] + b"x")
+    with pytest.raises(ValueError, match=r"is damaged or was changed: .*recorded at first use.*delete it to accept"):
+        find(entry)
+
+
+@pytest.mark.parametrize("file", ["../../x.pth", "/etc/x.pth", ".hidden", "a/b.pth", ""])
+def test_an_entrys_file_is_a_name(file, entry):
+    with pytest.raises(ValueError, match="a checkpoint's file must be a plain name, got"):
+        obtain({**entry, "file": file})
+
+
+def test_list_says_which_have_no_hash(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "download --list va_mobilenetv2_100_coord va_resnet10n_cbam")
+    assert code == 0 and out.count("no hash") == 2  # the one, and what it means

@@ -14,7 +14,7 @@ import pytest
 from web import plain, serving
 
 from visionattn.utils.download import FetchError, RetryPolicy, fetch, recorded_hash
-from visionattn.utils.http import PermanentError, _Redirects
+from visionattn.utils.http import PermanentError, _Redirects, check_url
 
 CONTENT = random.Random(0).randbytes(20_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -259,3 +259,67 @@ def test_unwritable_folder(web, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FetchError, match="cannot write"):
         get(web, tmp_path / "file" / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("file:///etc/hostname", "only https:// and http:// are downloaded from, not file"),
+        ("data:text/plain,x", "only https:// and http:// are downloaded from, not data"),
+        ("ftp://example.org/w.pth", "only https:// and http:// are downloaded from, not ftp"),
+        ("/etc/hostname", "only https:// and http:// are downloaded from, not a path"),
+        ("http://example.org/w.pth", "plain http is refused where no sha256 is known"),
+        ("http://localhost.example.org/w.pth", "plain http is refused where no sha256 is known"),
+    ],
+)
+def test_what_is_not_downloaded_from(url, fault, web, path):
+    with pytest.raises(FetchError, match=rf"failed to download w.pth: {url}: {fault}"):
+        fetch([url], path, retry=QUICK)
+    assert not path.exists()
+    assert get(web, path, retry=QUICK).read_bytes() == CONTENT
+    assert fetch([url, f"{web.url}/w.pth"], path.with_name("other.pth"), retry=QUICK).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://example.org/w.pth", "http://example.org/w.pth"])
+def test_redirects_to_what_is_not_downloaded_from(target, web, path):
+    web.other["/old"] = lambda handler: plain(handler, 302, Location=target)
+    with pytest.raises(
+        FetchError, match=r"only https:// and http://|plain http is refused|[Rr]edirection to url 'file"
+    ):
+        get(web, path, "old", retry=QUICK)
+    assert_nothing_but_parts(path)
+
+
+def test_http_is_taken_where_the_hash_is_known():
+    check_url("http://example.org/w.pth", verified=True)
+    check_url("https://example.org/w.pth", verified=False)
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e3", ""])
+def test_a_length_that_is_no_number_goes_on_to_the_next_mirror(length, web, path):
+    def answer(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", length)
+        handler.end_headers()
+
+    web.other["/bad"] = answer
+    assert get(web, path, "bad", "w.pth").read_bytes() == CONTENT
+    path.unlink()
+    with pytest.raises(FetchError, match="bad: sends a Content-Length that is not a number"):
+        get(web, path, "bad")
+
+
+def test_a_recorded_hash_is_kept_to(web, path):
+    get(web, path, retry=QUICK)
+    path.unlink()
+    web.files["/w.pth"] = CONTENT[::-1]
+    with pytest.raises(
+        FetchError, match=r"is damaged: its sha256 .* \(w.pth.sha256 was recorded at the first download"
+    ):
+        get(web, path, retry=QUICK)
+    assert not path.exists() and recorded_hash(path) == HASH
+    path.with_name("w.pth.sha256").unlink()
+    assert get(web, path, retry=QUICK).read_bytes() == CONTENT[::-1]
+    path.with_name("w.pth.sha256").write_text("")
+    with pytest.raises(ValueError, match=r"w.pth.sha256 is damaged: it does not begin with a sha256"):
+        recorded_hash(path)
