@@ -73,7 +73,7 @@ def test_crops_that_keep_a_box():
         ({"type": "FitResize", "short": 0, "long": 5}, r"FitResize.*short.*must be at least 1, got 0"),
         ({"type": "FitResize", "short": [], "long": 5}, r"FitResize.*short.*must be at least 1"),
         ({"type": "FitResize", "short": 5, "long": 5, "ratio": (2, 1)}, r"ratio.*the smaller first, got \(2.0, 1.0\)"),
-        ({"type": "FitResize", "short": 5, "long": 5, "size": 1}, r"'size' are not valid for transform FitResize"),
+        ({"type": "FitResize", "short": 5, "long": 5, "size": 1}, r"transform FitResize takes no size here; it takes long, p, ratio, short"),
         ({"type": "BalancedCrop", "height": 5, "width": 5, "max_share": 2}, r"BalancedCrop.*max_share"),
         (
             {"type": "FitRezise"},
