@@ -119,7 +119,11 @@ def test_annotations_refer_to_pictures_as_stored(tmp_path, suffix, orientation):
     exif[274] = orientation
     options = {"tif": {"tiffinfo": {274: orientation}}, "webp": {"exif": exif, "lossless": True}}
     Image.fromarray(stored).save(path, **options.get(suffix, {"exif": exif}))
-    for read in (read_image(path, upright=False), read_annotated_image(path, None), read_annotated_image(path, (24, 40))):
+    for read in (
+        read_image(path, upright=False),
+        read_annotated_image(path, None),
+        read_annotated_image(path, (24, 40)),
+    ):
         assert np.abs(read.astype(int) - stored).max() < 30  # JPEG rounds
     upright = read_image(path)
     assert upright.shape[:2] == image_size(path) == ((40, 24) if orientation >= 5 else (24, 40))
@@ -172,7 +176,9 @@ class TestUnreadablePicturesCanBeSkipped:
 
     def test_at_most_a_share(self, root):
         (root / "a" / "5.png").write_bytes(b"")
-        with pytest.raises(ValueError, match=r"2 of 20 pictures cannot be read, more than skip_unreadable=0\.05 allows"):
+        with pytest.raises(
+            ValueError, match=r"2 of 20 pictures cannot be read, more than skip_unreadable=0\.05 allows"
+        ):
             ImageFolder(root, [], skip_unreadable=0.05)
         with pytest.raises(ValueError, match=r"skip_unreadable must be a share in \[0, 1\), got 5"):
             ImageFolder(root, [], skip_unreadable=5)

@@ -1,6 +1,7 @@
 """What all data sets share: classes that training decides, and the interface of mmengine's joined data sets."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
-__all__ = ["PictureDataset", "share_classes"]
+__all__ = ["PictureDataset", "check_classes", "share_classes"]
 
 
 class PictureDataset(Dataset):
@@ -23,12 +24,7 @@ class PictureDataset(Dataset):
     """
 
     def __init__(self, classes: Sequence[str], source: str) -> None:
-        if isinstance(classes, str) or not all(isinstance(name, str) and name for name in classes):
-            raise ValueError(f"{type(self).__name__}: classes must be a list of names, got {classes!r}")
-        if not len(classes):
-            raise ValueError(f"{type(self).__name__}: no classes in {source}")
-        if twice := sorted({name for name in classes if list(classes).count(name) > 1}):
-            raise ValueError(f"{type(self).__name__}: two classes are named {twice[0]!r} ({source})")
+        check_classes(classes, f"{type(self).__name__} ({source})")
         self.metainfo: dict[str, Any] = {"classes": tuple(classes)}
         self.source = source
 
@@ -65,6 +61,16 @@ class PictureDataset(Dataset):
     def renumber(self, numbers: np.ndarray) -> None:
         """Gives each class the number that stands at its old number."""
         raise ValueError(f"{type(self).__name__} has the fixed classes {_listed(self.metainfo['classes'])}")
+
+
+def check_classes(classes: Sequence[str], what: str) -> None:
+    """Raises a ValueError if these are no names of classes, or one stands there twice."""
+    if isinstance(classes, str) or not all(isinstance(name, str) and name for name in classes):
+        raise ValueError(f"{what}: classes must be a list of names, got {classes!r}")
+    if not len(classes):
+        raise ValueError(f"{what}: there are no classes")
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise ValueError(f"{what}: two classes are named {twice[0]!r}")
 
 
 def share_classes(dataset: Any, classes: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from .base import check_classes
 from .files import (
     check_files,
     drop_unreadable,
@@ -69,6 +70,8 @@ class ImageFolder(LabelledImages):
         root = existing_folder(data_root, "data_root of ImageFolder")
         if split is not None:
             root = existing_folder(root / split, f"split={split!r} of ImageFolder")
+        if classes is not None:
+            check_classes(classes, f"ImageFolder ({root})")
         if ann_file is None:
             pictures, classes = _scan(root, classes)
             source = str(root)
@@ -97,7 +100,9 @@ def _scan(root: Path, classes: Sequence[str] | None) -> tuple[list[tuple[Path, i
     splits = {name for names in SPLIT_FOLDERS.values() for name in names}
     if classes is None and folders and splits.issuperset(map(str.lower, folders)):
         names = ", ".join(folders)
-        raise ValueError(f"{root} holds splits ({names}), not classes: choose one, as split={folders[0]!r} of ImageFolder")
+        raise ValueError(
+            f"{root} holds splits ({names}), not classes: choose one, as split={folders[0]!r} of ImageFolder"
+        )
     classes = folders if classes is None else classes
     pictures = [
         (path, number)
