@@ -23,14 +23,12 @@ SMALL = {
     "interpolate_kernel",
     "memory_format",
     "merge_windows",
-    "moments_pay",
+    "prefer_moments",
     "partition_windows",
     "relative_position_bias",
-    "subspace_pays",
+    "prefer_subspace_scores",
     "toeplitz_matrix",
-    "is_unmodified",
     "use_backend",
-    "use_eager_kernel",
 }
 
 

@@ -16,10 +16,17 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("inputs", nargs="+", type=Path, help="pictures, or folders to search for them")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="name of a published checkpoint, or of a pretrained network of timm's")
-    source.add_argument("--config", help="path or name of a config; needs --checkpoint")
-    parser.add_argument("--checkpoint", type=Path, help="weights for --config")
+    parser.add_argument(
+        "--model",
+        metavar="NAME|FILE",
+        help="name or file of a published checkpoint, hf-hub:ORG/NAME, or a pretrained network of timm's",
+    )
+    parser.add_argument("--config", help="path or name of a config; needs --checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="NAME|FILE",
+        help="with --config its weights, such as a training checkpoint; alone the same as --model",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="folder for the results (default: predictions)"
     )
@@ -43,8 +50,13 @@ def run(options: argparse.Namespace) -> None:
     from visionattn.engine import load_config
     from visionattn.inference import Predictor, find_images, save_predictions
 
+    if options.model and (options.config or options.checkpoint):
+        raise ValueError("--model stands alone: it goes with neither --config nor --checkpoint")
     if options.config and not options.checkpoint:
         raise ValueError("--config needs --checkpoint")
+    named = options.model or options.checkpoint
+    if not named:
+        raise ValueError("name a network: --model NAME|FILE, or --config CONFIG --checkpoint FILE")
     if options.topk < 1:
         raise ValueError(f"--topk must be at least 1, got {options.topk}")
     if not 0 <= options.score <= 1:
@@ -53,8 +65,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {options.out} exists already; name another folder, so that nothing is overwritten")
     paths = find_images(options.inputs)
     how = {"device": options.device, "topk": options.topk, "score": options.score}
-    if options.model:
-        predictor = Predictor.from_name(options.model, **how)
+    if not options.config:
+        predictor = Predictor.from_name(named, **how)
     else:
         predictor = Predictor.from_config(load_config(options.config, options.cfg_options), options.checkpoint, **how)
     console = Console()

@@ -88,6 +88,6 @@ def smoke(jobs: int, publish: Callable[[Path, str, Path, str, str], None]) -> No
                 publish=partial(publish, folder / "checkpoints"),
             )
         )
-        print(write_cards(folder / "checkpoints" / "manifest.json", folder / "checkpoints" / "README.md"))
+        print(write_cards(folder / "checkpoints", folder / "checkpoints" / "README.md"))
         for path in (report, *sorted(folder.glob("*.png")), *sorted((folder / "checkpoints").iterdir())):
             print(f"{path.name}: {path.stat().st_size:,} bytes")

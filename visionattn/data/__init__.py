@@ -1,9 +1,14 @@
-"""Data sets, their albumentations pipelines, and the sampler that makes augmentation repeatable."""
+"""Data sets, their albumentations pipelines, and the sampler that makes augmentation repeatable.
+
+Data sets of one's own are classes registered with mmengine's `DATASETS`, transforms of one's own subclasses of
+albumentations' registered with its `TRANSFORMS`, both in a file that a config names in `custom_imports`.
+"""
 
 from visionattn.data.synthetic.digits import SyntheticDigits
 
+from .base import PictureDataset, share_classes
 from .coco import CocoDetection
-from .collate import list_collate
+from .collate import list_collate, stack_collate
 from .detection import AnnotatedPicture, DetectionImages
 from .digits import Digits
 from .fashion_mnist import FashionMNIST
@@ -13,6 +18,7 @@ from .pipeline import DetectionPipeline, Pipeline, SegmentationPipeline
 from .sampler import SeededSampler
 from .segmentation import ADE20K, ImageMaskFolder, SegmentedImages
 from .voc import VOCDetection, VOCSegmentation
+from .yolo import YOLODetection
 
 __all__ = [
     "ADE20K",
@@ -25,6 +31,7 @@ __all__ = [
     "ImageFolder",
     "ImageMaskFolder",
     "Objects",
+    "PictureDataset",
     "Pipeline",
     "SeededSampler",
     "SegmentationPipeline",
@@ -32,5 +39,8 @@ __all__ = [
     "SyntheticDigits",
     "VOCDetection",
     "VOCSegmentation",
+    "YOLODetection",
     "list_collate",
+    "share_classes",
+    "stack_collate",
 ]

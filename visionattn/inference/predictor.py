@@ -13,14 +13,16 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from visionattn.checkpoints import packaged_path, read_weights
+from visionattn.checkpoints import build, read_weights
 from visionattn.data import list_collate
 from visionattn.data.images import read_image
 from visionattn.data.pipeline import Pipeline
 from visionattn.engine import load_config
-from visionattn.tasks import Classifier, Detector, Segmentor
+from visionattn.tasks import Classifier, Detector, Segmentor, from_checkpoint
+from visionattn.tasks._base import Task
 from visionattn.utils.files import read_checkpoint
-from visionattn.utils.resources import read_manifest
+from visionattn.utils.locate import find_checkpoint, locate
+from visionattn.utils.published import Facts, find_published
 
 from .results import Classification, Detection, Prediction, Segmentation
 
@@ -48,18 +50,23 @@ class Predictor:
 
     @classmethod
     def from_name(cls, name: str, device: str | torch.device = "cpu", **options: Any) -> "Predictor":
-        """A published checkpoint such as `va_resnet10n_cbam.digits`, of any task, or any classifier of timm's.
+        """A published checkpoint of any task, or any classifier of timm's.
 
         Args:
-            name: Its name.
+            name: A name such as `va_resnet10n_cbam.digits` or `resnet50`, a published file, or `hf-hub:ORG/NAME`.
             device: Where to compute.
             **options: As for `from_config`.
+
+        Raises:
+            FileNotFoundError: If there is no such file, or it can't be downloaded.
+            ValueError: If there is none of this name, or the file does not say what it is.
         """
-        entry = read_manifest().get(name)
-        if entry is not None and entry["task"] != "classification":
-            classes = entry["input"]["label_names"]
-            return cls.from_config(entry["config"], packaged_path(name), device, classes=classes, **options)
-        model = timm.create_model(name, pretrained=True).eval().to(device)
+        facts = _facts(name)
+        if facts and ("pipeline" in facts or facts["task"] != "classification"):
+            task, facts = from_checkpoint(name, device)
+            classes, colours = facts["input"]["label_names"], facts.get("palette")
+            return cls._of_task(task, facts.get("pipeline", []), classes, colours=colours, **options)
+        model = (build(name) if facts else timm.create_model(name, pretrained=True)).eval().to(device)
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 
         def prepare(image: np.ndarray) -> dict[str, Any]:
@@ -80,11 +87,11 @@ class Predictor:
         classes: Sequence[str] | None = None,
         **options: Any,
     ) -> "Predictor":
-        """The network of a config, with the weights of a training checkpoint or a published file.
+        """The network of a config, with the weights of a training checkpoint or a published one.
 
         Args:
             config: A config, its path or its packaged name.
-            checkpoint: The weights.
+            checkpoint: The weights: a file or a name.
             device: Where to compute.
             classes: Names of the classes; without it those in the checkpoint, or else their numbers.
             **options: `topk` for classification, `score` for detection.
@@ -97,13 +104,21 @@ class Predictor:
         model = {**cfg.model, "data_preprocessor": cfg.get("data_preprocessor")}
         model["backbone"] = {**model["backbone"], "pretrained": False}  # all weights are in the checkpoint
         task = MODELS.build(model)
-        task.load_weights(read_weights(checkpoint))
+        path, facts = locate(checkpoint)
+        task.load_weights(read_weights(path))
         task.eval().to(device)
-        meta = read_checkpoint(checkpoint).get("meta", {}).get("dataset_meta", {})
-        pipeline = Pipeline(cfg.test_dataloader.dataset.pipeline)
+        meta = read_checkpoint(path).get("meta", {}).get("dataset_meta", {}) if facts is None else {}
+        classes = classes or (facts["input"]["label_names"] if facts else meta.get("classes"))
+        return cls._of_task(task, cfg.test_dataloader.dataset.pipeline, classes, colours=meta.get("palette"), **options)
+
+    @classmethod
+    def _of_task(
+        cls, task: Task, pipeline: Sequence[dict[str, Any]], classes: Sequence[str] | None, **options: Any
+    ) -> "Predictor":
+        chain = Pipeline(pipeline)
 
         def prepare(image: np.ndarray) -> dict[str, Any]:
-            inputs, size = pipeline(image), image.shape[:2]
+            inputs, size = chain(image), image.shape[:2]
             sample = {"size": tuple(inputs.shape[1:]), "original": {"size": size}, "original_size": size}
             return {"inputs": inputs, "data_samples": sample}
 
@@ -113,8 +128,8 @@ class Predictor:
                 return task(batch["inputs"]).float().softmax(-1)
             return [result["preds"] for result in task(**batch, mode="predict")]
 
-        classes = classes or meta.get("classes") or list(map(str, range(task.num_classes)))
-        return cls(prepare, run, _describer(type(task), classes, colours=meta.get("palette"), **options))
+        classes = classes or list(map(str, range(task.num_classes)))
+        return cls(prepare, run, _describer(type(task), classes, **options))
 
     def __call__(self, paths: Sequence[Path], batch_size: int = 1, num_workers: int = 0) -> Iterator[Prediction]:
         """Predicts for the pictures one after the other, in their order.
@@ -133,6 +148,19 @@ class Predictor:
                 predictions = self.run(samples)
             for path, prediction in zip(paths[index * batch_size :], predictions, strict=False):
                 yield self.describe(path, prediction)
+
+
+def _facts(name: str) -> Facts | None:
+    """What is known of a checkpoint by its name or file; nothing of a network that timm alone knows."""
+    is_timms = timm.is_model(name) and not (name.startswith("va_") and "." in name)
+    if is_timms and find_published(name) is None:
+        return None
+    _, facts = find_checkpoint(name)
+    if facts is None and not name.startswith("hf-hub:"):
+        raise ValueError(
+            f"{name} does not say of which network it is; give its config: --config CONFIG --checkpoint FILE"
+        )
+    return facts
 
 
 class _Pictures(Dataset):

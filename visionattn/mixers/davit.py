@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from visionattn.catalog import BlockContext, Card, Floor
-from visionattn.ops import channel_attention, moments_pay, projected_channel_attention
+from visionattn.ops import channel_attention, prefer_moments, projected_channel_attention
 
 from ._common import WINDOWS, WindowMixer, check_heads
 from ._position import PositionConv
@@ -103,7 +103,7 @@ class ChannelAttention(nn.Module):
             "roles": _ROLES[self.scale],
             "dropout_p": self.attn_drop.p if self.training else 0.0,
         }
-        moments = moments_pay(count, dim) if self.moments is None else self.moments
+        moments = prefer_moments(count, dim) if self.moments is None else self.moments
         if moments:
             layers = (self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
             out = projected_channel_attention(tokens, *layers, **arguments)

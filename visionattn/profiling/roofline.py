@@ -156,8 +156,6 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
         "max_first": (lambda x: ops.max_first(x, 1), (image,)),
         "axis_gate": (ops.axis_gate, (image, (*image[:2], 1, 1), pixel)),
         "axis_attention": (lambda x: ops.axis_attention(x, strips, ((3,), (2,)), strip_gates), (image,)),
-        "strip_means": (ops.strip_means, (image,)),
-        "strip_gate": (ops.strip_gate, (image, (*image[:3], 1), (*image[:2], 1, side))),
         "cross_gate": (partial(ops.cross_gate, mode="product"), (image, (*image[:2], 1, 1), pixel)),
         "nested_gate": (lambda x, c: ops.nested_gate(x, c, lambda p: p.mean(1, True)), (image, image[:2])),
         "plane_conv": (ops.plane_conv, ((batch, 2, side, side), (1, 2, 7, 7))),
@@ -166,8 +164,8 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
         "subspace_scores": (ops.subspace_scores, (image, width_, width_, (4, width // 4))),
         "residual_gate": (ops.residual_gate, (image, maps)),
         "attention": (lambda qkv: ops.attention(*qkv.transpose(1, 3).unbind(2)), (parts,)),
-        "gathered_attention": (
-            lambda qkv: ops.gathered_attention(qkv, ops.Windows((side, side), (7, 7))),
+        "block_sparse_attention": (
+            lambda qkv: ops.block_sparse_attention(qkv, ops.Windows((side, side), (7, 7))),
             (parts,),
         ),
         "window_attention": (windows, (grid, projection[::-1], square, (heads, 49, 49))),
@@ -194,7 +192,6 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
             lambda qkv, *rest: ops.focused_attention(*qkv.chunk(3, 2), *rest, **split),
             (qkv, width_, tokens[1:]),
         ),
-        "mlp": (ops.mlp, (tokens, (4 * width, width), (4 * width,), (width, 4 * width), width_)),
         "large_kernel_conv": (ops.large_kernel_conv, (grid, (heads, 1, 2 * side - 1, 2 * side - 1))),
     }
     return [Block(f"ops.{name}", shapes, lambda f=function: f) for name, (function, shapes) in table.items()]
