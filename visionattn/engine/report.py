@@ -1,6 +1,8 @@
-"""What a person wants after a run as pictures: the learning curve, who was taken for whom, precision and recall."""
+"""What a person wants after a run as pictures: the learning curve, confusion matrices, precision and recall."""
 
+import itertools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ import torch
 
 from visionattn.utils.files import replacing
 
+from .metric_info import MetricInfo
 from .metrics import TorchMetrics
 from .scores import DetectionScores, SegmentationScores
 
@@ -22,29 +25,32 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], list[dict[
     """The logged training steps and evaluations of a run, over all its resumptions; what was run again counts once.
 
     Returns:
-        Training records (`iter`, `epoch`, `loss`, `lr`, ...) and evaluation records (`step`, metrics), each in order.
+        Training records (`iter`, `epoch`, `loss`, `lr`, ...) and evaluation records (`step`, metrics), each in order;
+        NaN stands for what was no finite number.
     """
-    train: dict[int, dict[str, Any]] = {}
-    evaluations: dict[int, dict[str, Any]] = {}
+    train: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
     for path in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
+        first = {id(train): True, id(evaluations): True}
         for line in path.read_text().splitlines():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line that a kill cut short
-            if "loss" in record:
-                train[record["step"]] = record
-            else:
-                evaluations[record["step"]] = record
-    return [train[step] for step in sorted(train)], [evaluations[step] for step in sorted(evaluations)]
+            record = {key: math.nan if value is None else value for key, value in record.items()}
+            records = train if "loss" in record else evaluations
+            if first.pop(id(records), False):  # what was logged beyond the checkpoint that this start resumed from
+                records[:] = itertools.takewhile(lambda earlier, step=record["step"]: earlier["step"] < step, records)
+            records.append(record)
+    return train, evaluations
 
 
-def draw_learning_curve(work_dir: str | Path, metric: str) -> Path | None:
+def draw_learning_curve(work_dir: str | Path, metric: MetricInfo | str | None) -> Path | None:
     """Draws training loss, learning rate and a metric over the epochs into `learning_curve.png`.
 
     Args:
         work_dir: Folder of the run.
-        metric: Name of the evaluation metric to draw.
+        metric: The evaluation metric to draw, by name if it isn't known which of its values are better; or none.
 
     Returns:
         The picture's path; none if nothing was logged.
@@ -52,6 +58,7 @@ def draw_learning_curve(work_dir: str | Path, metric: str) -> Path | None:
     train, evaluations = read_scalars(work_dir)
     if not train:
         return None
+    metric = MetricInfo(metric) if isinstance(metric, str) else metric
     # Where an epoch ended is known for the last record of each; steps in between are placed by share.
     last_step = train[-1]["step"]
     unit, length = ("epoch", max(train[-1]["epoch"], 1)) if "epoch" in train[-1] else ("iteration", last_step)
@@ -66,13 +73,13 @@ def draw_learning_curve(work_dir: str | Path, metric: str) -> Path | None:
     )
     rate.set_ylabel("learning rate")
     left.legend(handles=[*left.lines, *rate.lines], loc="upper right")
-    points = [(record["step"], record[metric]) for record in evaluations if metric in record]
+    points = [(r["step"], r[metric.name]) for r in evaluations if metric.name in r] if metric else []
     if points:
-        steps, values = zip(*points, strict=True)
-        right.plot(steps, values, color="tab:green", marker="o", markersize=3)
-        best = max(points, key=lambda point: point[1])
-        right.annotate(f"{best[1]:.4f}", best, xytext=(0, -14), textcoords="offset points", ha="center")
-    right.set(xlabel=unit, ylabel=f"{metric} on the evaluation set")
+        right.plot(*zip(*points, strict=True), color="tab:green", marker="o", markersize=3)
+        if best := metric.best(points):
+            right.annotate(metric.format(best[1]), best, xytext=(0, -14), textcoords="offset points", ha="center")
+        right.set_ylabel(f"{metric.name} on the evaluation set")
+    right.set_xlabel(unit)
     right.grid(alpha=0.3)
     return _save(figure, Path(work_dir) / "learning_curve.png")
 
@@ -81,7 +88,7 @@ def draw_scores(evaluator_metrics: Iterable[Any], folder: str | Path, classes: S
     """Draws what stands behind the numbers of an evaluation that has just been run.
 
     A confusion matrix for classification (where a `MulticlassConfusionMatrix` is among the scores) and segmentation,
-    precision over recall for detection.
+    precision over recall for detection. Pictures that are there already stay: the new ones get a number.
 
     Args:
         evaluator_metrics: Metrics of an evaluator; those that are no `TorchMetrics` are passed over.
@@ -97,11 +104,13 @@ def draw_scores(evaluator_metrics: Iterable[Any], folder: str | Path, classes: S
             stem = name.replace("/", "_")
             if isinstance(metric, DetectionScores):
                 figure = _precision_recall(metric, classes)
-                pictures.append(_save(figure, Path(folder) / f"precision_recall_{stem}.png"))
+                pictures.append(_save(figure, _unused(Path(folder) / f"precision_recall_{stem}.png")))
             elif isinstance(metric, SegmentationScores):
-                pictures.append(_save(_confusion(metric.confusion, classes), Path(folder) / f"confusion_{stem}.png"))
+                figure = _confusion(metric.confusion, classes)
+                pictures.append(_save(figure, _unused(Path(folder) / f"confusion_{stem}.png")))
             elif type(metric).__name__ == "MulticlassConfusionMatrix":
-                pictures.append(_save(_confusion(metric.confmat, classes), Path(folder) / f"{stem}.png"))
+                figure = _confusion(metric.confmat, classes)
+                pictures.append(_save(figure, _unused(Path(folder) / f"{stem}.png")))
     return pictures
 
 
@@ -151,6 +160,12 @@ def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _unused(path: Path) -> Path:
+    """The path, with a number if there is such a file already: what another evaluation has drawn stays."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def _save(figure: "Figure", path: Path) -> Path:
