@@ -10,9 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from .pipeline import Pipeline
-
-__all__ = ["IMAGE_SUFFIXES", "LabelledImages", "read_annotated_image", "read_image", "read_mask"]
+__all__ = ["IMAGE_SUFFIXES", "LabelledImages", "decode_image", "read_annotated_image", "read_image", "read_mask"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -33,12 +31,29 @@ def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no image at {path}")
-    content = np.fromfile(path, np.uint8)
-    if content.size == 0:
-        raise ValueError(f"cannot read image {path}: the file is empty (0 bytes)")
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return decode_image(path.read_bytes(), path, upright)
+
+
+def decode_image(content: bytes, name: object, upright: bool = True) -> np.ndarray:
+    """Decodes the content of an image file as `read_image` does.
+
+    Args:
+        content: The bytes of the file.
+        name: What messages call it.
+        upright: As for `read_image`.
+
+    Raises:
+        ValueError: If the content is empty or no picture.
+    """
+    if not content:
+        raise ValueError(f"cannot read image {name}: the file is empty (0 bytes)")
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error as error:  # such as a header that states more pixels than OpenCV reads
+        raise ValueError(f"cannot read image {name}: {error.err}") from error
     if image is None:
-        raise ValueError(f"cannot read image {path}: it is truncated or in no format that OpenCV knows")
+        raise ValueError(f"cannot read image {name}: it is truncated or in no format that OpenCV knows")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -104,6 +119,8 @@ class LabelledImages(Dataset, ABC):
     def __init__(
         self, labels: np.ndarray, classes: Sequence[str], pipeline: Sequence[dict[str, Any]], source: str
     ) -> None:
+        from .pipeline import Pipeline  # albumentations, which those who only read pictures do without
+
         self.labels = np.asarray(labels, np.int64)
         self.metainfo = {"classes": tuple(classes)}
         self.pipeline = Pipeline(pipeline)

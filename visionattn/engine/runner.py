@@ -17,6 +17,7 @@ from torch import nn
 from visionattn.models import check_state_dict
 from visionattn.utils.files import read_checkpoint
 
+from . import registration  # noqa: F401  (a config names types that must be known)
 from .checkpoint import latest_checkpoint
 
 __all__ = ["Runner"]

@@ -1,7 +1,12 @@
-"""Networks with their losses, as mmengine trains them."""
+"""Networks with their losses, as mmengine trains them; each is imported, and so registered, when it is first used."""
 
-from .classifier import Classifier
-from .detector import Detector
-from .segmentor import Segmentor
+from typing import Any
 
-__all__ = ["Classifier", "Detector", "Segmentor"]
+from visionattn.utils.lazy import import_name
+
+_MODULES = {"Classifier": "classifier", "Detector": "detector", "Segmentor": "segmentor"}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    return import_name(__name__, _MODULES, name)
