@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["visionattn", "visionattn.*"]), *SHARED],
     package_dir=SHARED,
-    package_data={name: ["**/*"] for name in SHARED},
+    package_data={"visionattn": ["py.typed"], **{name: ["**/*"] for name in SHARED}},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

@@ -22,8 +22,6 @@ PACKAGE = ROOT / "visionattn"
 # Each room may import what stands after it, never before; rooms of one line stand side by side.
 FLOORS = [
     ["cli"],
-    ["report_commands"],
-    ["commands", "weights_commands"],
     ["inference", "comparison"],
     ["benchmark"],
     ["checkpoints", "engine"],
@@ -33,10 +31,11 @@ FLOORS = [
     ["plugins", "mixers"],
     ["ops"],
     ["reference", "testing"],
-    ["utils", "catalog", "version"],
+    ["utils", "catalog"],
+    ["version"],
 ]
 HEAVY = {
-    "mmengine": {"tasks", "data", "engine", "inference", "comparison", "cli", "commands", "weights_commands"},
+    "mmengine": {"tasks", "data", "engine", "inference", "comparison", "cli"},
     "albumentations": {"data"},
     "cv2": {"data", "inference"},
     "triton": set(),

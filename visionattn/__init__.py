@@ -4,8 +4,12 @@
 Training and evaluation live in `visionattn.engine` and need to be imported on their own.
 """
 
-from . import checkpoints, models, plugins
-from .plugins import attach, list_plugins
+from .utils.startup import is_command_line_starting
 from .version import __version__
 
 __all__ = ["__version__", "attach", "checkpoints", "list_plugins", "models", "plugins"]
+
+# `visionattn --help` needs no torch: the command line executes this file again when a command is about to run.
+if not is_command_line_starting():
+    from . import checkpoints, models, plugins
+    from .plugins import attach, list_plugins

@@ -56,10 +56,10 @@ def run_suite(
         out,
         title=suite.title,
         remarks=suite.remarks,
-        command=f"visionattn bakeoff {what} --seeds {seeds} --out {out}",
+        command=f"visionattn compare {what} --seeds {seeds} --out {out}",
     )
     for run, *_ in networks if publish else ():
-        origin = f"trained with this package, `visionattn bakeoff {what}`, seed {run.seed}"
+        origin = f"trained with this package, `visionattn compare {what}`, seed {run.seed}"
         publish(run.name, latest_checkpoint(run.work_dir), f"{run.network}.{suite.tag}", origin)
     return text
 

@@ -23,7 +23,7 @@ class Suite:
     title: str
     groups: Sequence[Sequence[str]]
     seeds: Sequence[int] = (0, 1, 2)
-    tag: str = "bakeoff"
+    tag: str = "comparison"
     remarks: Sequence[str] = ()
     options: dict[str, Any] = field(default_factory=dict)
 

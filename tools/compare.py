@@ -1,3 +1,3 @@
 from visionattn.cli import main
 
-main("bakeoff")
+main("compare")

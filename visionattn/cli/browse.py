@@ -1,0 +1,37 @@
+"""`visionattn browse`."""
+
+import argparse
+from pathlib import Path
+
+from ._common import add_cfg_options
+
+SUMMARY = "draw what a config's data pipeline feeds the network: pictures with their classes, boxes or masks"
+EXAMPLES = ("quickstart --count 32 --columns 8", "quickstart --split test --out test.png")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("config", help="path of a config, or the name of a packaged one")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train")
+    parser.add_argument("--count", type=int, default=16, help="how many samples (default: 16)")
+    parser.add_argument("--columns", type=int, default=4, help="how many in a row (default: 4)")
+    parser.add_argument("--out", type=Path, default=Path("browse.png"), help="the picture (default: browse.png)")
+    add_cfg_options(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Draws what the data pipeline feeds the network."""
+    from PIL import Image
+
+    from visionattn.engine import draw_samples, load_config
+    from visionattn.utils.files import replacing
+
+    if options.count < 1 or options.columns < 1:
+        raise ValueError(f"--count and --columns must be at least 1, got {options.count} and {options.columns}")
+    if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--out must end in .png or .jpg, got {options.out}")
+    config = load_config(options.config, options.cfg_options)
+    picture = Image.fromarray(draw_samples(config, options.split, options.count, options.columns))
+    with replacing(options.out) as temporary:
+        picture.save(temporary)
+    print(f"{options.out}: {options.split} samples of {options.config}, {picture.width}x{picture.height} pixels")

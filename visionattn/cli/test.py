@@ -1,0 +1,52 @@
+"""`visionattn test`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ._common import add_run_options, evaluate, leave, load
+
+SUMMARY = "evaluate a checkpoint on the test set of a config"
+EXAMPLES = (
+    "quickstart work_dirs/quickstart/best_top1.pth",
+    "quickstart va_resnet10n_cbam.digits --out metrics.json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("config", help="path of a config, or the name of a packaged one")
+    parser.add_argument(
+        "checkpoint", help="a training checkpoint, a published file, or the name of a packaged checkpoint"
+    )
+    parser.add_argument("--work-dir", type=Path, help="where logs go; work_dirs/<config>-test by default")
+    parser.add_argument("--out", type=Path, help="write the metrics to this JSON file")
+    add_run_options(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluates a checkpoint."""
+    from visionattn.checkpoints import info, read_weights
+    from visionattn.checkpoints import load as load_named
+    from visionattn.engine import draw_scores
+    from visionattn.utils.files import replacing
+
+    config = load(options, default_dir="work_dirs/{}-test")
+    path = Path(options.checkpoint)
+    is_file = path.exists() or path.suffix in (".pth", ".pt", ".safetensors")
+    if is_file:
+        weights = read_weights(path)
+    else:
+        weights = load_named(options.checkpoint)
+        config.model.backbone.update(info(options.checkpoint).get("arguments", {}))
+    metrics, runner = evaluate(config, weights)
+    if runner.rank == 0:
+        for name, value in metrics.items():
+            print(f"{name:16} {value:.6f}")
+        classes = runner.test_dataloader.dataset.metainfo["classes"]
+        for picture in draw_scores(runner.test_evaluator.metrics, runner.work_dir, classes):
+            print(f"{'picture':16} {picture}")
+        if options.out:
+            with replacing(options.out) as temporary:
+                temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    leave(options)
