@@ -197,6 +197,7 @@ def predict_to_folder(
         ValueError: If the folder exists, or no picture could be predicted; with `strict`, if one could not.
         FileNotFoundError: If there is no such folder of pictures; with `strict`, if a picture is missing.
         OSError: If something can't be written; what was finished stays.
+        KeyboardInterrupt: On Ctrl-C; the message says what was finished.
     """
     folder = new_folder(folder)
     skipped: list[tuple[str, str]] = []
@@ -208,14 +209,24 @@ def predict_to_folder(
     with ResultFolder(folder, predictor.network, pictures) as results:
         try:
             for result in predictor(inputs, batch_size, on_error=None if strict else skip):
-                results.add(result)
+                _add(results, result)
                 on_result(result)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{results.count} pictures are finished in {printable(folder)}") from None
         finally:
             if skipped and results.count:
                 _write_csv(folder / "skipped.csv", ["image", "reason"], skipped)
     if not results.count:
         raise ValueError(f"none of {len(skipped)} pictures could be predicted; the first: {skipped[0][1]}")
     return FolderReport(folder, results.count, tuple(skipped))
+
+
+def _add(results: ResultFolder, result: Prediction) -> None:
+    try:
+        results.add(result)
+    except OSError as error:
+        done = f"{results.count} pictures are finished in {printable(results.folder)}"
+        raise OSError(f"cannot write the results of {result.name}: {error.strerror or error}; {done}") from error
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -169,7 +169,6 @@ def _from_config(
     config: Any, checkpoint: str | Path | None, device: torch.device, classes: Sequence[str] | None
 ) -> Network:
     """The network of a config with the weights of a training checkpoint or a published file."""
-    from visionattn.data.collate import list_collate
     from visionattn.data.pipeline import Pipeline
     from visionattn.engine.config import load_config
 
@@ -190,7 +189,8 @@ def _from_config(
         return {"inputs": inputs, "size": size, "data_samples": sample}
 
     def predict(samples: list[Sample]) -> Sequence[Any]:
-        batch = task.data_preprocessor(list_collate(samples))
+        parts = {name: [sample[name] for sample in samples] for name in ("inputs", "data_samples")}
+        batch = task.data_preprocessor(parts)
         if task.kind == "classification":
             return task(batch["inputs"]).float().softmax(-1)
         return [result["preds"] for result in task(**batch, mode="predict")]

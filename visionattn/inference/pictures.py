@@ -79,10 +79,10 @@ def find_images(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"no folder {printable(folder)}")
     found = sorted(_walk(folder, ()))
     if not found:
-        what = (
-            "it holds predictions" if (folder / OUTPUT_MARKER).exists() else f"looked for {', '.join(IMAGE_SUFFIXES)}"
-        )
-        raise ValueError(f"no images in {printable(folder)} ({what})")
+        why = f"looked for {', '.join(IMAGE_SUFFIXES)}"
+        if (folder / OUTPUT_MARKER).exists():
+            why = "it holds predictions"
+        raise ValueError(f"no images in {printable(folder)} ({why})")
     return found
 
 
@@ -170,11 +170,8 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
         array = array[..., 0]
     if array.dtype in (np.uint16, np.int32) and array.ndim == 2 and array.min() >= 0 and array.max() < 1 << 16:
         array = (array >> 8).astype(np.uint8)
-    if (
-        array.dtype != np.uint8
-        or array.size == 0
-        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
-    ):
+    shape = array.shape[2:] in ((), (3,), (4,)) and array.ndim > 1
+    if array.dtype != np.uint8 or not shape or array.size == 0:
         raise ValueError(
             f"{name} must be a uint8 array (H, W, 3) in RGB or (H, W) in grey, got {array.dtype} {tuple(array.shape)}"
         )

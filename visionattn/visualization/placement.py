@@ -17,16 +17,16 @@ def place_labels(
 
     Args:
         boxes: `(N, 4)`, left, top, right, bottom in pixels.
-        sizes: Width and height of each label.
+        sizes: Width and height of each label, of the first M boxes.
         canvas: Width and height of the picture.
 
     Returns:
-        Left and top of each label; none where no place is free.
+        Left and top of each label, M of them; none where no place is free.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     taken = np.zeros((0, 4))
     places: list[tuple[int, int] | None] = []
-    for number, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
+    for number, (box, size) in enumerate(zip(boxes, sizes, strict=False)):
         others = np.delete(boxes, number, axis=0)
         spot = None
         for candidates in (_beside(box, size), _around(box, size)):

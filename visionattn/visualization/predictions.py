@@ -19,7 +19,8 @@ from .text import typeset
 __all__ = ["draw_classification", "draw_detections", "draw_grid", "draw_segmentation"]
 
 _LEAST, _MOST = 480, 8192  # smaller pictures are enlarged, or no text would fit; larger ones cost too much memory
-_LABELLED = 300  # boxes that get a label, at most
+_NO_CLASS = 65_535  # in a mask
+_COVERED = 0.35  # of a picture by labels, at most
 
 
 def draw_classification(
@@ -64,8 +65,8 @@ def draw_detections(
 ) -> np.ndarray:
     """Draws boxes with their classes, and masks as coloured shades.
 
-    Labels are placed so that they do not hide each other; the best scores come first, and where there is no room left
-    the legend still tells the class by its colour.
+    Labels are placed so that they do not hide each other; the best scores come first. Where no place is left, or labels
+    would hide the picture, the legend still tells the class by its colour.
 
     Args:
         image: `(H, W, 3)` uint8.
@@ -84,7 +85,7 @@ def draw_detections(
     if masks is not None:
         for mask, number in zip(masks, numbers, strict=True):
             _shade(canvas, np.asarray(mask, bool), colours[number], line)
-    edges = np.nan_to_num(np.asarray(boxes, np.float64).reshape(-1, 4)) * scale
+    edges = np.nan_to_num(np.asarray(boxes, np.float64).reshape(-1, 4), posinf=1e9, neginf=-1e9) * scale
     edges = np.clip(edges, 0, [canvas.shape[1] - 1, canvas.shape[0] - 1] * 2)
     edges = np.hstack([np.minimum(edges[:, :2], edges[:, 2:]), np.maximum(edges[:, :2], edges[:, 2:])])
     picture = Image.fromarray(canvas)
@@ -93,7 +94,6 @@ def draw_detections(
     for index in order:
         _outline(pen, edges[index], colours[numbers[index]], line)
     ranking = np.arange(len(numbers)) if scores is None else np.argsort(-np.asarray(scores), kind="stable")
-    ranking = ranking[:_LABELLED]
     texts = [_label(classes, numbers[i], None if scores is None else float(scores[i])) for i in ranking]
     _write_labels(pen, edges[ranking], texts, [colours[numbers[i]] for i in ranking], size, picture.size)
     if inset or not numbers:
@@ -125,13 +125,16 @@ def draw_segmentation(
     colours = class_colours(classes) if colours is None else [tuple(map(int, colour)) for colour in colours]
     canvas, _ = _scaled(image)
     size, line = _sizes(canvas)
-    mask = cv2.resize(mask.astype(np.int32), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     known = (mask >= 0) & (mask < len(classes))
-    paint = np.asarray(colours, np.float32)[np.where(known, mask, 0)]
+    mask = np.where(known, mask, _NO_CLASS).astype(np.uint16)
+    mask = cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    known = mask != _NO_CLASS
+    paint = np.array(colours, np.uint8)[np.where(known, mask, 0)]
     # The borders between classes are drawn more densely.
-    inner = cv2.erode(mask.astype(np.float32), np.ones((line + 1, line + 1))) == mask
-    weight = np.where(known & (mask >= plain), np.where(inner, 0.5, 0.85), 0).astype(np.float32)[..., None]
-    shaded = (canvas * (1 - weight) + paint * weight).astype(np.uint8)
+    border = cv2.erode(mask, np.ones((line + 1, line + 1))) != mask
+    shaded = canvas.copy()
+    for area, weight in ((known & (mask >= plain), 0.5), (known & (mask >= plain) & border, 0.85)):
+        shaded[area] = cv2.addWeighted(canvas, 1 - weight, paint, weight, 0)[area]
     shares = np.bincount(mask[known], minlength=len(classes)) / mask.size
     present = sorted(np.flatnonzero(shares).tolist(), key=lambda n: -shares[n])
     entries = [Swatch(f"{classes[n]} {100 * shares[n]:.1f} %", colours[n], n) for n in present]
@@ -181,6 +184,8 @@ def _shade(canvas: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -> N
     size = canvas.shape[1::-1]
     mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     left, top, width, height = cv2.boundingRect(mask)
+    if not width:
+        return
     region = (slice(top, top + height), slice(left, left + width))
     inside = mask[region].astype(bool)
     inner = cv2.erode(mask[region], np.ones((line + 1, line + 1)), borderType=cv2.BORDER_CONSTANT, borderValue=0)
@@ -213,9 +218,9 @@ def _write_labels(
 ) -> None:
     words = [typeset(text, size, number) for text, number in texts]
     sizes = [(round(font.getlength(text)) + 6, size + 6) for text, font in words]
-    for (text, font), box, (width, height), colour, place in zip(
-        words, boxes, sizes, colours, place_labels(boxes, sizes, canvas), strict=True
-    ):
+    most = np.searchsorted(np.cumsum([width * height for width, height in sizes]), _COVERED * canvas[0] * canvas[1])
+    places = place_labels(boxes, sizes[:most], canvas)
+    for (text, font), box, (width, height), colour, place in zip(words, boxes, sizes, colours, places, strict=False):
         if place is None:
             continue
         left, top = place

@@ -61,6 +61,7 @@ def shortened(text: str, font: Font, width: float) -> str:
     """A text, cut and ended with dots if it is longer than so many pixels."""
     if font.getlength(text) <= width:
         return text
+    text = text[: round(width)]
     while text and font.getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..." if text else ""
