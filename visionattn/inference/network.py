@@ -118,9 +118,9 @@ def _create(name: str, checkpoint: str | Path | None) -> nn.Module:
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models('va_*') lists ours"
         raise ValueError(f"no network {name!r}; {hint}")
     if checkpoint is None:
-        if ":" not in name and (tagged := timm.get_pretrained_cfg(name)) is not None and not tagged.has_weights:
-            raise ValueError(f"there are no published weights of {name}: give a checkpoint")
         try:
+            if ":" not in name and not timm.get_pretrained_cfg(name).has_weights:
+                raise ValueError(f"there are no published weights of {name}: give a checkpoint")
             return timm.create_model(name, pretrained=True)
         except RuntimeError as error:  # such as an unknown tag
             raise ValueError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
