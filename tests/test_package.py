@@ -25,13 +25,15 @@ FLOORS = [
     ["inference", "comparison"],
     ["benchmark"],
     ["checkpoints", "engine"],
+    ["testing"],
     ["profiling", "visualization"],
     ["tasks", "data"],
     ["models"],
     ["plugins", "mixers"],
     ["ops"],
-    ["reference", "testing"],
-    ["utils", "catalog"],
+    ["reference"],
+    ["catalog"],
+    ["utils"],
     ["version"],
 ]
 HEAVY = {

@@ -7,9 +7,20 @@ Training and evaluation live in `visionattn.engine` and need to be imported on t
 from .utils.startup import is_command_line_starting
 from .version import __version__
 
-__all__ = ["__version__", "attach", "checkpoints", "list_plugins", "models", "plugins"]
+__all__ = [
+    "__version__",
+    "attach",
+    "catalog",
+    "checkpoints",
+    "list_mixers",
+    "list_plugins",
+    "mixers",
+    "models",
+    "plugins",
+]
 
 # `visionattn --help` needs no torch: the command line executes this file again when a command is about to run.
 if not is_command_line_starting():
-    from . import checkpoints, models, plugins
+    from . import catalog, checkpoints, mixers, models, plugins
+    from .mixers import list_mixers
     from .plugins import attach, list_plugins

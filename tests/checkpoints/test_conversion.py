@@ -8,7 +8,7 @@ import timm
 import torch
 
 from visionattn.checkpoints.conversion import convert, export, save
-from visionattn.checkpoints.files import read_facts, read_source, save_as
+from visionattn.checkpoints.files import read_origin, read_source, save_as
 from visionattn.checkpoints.layout import Layout, trace
 from visionattn.checkpoints.verifying import verify
 from visionattn.cli import main
@@ -90,7 +90,7 @@ def test_there_and_back_identically(fixture, tmp_path):
     path = save(ours, tmp_path)
 
     # All that leads back is in the file.
-    told, arguments, remembered = read_facts(path)
+    told, arguments, remembered = read_origin(path)
     again = convert(*read_source(path), told, arguments)
     assert again.format == "native" and same(again.state_dict, ours.state_dict)
     exported, layout, dropped = export(again, remembered, "official")

@@ -112,7 +112,7 @@ class TestBrokenPictures:
         predictor.topk, predictor.score = 3, 0.5
 
         def predict(samples):
-            dark = [bool(sample["inputs"].mean() < 0) for sample in samples]
+            dark = [bool(sample["inputs"].float().mean() < 100) for sample in samples]
             if fault == "raises" and any(dark):
                 raise RuntimeError("kernel size can't be greater than\nthe input")
             scores = classifier.network.predict(samples)
@@ -189,13 +189,29 @@ class TestWeights:
         with pytest.raises(FileNotFoundError, match=r"no checkpoint at nowhere\.pth"):
             Predictor("va_resnet10n_cbam.digit_scenes_fcos", "nowhere.pth")
 
-    def test_a_module(self, classifier, noise):
-        module = timm.create_model(NAME, pretrained=True)
-        (result,) = Predictor(module, topk=3)(noise(40, 40))
-        (expected,) = classifier(noise(40, 40))
-        assert (result.labels, result.scores) == (expected.labels, expected.scores)
+    def test_a_module_is_used_as_its_configuration_says(self, noise):
+        module = timm.create_model(NAME, pretrained=True).eval()
+        (result,) = Predictor(module, topk=3)(noise(40, 60))
+        prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(module))
+        with torch.inference_mode():
+            expected = module(prepare(Image.fromarray(noise(40, 60)))[None]).softmax(-1)[0].topk(3)
+        assert result.numbers == tuple(expected.indices.tolist()) and result.labels == tuple(map(str, result.numbers))
+        np.testing.assert_allclose(result.scores, expected.values, rtol=1e-5)
         with pytest.raises(ValueError, match="checkpoint must be left out"):
             Predictor(module, "a.pth")
+
+    def test_a_published_file(self, classifier, noise):
+        (result,) = Predictor(packaged_path(NAME), topk=3)(noise(40, 40))
+        (expected,) = classifier(noise(40, 40))
+        assert (result.labels, result.scores) == (expected.labels, expected.scores)
+        (same,) = Predictor("va_resnet10n_cbam", packaged_path(NAME), topk=3)(noise(40, 40))
+        assert (same.labels, same.scores) == (expected.labels, expected.scores)
+        with pytest.raises(ValueError, match="holds weights of va_resnet10n_cbam, not of va_resnet10n_triplet"):
+            Predictor("va_resnet10n_triplet", packaged_path(NAME))
+
+    def test_a_training_checkpoint_alone(self, other):
+        with pytest.raises(ValueError, match=r"mine\.pth does not say which network it is of: give the network's name"):
+            Predictor(other)
 
     @pytest.mark.parametrize(
         ("model", "message"),
@@ -206,7 +222,6 @@ class TestWeights:
                 "cannot load va_resnet10n_cbam.digitz|no checkpoint 'va_resnet10n_cbam.digitz'",
             ),
             ("va_stm_pool_micro", "no published weights of va_stm_pool_micro: give a checkpoint"),
-            ("mine.pth", "mine.pth does not say which network it is of"),
             ("quickstart", "a config needs a checkpoint"),
         ],
     )
@@ -236,7 +251,8 @@ class TestNarrowPictures:
             (result,) = predictor(image)
             assert result.draw().nbytes < 30e6
 
-    def test_are_trimmed_where_enlarging_them_takes_gigabytes(self, classifier):
+    def test_are_trimmed_where_enlarging_them_takes_gigabytes(self):
+        classifier = Predictor(timm.create_model(NAME, pretrained=True))
         image = np.zeros((100_000, 1, 3), np.uint8)
         image[49_000:51_000] = 255
         with pytest.warns(UserWarning, match=r"image-0 is 1x100000 pixels, too narrow .* the 1x32768 pixels in its"):

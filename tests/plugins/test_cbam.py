@@ -24,7 +24,7 @@ FIXTURES = {
 def by_hand(request, monkeypatch):
     """Small maps take the plain formulas otherwise."""
     if request.param:
-        monkeypatch.setattr(import_module("visionattn.ops.nested_gate"), "_WORTHWHILE", 1)
+        monkeypatch.setattr(import_module("visionattn.ops.eager.nested_gate"), "_WORTHWHILE", 1)
 
 
 @pytest.mark.usefixtures("by_hand")

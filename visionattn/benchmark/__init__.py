@@ -1,7 +1,7 @@
 """Speed against other implementations of the same weights, on the CPU and on a GPU.
 
-`cases` say what is compared, `contenders` how rivals are made, `suites` what a run takes; `rows` makes one row with
-the stopwatch of `timing`; `record` is what stays; `goals`, `report` and `plots` are what is said about it.
+`cases` say what is compared, `contenders` how baselines are made, `suites` what a run takes; `rows` makes one row with
+the stopwatch of `timing`; `record` is what stays; `report` and `plots` are what is said about it.
 """
 
 from .cases import LAYOUTS, MODES, Case

@@ -10,7 +10,15 @@ from ._values import StoreSettings
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-__all__ = ["add_cfg_options", "add_run_options", "evaluate", "is_first_process", "leave", "load"]
+__all__ = [
+    "add_cfg_options",
+    "add_run_options",
+    "evaluate",
+    "is_first_process",
+    "leave",
+    "load",
+    "self_contained",
+]
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +70,20 @@ def evaluate(config: "Config", weights: dict[str, Any]) -> tuple[dict[str, float
     model = runner.model.module if hasattr(runner.model, "module") else runner.model
     model.load_weights(weights)
     return {name: float(value) for name, value in runner.test().items()}, runner
+
+
+def self_contained(backbone: dict[str, Any]) -> dict[str, Any]:
+    """A config's `model.backbone` with what the checkpoint that it starts from brings along, and without its name.
+
+    Args:
+        backbone: Arguments of timm.create_model, `model_name` among them, perhaps that of a checkpoint.
+    """
+    from visionattn.checkpoints import info
+
+    name, dot, _ = backbone["model_name"].partition(".")
+    facts = info(backbone["model_name"]) if dot and name.startswith("va_") else {}
+    modifications = {"modifications": facts["modifications"]} if facts.get("modifications") else {}
+    return {**facts.get("arguments", {}), **modifications, **backbone, "model_name": name}
 
 
 def is_first_process() -> bool:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-SUMMARY = "write the cards of the packaged checkpoints and README's table of them from the manifest"
+SUMMARY = "write the cards of the packaged checkpoints, and README's table of them, from the manifest"
 EXAMPLES = ("",)
 
 

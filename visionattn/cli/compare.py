@@ -86,6 +86,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _publish_run(folder: Path, config: str, checkpoint: Path, name: str, origin: str) -> None:
     facts = {
+        "cfg_options": {},
+        "hub": None,
         "license": "apache-2.0",
         "origin": origin,
         "bits": 8,

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     if options.like and options.export != "official":
         raise ValueError("--like shows the official format: it goes with --export official")
     weights, layout = files.read_source(options.file)
-    told, arguments, remembered = files.read_facts(options.file)
+    told, arguments, remembered = files.read_origin(options.file)
     searching = Console(stderr=True)
     done = conversion.convert(
         weights,
@@ -81,13 +81,8 @@ def run(options: argparse.Namespace) -> None:
         print(f"verified: the official network's outputs in {verified[0]} come out, within {verified[1]:.0e}")
     path = conversion.save(done, options.out or Path())
     print(f"wrote {path}")
-    overlay = {"file": str(path)}
-    if classes := done.arguments.get("num_classes"):
-        overlay["num_classes"] = classes
-    if channels := done.arguments.get("in_chans"):
-        overlay["input_size"] = (channels, 224, 224)
-    how = f", {how}" if how else ""
-    print(f"next  timm.create_model({done.model!r}, pretrained=True, pretrained_cfg_overlay={overlay}{how})")
+    overlay = {"file": str(path)}  # which also holds the arguments
+    print(f"next  timm.create_model({done.model!r}, pretrained=True, pretrained_cfg_overlay={overlay})")
 
 
 def _export(options: argparse.Namespace, done: "Conversion", remembered: "Layout | None") -> None:

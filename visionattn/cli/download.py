@@ -16,14 +16,14 @@ EXAMPLES = ("--list", "va_stm_swin_tiny.in1k", "'va_stm_*_micro' 'va_twins_*' --
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("names", nargs="*", help="names, or patterns such as 'va_stm_*'")
-    parser.add_argument("--list", action="store_true", help="show what fits in a table, and fetch nothing")
+    parser.add_argument("--list", action="store_true", help="show what fits in a table, and download nothing")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default: 2)")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds without a byte to give up after (30)")
     parser.add_argument("--attempts", type=int, default=5, help="how often to try a source that fails (default: 5)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Fetches checkpoints, or lists them."""
+    """Downloads checkpoints, or lists them."""
     from visionattn import checkpoints
 
     patterns = options.names or (["*"] if options.list else [])
@@ -36,7 +36,9 @@ def run(options: argparse.Namespace) -> None:
         # In a file or a pipe there is room for whole lines.
         console = Console(width=None if sys.stdout.isatty() else 200)
         console.print(_table(names))
-        console.print("* as the authors report it")
+        console.print(
+            "* as the authors report it. no hash: the first file's sha256 is recorded and checked from then on"
+        )
         return
     if options.jobs < 1 or options.attempts < 1 or options.timeout <= 0:
         raise ValueError(
@@ -50,11 +52,11 @@ def _fetch_all(names: list[str], options: argparse.Namespace) -> None:
     from concurrent.futures import ThreadPoolExecutor, wait
 
     from visionattn.checkpoints import info
-    from visionattn.utils.download import RetryPolicy, recorded_hash
+    from visionattn.utils.download import RetryPolicy
+    from visionattn.utils.locate import locate
     from visionattn.utils.progress import download_bars
-    from visionattn.utils.weight_files import obtain
 
-    patience = RetryPolicy(options.timeout, options.attempts)
+    retry = RetryPolicy(options.timeout, options.attempts)
     stopped = threading.Event()
 
     def stoppable(show: Callable[[int, int | None], None]) -> Callable[[int, int | None], None]:
@@ -66,7 +68,7 @@ def _fetch_all(names: list[str], options: argparse.Namespace) -> None:
         return update
 
     with download_bars() as bar, ThreadPoolExecutor(options.jobs) as pool:
-        running = {name: pool.submit(obtain, info(name), stoppable(bar(name)), patience) for name in names}
+        running = {name: pool.submit(locate, name, stoppable(bar(name)), retry) for name in names}
         try:
             wait(running.values())
         except KeyboardInterrupt:
@@ -76,20 +78,24 @@ def _fetch_all(names: list[str], options: argparse.Namespace) -> None:
     missing = 0
     for name, future in running.items():
         try:
-            path = future.result()
+            path, _ = future.result()
         except (FileNotFoundError, ValueError) as error:
             missing += 1
             print(f"{name}: {error}", file=sys.stderr)
             continue
-        print(f"{name}: {path} ({_verdict(info(name), recorded_hash(path))})")
+        print(f"{name}: {path} ({_verdict(info(name))})")
     if missing:
-        raise ValueError(f"{missing} of {len(names)} could not be had; see above")
+        raise ValueError(f"{missing} of {len(names)} failed to download; see above")
 
 
-def _verdict(entry: dict[str, Any], found: str | None) -> str:
-    if entry["sha256"]:
+def _verdict(entry: dict[str, Any]) -> str:
+    from visionattn.utils.download import recorded_hash
+    from visionattn.utils.weight_files import cache_dir
+
+    if entry.get("sources") is None or entry["sha256"]:
         return "verified"
-    return f"its authors state no hash; it has sha256 {found}" if found else "its authors state no hash"
+    found = recorded_hash(cache_dir() / entry["file"])
+    return f"its authors state no hash; recorded sha256 {found}" if found else "its authors state no hash"
 
 
 def _table(names: list[str]) -> "Table":
@@ -108,7 +114,7 @@ def _table(names: list[str]) -> "Table":
             f"{entry['params'] / 1e6:.2f} M",
             f"{entry['macs'] / 1e9:.3f} G",
             entry["license"] or "not stated",
-            _where(entry),
+            _where(name, entry),
         )
     return table
 
@@ -120,9 +126,12 @@ def _score(entry: dict[str, Any]) -> str:
     return f"{metric} {100 * value:.2f} %{'' if entry['reported_by'] == 'this package' else ' *'}"
 
 
-def _where(entry: dict[str, Any]) -> str:
+def _where(name: str, entry: dict[str, Any]) -> str:
+    from visionattn.utils.published import find_published
     from visionattn.utils.weight_files import find
 
+    if "sources" not in entry:  # published by the user
+        return str(find_published(name))
     kinds = [source["kind"] for source in entry["sources"]]
     if "packaged" in kinds:
         return "packaged"
@@ -132,4 +141,5 @@ def _where(entry: dict[str, Any]) -> str:
         return str(error)
     if found:
         return str(found)
-    return {"hub": "hub", "url": "download", "page": "by hand"}[kinds[0]]
+    where = {"hub": "hub", "url": "download", "page": "by hand"}[kinds[0]]
+    return where if entry["sha256"] else f"{where}, no hash"

@@ -32,13 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="pictures, videos, folders to search for pictures, http(s) addresses of pictures, or - for standard input",
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--model", help="name of a published checkpoint or of a pretrained network of timm's, or a published file"
-    )
-    source.add_argument("--config", help="path or name of a config; needs --checkpoint")
     parser.add_argument(
-        "--checkpoint", type=Path, help="weights for --config, or for --model in place of the published ones"
+        "--model",
+        metavar="NAME|FILE",
+        help="name or file of a published checkpoint, hf-hub:ORG/NAME, or a pretrained network of timm's",
+    )
+    parser.add_argument("--config", help="path or name of a config; needs --checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="NAME|FILE",
+        help="weights for --config, or for --model in place of the published ones; alone the same as --model",
     )
     parser.add_argument(
         "--out", type=Path, help="a new folder for the results (default: predictions, predictions-2, ...)"
@@ -58,9 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Predicts on pictures."""
+    if options.config and options.model:
+        raise ValueError("--config and --model exclude each other: both say which network it is")
     if options.config and not options.checkpoint:
         raise ValueError("--config needs --checkpoint")
-    if options.model and options.cfg_options:
+    if not (options.model or options.checkpoint):
+        raise ValueError("name a network: --model NAME|FILE, or --config CONFIG --checkpoint FILE")
+    if options.cfg_options and not options.config:
         raise ValueError("--cfg-options changes a config: it needs --config")
     if options.topk is not None and options.topk < 1:
         raise ValueError(f"--topk must be at least 1, got {options.topk}")
@@ -109,12 +116,14 @@ def _load(options: argparse.Namespace) -> Any:
     from visionattn.inference import Predictor
 
     chosen = {name: value for name in ("topk", "score") if (value := getattr(options, name)) is not None}
-    model: Any = options.model
+    model, checkpoint = options.model, options.checkpoint
     if options.config:
         from visionattn.engine.config import load_config
 
         model = load_config(options.config, options.cfg_options, register=False)
-    predictor = Predictor(model, options.checkpoint, device=options.device, **chosen)
+    elif not model:
+        model, checkpoint = checkpoint, None
+    predictor = Predictor(model, checkpoint, device=options.device, **chosen)
     task = predictor.network.task
     for name, wanted in (("topk", "classification"), ("score", "detection")):
         if name in chosen and task != wanted:

@@ -16,9 +16,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("config", help="path of a config, or the name of a packaged one")
-    parser.add_argument(
-        "checkpoint", help="a training checkpoint, a published file, or the name of a packaged checkpoint"
-    )
+    parser.add_argument("checkpoint", help="name of a checkpoint, a published file, or a training checkpoint")
     parser.add_argument("--work-dir", type=Path, help="where logs go; work_dirs/<config>-test by default")
     parser.add_argument("--out", type=Path, help="write the metrics to this JSON file")
     add_run_options(parser)
@@ -26,20 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluates a checkpoint."""
-    from visionattn.checkpoints import info, read_weights
-    from visionattn.checkpoints import load as load_named
+    from visionattn.checkpoints import load as load_weights
     from visionattn.engine import draw_scores
     from visionattn.utils.files import replacing
+    from visionattn.utils.locate import find_checkpoint
 
     config = load(options, default_dir="work_dirs/{}-test")
-    path = Path(options.checkpoint)
-    is_file = path.exists() or path.suffix in (".pth", ".pt", ".safetensors")
-    if is_file:
-        weights = read_weights(path)
-    else:
-        weights = load_named(options.checkpoint)
-        config.model.backbone.update(info(options.checkpoint).get("arguments", {}))
-    metrics, runner = evaluate(config, weights)
+    _, facts = find_checkpoint(options.checkpoint)
+    if facts is not None:
+        config.model.backbone.update(facts.get("arguments", {}))
+        if facts.get("modifications") and not config.model.get("attach"):
+            config.model.backbone.modifications = facts["modifications"]
+    metrics, runner = evaluate(config, load_weights(options.checkpoint))
     if runner.rank == 0:
         for name, value in metrics.items():
             print(f"{name:16} {value:.6f}")
@@ -48,5 +44,5 @@ def run(options: argparse.Namespace) -> None:
             print(f"{'picture':16} {picture}")
         if options.out:
             with replacing(options.out) as temporary:
-                temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+                temporary.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     leave(options)

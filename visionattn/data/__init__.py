@@ -1,6 +1,8 @@
 """Data sets, their albumentations pipelines, and the sampler that makes augmentation repeatable.
 
-Each is imported, and so registered, when it is first used.
+Each is imported, and so registered, when it is first used. Data sets of one's own are classes registered with
+mmengine's `DATASETS`, transforms of one's own subclasses of albumentations' registered with its `TRANSFORMS`, both in a
+file that a config names in `custom_imports`.
 """
 
 from typing import Any
@@ -18,6 +20,7 @@ _MODULES = {
     "ImageFolder": "image_folder",
     "ImageMaskFolder": "segmentation",
     "Objects": "objects",
+    "PictureDataset": "base",
     "Pipeline": "pipeline",
     "SeededSampler": "sampler",
     "SegmentationPipeline": "pipeline",
@@ -25,7 +28,10 @@ _MODULES = {
     "SyntheticDigits": "synthetic.digits",
     "VOCDetection": "voc",
     "VOCSegmentation": "voc",
+    "YOLODetection": "yolo",
     "list_collate": "collate",
+    "share_classes": "base",
+    "stack_collate": "collate",
 }
 __all__ = list(_MODULES)
 

@@ -20,7 +20,7 @@ _MODULES = {
     "Segmentation": "results",
     "find_images": "pictures",
     "list_pictures": "pictures",
-    "load_network": "network",
+    "load_network": "loading",
     "predict_to_folder": "folder",
     "read_records": "tables",
     "write_tables": "tables",

@@ -1,14 +1,9 @@
-"""Trained networks by name, file, or config and checkpoint: how each prepares a picture, and what it predicts.
+"""A trained network, ready to predict: how it prepares a picture, what it predicts, what its classes are called."""
 
-Only what a network needs is imported: a classifier by name does without mmengine, detectors, decoders and metrics.
-"""
-
-import difflib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from visionattn.checkpoints import packaged_path, read_weights
-from visionattn.models import check_state_dict
-from visionattn.utils.files import read_checkpoint
-from visionattn.utils.resources import config_dir, read_manifest
 from visionattn.visualization.colours import Colour
 
-__all__ = ["Network", "Sample", "load_network"]
+__all__ = ["Network", "Sample", "from_module", "from_task"]
 
 Sample = dict[str, Any]
-_WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 _MOST_PIXELS = 1 << 25  # of an enlarged picture
 
 
@@ -53,97 +43,17 @@ class Network:
     class_ids: Sequence[int] | None = None
 
 
-def load_network(
-    model: Any,
-    checkpoint: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    classes: Sequence[str] | None = None,
-) -> Network:
-    """Loads a network.
+def from_module(model: nn.Module, device: torch.device, classes: Sequence[str] | None) -> Network:
+    """A classifier of timm's, whose configuration says how pictures are prepared.
 
     Args:
-        model: The name of a published checkpoint (`va_resnet10n_cbam.digits`) or of a pretrained network of timm's; a
-            published file; a config, its path or its packaged name; or a classifier of timm's.
-        checkpoint: Weights for a config, or in place of the published ones for a named network.
+        model: The network; its `pretrained_cfg` has the size, mean and standard deviation.
         device: Where to compute.
-        classes: Names of the classes; without it those that the checkpoint knows, or else numbers.
+        classes: Names of the classes; without it those of its configuration, of ImageNet for weights of it, or numbers.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If there is no such network or device, or the weights are damaged or do not fit.
+        ValueError: If it takes pictures of other than three channels.
     """
-    device = _device(device)
-    if isinstance(model, nn.Module):
-        if checkpoint is not None:
-            raise ValueError("checkpoint must be left out for a model that is given as a module: load it beforehand")
-        return _classifier(model, device, classes)
-    if not isinstance(model, (str, Path)) or _is_config(str(model)):
-        return _from_config(model, checkpoint, device, classes)
-    name = str(model)
-    if Path(name).suffix in _WEIGHT_SUFFIXES:
-        raise ValueError(
-            f"{name} does not say which network it is of: give the network's name or config, and it as the checkpoint"
-        )
-    entry = read_manifest().get(name)
-    if entry is not None and entry["task"] != "classification":
-        weights = packaged_path(name) if checkpoint is None else checkpoint
-        return _from_config(entry["config"], weights, device, classes or entry["input"]["label_names"])
-    return _classifier(_create(name, checkpoint), device, classes)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        wanted = torch.device(device)
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from error
-    return wanted
-
-
-def _is_config(name: str) -> bool:
-    root = config_dir()
-    wanted = name.removesuffix(".py")
-    return name.endswith(".py") or any(
-        wanted in (path.stem, path.relative_to(root).with_suffix("").as_posix()) for path in root.glob("[!_]*/*.py")
-    )
-
-
-def _create(name: str, checkpoint: str | Path | None) -> nn.Module:
-    """A classifier of timm's with its published weights, or with those of a file."""
-    model = name.partition(".")[0]
-    if ":" not in name and not timm.is_model(model):
-        known = [*timm.list_models(), *read_manifest()]
-        close = difflib.get_close_matches(name, known)
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models('va_*') lists ours"
-        raise ValueError(f"no network {name!r}; {hint}")
-    if checkpoint is None:
-        try:
-            if ":" not in name and not timm.get_pretrained_cfg(name).has_weights:
-                raise ValueError(f"there are no published weights of {name}: give a checkpoint")
-            return timm.create_model(name, pretrained=True)
-        except RuntimeError as error:  # such as an unknown tag
-            raise ValueError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
-    weights = read_weights(checkpoint)
-    if any(key.startswith("backbone.") for key in weights):
-        weights = {key.removeprefix("backbone."): value for key, value in weights.items()}
-    cfg = timm.get_pretrained_cfg(name)
-    head = weights.get(f"{cfg.classifier}.weight") if cfg is not None else None
-    network = timm.create_model(name, pretrained=False, **({} if head is None else {"num_classes": len(head)}))
-    try:
-        check_state_dict(weights, network)
-    except ValueError as error:
-        raise ValueError(f"{checkpoint} does not fit {name}: {error}") from error
-    network.load_state_dict(weights, strict=False)
-    names = _dataset_meta(checkpoint).get("classes") or network.pretrained_cfg.get("label_names")
-    if names is not None and len(names) != network.num_classes:
-        names = None
-    network.pretrained_cfg = {**network.pretrained_cfg, "label_names": names, "tag": None}
-    return network
-
-
-def _classifier(model: nn.Module, device: torch.device, classes: Sequence[str] | None) -> Network:
-    """A classifier of timm's, whose configuration says how pictures are prepared."""
     model = model.eval().to(device)
     settings = timm.data.resolve_model_data_config(model)
     channels = settings["input_size"][0]
@@ -165,26 +75,22 @@ def _classifier(model: nn.Module, device: torch.device, classes: Sequence[str] |
     return Network("classification", _class_names(names, model.num_classes), prepare, predict)
 
 
-def _from_config(
-    config: Any, checkpoint: str | Path | None, device: torch.device, classes: Sequence[str] | None
-) -> Network:
-    """The network of a config with the weights of a training checkpoint or a published file."""
-    from visionattn.data.pipeline import Pipeline
-    from visionattn.engine.config import load_config
+def from_task(task: Any, transforms: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> Network:
+    """A task in evaluation mode.
 
-    if checkpoint is None:
-        raise ValueError(f"a config needs a checkpoint, and there is none for {config}")
-    config = load_config(config, register=False) if isinstance(config, (str, Path)) else config
-    task = _build_task(config)
-    task.load_weights(read_weights(checkpoint))
-    task.eval().to(device)
-    transforms = _transforms(config)
+    Args:
+        task: Of `visionattn.tasks`, where it computes.
+        transforms: Its test pipeline, one dict a transform.
+        meta: Of its data set: `classes`, `palette` and `class_ids`, as far as known.
+    """
+    from visionattn.data.pipeline import Pipeline
+
     pipeline = Pipeline(transforms)
-    shorter = max((np.max(t["max_size"]) for t in transforms if t["type"] == "SmallestMaxSize"), default=None)
+    shorter = max((int(np.max(t["max_size"])) for t in transforms if t["type"] == "SmallestMaxSize"), default=None)
 
     def prepare(image: np.ndarray, name: str) -> Sample:
         size = image.shape[:2]
-        inputs = pipeline(_trimmed(image, name, shorter) if task.kind == "classification" else image)
+        inputs = pipeline(_trimmed(image, name, shorter) if task.kind == "classification" else image, name=name)
         sample = {"size": tuple(inputs.shape[1:]), "original": {"size": size}, "original_size": size}
         return {"inputs": inputs, "size": size, "data_samples": sample}
 
@@ -195,39 +101,10 @@ def _from_config(
             return task(batch["inputs"]).float().softmax(-1)
         return [result["preds"] for result in task(**batch, mode="predict")]
 
-    meta = _dataset_meta(checkpoint)
-    names = _class_names(classes or meta.get("classes"), task.num_classes)
+    names = _class_names(meta.get("classes"), task.num_classes)
     ids = meta.get("class_ids")
     ids = ids if ids is not None and len(ids) == len(names) else None
     return Network(task.kind, names, prepare, predict, _colours(meta.get("palette"), len(names)), ids)
-
-
-def _build_task(config: Any) -> Any:
-    """The model of a config, importing no other task and none of what training alone needs."""
-    from mmengine.registry import MODELS
-    from mmengine.utils import import_modules_from_strings
-
-    from visionattn import tasks
-
-    custom = config.get("custom_imports") or {}
-    others = [name for name in custom.get("imports", ()) if name.partition(".")[0] != "visionattn"]
-    import_modules_from_strings(others, custom.get("allow_failed_imports", False))
-    model = {**config.model, "data_preprocessor": config.get("data_preprocessor")}
-    model["backbone"] = {**model["backbone"], "pretrained": False}  # all weights are in the checkpoint
-    if model["type"] in tasks.__all__:
-        getattr(tasks, model["type"])  # registers it
-    return MODELS.build(model)
-
-
-def _transforms(config: Any) -> list[dict[str, Any]]:
-    """The test pipeline of a config, also where data sets are joined."""
-    dataset = (config.get("test_dataloader") or {}).get("dataset") or {}
-    while "pipeline" not in dataset:
-        inner = dataset.get("dataset") or next(iter(dataset.get("datasets") or ()), None)
-        if inner is None:
-            raise ValueError("the config's test_dataloader.dataset has no pipeline to prepare a picture by")
-        dataset = inner
-    return list(dataset["pipeline"])
 
 
 def _trimmed(image: np.ndarray, name: str, shorter: int | None) -> np.ndarray:
@@ -267,13 +144,6 @@ def _imagenet_names(model: nn.Module) -> Sequence[str] | None:
     if subset is None or not any(f"in{count}" in tag for count in ("1k", "12k", "21k", "22k")):
         return None
     return timm.data.ImageNetInfo(subset).label_descriptions()
-
-
-def _dataset_meta(checkpoint: str | Path) -> Mapping[str, Any]:
-    """What a training checkpoint says of its data set."""
-    meta = read_checkpoint(checkpoint).get("meta")
-    found = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
 
 
 def _colours(palette: Any, count: int) -> list[Colour] | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from visionattn.data.files import is_hidden
 from visionattn.data.images import IMAGE_SUFFIXES, decode_image, read_image
 
 from .video import VIDEO_SUFFIXES, read_frames
@@ -19,7 +20,6 @@ from .web import is_url, read_url
 __all__ = ["OUTPUT_MARKER", "Picture", "find_images", "list_pictures", "printable"]
 
 OUTPUT_MARKER = ".visionattn-predictions"  # a file in every folder of results, which is never searched for pictures
-_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 _MOST_BYTES = 256 << 20  # of one picture from standard input or another open file
 
 
@@ -96,7 +96,7 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     if real in above or (folder / OUTPUT_MARKER).exists():
         return
     for entry in os.scandir(folder):
-        if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
+        if is_hidden(entry.name):
             continue
         if entry.is_dir():
             yield from _walk(Path(entry.path), (*above, real))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .network import Sample, load_network
+from .loading import load_network
+from .network import Sample
 from .pictures import Picture, list_pictures
 from .results import Classification, Detection, Prediction, Segmentation
 
@@ -24,9 +25,10 @@ class Predictor:
     `network` has its task, the names of its classes and how it prepares a picture.
 
     Args:
-        model: The name of a published checkpoint (`va_resnet10n_cbam.digits`) or of a pretrained network of timm's; a
-            published file; a config, its path or its packaged name; or a classifier of timm's.
-        checkpoint: Weights for a config, or in place of the published ones for a named network.
+        model: A published checkpoint by name (`va_resnet10n_cbam.digits`), file, `hf-hub:ORG/NAME` or
+            `local-dir:FOLDER`; the name of a network of timm's; a config, its path or its packaged name; or a
+            classifier of timm's as a module.
+        checkpoint: Weights for a config, or in place of the published ones for a named network: a file or a name.
         device: Where to compute.
         classes: Names of the classes; without it those that the checkpoint knows, or else numbers.
         topk: Classification: how many classes to report.

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from visionattn.catalog import BlockContext, Card, Floor, get
-from visionattn.ops import balanced_bisection, cluster_attention, is_unmodified, use_eager_kernel
+from visionattn.ops import balanced_bisection, cluster_attention
 
 __all__ = ["FeatureSpaceLocalAttention"]
 
@@ -103,19 +103,16 @@ class FeatureSpaceLocalAttention(nn.Module):
             iterations=self.iterations,
             temperature=self.temperature,
         )
-        joined = use_eager_kernel(qkv) and is_unmodified(self.get_v, nn.Conv2d)
-        out, local = cluster_attention(
+        out, values = cluster_attention(
             qkv,
             order,
             overlap=self.overlap,
             scale=self.scale,
             dropout_p=self.attn_drop.p if self.training else 0.0,
             pair_images=pair_images,
-            conv=(self.get_v.weight, self.get_v.bias, (height, width)) if joined else None,
         )
-        out, local = (part.view(batch, height, width, dim) for part in (out, local))
-        if not joined:
-            local = self.get_v(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out, values = (part.view(batch, height, width, dim) for part in (out, values))
+        local = self.get_v(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj_drop(self.proj(out + local))
 
 

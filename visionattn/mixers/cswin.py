@@ -138,4 +138,5 @@ CARD = Card(
     cost="N^1.5",
     keeps_weights=True,
     maps=True,
+    reference="cswin",
 )

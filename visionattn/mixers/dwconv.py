@@ -62,7 +62,7 @@ class DepthwiseConvMixer(nn.Module):
 
 CARD = Card(
     name="convnext",
-    title="ConvNeXt's depthwise convolution between pointwise ones",
+    title="ConvNeXt: depthwise convolution between pointwise ones",
     kind="mixer",
     factory=DepthwiseConvMixer,
     summary="a depthwise convolution between two pointwise ones",

@@ -170,7 +170,7 @@ class FocusedLinearAttention(nn.Module):
         if not reduced:
             return out
         restored = self._restore(v, q.shape)
-        return nhwc_conv(restored, weight, bias, padding=weight.size(3) // 2, groups=q.size(3)).add_(out)
+        return nhwc_conv(restored, weight, bias, padding=weight.size(3) // 2, groups=q.size(3)) + out
 
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
         x = x.permute(0, 3, 1, 2)

@@ -121,4 +121,5 @@ CARD = Card(
     floor=WINDOWS,
     cost="N w",
     maps=True,
+    reference="halo",
 )

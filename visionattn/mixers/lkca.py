@@ -157,4 +157,5 @@ CARD = Card(
     cases={"": {"grid_size": 8}, "depthwise": {"grid_size": 8, "groups": "channels"}},
     cost="N^2, or N log N by FFT",
     maps=True,
+    reference="lkca",
 )

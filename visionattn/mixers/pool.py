@@ -37,7 +37,7 @@ class AveragePool(nn.Module):
 
 CARD = Card(
     name="pool",
-    title="PoolFormer's average pooling",
+    title="PoolFormer: average pooling",
     kind="mixer",
     factory=AveragePool,
     summary="the mean of the neighbours less the position itself, no parameters",

@@ -132,4 +132,5 @@ CARD = Card(
     cost="N w",
     keeps_weights=True,
     maps=True,
+    reference="window",
 )

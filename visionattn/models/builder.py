@@ -1,19 +1,21 @@
 """What every `va_*` family needs to stand in timm's registry: weight tags and checked loading."""
 
+import logging
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from timm.models import DefaultCfg, build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from visionattn.utils.files import read_checkpoint
-from visionattn.utils.progress import download_bars
-from visionattn.utils.quantization import unpack
+from visionattn.utils.quantization import SCALE
 from visionattn.utils.resources import read_manifest
-from visionattn.utils.weight_files import find, obtain, sources
+from visionattn.utils.state_dict import StateDict, check_finite, name_some, network_weights, unwrap
+from visionattn.utils.weight_files import find, sources
+
+from .modifications import apply_modifications
+from .published import with_checkpoint
 
 __all__ = [
     "CONVERTERS",
@@ -26,7 +28,10 @@ __all__ = [
     "unwrap",
 ]
 
-StateDict = dict[str, torch.Tensor]
+_logger = logging.getLogger(__name__)
+
+# What our training, DistributedDataParallel and torch.compile put before a network's names.
+_FOREIGN = ("backbone.", "module.", "_orig_mod.")
 
 # Name of a network -> what maps weights in any format that its family knows to its own keys.
 CONVERTERS: dict[str, Callable[[StateDict, nn.Module], StateDict]] = {}
@@ -60,14 +65,6 @@ def family_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> di
     return generate_default_cfgs(cfgs)
 
 
-def unwrap(checkpoint: dict[str, Any]) -> StateDict:
-    """The flat state dict in a checkpoint, unpacked: no `state_dict` or `model` around it, no `module.` prefixes."""
-    for key in ("state_dict", "model"):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-    return unpack({key.removeprefix("module."): value for key, value in checkpoint.items()})
-
-
 def rename_keys(
     state_dict: StateDict, patterns: Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]
 ) -> StateDict:
@@ -81,7 +78,7 @@ def rename_keys(
 
 
 def check_state_dict(state_dict: StateDict, model: nn.Module, free: Iterable[str] = ()) -> None:
-    """Raises one error that names every missing, unknown or wrongly shaped entry of a state dict.
+    """Raises one error that names every missing, unknown, wrongly shaped or wrongly typed entry of a state dict.
 
     Counters of batch normalisation may be missing (old files lack them); they do not change what a network computes.
 
@@ -105,11 +102,13 @@ def check_state_dict(state_dict: StateDict, model: nn.Module, free: Iterable[str
         for k, v in state_dict.items()
         if k in own and v.shape != own[k].shape and not _below(k, adaptable)
     ]
-    faults = [
-        f"{what}: {', '.join(found[:8])}{f' and {len(found) - 8} more' if len(found) > 8 else ''}"
-        for what, found in (("missing", missing), ("not in the model", unknown), ("wrong shape", shapes))
-        if found
+    types = [
+        f"{k} is {v.dtype}, the model has {own[k].dtype}"
+        for k, v in state_dict.items()
+        if k in own and own[k].is_floating_point() and not v.is_floating_point()
     ]
+    found = {"missing": missing, "not in the model": unknown, "wrong shape": shapes, "wrong type": types}
+    faults = [f"{what}: {name_some(names, 8)}" for what, names in found.items() if names]
     if faults:
         raise ValueError(f"the weights do not fit {type(model).__name__}; " + "; ".join(faults))
 
@@ -141,6 +140,7 @@ def build_model(
     to_native: Callable[[StateDict, nn.Module], StateDict],
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
+    modifications: Sequence[dict[str, Any]] = (),
     **kwargs: Any,
 ) -> nn.Module:
     """timm's builder with checked weights.
@@ -152,19 +152,22 @@ def build_model(
         to_native: Maps a flat state dict in any format the family knows to the network's own keys.
         pretrained_cfg: As in timm.
         pretrained_cfg_overlay: As in timm; `dict(file=PATH)` loads a local file.
+        modifications: What to do to the network before it gets its weights, as `model.modifications` lists it.
         **kwargs: For the network's constructor and timm's builder.
 
     Raises:
-        FileNotFoundError: If the file of weights is missing.
-        ValueError: If it is damaged or does not fit the network.
+        ValueError: If the weights do not fit the network.
     """
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
-    if pretrained and cfg.file:
-        read_checkpoint(cfg.file)  # timm reads it again, but what it says of a bad file is no help
 
     def filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> StateDict:
-        state_dict = to_native(unwrap(checkpoint), model)
-        free = [cfg.classifier] if getattr(model, "num_classes", cfg.num_classes) != cfg.num_classes else []
+        state_dict = to_native(network_weights(checkpoint), model)
+        source = cfg.file or cfg.hf_hub_id or cfg.url or "the weights"
+        check_finite(state_dict, source)
+        free = []
+        if getattr(model, "num_classes", cfg.num_classes) != cfg.num_classes:
+            free.append(cfg.classifier)
+            _report_new_head(state_dict, model, cfg, source)
         if getattr(model, "in_chans", 3) != cfg.input_size[0]:
             free.append(cfg.first_conv)
         check_state_dict(state_dict, model, free)
@@ -172,8 +175,13 @@ def build_model(
         own = model.state_dict()
         return {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **state_dict}
 
-    return build_model_with_cfg(
-        model_cls,
+    def modified(**arguments: Any) -> nn.Module:
+        model = model_cls(**arguments)
+        model.pretrained_cfg = {"input_size": cfg.input_size}  # `attach` runs the network on that size
+        return apply_modifications(model, modifications)
+
+    model = build_model_with_cfg(
+        modified if modifications else model_cls,
         variant,
         pretrained,
         pretrained_cfg=pretrained_cfg,
@@ -181,6 +189,34 @@ def build_model(
         pretrained_filter_fn=filter_fn,
         **kwargs,
     )
+    model.register_load_state_dict_pre_hook(_with_own_names)
+    return model
+
+
+def _report_new_head(state_dict: StateDict, model: nn.Module, cfg: Any, source: str) -> None:
+    """Says which entries are not loaded because another number of classes was asked for.
+
+    Raises:
+        ValueError: If the weights have as many classes as the network after all, which timm would drop.
+    """
+    own = model.state_dict()
+    new = [key for key in own if _below(key, (cfg.classifier,))]
+    if new and all(key in state_dict and state_dict[key].shape == own[key].shape for key in new):
+        raise ValueError(
+            f"{source} has {model.num_classes} classes, its pretrained_cfg says {cfg.num_classes}: give "
+            f"pretrained_cfg_overlay=dict(..., num_classes={model.num_classes})"
+        )
+    if new:
+        text = "%s are new, for %d classes instead of %d; all other weights are loaded from %s"
+        _logger.warning(text, ", ".join(new), model.num_classes, cfg.num_classes, source)
+
+
+def _with_own_names(model: nn.Module, state_dict: StateDict, prefix: str, *args: Any) -> None:
+    """Lets `load_state_dict`, and so timm's `checkpoint_path`, take published files and training checkpoints."""
+    if not prefix and any(key.startswith(_FOREIGN) or key.endswith(SCALE) for key in state_dict):
+        renamed = network_weights(state_dict)
+        state_dict.clear()
+        state_dict.update(renamed)
 
 
 def register_network(
@@ -208,7 +244,7 @@ def register_network(
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         # timm takes entries out of feature_cfg.
         features = dict(feature_cfg)
-        merged = {**arguments, **_as_published(name, pretrained, kwargs)}
+        merged = {**arguments, **with_checkpoint(name, pretrained, kwargs)}
         return build_model(model_cls, name, pretrained, to_native=to_native, feature_cfg=features, **merged)
 
     CONVERTERS[name] = to_native
@@ -216,30 +252,6 @@ def register_network(
     create.__module__ = module
     create.__doc__ = doc
     setattr(sys.modules[module], name, register_model(create))
-
-
-def _as_published(name: str, pretrained: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with what the manifest says of the tag that they ask for: the network's arguments, and its local file.
-
-    Raises:
-        FileNotFoundError: If the file of weights can't be fetched.
-    """
-    tag, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
-    cfg = resolve_pretrained_cfg(name, tag, overlay)
-    entry = read_manifest().get(f"{name}.{cfg.tag}")
-    other_weights = any(overlay.get(source) for source in ("file", "url", "hf_hub_id", "state_dict"))
-    if entry is None or other_weights or not (pretrained or tag):
-        return kwargs
-    kwargs = {**entry.get("arguments", {}), **kwargs}
-    if not pretrained or cfg.file:
-        return kwargs
-    found = find(entry)
-    if found is None:
-        if sources(entry, "hub", "id"):
-            return kwargs  # timm asks the hub itself
-        with download_bars() as bar:
-            found = obtain(entry, bar(f"{name}.{cfg.tag}"))
-    return {**kwargs, "pretrained_cfg_overlay": {**overlay, "file": str(found)}}
 
 
 def _below(key: str, modules: tuple[str, ...]) -> bool:

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.mixers._position import PositionConv, PositionEmbedding
-from visionattn.ops import is_unmodified, mlp
 
 __all__ = [
     "BatchNorm",
@@ -69,12 +68,7 @@ class ResidualBranch(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not is_unmodified(self.fn, Mlp) or not is_unmodified(self.norm, nn.LayerNorm):
-            y = self.fn(self.norm(x))
-        elif self.gamma is None and (isinstance(self.drop_path, nn.Identity) or not self.training):
-            return self.fn(x, self.norm, residual=True)
-        else:
-            y = self.fn(x, self.norm)
+        y = self.fn(self.norm(x))
         return x + self.drop_path(y if self.gamma is None else y * self.gamma)
 
 
@@ -106,18 +100,11 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim, **dd)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: torch.Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> torch.Tensor:
-        """With a norm that goes first and x added to the result on demand, for which nothing more is kept."""
-        plain = self.conv is None and not (self.training and self.drop.p) and (norm is None or norm.bias is not None)
-        if plain and is_unmodified(self.fc1, nn.Linear) and is_unmodified(self.fc2, nn.Linear):
-            layers = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            parts = None if norm is None else (norm.weight, norm.bias, norm.eps)
-            return mlp(x, *layers, norm=parts, residual=residual)
-        y = self.fc1(x if norm is None else norm(x))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc1(x)
         if self.conv is not None:
             y = self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        y = self.drop(self.fc2(self.drop(F.gelu(y))))
-        return x + y if residual else y
+        return self.drop(self.fc2(self.drop(F.gelu(y))))
 
 
 class PatchConv(nn.Module):

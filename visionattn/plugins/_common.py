@@ -68,7 +68,7 @@ class StripGates(nn.Module):
 
     # The strips as `visionattn.ops.axis_attention` makes them, and along which axes their gates have size 1.
     pools = (("mean", 3), ("mean", 2))
-    lacks = ((3,), (2,))
+    broadcast_dims = ((3,), (2,))
 
     def __init__(
         self,

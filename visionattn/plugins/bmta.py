@@ -76,7 +76,7 @@ class BalancedMultiTaskAttention(StripGates):
         nn.init.constant_(self.alpha, self.start)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return axis_attention(x, self.pools, (*self.lacks, (2, 3)), self._mixed, join="mixed")
+        return axis_attention(x, self.pools, (*self.broadcast_dims, (2, 3)), self._mixed, join="mixed")
 
     def _mixed(self, row_means: torch.Tensor, column_means: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows, columns = self.gates(row_means, column_means)

@@ -130,7 +130,7 @@ class PKCAM(nn.Module):
     the mean of each channel over the positions, before the scaling. A narrow one is repeated as a whole: channel c of
     the wide layer sees channel c modulo the narrow width. The scale is 1 plus a sigmoid, so it lies between 1 and 2.
 
-    A block that needs more than one map cannot stand in `PLUGINS`; `va_resnet*_pkcam` are its hosts.
+    It needs more than a map, so `list_plugins` leaves it out; `va_resnet*_pkcam` are its hosts.
 
     Args:
         channels: Width of the map.

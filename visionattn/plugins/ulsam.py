@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card, Floor
-from visionattn.ops import channel_moments, residual_gate, subspace_pays, subspace_scores
+from visionattn.ops import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
 
 __all__ = ["ULSAM"]
 
@@ -108,7 +108,7 @@ class ULSAM(nn.Module):
         # Other normalisations (synchronised, frozen, averaging over all batches) have their own statistics; one value
         # has none.
         plain = type(bn) is nn.BatchNorm2d and bn.running_mean is not None and bn.momentum is not None
-        if not subspace_pays(x) or not plain or (bn.training and count < 2):
+        if not prefer_subspace_scores(x) or not plain or (bn.training and count < 2):
             activated = F.relu(bn(conv(x)), inplace=True)
             return self.conv_point(F.max_pool2d(activated, 3, stride=1, padding=1))
         weight = conv.weight.flatten()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionattn.models  # noqa: F401  (registers the networks)
-from visionattn.plugins import PLUGINS
+from visionattn.plugins import list_plugins
 from visionattn.utils.files import replacing
 
 from .operator_counter import saved_bytes
@@ -61,7 +61,7 @@ PUBLISHED = {
     "pkcam": Published(
         "25,557,293", "", "official code", "theirs holds 44 weights that nothing uses, in the first block of each stage"
     ),
-    **{name: _ELA for name in PLUGINS if name.startswith("ela_")},
+    **dict.fromkeys(("ela_t", "ela_b", "ela_s", "ela_l"), _ELA),
 }
 
 
@@ -90,7 +90,7 @@ def measure(size: int = 224, names: Sequence[str] = ()) -> list[Cost]:
         names: Which plug-ins; all by default.
     """
     networks: dict[str, tuple[str, dict[str, str]]] = {"none": ("resnet50", {})}
-    networks |= {name: ("va_resnet50_cbam", {"plugin": name}) for name in PLUGINS}
+    networks |= {name: ("va_resnet50_cbam", {"plugin": name}) for name in list_plugins()}
     networks |= {"bam, after stages 1 to 3": ("va_resnet50_bam", {}), "pkcam": ("va_resnet50_pkcam", {})}
     return [
         _measure(name, model, kwargs, size)

@@ -4,7 +4,13 @@ from typing import Any
 
 from visionattn.utils.lazy import import_name
 
-_MODULES = {"Classifier": "classifier", "Detector": "detector", "Segmentor": "segmentor"}
+_MODULES = {
+    "Classifier": "classifier",
+    "Detector": "detector",
+    "Segmentor": "segmentor",
+    "build_task": "published",
+    "from_checkpoint": "published",
+}
 __all__ = list(_MODULES)
 
 

@@ -7,12 +7,12 @@ import torch
 from mmengine.model import BaseModel
 from torch import nn
 
-from visionattn.models import check_state_dict
+from visionattn.models.loading import LoadReport, load_fitting
 from visionattn.plugins import attach as attach_plugin
 
 from ._weights import check_loaded, with_known_names
 
-__all__ = ["Task", "compile_network", "create_network", "load_exactly"]
+__all__ = ["Task", "compile_network", "create_network"]
 
 
 class Task(BaseModel):
@@ -27,13 +27,20 @@ class Task(BaseModel):
     def init_weights(self) -> None:
         """Does nothing: timm's networks start when they are built, and pretrained weights must stay."""
 
-    def load_weights(self, state_dict: dict[str, torch.Tensor]) -> None:
+    def load_weights(self, state_dict: dict[str, torch.Tensor], other_classes: bool = False) -> LoadReport:
         """Loads weights of this task.
 
+        Args:
+            state_dict: The weights.
+            other_classes: Whether they may be for other classes: then the outputs that differ stay as they are.
+
+        Returns:
+            What was loaded, and what is new.
+
         Raises:
-            ValueError: If anything is missing, unknown or of another shape.
+            ValueError: If anything else is missing, unknown or of another shape.
         """
-        load_exactly(self, state_dict)
+        return load_fitting(self, state_dict, other_classes)
 
 
 def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = None, **fixed: Any) -> nn.Module:
@@ -65,13 +72,3 @@ def compile_network(network: nn.Module, compile: bool | dict[str, Any]) -> None:
     """Compiles a network in place if asked: True, or the arguments of torch.compile."""
     if compile:
         network.compile(**(compile if isinstance(compile, dict) else {}))
-
-
-def load_exactly(module: nn.Module, state_dict: dict[str, torch.Tensor]) -> None:
-    """Loads weights that must fit; only counters of batch normalisation may be missing.
-
-    Raises:
-        ValueError: If anything is missing, unknown or of another shape.
-    """
-    check_state_dict(state_dict, module)
-    module.load_state_dict(state_dict, strict=False)

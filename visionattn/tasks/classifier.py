@@ -8,7 +8,9 @@ from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy
 from torch import nn
 
-from ._base import Task, compile_network, create_network, load_exactly
+from visionattn.models.loading import LoadReport, load_fitting
+
+from ._base import Task, compile_network, create_network
 
 __all__ = ["Classifier"]
 
@@ -64,14 +66,10 @@ class Classifier(Task):
         """Width of the head."""
         return self.backbone.num_classes
 
-    def load_weights(self, state_dict: dict[str, torch.Tensor]) -> None:
-        """Loads weights of this task (keys starting with `backbone.`) or of its network alone.
-
-        Raises:
-            ValueError: If anything is missing, unknown or of another shape.
-        """
+    def load_weights(self, state_dict: dict[str, torch.Tensor], other_classes: bool = False) -> LoadReport:
+        """As `Task.load_weights`; also takes the weights of the network alone, without `backbone.` in their keys."""
         whole = any(key.startswith("backbone.") for key in state_dict)
-        load_exactly(self if whole else self.backbone, state_dict)
+        return load_fitting(self if whole else self.backbone, state_dict, other_classes)
 
     def forward(
         self, inputs: torch.Tensor, data_samples: dict[str, torch.Tensor] | None = None, mode: str = "tensor"

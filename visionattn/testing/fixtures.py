@@ -57,7 +57,7 @@ class Golden:
 
 def load(name: str, folder: str | Path = FOLDER) -> Golden:
     """Reads the fixture `<folder>/<name>.npz`, `tests/golden` of a checkout by default."""
-    with np.load(Path(folder) / f"{name}.npz") as file:
+    with np.load(Path(folder) / f"{name}.npz", allow_pickle=False) as file:
         arrays = {key: torch.from_numpy(file[key]) for key in file.files if key != "meta"}
         return Golden(json.loads(str(file["meta"])), arrays)
 
