@@ -1,4 +1,4 @@
-custom_imports = dict(imports=["visionattn.engine"], allow_failed_imports=False)
+custom_imports = dict(imports=["visionattn.engine.registration"], allow_failed_imports=False)
 default_hooks = dict(
     logger=dict(type="JsonLoggerHook", interval=50),
     checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=3, save_best="top1"),

@@ -23,6 +23,7 @@ from torch import nn
 from visionattn.models import check_state_dict
 from visionattn.utils.files import read_checkpoint
 
+from . import registration  # noqa: F401  (a config names types that must be known)
 from .checks import check_batches
 from .guard import guarded
 from .lock import work_dir_lock
