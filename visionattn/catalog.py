@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from inspect import signature
 from pkgutil import iter_modules
 from types import MappingProxyType
 from typing import Any, Literal
@@ -61,6 +62,11 @@ class BlockContext:
     num_heads: int = 1
     grid: tuple[int, int] | None = None
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What a mixer of this block is given, as far as it takes it: its heads and what it drops."""
+        return {"num_heads": self.num_heads, "attn_drop": self.attn_drop, "proj_drop": self.proj_drop}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -71,7 +77,7 @@ class Card:
         title: Name in words, such as `CBAM: Convolutional Block Attention Module`.
         kind: `plugin` (`(B, C, H, W)` maps), `mixer` (`(B, H, W, C)` maps), `head`, `method` or `tool`.
         factory: The class, or a function that builds the module: called with the number of channels or the width, and
-            keywords.
+            keywords. None if the mechanism only says which mixers the blocks of a network have: see `mixers`.
         summary: One line on what it does.
         paper: `arXiv:NUMBER`, or another full reference.
         code: Address of the official code; none if there is none.
@@ -80,22 +86,32 @@ class Card:
         hosts: Plug-ins: the residual networks to register it in, any of `resnet`, `mobilenet`, `narrow`.
         pyramid: Mixers: sizes to register as `va_stm_<name>_<size>`, of `nano`, `micro`, `tiny`, `small`, `base`.
         columnar: Mixers: sizes to register as `va_vit_<name>_<size>`, of `nano`, `tiny`.
+        keywords: Mixers: keywords of `factory` in a block of a host, from its `BlockContext`, besides the context's own
+            `keywords`, which it gets as far as it takes them.
         mixers: Builds the mixers of a block of a host by name, from a `BlockContext`, device and dtype; by default
-            `{"attn": factory(dim, num_heads=..., attn_drop=..., proj_drop=...)}` with the keywords that it takes.
-        position: Builds the position encoding in front of the mixers from the same; none leaves it out.
+            the one that `factory` builds, as `attn`.
+        position: Builds the position encoding in front of the mixers from the same; may give none.
         block_norm_eps: Epsilon of the layer norms of the blocks in the pyramid.
-        cases: Contract tests: name of a variant -> keywords of `factory`, for mixers at a width of 24.
+        cases: Contract tests: name of a variant -> keywords of `factory`, at a width of 24. The first is the default
+            variant, which `reference` must cover.
         floor: Least bytes moved.
-        cost: Growth of time and memory with the number of positions N, such as `N`, `N w`, `N^2`.
+        cost: Growth of time and memory with the number of positions N, such as `N`, `N w`, `N^2`; w is the number of
+            keys that a query sees, r the factor by which the side of the keys' map is reduced.
         keeps_weights: Whether it can take over softmax attention's own `qkv` and `proj`.
         maps: Whether it gives an attention map or a spatial gate.
-        reference: Module of `visionattn.reference` with its literal formula; none if there is none.
+        discrete: Whether it chooses (clusters, largest scores), so that rounding may change a result in jumps.
+        further_inputs: Names of the inputs besides the map. What needs some is left out of `list_plugins` and has
+            networks of its own.
+        reference: Module of `visionattn.reference` whose `naive_of` gives the literal formula; none if there is none.
+
+    Raises:
+        ValueError: If there is neither `factory` nor `mixers`.
     """
 
     name: str
     title: str
     kind: Kind
-    factory: Callable[..., Any]
+    factory: Callable[..., Any] | None
     summary: str
     paper: str
     code: str | None = None
@@ -104,6 +120,7 @@ class Card:
     hosts: tuple[str, ...] = ()
     pyramid: tuple[str, ...] = ()
     columnar: tuple[str, ...] = ()
+    keywords: Callable[[BlockContext], Mapping[str, Any]] | None = None
     mixers: Callable[..., dict[str, Any]] | None = None
     position: Callable[..., Any] | None = None
     block_norm_eps: float = 1e-6
@@ -112,7 +129,43 @@ class Card:
     cost: str = "N"
     keeps_weights: bool = False
     maps: bool = False
+    discrete: bool = False
+    further_inputs: tuple[str, ...] = ()
     reference: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.factory is None and self.mixers is None:
+            raise ValueError(f"the card of {self.name!r} needs a factory or mixers")
+
+    @property
+    def standalone(self) -> bool:
+        """Whether the mechanism is a module of its own that needs nothing but a map."""
+        return self.factory is not None and not self.further_inputs
+
+    def build(self, width: int, **kwargs: Any) -> Any:
+        """The module for a number of channels.
+
+        Raises:
+            ValueError: If the mechanism has no module of its own.
+        """
+        if self.factory is None:
+            raise ValueError(f"{self.name} combines other {self.kind}s over the blocks of a network: build one of them")
+        return self.factory(width, **kwargs)
+
+    def build_in(self, context: BlockContext, **dd: Any) -> Any:
+        """The module for a block of a host, with `device` and `dtype`."""
+        taken = signature(self.factory).parameters if self.factory else {}
+        given = {name: value for name, value in context.keywords.items() if name in taken}
+        own = self.keywords(context) if self.keywords else {}
+        return self.build(context.dim, **{**given, **own}, **dd)
+
+    def build_mixers(self, context: BlockContext, **dd: Any) -> dict[str, Any]:
+        """All mixers of a block of a host by name, with `device` and `dtype`."""
+        return self.mixers(context, **dd) if self.mixers else {"attn": self.build_in(context, **dd)}
+
+    def build_position(self, context: BlockContext, **dd: Any) -> Any | None:
+        """The position encoding in front of the mixers, with `device` and `dtype`, or none."""
+        return self.position(context, **dd) if self.position else None
 
 
 @cache

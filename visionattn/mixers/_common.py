@@ -6,9 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.catalog import Floor
 from visionattn.ops import attention, window_attention
 
-__all__ = ["KVReducedAttention", "WindowMixer", "check_heads", "check_positive", "pair"]
+__all__ = ["SR_RATIOS", "WINDOWS", "KVReducedAttention", "WindowMixer", "check_heads", "check_positive", "pair"]
+
+WINDOWS = Floor(10, 19, "q, k, v in, o out: 4; back q, k, v, do in, dq, dk, dv out: 7; the rest are projections")
+# Sides of the patches that become one key, in the stages of a pyramid.
+SR_RATIOS = (8, 4, 2, 1)
 
 
 def check_heads(dim: int, num_heads: int) -> None:

@@ -12,10 +12,12 @@ Golden: tests/golden/boat_*_fsla_module_*.npz (outputs, input gradients, order o
 """
 
 from operator import index
+from typing import Any
 
 import torch
 from torch import nn
 
+from visionattn.catalog import BlockContext, Card, Floor, get
 from visionattn.ops import balanced_bisection, cluster_attention, is_unmodified, use_eager_kernel
 
 __all__ = ["FeatureSpaceLocalAttention"]
@@ -115,3 +117,33 @@ class FeatureSpaceLocalAttention(nn.Module):
         if not joined:
             local = self.get_v(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj_drop(self.proj(out + local))
+
+
+def _mixers(context: BlockContext, **dd: Any) -> dict[str, nn.Module]:
+    """Swin, and attention in feature space in the shifted blocks of the first three stages."""
+    mixers = get("mixer", "swin").build_mixers(context, **dd)
+    if context.block % 2 and context.stage < 3:
+        mixers["content"] = CARD.build_in(context, **dd)
+    return mixers
+
+
+CARD = Card(
+    name="boat",
+    title="BOAT: Bilateral Local Attention Vision Transformer",
+    kind="mixer",
+    factory=FeatureSpaceLocalAttention,
+    summary="attention in clusters of tokens that are alike",
+    paper="arXiv:2201.13027",
+    code="https://github.com/mahaoyuHKU/pytorch-boat",
+    license="MIT, in its files",
+    placement="between the local attention of a block and its MLP, in every second block of the first three stages",
+    pyramid=("nano", "micro", "tiny"),
+    mixers=_mixers,
+    cases={"": {"num_heads": 3, "cluster_size": 8, "overlap": 3}},
+    floor=Floor(14, 24, "windows, and k, v once more for siblings, v for the convolution"),
+    cost="N w + N log N",
+    keeps_weights=True,
+    maps=True,
+    discrete=True,
+    reference="boat",
+)

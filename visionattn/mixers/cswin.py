@@ -13,9 +13,10 @@ Golden: none for the mixer alone; the tests compare it in float64 with stripes t
 import torch
 from torch import nn
 
+from visionattn.catalog import Card
 from visionattn.ops import stripe_attention
 
-from ._common import check_heads
+from ._common import WINDOWS, check_heads
 
 __all__ = ["CrossShapedWindowAttention", "StripeAttention"]
 
@@ -119,3 +120,22 @@ class CrossShapedWindowAttention(nn.Module):
         parts = self.qkv(x).unflatten(-1, (3, -1)).chunk(len(self.attns), dim=-1)
         out = [attn(part) for attn, part in zip(self.attns, parts, strict=True)]
         return self.proj_drop(self.proj(torch.cat(out, dim=-1) if len(out) > 1 else out[0]))
+
+
+CARD = Card(
+    name="cswin",
+    title="CSWin: Cross-Shaped Window Attention",
+    kind="mixer",
+    factory=CrossShapedWindowAttention,
+    summary="attention in horizontal and vertical stripes, half of the heads each",
+    paper="arXiv:2107.00652",
+    code="https://github.com/microsoft/CSWin-Transformer",
+    license="MIT",
+    placement="in every block in place of attention; stripes of width 1, 2 and 7, the whole map in the last stage",
+    keywords=lambda context: {"split_size": (1, 2, 7, 7)[context.stage], "full": context.stage == 3},
+    cases={"": {"num_heads": 4, "split_size": 3}, "one branch": {"num_heads": 3, "full": True}},
+    floor=WINDOWS,
+    cost="N^1.5",
+    keeps_weights=True,
+    maps=True,
+)

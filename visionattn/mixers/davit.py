@@ -11,12 +11,16 @@ Differs from the official code in:
 Golden: tests/golden/davit_{chanattn,winattn}_module_*.npz (outputs and input gradients).
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import channel_attention, moments_pay, projected_channel_attention
 
-from ._common import WindowMixer, check_heads
+from ._common import WINDOWS, WindowMixer, check_heads
+from ._position import PositionConv
 
 __all__ = ["ChannelAttention", "SpatialWindowAttention"]
 
@@ -106,3 +110,63 @@ class ChannelAttention(nn.Module):
         else:
             out = self.proj(channel_attention(self.qkv(tokens), **arguments))
         return self.proj_drop(out.view(x.shape))
+
+
+_DAVIT: dict[str, Any] = {
+    "kind": "mixer",
+    "paper": "arXiv:2204.03645",
+    "code": "https://github.com/dingmyu/davit",
+    "license": "MIT",
+}
+
+
+def _mixers(context: BlockContext, **dd: Any) -> dict[str, nn.Module]:
+    return (_WINDOWS, _CHANNELS)[context.block % 2].build_mixers(context, **dd)
+
+
+def _position(context: BlockContext, **dd: Any) -> nn.Module:
+    return PositionConv(context.dim, **dd)
+
+
+_WINDOWS = Card(
+    **_DAVIT,
+    name="davit_windows",
+    title="DaViT's spatial window attention",
+    factory=SpatialWindowAttention,
+    summary="attention in windows side by side",
+    placement="in every first of two blocks",
+    cases={"": {"num_heads": 3, "window_size": 4}},
+    floor=WINDOWS,
+    cost="N w",
+    keeps_weights=True,
+    maps=True,
+)
+_CHANNELS = Card(
+    **_DAVIT,
+    name="davit_channels",
+    title="DaViT's channel group attention",
+    factory=ChannelAttention,
+    summary="attention between the channels of a group, over the whole map",
+    placement="in every second of two blocks",
+    # The official code drops no attention weights here.
+    keywords=lambda context: {"attn_drop": 0.0},
+    cases={"": {"num_heads": 3}},
+    floor=Floor(3, 5, "x' x from R, then R and W: no projected map; back R x, R dy twice, W dx"),
+)
+CARDS = (
+    Card(
+        **_DAVIT,
+        name="davit",
+        title="DaViT: Dual Attention Vision Transformers",
+        factory=None,
+        summary="attention between tokens in windows and between channels in groups, in turns",
+        placement="in every block in place of attention",
+        pyramid=("nano", "micro", "tiny", "small", "base"),
+        mixers=_mixers,
+        position=_position,
+        cost="N w",
+        maps=True,
+    ),
+    _WINDOWS,
+    _CHANNELS,
+)

@@ -14,6 +14,7 @@ Golden: tests/golden/stm_dwconvblock_*.npz (outputs and input gradients of the w
 import torch
 from torch import nn
 
+from visionattn.catalog import Card
 from visionattn.ops import nhwc_conv
 
 __all__ = ["DepthwiseConvMixer"]
@@ -57,3 +58,17 @@ class DepthwiseConvMixer(nn.Module):
         x = nhwc_conv(x, self.dw_input_proj.weight, self.dw_input_proj.bias)
         x = nhwc_conv(x, conv.weight, conv.bias, padding=conv.padding[0], groups=conv.groups)
         return nhwc_conv(x, self.dw_out_proj.weight, self.dw_out_proj.bias)
+
+
+CARD = Card(
+    name="convnext",
+    title="ConvNeXt's depthwise convolution between pointwise ones",
+    kind="mixer",
+    factory=DepthwiseConvMixer,
+    summary="a depthwise convolution between two pointwise ones",
+    paper="arXiv:2201.03545",
+    code="https://github.com/OpenGVLab/STM-Evaluation",
+    license="MIT",
+    placement="in every block in place of attention",
+    pyramid=("nano", "micro", "tiny", "small", "base"),
+)

@@ -17,11 +17,13 @@ Golden: tests/golden/flatten_*_module_*.npz (outputs and input gradients).
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import focused_attention, nhwc_conv
 
 __all__ = ["FocusedLinearAttention"]
@@ -231,3 +233,30 @@ def _from_windows(x: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     rows, columns = (-(-side // window) for side, window in zip((height, width), x.shape[1:3], strict=True))
     x = x.unflatten(0, (batch, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return x[:, :height, :width]
+
+
+def _keywords(context: BlockContext) -> dict[str, Any]:
+    return {"grid_size": context.grid}
+
+
+CARD = Card(
+    name="flatten",
+    title="FLatten: focused linear attention",
+    kind="mixer",
+    factory=FocusedLinearAttention,
+    summary="linear attention with sharpened features, and a convolution of the values",
+    paper="arXiv:2308.00442",
+    code="https://github.com/LeapLabTHU/FLatten-Transformer",
+    placement="in the blocks of the first two stages in place of attention; in the common architecture in all",
+    pyramid=("nano", "micro", "tiny"),
+    keywords=_keywords,
+    cases={
+        "": {"num_heads": 3, "grid_size": 8},
+        "lepe": {"num_heads": 3, "grid_size": 8, "lepe": True},
+        "reduced": {"num_heads": 3, "grid_size": 8, "sr_ratio": 2},
+        "windows": {"num_heads": 3, "window_size": 4},
+    },
+    floor=Floor(11, 22, "k, v in: 2, then q, v in, o out: 3; back recomputes the features; projections"),
+    keeps_weights=True,
+    reference="flatten",
+)

@@ -12,9 +12,10 @@ Golden: tests/golden/stm_haloattn_*.npz, stm_haloblock_*.npz (outputs and input 
 import torch
 from torch import nn
 
+from visionattn.catalog import Card
 from visionattn.ops import halo_attention, nhwc_conv
 
-from ._common import check_heads
+from ._common import WINDOWS, check_heads
 
 __all__ = ["HaloAttention"]
 
@@ -102,3 +103,22 @@ class HaloAttention(nn.Module):
             dropout_p=self.attn_drop if self.training else 0.0,
         )
         return self.proj_drop(self.proj(out))
+
+
+CARD = Card(
+    name="halonet",
+    title="HaloNet: halo attention",
+    kind="mixer",
+    factory=HaloAttention,
+    summary="attention of blocks to themselves and a halo around them",
+    paper="arXiv:2103.12731",
+    code="https://github.com/OpenGVLab/STM-Evaluation",
+    license="MIT",
+    placement="in every block in place of attention",
+    pyramid=("nano", "micro", "tiny", "small", "base"),
+    block_norm_eps=1e-5,  # the official blocks have PyTorch's
+    cases={"": {"num_heads": 3, "block_size": 4, "halo_size": 2}},
+    floor=WINDOWS,
+    cost="N w",
+    maps=True,
+)

@@ -12,10 +12,12 @@ Golden: tests/golden/lkca_*.npz (outputs and input gradients of an independent l
 """
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
 
+from visionattn.catalog import BlockContext, Card
 from visionattn.ops import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 
 __all__ = ["LargeKernelConvAttention"]
@@ -136,3 +138,23 @@ def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"{name} must be a side or (height, width), at least 1, got {value}")
     return pair
+
+
+def _keywords(context: BlockContext) -> dict[str, Any]:
+    return {"groups": "heads", **({"grid_size": context.grid} if context.grid else {})}
+
+
+CARD = Card(
+    name="lkca",
+    title="LKCA: Large Kernel Convolutional Attention",
+    kind="mixer",
+    factory=LargeKernelConvAttention,
+    summary="one static kernel as large as the map in the place of the attention map",
+    paper="arXiv:2401.05738",
+    placement="in every block in place of attention",
+    pyramid=("nano", "micro", "tiny"),
+    keywords=_keywords,
+    cases={"": {"grid_size": 8}, "depthwise": {"grid_size": 8, "groups": "channels"}},
+    cost="N^2, or N log N by FFT",
+    maps=True,
+)

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.catalog import Card, Floor
+
 __all__ = ["AveragePool"]
 
 
@@ -31,3 +33,18 @@ class AveragePool(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         size, maps = self.pool_size, x.permute(0, 3, 1, 2)
         return F.avg_pool2d(maps, size, 1, size // 2, count_include_pad=False).permute(0, 2, 3, 1) - x
+
+
+CARD = Card(
+    name="pool",
+    title="PoolFormer's average pooling",
+    kind="mixer",
+    factory=AveragePool,
+    summary="the mean of the neighbours less the position itself, no parameters",
+    paper="arXiv:2111.11418",
+    code="https://github.com/sail-sg/poolformer",
+    license="Apache-2.0",
+    placement="in every block in place of attention",
+    pyramid=("nano", "micro"),
+    floor=Floor(2, 2, "R and W, each way"),
+)

@@ -9,13 +9,17 @@ Differs from the official code in:
 Golden: tests/golden/stm_pvtblock_*.npz (outputs and input gradients of the whole block).
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.catalog import BlockContext, Card
 from visionattn.ops import nhwc_conv
 
-from ._common import KVReducedAttention
+from ._common import SR_RATIOS, KVReducedAttention
+from ._position import PositionEmbedding
 
 __all__ = ["SpatialReductionAttention"]
 
@@ -78,3 +82,33 @@ class SpatialReductionAttention(KVReducedAttention):
             return super().summary(x)
         x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.pool_size).permute(0, 2, 3, 1)
         return F.gelu(self.norm(nhwc_conv(x, self.sr.weight, self.sr.bias)))
+
+
+def _keywords(context: BlockContext) -> dict[str, Any]:
+    return {"sr_ratio": SR_RATIOS[context.stage]}
+
+
+def _position(context: BlockContext, **dd: Any) -> nn.Module | None:
+    if context.block or context.grid is None:
+        return None
+    return PositionEmbedding(context.dim, context.grid, mode="bilinear", **dd)
+
+
+CARD = Card(
+    name="pvt",
+    title="PVT: spatial-reduction attention",
+    kind="mixer",
+    factory=SpatialReductionAttention,
+    summary="attention to a map reduced by a strided convolution, or by pooling (version 2)",
+    paper="arXiv:2102.12122",
+    code="https://github.com/whai362/PVT",
+    license="Apache-2.0",
+    placement="in every block in place of attention; reduced 8, 4, 2, 1 times in the four stages",
+    pyramid=("nano", "micro", "tiny", "small", "base"),
+    keywords=_keywords,
+    position=_position,
+    block_norm_eps=1e-5,  # the official blocks have PyTorch's
+    cases={"": {"num_heads": 3, "sr_ratio": 4}, "pooled": {"num_heads": 3, "pool_size": 7}},
+    cost="N^2 / r^2",
+    maps=True,
+)

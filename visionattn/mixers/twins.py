@@ -10,7 +10,14 @@ Differs from the official code in:
 Golden: tests/golden/twins_{lsa,gsa}_*.npz (outputs and input gradients).
 """
 
-from ._common import KVReducedAttention, WindowMixer
+from typing import Any
+
+from torch import nn
+
+from visionattn.catalog import BlockContext, Card, Floor
+
+from ._common import SR_RATIOS, WINDOWS, KVReducedAttention, WindowMixer
+from ._position import PositionConv
 
 __all__ = ["GlobalSubsampledAttention", "LocallyGroupedAttention"]
 
@@ -57,3 +64,66 @@ class GlobalSubsampledAttention(KVReducedAttention):
     Raises:
         ValueError: If an argument is out of range.
     """
+
+
+_TWINS: dict[str, Any] = {
+    "kind": "mixer",
+    "paper": "arXiv:2104.13840",
+    "code": "https://github.com/Meituan-AutoML/Twins",
+    "license": "Apache-2.0",
+    "maps": True,
+}
+
+
+def _mixers(context: BlockContext, **dd: Any) -> dict[str, nn.Module]:
+    return (_LOCAL, _GLOBAL)[context.block % 2].build_mixers(context, **dd)
+
+
+def _position(context: BlockContext, **dd: Any) -> nn.Module | None:
+    return PositionConv(context.dim, **dd) if context.block == 1 else None
+
+
+def _summary_size(context: BlockContext) -> dict[str, Any]:
+    return {"sr_ratio": SR_RATIOS[context.stage]}
+
+
+_LOCAL = Card(
+    **_TWINS,
+    name="twins_local",
+    title="LSA: Twins' locally grouped attention",
+    factory=LocallyGroupedAttention,
+    summary="attention in windows side by side",
+    placement="in every first of two blocks",
+    cases={"": {"num_heads": 3, "window_size": 4}},
+    floor=WINDOWS,
+    cost="N w",
+    keeps_weights=True,
+)
+_GLOBAL = Card(
+    **_TWINS,
+    name="twins_global",
+    title="GSA: Twins' global sub-sampled attention",
+    factory=GlobalSubsampledAttention,
+    summary="attention to a map reduced by a strided convolution",
+    placement="in every second of two blocks",
+    keywords=_summary_size,
+    cases={"": {"num_heads": 3, "sr_ratio": 4}},
+    floor=Floor(7, 16, "q and o of full size, keys of an eighth of the side; projections"),
+    cost="N^2 / r^2",
+)
+CARDS = (
+    Card(
+        **_TWINS,
+        name="twins",
+        title="Twins: spatially separable attention",
+        factory=None,
+        summary="attention in windows and to a reduced map, in turns",
+        placement="in every block in place of attention, with one position encoding a stage",
+        pyramid=("nano", "micro", "tiny", "small", "base"),
+        mixers=_mixers,
+        position=_position,
+        cost="N w + N^2 / r^2",
+    ),
+    _LOCAL,
+    _GLOBAL,
+)

@@ -15,13 +15,15 @@ Golden: tests/golden/stm_swinblock_*.npz (outputs and input gradients of a whole
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from visionattn.catalog import BlockContext, Card
 from visionattn.ops import relative_position_bias
 
-from ._common import WindowMixer, pair
+from ._common import WINDOWS, WindowMixer, pair
 
 __all__ = ["WindowAttention"]
 
@@ -104,3 +106,30 @@ class WindowAttention(WindowMixer):
         if self.fit_window and side <= max(self.window_size):
             return (min(self.window_size[0], side), min(self.window_size[1], side)), (0, 0)
         return self.window_size, self.shift_size
+
+
+def _shift(context: BlockContext) -> dict[str, Any]:
+    return {"shift_size": 3 if context.block % 2 else 0}
+
+
+CARD = Card(
+    name="swin",
+    title="Swin: shifted windows",
+    kind="mixer",
+    factory=WindowAttention,
+    summary="attention in windows and shifted windows, with a relative position bias",
+    paper="arXiv:2103.14030",
+    code="https://github.com/microsoft/Swin-Transformer",
+    license="MIT",
+    placement="in every block in place of attention; shifted in every second",
+    pyramid=("nano", "micro", "tiny", "small", "base"),
+    keywords=_shift,
+    cases={
+        "": {"num_heads": 3, "window_size": 4},
+        "shifted": {"num_heads": 3, "window_size": 4, "shift_size": 2},
+    },
+    floor=WINDOWS,
+    cost="N w",
+    keeps_weights=True,
+    maps=True,
+)

@@ -5,9 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from visionattn.catalog import Floor
 from visionattn.ops import plane_conv
 
-__all__ = ["PlaneGate", "StripGates"]
+__all__ = ["ONE_POOL", "PlaneGate", "StripGates"]
+
+ONE_POOL = Floor(3, 4, "all pools are of x: R, then R and W; back R dy, R x, then R dy, W dx")
 
 
 class PlaneGate(nn.Module):

@@ -16,6 +16,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from visionattn.catalog import Card, Floor
 from visionattn.ops import cross_gate
 
 __all__ = ["BAM"]
@@ -111,3 +112,19 @@ class BAM(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         channel = self.channel_gate(x.mean((2, 3)))[:, :, None, None]
         return cross_gate(x, channel, self.spatial_gate(x), self.mode)
+
+
+CARD = Card(
+    name="bam",
+    title="BAM: Bottleneck Attention Module",
+    kind="plugin",
+    factory=BAM,
+    summary="one gate from channel and spatial scores, joined as the paper's sum or the code's product",
+    paper="arXiv:1807.06514",
+    code="https://github.com/Jongchan/attention-module",
+    license="MIT",
+    placement="after each stage of a network but the last",
+    floor=Floor(3, 5, "both scores R, gate R and W; back R dy, R x, then R dy, W dx, and R x for the convolution"),
+    maps=True,
+    reference="bam",
+)

@@ -13,9 +13,10 @@ Golden: tests/golden/bmta_*.npz (outputs, input gradients, running statistics).
 import torch
 from torch import nn
 
+from visionattn.catalog import Card
 from visionattn.ops import axis_attention
 
-from ._common import StripGates
+from ._common import ONE_POOL, StripGates
 
 __all__ = ["BalancedMultiTaskAttention"]
 
@@ -82,3 +83,20 @@ class BalancedMultiTaskAttention(StripGates):
         channel = self.fc2(self.fc1(row_means.mean(2)).relu()).sigmoid()[:, :, None, None]
         mix = self.alpha.sigmoid()
         return mix * rows, columns, (1 - mix) * channel
+
+
+CARD = Card(
+    name="bmta",
+    title="Balanced multi-task attention",
+    kind="plugin",
+    factory=BalancedMultiTaskAttention,
+    summary="coordinate attention and squeeze-and-excitation in a learned mix",
+    paper="arXiv:2510.15527",
+    code="https://github.com/virAditya/satellite-image-classification-eurosat",
+    license="MIT",
+    placement="in every residual block, before the addition",
+    hosts=("resnet", "mobilenet", "narrow"),
+    floor=ONE_POOL,
+    maps=True,
+    reference="bmta",
+)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.catalog import Card, Floor
 from visionattn.ops import map_pools, nested_gate
 
 from ._common import PlaneGate
@@ -133,3 +134,20 @@ class CBAM(nn.Module):
             return self.channel_gate(x)
         x, channel = self.channel_gate.gate(x)
         return nested_gate(x, channel, self.spatial_gate)
+
+
+CARD = Card(
+    name="cbam",
+    title="CBAM: Convolutional Block Attention Module",
+    kind="plugin",
+    factory=CBAM,
+    summary="channel gate, then spatial gate",
+    paper="arXiv:1807.06521",
+    code="https://github.com/Jongchan/attention-module",
+    license="MIT",
+    placement="in every residual block, before the addition",
+    hosts=("resnet", "mobilenet", "narrow"),
+    floor=Floor(4, 6, "the second pool needs the first gate, the product both: R, R, R and W; back R dy, R x twice"),
+    maps=True,
+    reference="cbam",
+)

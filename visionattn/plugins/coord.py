@@ -11,9 +11,10 @@ Golden: tests/golden/coordatt_*.npz (outputs, input gradients, running statistic
 import torch
 from torch import nn
 
+from visionattn.catalog import Card
 from visionattn.ops import axis_attention
 
-from ._common import StripGates
+from ._common import ONE_POOL, StripGates
 
 __all__ = ["CoordinateAttention"]
 
@@ -54,3 +55,20 @@ class CoordinateAttention(StripGates):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return axis_attention(x, self.pools, self.lacks, self.gates)
+
+
+CARD = Card(
+    name="coord",
+    title="Coordinate attention",
+    kind="plugin",
+    factory=CoordinateAttention,
+    summary="gates of rows and columns",
+    paper="arXiv:2103.02907",
+    code="https://github.com/houqb/CoordAttention",
+    license="MIT",
+    placement="in every inverted residual, on the expanded width, after the depthwise convolution",
+    hosts=("resnet", "mobilenet", "narrow"),
+    floor=ONE_POOL,
+    maps=True,
+    reference="coord",
+)

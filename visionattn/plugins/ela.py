@@ -16,7 +16,10 @@ from functools import partial
 import torch
 from torch import nn
 
+from visionattn.catalog import Card
 from visionattn.ops import axis_attention
+
+from ._common import ONE_POOL
 
 __all__ = ["EfficientLocalAttention", "ela_b", "ela_l", "ela_s", "ela_t"]
 
@@ -99,3 +102,22 @@ ela_t = partial(EfficientLocalAttention, kernel_size=5, group_size=1, norm_group
 ela_b = partial(EfficientLocalAttention, kernel_size=7, group_size=1, norm_groups=16)
 ela_s = partial(EfficientLocalAttention, kernel_size=5, group_size=8, norm_groups=16)
 ela_l = partial(EfficientLocalAttention, kernel_size=7, group_size=8, norm_groups=16)
+
+
+CARDS = tuple(
+    Card(
+        name=f"ela_{letter}",
+        title=f"ELA-{letter.upper()}: Efficient Local Attention",
+        kind="plugin",
+        factory=factory,
+        summary="1-D convolutions along both sides, over the means of rows and columns",
+        paper="arXiv:2403.01123",
+        code="https://github.com/Xuwei86/ELA_Code",
+        placement="on the expanded maps of MobileNetV2's blocks, after the depthwise convolution",
+        hosts=("resnet", "mobilenet", "narrow"),
+        floor=ONE_POOL,
+        maps=True,
+        reference="ela",
+    )
+    for letter, factory in {"t": ela_t, "b": ela_b, "s": ela_s, "l": ela_l}.items()
+)

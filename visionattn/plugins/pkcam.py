@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.catalog import Card
+
 __all__ = ["PKCAM"]
 
 
@@ -220,3 +222,16 @@ class PKCAM(nn.Module):
             gates.append(self.block_gate(block, own))
         gate = gates[0] if self.mix is None else self.mix(gates).sigmoid()
         return x * (1 + gate)[:, :, None, None], own
+
+
+CARD = Card(
+    name="pkcam",
+    title="PKCAM: Previous Knowledge Channel Attention Module",
+    kind="plugin",
+    factory=PKCAM,
+    summary="channel gates that also see earlier layers",
+    paper="arXiv:2211.07521",
+    code="https://github.com/eslambakr/EMCA",
+    placement="in every residual block of a ResNet, before the addition; descriptors go from block to block",
+    further_inputs=("stage", "block"),
+)

@@ -13,9 +13,10 @@ Golden: tests/golden/triplet_*.npz (outputs, input gradients, running statistics
 import torch
 from torch import nn
 
+from visionattn.catalog import Card
 from visionattn.ops import axis_attention
 
-from ._common import PlaneGate
+from ._common import ONE_POOL, PlaneGate
 
 __all__ = ["TripletAttention"]
 
@@ -80,3 +81,20 @@ class TripletAttention(nn.Module):
         gates += [self.hw(pooled) for pooled in over_c]
         # The small gates take the division.
         return [gate / len(gates) for gate in gates]
+
+
+CARD = Card(
+    name="triplet",
+    title="Triplet attention",
+    kind="plugin",
+    factory=TripletAttention,
+    summary="three gates over pairs of axes",
+    paper="arXiv:2010.03045",
+    code="https://github.com/landskape-ai/triplet-attention",
+    license="MIT",
+    placement="in every residual block, before the addition",
+    hosts=("resnet", "mobilenet", "narrow"),
+    floor=ONE_POOL,
+    maps=True,
+    reference="triplet",
+)

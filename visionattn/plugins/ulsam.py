@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.catalog import Card, Floor
 from visionattn.ops import channel_moments, residual_gate, subspace_pays, subspace_scores
 
 __all__ = ["ULSAM"]
@@ -124,3 +125,19 @@ class ULSAM(nn.Module):
         scale, shift = weight * inverse, bn.bias + (conv.bias - mean) * inverse
         scores = subspace_scores(x, scale, shift, self.conv_point.weight.flatten(1))
         return scores + self.conv_point.bias.to(scores.dtype).view(-1, 1, 1)
+
+
+CARD = Card(
+    name="ulsam",
+    title="ULSAM: Ultra-Lightweight Subspace Attention Module",
+    kind="plugin",
+    factory=ULSAM,
+    summary="one attention map for each group of channels",
+    paper="arXiv:2006.15102",
+    code="https://github.com/Nandan91/ULSAM",
+    placement="after or in the place of whole layers of MobileNets",
+    hosts=("resnet", "mobilenet", "narrow"),
+    floor=Floor(3, 6, "statistics R (training), scores R, gate W; back two reductions of dy and x, then R and W"),
+    maps=True,
+    reference="ulsam",
+)
