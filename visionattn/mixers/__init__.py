@@ -8,6 +8,7 @@ from .flatten import FocusedLinearAttention
 from .halo import HaloAttention
 from .lkca import LargeKernelConvAttention
 from .pool import AveragePool
+from .softmax import SoftmaxAttention
 from .spatial_reduction import SpatialReductionAttention
 from .twins import GlobalSubsampledAttention, LocallyGroupedAttention
 from .window import WindowAttention
@@ -23,6 +24,7 @@ __all__ = [
     "HaloAttention",
     "LargeKernelConvAttention",
     "LocallyGroupedAttention",
+    "SoftmaxAttention",
     "SpatialReductionAttention",
     "SpatialWindowAttention",
     "WindowAttention",

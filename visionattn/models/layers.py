@@ -1,6 +1,7 @@
 """The parts that networks of token mixers are put together from, all on channels-last maps `(B, H, W, C)`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import DropPath

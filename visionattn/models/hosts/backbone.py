@@ -4,7 +4,7 @@ A host runs a picture through its start, a row of levels (stages or blocks) and 
 so that a mixer needs no reshaping; what comes out is `(B, C, H, W)`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from typing import Any, Generic, TypeVar
@@ -267,5 +267,6 @@ def imagenet_cfg(**kwargs: Any) -> dict[str, Any]:
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.conv",
         "classifier": "head.fc",
+        "license": "apache-2.0",
         **kwargs,
     }
