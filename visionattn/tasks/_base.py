@@ -1,5 +1,6 @@
 """What the tasks share: a timm network that is created with checks, and weights that must fit exactly."""
 
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -8,11 +9,12 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from visionattn.models import check_state_dict
+from visionattn.ops.losses import collect_losses
 from visionattn.plugins import attach as attach_plugin
 
 from ._weights import check_loaded, with_known_names
 
-__all__ = ["Task", "compile_network", "create_network", "load_exactly"]
+__all__ = ["Task", "compile_network", "create_network", "load_exactly", "with_mixer_losses"]
 
 
 class Task(BaseModel):
@@ -75,3 +77,18 @@ def load_exactly(module: nn.Module, state_dict: dict[str, torch.Tensor]) -> None
     """
     check_state_dict(state_dict, module)
     module.load_state_dict(state_dict, strict=False)
+
+
+def with_mixer_losses(compute: Callable[..., dict[str, torch.Tensor]], *args: Any) -> dict[str, torch.Tensor]:
+    """The losses of a task and those that the network's mixers report while it computes them.
+
+    Args:
+        compute: Runs the network and computes the task's own losses.
+        *args: Its arguments.
+
+    Returns:
+        The task's losses, and for each name that mixers report under the mean over the mixers, `loss_mixer_<name>`.
+    """
+    with collect_losses() as reported:
+        losses = compute(*args)
+    return losses | {f"loss_mixer_{name}": torch.stack(values).mean() for name, values in reported.items()}

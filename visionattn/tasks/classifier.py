@@ -8,7 +8,7 @@ from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy
 from torch import nn
 
-from ._base import Task, compile_network, create_network, load_exactly
+from ._base import Task, compile_network, create_network, load_exactly, with_mixer_losses
 
 __all__ = ["Classifier"]
 
@@ -86,7 +86,7 @@ class Classifier(Task):
         """
         inputs = inputs.to(memory_format=self.memory_format)
         if mode == "loss":
-            return self._loss(inputs, data_samples["label"])
+            return with_mixer_losses(self._loss, inputs, data_samples["label"])
         logits = self.backbone(inputs)
         if mode == "tensor":
             return logits

@@ -211,16 +211,17 @@ def checkpoint_block(block: nn.Module, *args: Any) -> Any:
         *args: Its arguments.
     """
 
-    def forward(*args: Any) -> tuple[Any, Losses]:
-        # Losses leave as results: whatever else a checkpointed function changed would not be in a compiled graph.
-        losses: Losses = {}
-        return call_with_losses(block, *args, losses=losses), losses
-
-    out, losses = checkpoint(forward, *args)
+    out, losses = checkpoint(_with_losses, block, *args)
     for name, values in losses.items():
         for value in values:
             add_loss(name, value)
     return out
+
+
+def _with_losses(block: nn.Module, *args: Any) -> tuple[Any, Losses]:
+    """What a block gives, and its losses: a compiled graph has no place for anything else that a region changes."""
+    losses: Losses = {}
+    return call_with_losses(block, *args, losses=losses), losses
 
 
 def fan_out_normal(conv: nn.Conv2d) -> None:

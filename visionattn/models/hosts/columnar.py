@@ -222,7 +222,7 @@ class Columnar(Backbone[Tokens]):
     def start(self, x: torch.Tensor) -> Tokens:
         x = self.position(self.stem(x.permute(0, 2, 3, 1)))
         grid = (x.shape[1], x.shape[2])
-        extra = [getattr(self, name).expand(len(x), -1, -1) for name in self.extra_tokens]
+        extra = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self.extra_tokens]
         return Tokens(torch.cat([*extra, x.flatten(1, 2)], 1) if extra else x.flatten(1, 2), grid, {})
 
     def run(self, level: nn.Module, flow: Tokens) -> Tokens:
