@@ -39,7 +39,7 @@ FLOORS = [
 HEAVY = {
     "mmengine": {"tasks", "data", "engine", "inference", "comparison", "cli"},
     "albumentations": {"data"},
-    "cv2": {"data", "inference"},
+    "cv2": {"data", "visualization", "inference"},
     "triton": set(),
     "torchmetrics": {"engine"},
     "segmentation_models_pytorch": {"tasks"},

@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmengine.logging import print_log
-
 from .images import IMAGE_SUFFIXES
 
 __all__ = [
@@ -222,6 +220,8 @@ def drop_unreadable(
             f"the first is {bad[0]}"
         )
     if bad:
+        from mmengine.logging import print_log  # which those who only look for files do without
+
         listed = "".join(f"\n  {line}" for line in bad)
         print_log(f"{source}: {len(bad)} of {len(items)} pictures skipped, unreadable:{listed}", "current", 30)
     return [item for item, why in zip(items, faults, strict=True) if why is None]

@@ -1,5 +1,6 @@
 """The one way a picture or a mask is read from a file."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["IMAGE_SUFFIXES", "image_size", "read_annotated_image", "read_image", "read_mask"]
+__all__ = ["IMAGE_SUFFIXES", "decode_image", "image_size", "read_annotated_image", "read_image", "read_mask"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -40,18 +41,32 @@ def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no image at {path}")
-    content = np.fromfile(path, np.uint8)
-    if content.size == 0:
-        raise ValueError(f"cannot read image {path}: the file is empty (0 bytes)")
+    return decode_image(path.read_bytes(), path, upright)
+
+
+def decode_image(content: bytes, name: object, upright: bool = True) -> np.ndarray:
+    """Decodes the content of an image file as `read_image` does.
+
+    Args:
+        content: The bytes of the file.
+        name: What messages call it.
+        upright: As for `read_image`.
+
+    Raises:
+        ValueError: If the content is empty, damaged, too large or no picture.
+    """
+    if not content:
+        raise ValueError(f"cannot read image {name}: the file is empty (0 bytes)")
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:  # of more than 2 ** 30 pixels, for one
-        raise ValueError(f"cannot read image {path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"cannot read image {name}: {' '.join(str(error).split())}") from error
     if image is None:
-        raise ValueError(f"cannot read image {path}: it is truncated or in no format that OpenCV knows")
+        raise ValueError(f"cannot read image {name}: it is truncated or in no format that OpenCV knows")
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     if not upright and _is_tiff(content):  # OpenCV turns these even if asked not to
-        image = _as_stored(image, _orientation(path))
+        image = _as_stored(image, _orientation(content))
     return image
 
 
@@ -145,13 +160,13 @@ def _numbers(mask: np.ndarray, colours: Mapping[tuple[int, int, int], int], path
     return np.array([known[code] for code in found.tolist()], np.int64)[inverse].reshape(codes.shape)
 
 
-def _is_tiff(content: np.ndarray) -> bool:
-    return content[:4].tobytes() in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+def _is_tiff(content: bytes) -> bool:
+    return content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _orientation(path: Path) -> int:
+def _orientation(content: bytes) -> int:
     """The tag of a TIFF, from its header: loading the picture would drop it."""
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(content)) as image:
         return image.getexif().get(_ORIENTATION, 1)
 
 

@@ -21,18 +21,19 @@ def list_configs() -> list[str]:
     )
 
 
-def load_config(name: str | Path, options: dict[str, Any] | None = None) -> Config:
+def load_config(name: str | Path, options: dict[str, Any] | None = None, register: bool = True) -> Config:
     """Reads a config.
 
     Args:
         name: Path of a file, or a packaged config's name, with or without its folder and ending.
         options: Overrides, `{'train_cfg.max_epochs': 3}`.
+        register: Whether to import the config's `custom_imports`, which register the types it names.
 
     Raises:
         FileNotFoundError: If there is no such file or name.
         ValueError: If several packaged configs have this name, or an override does not fit.
     """
-    config = Config.fromfile(_find(str(name)))
+    config = Config.fromfile(_find(str(name)), import_custom_modules=register)
     if options:
         try:
             config.merge_from_dict(options)

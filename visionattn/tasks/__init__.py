@@ -1,8 +1,18 @@
-"""Networks with their losses, as mmengine trains them."""
+"""Networks with their losses, as mmengine trains them; each is imported, and so registered, when it is first used."""
 
-from .classifier import Classifier
-from .detector import Detector
-from .published import build_task, from_checkpoint
-from .segmentor import Segmentor
+from typing import Any
 
-__all__ = ["Classifier", "Detector", "Segmentor", "build_task", "from_checkpoint"]
+from visionattn.utils.lazy import import_name
+
+_MODULES = {
+    "Classifier": "classifier",
+    "Detector": "detector",
+    "Segmentor": "segmentor",
+    "build_task": "published",
+    "from_checkpoint": "published",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    return import_name(__name__, _MODULES, name)

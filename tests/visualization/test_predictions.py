@@ -1,12 +1,14 @@
-"""Pictures of boxes, masks and overlays."""
+"""Pictures of classes, boxes, masks and overlays."""
 
 import numpy as np
 import pytest
+import torch
 
-from visionattn.visualization.predictions import (
+from visionattn.visualization import (
     draw_classification,
     draw_detections,
     draw_grid,
+    draw_sample,
     draw_segmentation,
     palette,
 )
@@ -44,8 +46,25 @@ def test_a_picture_without_objects(masks):
     assert picture.shape == (360, 480, 3) and (picture == 128).all()
 
 
+def test_boxes_that_are_turned_round_outside_or_no_number_do_no_harm():
+    boxes = np.array([[40, 30, 10, 5], [-50, -50, 500, 500], [np.nan, 0, 3, np.inf]])
+    assert draw_detections(GREY, boxes, [0, 1, 2], [0.9, 0.8, np.nan], None, CLASSES).shape[1] == 480
+
+
 def test_large_pictures_keep_their_size():
     assert draw_detections(np.zeros((600, 800, 3), np.uint8), [], [], None, None, CLASSES).shape == (600, 800, 3)
+
+
+@pytest.mark.parametrize("shape", [(2000, 1), (1, 2000), (100_000, 1)])
+def test_narrow_pictures_take_little_memory(shape):
+    image, mask = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
+    drawn = (
+        draw_classification(image, ["ant"], [0.5]),
+        draw_segmentation(image, mask, CLASSES),
+        draw_detections(image, [[0, 0, 1, 1]], [0], None, None, CLASSES),
+    )
+    for picture in drawn:
+        assert picture.nbytes < 10e6 and picture.shape[1] >= 320
 
 
 def test_segmentation_shades_classes_and_leaves_the_rest():
@@ -60,6 +79,25 @@ def test_segmentation_shades_classes_and_leaves_the_rest():
     assert (named[100, 50] == 128).all() and has(named[360:], (1, 2, 3))
 
 
+def test_the_border_between_two_classes_is_seen():
+    mask = np.zeros((48, 64), int)
+    mask[:, 32:] = 1
+    picture = draw_segmentation(GREY, mask, CLASSES)
+    strengths = np.abs(picture[100].astype(int) - palette(3)[1]).sum(-1)
+    assert strengths[240] < strengths[300] / 2  # nearer to the pure colour than inside
+
+
+def test_an_inset_keeps_the_size_whatever_is_in_the_picture():
+    mask = np.zeros((48, 64), int)
+    for drawn in (
+        draw_classification(GREY, ["ant", "cow"], [0.9, 0.1], inset=True),
+        draw_segmentation(GREY, mask, CLASSES, inset=True),
+        draw_detections(GREY, [[3, 3, 9, 9]], [0], [0.5], None, CLASSES, inset=True),
+        draw_detections(GREY, [], [], [], None, CLASSES, inset=True),
+    ):
+        assert drawn.shape == (360, 480, 3)
+
+
 def test_classes_and_grids():
     picture = draw_classification(GREY, "ant")
     assert picture.shape[0] > 360 and (picture[360:] < 100).any()
@@ -67,3 +105,22 @@ def test_classes_and_grids():
     assert grid.shape == (48 * 2 + 8, 64 * 2 + 8, 3)
     assert (grid[:48, :64] == 128).all() and (grid[56:, :30] == 128).all() and (grid[20:48, 72:] == 255).all()
     assert draw_grid([GREY], columns=4).shape == GREY.shape
+
+
+def test_long_names_are_cut_to_the_picture():
+    assert draw_classification(GREY, ["long " * 500], [0.5]).shape[1] == 480
+    assert draw_segmentation(GREY, np.zeros((48, 64), int), ["long " * 500]).shape[1] == 480
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        {"label": 2},
+        {"boxes": torch.tensor([[1.0, 2, 30, 40]]), "labels": torch.tensor([1])},
+        {"mask": torch.zeros(48, 64, dtype=torch.int64)},
+    ],
+)
+def test_samples_of_every_task(annotation):
+    sample = {"inputs": torch.from_numpy(GREY).permute(2, 0, 1), "data_samples": annotation}
+    picture = draw_sample(sample, {"classes": CLASSES})
+    assert picture.shape[1] == 480 and picture.shape[0] > 360
