@@ -12,6 +12,7 @@ import pytest
 import torch
 from engine.test_resume import run
 
+from visionattn.checkpoints import info
 from visionattn.engine import load_config, read_scalars
 from visionattn.inference import read_records
 from visionattn.utils.files import read_checkpoint
@@ -82,7 +83,7 @@ def test_best_weights_are_those_of_the_best_evaluation(trained, run_cli, tmp_pat
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert code == 0 and metrics[metric] == pytest.approx(max(scores), abs=1e-9) and f"{metrics[metric]:.6f}" in out
     kind = "precision_recall_bbox" if task == "detection" else "confusion_seg"
-    (drawn,) = (tmp_path / "work_dirs").glob(f"*/{kind}.png")
+    (drawn,) = (tmp_path / "work_dirs").glob(f"*/*/{kind}.png")
     assert str(drawn.relative_to(tmp_path)) in out and cv2.imread(str(drawn)).std() > 1
 
 
@@ -138,15 +139,14 @@ def test_published_as_a_file_that_the_config_and_a_name_take(trained, run_cli, p
     tag = f"va_resnet10n_cbam.{task}"
     code, _, err = run_cli("publish", config, best_of(trained), "--name", tag, "--license", "mit", "--out", "mine")
     assert code == 0, err
-    entry = json.loads((tmp_path / "mine" / "manifest.json").read_text())["checkpoints"][tag]
+    (published,) = (tmp_path / "mine").glob("*.safetensors")
+    entry = info(published)
     assert entry["task"] == task and entry["model"] == "va_resnet10n_cbam" and metric in entry["metrics"]
-    code, _, err = run_cli("test", config, tmp_path / "mine" / entry["file"], "--out", "metrics.json")
+    code, _, err = run_cli("test", config, published, "--out", "metrics.json")
     assert code == 0, err
     assert json.loads((tmp_path / "metrics.json").read_text())[metric] == pytest.approx(entry["metrics"][metric])
 
-    # As if it travelled with the package.
-    monkeypatch.setattr("visionattn.inference.network.read_manifest", lambda: {tag: entry})
-    monkeypatch.setattr("visionattn.inference.network.packaged_path", lambda _: tmp_path / "mine" / entry["file"])
+    monkeypatch.setenv("VISIONATTN_CHECKPOINTS", str(tmp_path / "mine"))
     score = ["--score", "0"] if task == "detection" else []
     code, _, err = run_cli("predict", picture, "--model", tag, *score, "--out", "out")
     assert code == 0, err
