@@ -23,14 +23,12 @@ SMALL = {
     "interpolate_kernel",
     "memory_format",
     "merge_windows",
-    "moments_pay",
+    "prefer_moments",
     "partition_windows",
     "relative_position_bias",
-    "subspace_pays",
+    "prefer_subspace_scores",
     "toeplitz_matrix",
-    "is_unmodified",
     "use_backend",
-    "use_eager_kernel",
 }
 
 
@@ -62,9 +60,9 @@ def test_no_block_beats_its_floor():
 def test_budgets_are_renewed_by_a_command(tmp_path, capsys):
     path = tmp_path / "budgets.json"
     path.write_text('{"pool": {"meta": [9, 9, 9], "cpu": [9, 9, 9]}, "gone": {}}')
-    byte_budgets.main(["--update", "ops.strip_means"], path)
+    byte_budgets.main(["--update", "ops.axis_pools"], path)
     budgets = byte_budgets.read(path)
-    assert {*budgets} == {"pool", "ops.strip_means"} and budgets["pool"]["cpu"] == [9, 9, 9]
+    assert {*budgets} == {"pool", "ops.axis_pools"} and budgets["pool"]["cpu"] == [9, 9, 9]
     assert "gone: {} -> gone" in capsys.readouterr().out
     byte_budgets.main(["pool"], path)
     assert capsys.readouterr().out == f"pool: {budgets['pool']} -> {BUDGETS['pool']}\n"
@@ -117,7 +115,7 @@ def test_attention_is_one_operator_as_on_a_gpu(learns):
 
 
 def test_command_prints_the_table(run_cli, tmp_path):
-    code, out, _ = run_cli("roofline", "cbam", "ops.strip_gate", "--batch", "64", "--out", "roofline.md")
+    code, out, _ = run_cli("roofline", "cbam", "ops.axis_gate", "--batch", "64", "--out", "roofline.md")
     assert code == 0 and (tmp_path / "roofline.md").read_text() in out
     (row,) = [line.split(" | ") for line in out.splitlines() if line.startswith("| cbam ")]
     # 8.1 T of 102.8 MB at 3 TB/s; the floor is 4 T.

@@ -8,7 +8,7 @@ model = dict(
         dims=(16, 32, 64, 128),
         depths=(2, 2, 2, 2),
         num_heads=(2, 2, 4, 8),
-        patch_stride=2,
+        patch_size=2,
         img_size=32,
     )
 )

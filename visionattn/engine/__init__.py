@@ -12,6 +12,10 @@ _MODULES = {
     "AutocastOptimWrapper": "amp",
     "DataCheckHook": "checks",
     "DetectionScores": "scores",
+    "FiniteLossHook": "finite",
+    "JsonLoggerHook": "logs",
+    "JsonVisBackend": "logs",
+    "MetricInfo": "metric_info",
     "ProgressHook": "progress",
     "Runner": "runner",
     "SegmentationScores": "scores",
@@ -21,10 +25,14 @@ _MODULES = {
     "draw_learning_curve": "report",
     "draw_samples": "browse",
     "draw_scores": "report",
-    "latest_checkpoint": "checkpoint",
+    "latest_checkpoint": "resume",
     "list_configs": "config",
     "load_config": "config",
+    "metric_info": "metric_info",
     "read_scalars": "report",
+    "training_summary": "summary",
+    "verify_checkpoint": "resume",
+    "work_dir_lock": "lock",
 }
 __all__ = list(_MODULES)
 

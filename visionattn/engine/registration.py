@@ -2,7 +2,7 @@
 
 from visionattn import data, tasks
 
-from . import amp, checkpoint, checks, metrics, optim, progress, seeding  # noqa: F401  (registered by importing)
+from . import amp, checkpoint, checks, finite, logs, metrics, optim, progress, seeding  # noqa: F401  (registered by importing)
 
 for room in (data, tasks):
     for name in room.__all__:

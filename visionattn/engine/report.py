@@ -1,6 +1,8 @@
 """A run in pictures: the learning curve, the confusion matrix, precision over recall."""
 
+import itertools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 
 from visionattn.visualization import curves
 
+from .metric_info import FRACTION, MetricInfo
 from .metrics import TorchMetrics
 from .scores import DetectionScores, SegmentationScores
 
@@ -19,33 +22,32 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], list[dict[
     """The logged training steps and evaluations of a run, over all its resumptions; what was run again counts once.
 
     Returns:
-        Training records (`iter`, `epoch`, `loss`, `lr`, ...) and evaluation records (`step`, metrics), each in order.
+        Training records (`iter`, `epoch`, `loss`, `lr`, ...) and evaluation records (`step`, metrics), each in order;
+        NaN stands for what was no finite number.
     """
-    train: dict[int, dict[str, Any]] = {}
-    evaluations: dict[int, dict[str, Any]] = {}
+    train: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
     for path in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
+        first = {id(train): True, id(evaluations): True}
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line that a kill cut short
-            if "loss" in record:
-                train[record["step"]] = record
-            else:
-                evaluations[record["step"]] = record
-    return [train[step] for step in sorted(train)], [evaluations[step] for step in sorted(evaluations)]
+            record = {key: math.nan if value is None else value for key, value in record.items()}
+            records = train if "loss" in record else evaluations
+            if first.pop(id(records), False):  # what was logged beyond the checkpoint that this start resumed from
+                records[:] = itertools.takewhile(lambda earlier, step=record["step"]: earlier["step"] < step, records)
+            records.append(record)
+    return train, evaluations
 
 
-def draw_learning_curve(
-    work_dir: str | Path, metric: str, *, higher_is_better: bool = True, unit: str = ""
-) -> Path | None:
+def draw_learning_curve(work_dir: str | Path, metric: MetricInfo | str | None) -> Path | None:
     """Draws training losses, learning rate and a metric over the epochs into `learning_curve.png`.
 
     Args:
         work_dir: Folder of the run.
-        metric: Name of the evaluation metric to draw.
-        higher_is_better: Which value of the metric is the best.
-        unit: Of the metric.
+        metric: The evaluation metric to draw, by name if its direction and unit are not known; or none.
 
     Returns:
         The picture's path; none if nothing was logged.
@@ -53,20 +55,24 @@ def draw_learning_curve(
     train, evaluations = read_scalars(work_dir)
     if not train:
         return None
+    info = MetricInfo(metric) if isinstance(metric, str) else metric
     # Where an epoch ended is known for the last record of each; steps in between are placed by share.
     last_step = train[-1]["step"]
     axis, length = ("epoch", max(train[-1]["epoch"], 1)) if "epoch" in train[-1] else ("iteration", last_step)
     at = [record["step"] / last_step * length for record in train]
     parts = [key for key in train[-1] if key.startswith(("loss_", "aux_loss"))]
     names = ["loss", *(parts if len(parts) > 1 else [])]
+    percent = info is not None and info.unit == FRACTION
+    factor = 100 if percent else 1
+    points = [(r["step"], factor * r[info.name]) for r in evaluations if info.name in r] if info else []
     return curves.draw_learning_curve(
         {name: [(when, r[name]) for when, r in zip(at, train, strict=True) if name in r] for name in names},
         [(when, record["lr"]) for when, record in zip(at, train, strict=True) if "lr" in record],
-        {metric: points} if (points := [(r["step"], r[metric]) for r in evaluations if metric in r]) else {},
+        {info.name: points} if info and points else {},
         Path(work_dir) / "learning_curve.png",
         axis=axis,
-        higher_is_better=higher_is_better,
-        unit=unit,
+        higher_is_better=info is None or info.better != "less",
+        unit="%" if percent else info.unit if info else "",
     )
 
 
@@ -74,7 +80,7 @@ def draw_scores(evaluator_metrics: Iterable[Any], folder: str | Path, classes: S
     """Draws what stands behind the numbers of an evaluation that has just been run.
 
     A confusion matrix for classification (where a `MulticlassConfusionMatrix` is among the scores) and segmentation,
-    precision over recall for detection.
+    precision over recall for detection. Pictures that are there already stay: the new ones get a number.
 
     Args:
         evaluator_metrics: Metrics of an evaluator; those that are no `TorchMetrics` are passed over.
@@ -89,12 +95,14 @@ def draw_scores(evaluator_metrics: Iterable[Any], folder: str | Path, classes: S
         for name, metric in (metrics.metrics if isinstance(metrics, TorchMetrics) else {}).items():
             stem = name.replace("/", "_")
             if isinstance(metric, DetectionScores):
-                pictures.append(_precision_recall(metric, classes, Path(folder) / f"precision_recall_{stem}.png"))
+                pictures.append(
+                    _precision_recall(metric, classes, _unused(Path(folder) / f"precision_recall_{stem}.png"))
+                )
             elif isinstance(metric, SegmentationScores):
-                path = Path(folder) / f"confusion_{stem}.png"
+                path = _unused(Path(folder) / f"confusion_{stem}.png")
                 pictures.append(curves.draw_confusion(metric.confusion.numpy(), classes, path))
             elif type(metric).__name__ == "MulticlassConfusionMatrix":
-                path = Path(folder) / f"{stem}.png"
+                path = _unused(Path(folder) / f"{stem}.png")
                 pictures.append(curves.draw_confusion(metric.confmat.cpu().numpy(), classes, path))
     return pictures
 
@@ -106,3 +114,9 @@ def _precision_recall(metric: DetectionScores, classes: Sequence[str], path: Pat
     names = [classes[number] for number in torch.tensor(metric.classes)[known].tolist()]
     means = {f"mean, IoU {0.5 + 0.05 * i:.2f}": precision[i].mean(-1) for i in (0, 5)} if names else {}
     return curves.draw_precision_recall(precision[0].T, means, names, path)
+
+
+def _unused(path: Path) -> Path:
+    """The path, with a number if there is such a file already: what another evaluation has drawn stays."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())

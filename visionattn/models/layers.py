@@ -1,6 +1,7 @@
 """The parts that networks of token mixers are put together from, all on channels-last maps `(B, H, W, C)`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -8,27 +9,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.mixers._position import PositionConv, PositionEmbedding
+from visionattn.ops.losses import Losses, call_with_losses
 
 __all__ = [
     "BatchNorm",
+    "Block",
     "Mlp",
     "PatchConv",
     "PatchMerging",
     "PositionConv",
     "PositionEmbedding",
     "ResidualBranch",
-    "named_sequential",
 ]
 
 Norm = Callable[..., nn.Module]
-
-
-def named_sequential(**modules: nn.Module) -> nn.Sequential:
-    """Modules one after the other, by name: what a block is made of."""
-    block = nn.Sequential()
-    for name, module in modules.items():
-        block.add_module(name, module)
-    return block
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -49,6 +43,8 @@ class ResidualBranch(nn.Module):
         drop_path: Share of the samples of a training batch that skip the branch.
     """
 
+    has_losses = True
+
     def __init__(
         self,
         dim: int,
@@ -67,9 +63,34 @@ class ResidualBranch(nn.Module):
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale, **dd))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.fn(self.norm(x))
+    def forward(self, x: torch.Tensor, losses: Losses | None = None) -> torch.Tensor:
+        """The map; a mixer that has losses puts them into `losses`, or else reports them to the open collector."""
+        return self.add(x, call_with_losses(self.fn, self.norm(x), losses=losses))
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What came in and what the mixer gave for it, as one."""
         return x + self.drop_path(y if self.gamma is None else y * self.gamma)
+
+
+class Block(nn.Sequential):
+    """Named parts one after the other, such as `attn` and `mlp`. `(B, H, W, C) -> (B, H, W, C)`.
+
+    Args:
+        *args: As `nn.Sequential`.
+        **parts: Residual branches and position encodings.
+    """
+
+    has_losses = True
+
+    def __init__(self, *args: Any, **parts: nn.Module) -> None:
+        super().__init__(*args)
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: torch.Tensor, losses: Losses | None = None) -> torch.Tensor:
+        for part in self:
+            x = call_with_losses(part, x, losses=losses)
+        return x
 
 
 class Mlp(nn.Module):
@@ -101,10 +122,10 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.fc1(x)
+        x = self.fc1(x)
         if self.conv is not None:
-            y = self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.drop(self.fc2(self.drop(F.gelu(y))))
+            x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.drop(self.fc2(self.drop(F.gelu(x))))
 
 
 class PatchConv(nn.Module):

@@ -1,5 +1,6 @@
 """What the tasks share: a timm network that is created with checks, and weights that must fit exactly."""
 
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -8,11 +9,12 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from visionattn.models.loading import LoadReport, load_fitting
+from visionattn.ops.losses import collect_losses
 from visionattn.plugins import attach as attach_plugin
 
 from ._weights import check_loaded, with_known_names
 
-__all__ = ["Task", "compile_network", "create_network"]
+__all__ = ["Task", "compile_network", "create_network", "with_mixer_losses"]
 
 
 class Task(BaseModel):
@@ -72,3 +74,18 @@ def compile_network(network: nn.Module, compile: bool | dict[str, Any]) -> None:
     """Compiles a network in place if asked: True, or the arguments of torch.compile."""
     if compile:
         network.compile(**(compile if isinstance(compile, dict) else {}))
+
+
+def with_mixer_losses(compute: Callable[..., dict[str, torch.Tensor]], *args: Any) -> dict[str, torch.Tensor]:
+    """The losses of a task and those that the network's mixers report while it computes them.
+
+    Args:
+        compute: Runs the network and computes the task's own losses.
+        *args: Its arguments.
+
+    Returns:
+        The task's losses, and for each name that mixers report under the mean over the mixers, `loss_mixer_<name>`.
+    """
+    with collect_losses() as reported:
+        losses = compute(*args)
+    return losses | {f"loss_mixer_{name}": torch.stack(values).mean() for name, values in reported.items()}

@@ -10,7 +10,7 @@ from torch import nn
 
 from visionattn.models.loading import LoadReport, load_fitting
 
-from ._base import Task, compile_network, create_network
+from ._base import Task, compile_network, create_network, with_mixer_losses
 
 __all__ = ["Classifier"]
 
@@ -84,7 +84,7 @@ class Classifier(Task):
         """
         inputs = inputs.to(memory_format=self.memory_format)
         if mode == "loss":
-            return self._loss(inputs, data_samples["label"])
+            return with_mixer_losses(self._loss, inputs, data_samples["label"])
         logits = self.backbone(inputs)
         if mode == "tensor":
             return logits

@@ -23,7 +23,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import initLevelMapper
 
-from ._base import Task
+from ._base import Task, with_mixer_losses
 from ._features import FeatureMaps, pad_to_multiple
 
 __all__ = ["Detector"]
@@ -172,7 +172,7 @@ class Detector(Task):
         if mode == "predict":
             found = self.detector(batch)
             return [self._finish(*pair) for pair in zip(found, data_samples, strict=True)]
-        losses = self.detector(batch, [self._target(sample) for sample in data_samples])
+        losses = with_mixer_losses(self.detector, batch, [self._target(sample) for sample in data_samples])
         return {key if "loss" in key else f"loss_{key}": value for key, value in losses.items()}
 
     def _target(self, sample: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 from torchvision.models.segmentation.fcn import FCNHead
 
-from ._base import Task
+from ._base import Task, with_mixer_losses
 from ._features import FeatureMaps, pad_to_multiple
 from ._smp import build_decoder
 
@@ -133,7 +133,7 @@ class Segmentor(Task):
         if mode == "tensor":
             return self._logits(inputs)[0]
         if mode == "loss":
-            return self._loss(inputs, data_samples)
+            return with_mixer_losses(self._loss, inputs, data_samples)
         if mode == "predict":
             sizes = [tuple(map(int, sample["size"])) for sample in data_samples]
             if len(set(sizes)) == 1:

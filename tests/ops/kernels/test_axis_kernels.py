@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from kernels import DTYPES, LAYOUTS, check, check_compiles, check_exports, check_operator, laid_out, random
+from kernels import (
+    DTYPES,
+    LAYOUTS,
+    check,
+    check_compiles,
+    check_exports,
+    check_operator,
+    check_second_derivatives,
+    laid_out,
+    random,
+)
 
 from visionattn.ops import (
     axis_attention,
@@ -117,6 +127,18 @@ def test_residual_and_relu(residual, relu, layout):
 @LAYOUT
 def test_any_gates(join, broadcast_dims, layout, in_parts):
     check(axis_gate, maps(ODD, layout), *gates(ODD, torch.float32, *broadcast_dims), join=join)
+
+
+@LAYOUT
+def test_second_derivatives(layout):
+    x, small = maps((2, 3, 2, 5), layout), (2, 3, 2, 5)
+    rows, columns, channel = gates(small, x.dtype, (3,), (2,), (2, 3))
+    check_second_derivatives(axis_pools, x, POOLS)
+    check_second_derivatives(axis_gate, x, rows, columns, channel, join="mixed", residual=x + 1, relu=True)
+    check_second_derivatives(axis_attention, x, POOLS, [(2,), (3,), (1,)], of_pools, join="sum", residual=x)
+    check_second_derivatives(cross_gate, x, channel, gates(small, x.dtype, (1,))[0], "product")
+    check_second_derivatives(nested_gate, x, channel.flatten(1), spatial)
+    check_second_derivatives(map_pools, x)
 
 
 def test_scores_may_be_added_before_the_sigmoid():

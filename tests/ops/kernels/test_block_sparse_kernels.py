@@ -10,6 +10,7 @@ from kernels import (
     check_compiles,
     check_exports,
     check_operator,
+    check_second_derivatives,
     close,
     laid_out,
     random,
@@ -234,6 +235,49 @@ def test_whole_mixers(name):
     names = ["result", "gradient of the map", *(f"gradient of {name}" for name, _ in mixer.named_parameters())]
     for name, actual, expected in zip(names, *results.values(), strict=True):
         close(name, actual, expected, tolerance=1e-5)
+
+
+def test_second_derivatives():
+    bias, pad_kv = random(2, 6, 6, seed=1), random(2, 2, 16, seed=2)
+    windows = Windows((3, 5), (2, 3), (1, 0))
+    check_second_derivatives(block_sparse_attention, rows(1, 15, 2, 16), windows, bias=bias, pad_kv=pad_kv)
+    order = balanced_bisection(random(1, 2, 9, 16, seed=1), cluster_size=5)
+    check_second_derivatives(cluster_attention, rows(1, 9, 2, 16), order, overlap=2)
+
+
+@pytest.mark.parametrize("window", [(4, 4), (2, 16)], ids=["alone", "tiles"])
+@pytest.mark.parametrize("size", [1e3, 1e4])
+def test_gradients_of_large_scores(size, window):
+    qkv, bias = size * rows(1, 64, 1, 16), random(1, *[window[0] * window[1]] * 2, seed=1)
+    windows = Windows((4, 16), window) if window == (2, 16) else Windows((8, 8), window)
+    grads = []
+    for backend, dtype in (("triton", FLOAT32), ("torch", torch.float64)):
+        leaf = qkv.to(dtype).requires_grad_()
+        out = block_sparse_attention(leaf, windows, bias=bias.to(dtype), backend=backend)
+        grads.append(torch.autograd.grad((out * torch.linspace(0, 1, 64).view(64, 1, 1)).sum(), leaf)[0])
+    close("gradient", *grads, tolerance=1e-4)
+
+
+def test_padding_of_another_dtype_is_taken_in_that_of_the_map():
+    windows, qkv = Windows((3, 5), (2, 3)), rows(1, 15, 1, 16, torch.bfloat16)
+    pad_kv = random(2, 1, 16, seed=2)
+    results = {}
+    for backend in ("triton", "torch"):
+        leaf = pad_kv.clone().requires_grad_()
+        out = block_sparse_attention(qkv, windows, pad_kv=leaf, backend=backend)
+        results[backend] = out, torch.autograd.grad(out.float().sin().sum(), leaf)[0]
+        assert (out.dtype, results[backend][1].dtype) == (torch.bfloat16, FLOAT32)
+    for name, *pair in zip(("result", "gradient"), *results.values(), strict=True):
+        close(name, *pair, tolerance=2e-2)
+
+
+def test_paired_images_copy_nothing_from_the_host(monkeypatch):
+    # Which CUDA graphs cannot capture.
+    order = balanced_bisection(random(4, 1, 5, 16, seed=1), cluster_size=6)
+    qkv = rows(4, 5, 1, 16)
+    monkeypatch.setattr(torch, "tensor", None)
+    monkeypatch.setattr(torch, "as_tensor", None)
+    cluster_attention(qkv, order, overlap=2, pair_images=True, backend="triton")
 
 
 def test_mixers_compile():

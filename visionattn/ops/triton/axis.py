@@ -56,7 +56,7 @@ def axis_attention(
     broadcast = tuple(_axes(*axes) for axes in broadcast_dims)
     through, *found = _Pools.apply(x, tuple(means), tuple(maxima), broadcast, join, own)
     made = [gate.to(x.dtype) for gate in gates(*_in_order(pools, found))]
-    return _Gate.apply(through, None if own else residual, join, own, relu, *made, *found[count:])
+    return _Gate.apply(through, x, None if own else residual, join, own, relu, *made, *found[count:])
 
 
 def cross_gate(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mode: str) -> torch.Tensor:
@@ -128,10 +128,14 @@ class _Pools(Function):
 
 
 class _Gate(Function):
-    """The gate of a map that went through `_Pools`, whose backward multiplies with the gates that the tickets get."""
+    """The gate of a map that went through `_Pools`, whose backward multiplies with the gates that the tickets get.
+
+    The map itself is what second derivatives lead to: what went through gets nothing but what is to be multiplied.
+    """
 
     @staticmethod
     def forward(
+        through: torch.Tensor,
         x: torch.Tensor,
         residual: torch.Tensor | None,
         join: str,
@@ -140,11 +144,11 @@ class _Gate(Function):
         *gates_and_tickets: torch.Tensor,
     ) -> torch.Tensor:
         gates = list(gates_and_tickets[: len(gates_and_tickets) // 2])
-        return launch.axis_gate(x, gates, residual, join, own, False, relu)
+        return launch.axis_gate(through, gates, residual, join, own, False, relu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, residual, ctx.join, ctx.own, relu, *gates_and_tickets = inputs
+        _, x, residual, ctx.join, ctx.own, relu, *gates_and_tickets = inputs
         ctx.residual = residual is not None
         gates = gates_and_tickets[: len(gates_and_tickets) // 2]
         ctx.save_for_backward(x, output if relu else None, *gates)
@@ -156,10 +160,10 @@ class _Gate(Function):
         if torch.is_grad_enabled():
             dz = dy * (y > 0) if relu else dy
             _, *grads = launch.gate_gradients(dz, x, gates, ctx.join, ctx.own, False)
-            return dz, dz if ctx.residual else None, None, None, None, *grads, *gates
+            return dz, None, dz if ctx.residual else None, None, None, None, *grads, *gates
         _, dz, *grads = launch.axis_gate_backward(dy, y, x, gates, ctx.join, ctx.own, False, False, relu)
         dz = dz if relu else dy
-        return dz, dz if ctx.residual else None, None, None, None, *grads, *gates
+        return dz, None, dz if ctx.residual else None, None, None, None, *grads, *gates
 
 
 class _ProductPools(Function):

@@ -1,0 +1,111 @@
+"""Two processes train together; one dies, and the other ends within seconds and says why."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from engine.small import small_runner
+from mmengine.hooks import Hook
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["visionattn.engine"])
+
+
+class Die(Hook):
+    """Ends one process without a word at iteration 2, and can keep the others busy elsewhere."""
+
+    def __init__(self, rank, busy):
+        self.rank, self.busy = rank, busy
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 2:
+            if runner.rank == self.rank:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.busy:
+                time.sleep(300)  # as a long evaluation without communication
+
+
+def train(config, work_dir, doomed, busy):
+    torch.set_num_threads(1)
+    runner = small_runner(config, work_dir, launcher="pytorch")
+    runner.register_hook(Die(doomed, busy))
+    runner.train()
+
+
+def child(config, work_dir, rank, port, doomed, busy):
+    with open(work_dir.parent / f"printed{rank}", "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    try:
+        train(config, work_dir, doomed, busy)
+    except OSError as error:
+        print(f"{type(error).__name__}: {error}")
+        sys.stdout.flush()
+        sys.exit(2)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("doomed, busy", [(1, False), (0, False), (1, True)])
+def test_without_an_agent(doomed, busy, tiny_config, tmp_path):
+    port = free_port()
+    ranks = [
+        CONTEXT.Process(target=child, args=(tiny_config, tmp_path / "run", rank, port, doomed, busy)) for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        ranks[doomed].join(100)
+        assert ranks[doomed].exitcode == -signal.SIGKILL, (tmp_path / f"printed{doomed}").read_text()
+        died = time.monotonic()
+        survivor = 1 - doomed
+        ranks[survivor].join(20)
+        printed = (tmp_path / f"printed{survivor}").read_text()
+        assert ranks[survivor].exitcode == (1 if busy else 2), printed
+        assert time.monotonic() - died < 20
+        assert f"the process of rank {doomed} has died, so that rank {survivor} ends too; no checkpoint" in printed
+        assert "Traceback" not in printed
+    finally:
+        for process in ranks:
+            process.kill()
+
+
+def test_with_an_agent(tiny_config, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom engine.test_dead_rank import train\n"
+        "train(sys.argv[1], Path(sys.argv[2]), 1, False)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", str(script), str(tiny_config), str(tmp_path / "run")]
+    path = os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "the process of rank 1 has died, so that rank 0 ends too; no checkpoint" in done.stdout + done.stderr
+
+
+def test_nobody_is_taken_for_dead(tiny_config, tmp_path):
+    """A run of two that ends well, or in which one is refused."""
+    port = free_port()
+    ranks = [
+        CONTEXT.Process(target=child, args=(tiny_config, tmp_path / "run", rank, port, None, False)) for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(100)
+    printed = [(tmp_path / f"printed{rank}").read_text() for rank in (0, 1)]
+    assert [process.exitcode for process in ranks] == [0, 0] and "died" not in "".join(printed), printed
