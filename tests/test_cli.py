@@ -15,7 +15,7 @@ import timm
 import torch
 from sklearn.datasets import load_digits
 
-import visionattn  # noqa: F401
+import visionattn
 from visionattn.utils.files import read_checkpoint
 
 
@@ -54,9 +54,9 @@ def test_from_checkpoint_to_network_by_name(trained, run_cli, tmp_path):
     code, out, _ = run_cli("publish", "quickstart", best, "--name", name, "--license", "mit", "--out", "mine")
     assert code == 0
     (path,) = (tmp_path / "mine").glob("*.safetensors")
-    entry = json.loads((tmp_path / "mine" / "manifest.json").read_text())["checkpoints"][name]
-    assert entry["metrics"] == metrics and entry["file"] == path.name and path.stem.endswith(entry["sha256"][:8])
-    assert (entry["license"], entry["input"]["mean"]) == ("mit", [0.5, 0.5, 0.5])
+    facts = visionattn.checkpoints.info(path)
+    assert (facts["name"], facts["metrics"]) == (name, metrics)
+    assert (facts["license"], facts["input"]["mean"], facts["input"]["crop_mode"]) == ("mit", [0.5] * 3, "squash")
 
     code, out, _ = run_cli("test", "quickstart", path)
     assert code == 0 and f"{metrics['top1']:.6f}" in out
@@ -64,7 +64,7 @@ def test_from_checkpoint_to_network_by_name(trained, run_cli, tmp_path):
     trained_weights = read_checkpoint(best)["state_dict"]
     assert all(torch.equal(value, trained_weights[f"backbone.{key}"]) for key, value in model.state_dict().items())
 
-    # Publishing again replaces the file that the manifest no longer names.
+    # Publishing again replaces the file.
     code, *_ = run_cli(
         "publish", "quickstart", trained / "epoch_1.pth", "--name", name, "--license", "mit", "--out", "mine"
     )

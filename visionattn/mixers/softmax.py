@@ -13,8 +13,9 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import attention
+from visionattn.utils.arguments import check_heads
 
-from ._common import WINDOWS, check_heads
+from ._common import WINDOWS
 
 __all__ = ["SoftmaxAttention"]
 
