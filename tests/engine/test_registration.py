@@ -4,7 +4,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -43,11 +42,3 @@ def test_every_public_name_can_be_imported(room):
         assert getattr(module, name).__name__ == name
     with pytest.raises(AttributeError, match=f"module 'visionattn.{room}' has no attribute 'nothing'"):
         module.nothing  # noqa: B018
-
-
-def test_a_second_test_leaves_the_pictures_of_the_first(run_cli, tmp_path):
-    for _ in range(2):
-        code, out, err = run_cli("test", "quickstart", "va_resnet10n_cbam.digits")
-        assert code == 0 and "confusion.png" in out, err
-        time.sleep(1)  # runs are told apart by their second
-    assert len(list((tmp_path / "work_dirs").glob("*/*/confusion.png"))) == 2

@@ -1,8 +1,10 @@
 """`visionattn predict`: what it prints, what it refuses, and how little a classifier needs."""
 
+import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionattn.inference import read_records
+from visionattn.inference import ResultFolder, read_records
 
 NAME = "va_resnet10n_cbam.digits"
 
@@ -100,20 +102,30 @@ def test_score_leaves_out_what_is_below_it(run_cli, scene, tmp_path):
     assert counts[0] > counts[1] > 0
 
 
-def test_ctrl_c_says_what_is_finished(run_cli, folder, tmp_path, monkeypatch):
-    from visionattn.inference import ResultFolder
-
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_says_what_is_finished(number, code, run_cli, folder, tmp_path, monkeypatch):
     add = ResultFolder.add
 
     def stop_at_the_second(self, prediction):
         if self.count == 1:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         add(self, prediction)
 
     monkeypatch.setattr(ResultFolder, "add", stop_at_the_second)
-    code, _, err = run_cli("predict", folder, "--model", NAME, "--out", "out")
-    assert code == 130 and "visionattn: interrupted; 1 pictures are finished in out" in err
+    found, _, err = run_cli("predict", folder, "--model", NAME, "--out", "out")
+    assert found == code and "visionattn: interrupted; 1 pictures are finished in out" in err
     assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 2
+
+
+def test_a_full_disk_ends_in_one_line(run_cli, folder, monkeypatch):
+    def fail(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    code, _, err = run_cli("predict", folder, "--model", NAME, "--out", "out")
+    assert (
+        code == 2 and err.count("\n") == 1 and "a.png: No space left on device; 0 pictures are finished in out" in err
+    )
 
 
 LIGHT = """

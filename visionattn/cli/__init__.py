@@ -32,7 +32,7 @@ def main(command: str | None = None) -> None:
         if "visionattn.models" not in sys.modules:
             importlib.reload(visionattn)
         options.run(options)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         if options.debug:
             raise
         # Errors of worker processes carry their whole traceback; its last line is the message.

@@ -78,14 +78,13 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.exists():
         raise ValueError(f"--out {options.out} exists already; name another folder, so that no two runs mix")
     inputs, total = _find(options.inputs)
+    results: list[tuple[str, str]] = []
     with _orderly():
-        predictor = _load(options)
-        results: list[tuple[str, str]] = []
         try:
-            report = _predict(predictor, inputs, total, options, results)
+            report = _predict(_load(options), inputs, total, options, results)
         except KeyboardInterrupt as stop:
-            print(f"visionattn: interrupted; {stop}", file=sys.stderr)
-            sys.exit(130)
+            print(f"visionattn: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+            sys.exit(143 if isinstance(stop, _Terminated) else 130)
     _show(report, results)
 
 
@@ -184,13 +183,21 @@ def _show(report: "FolderReport", results: Sequence[tuple[str, str]]) -> None:
     )
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as Ctrl-C."""
+
+
 @contextmanager
 def _orderly() -> Iterator[None]:
     """SIGTERM ends the run as Ctrl-C does, with its tables written; any name can be printed; warnings take one line."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise _Terminated
+
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"visionattn: warning: {message}", file=sys.stderr)

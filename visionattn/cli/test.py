@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
         for name, value in metrics.items():
             print(f"{name:16} {value:.6f}")
         classes = runner.test_dataloader.dataset.metainfo["classes"]
-        for picture in draw_scores(runner.test_evaluator.metrics, runner.log_dir, classes):
+        for picture in draw_scores(runner.test_evaluator.metrics, runner.work_dir, classes):
             print(f"{'picture':16} {picture}")
         if options.out:
             with replacing(options.out) as temporary:

@@ -16,7 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from visionattn.utils.files import remove_leftovers, replacing
 
 from .logs import naming
-from .metric_info import MetricInfo, metric_info
+from .metric_units import MetricInfo, metric_info
 from .resume import POINTER, resume_hint, run_settings
 
 __all__ = ["AtomicCheckpointHook"]

@@ -13,7 +13,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
 from . import scores as own
-from .metric_info import MetricInfo, describe
+from .metric_units import MetricInfo, describe
 
 __all__ = ["TorchMetrics"]
 

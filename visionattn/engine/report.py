@@ -11,7 +11,7 @@ import torch
 
 from visionattn.visualization import curves
 
-from .metric_info import FRACTION, MetricInfo
+from .metric_units import FRACTION, MetricInfo
 from .metrics import TorchMetrics
 from .scores import DetectionScores, SegmentationScores
 

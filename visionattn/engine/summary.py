@@ -7,7 +7,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from .checkpoint import AtomicCheckpointHook
 from .finite import FiniteLossHook
-from .metric_info import MetricInfo
+from .metric_units import MetricInfo
 from .report import draw_learning_curve, read_scalars
 
 __all__ = ["training_summary"]

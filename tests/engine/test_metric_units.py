@@ -108,7 +108,7 @@ def test_less_is_better_everywhere(tiny_config, tmp_path, monkeypatch, capsys):
     lines = training_summary(runner, 61.0)
     assert lines["score"] == "my/rmse 7.00 at the end, 4.00 at best (epoch 2)"
     assert lines["trained"] == "1 min 1 s" and lines["weights"].endswith("best_my_rmse.pth")
-    assert marks == [("4.00", (2, 4.0))]
+    assert marks == [("best 4", (2, 4.0))]
 
 
 def test_direction_must_be_known(tiny_config, tmp_path):
