@@ -2,6 +2,7 @@ custom_imports = dict(imports=["visionattn.engine"], allow_failed_imports=False)
 default_hooks = dict(
     logger=dict(type="LoggerHook", interval=50),
     checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=3, save_best="top1"),
+    classes=dict(type="ClassesHook"),
     step_seed=dict(type="StepSeedHook"),
     data_check=dict(type="DataCheckHook"),
     sync_buffers=dict(type="SyncBuffersHook"),

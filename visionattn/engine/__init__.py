@@ -7,18 +7,21 @@ from .amp import AutocastOptimWrapper
 from .browse import draw_samples
 from .checkpoint import AtomicCheckpointHook, latest_checkpoint
 from .checks import DataCheckHook
+from .classes import ClassesHook
 from .config import list_configs, load_config
 from .metrics import TorchMetrics
 from .optim import TimmOptimWrapperConstructor
 from .progress import ProgressHook
 from .report import draw_learning_curve, draw_scores, read_scalars
 from .runner import Runner
-from .scores import DetectionScores, SegmentationScores
+from .scores import SCORES, DetectionScores, SegmentationScores
 from .seeding import StepSeedHook
 
 __all__ = [
+    "SCORES",
     "AtomicCheckpointHook",
     "AutocastOptimWrapper",
+    "ClassesHook",
     "DataCheckHook",
     "DetectionScores",
     "ProgressHook",
