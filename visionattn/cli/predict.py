@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ._common import add_cfg_options
+from ._common import add_cfg_options, add_device, use_device
 
 SUMMARY = "classify pictures, detect objects in them or segment them; write a table and the annotated pictures"
 EXAMPLES = (
@@ -16,9 +16,12 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("inputs", nargs="+", type=Path, help="pictures, or folders to search for them")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="name of a published checkpoint, or of a pretrained network of timm's")
-    source.add_argument("--config", help="path or name of a config; needs --checkpoint")
+    parser.add_argument(
+        "--model",
+        help="name of a published checkpoint, or of a pretrained network of timm's; with --config the network that was "
+        "trained in place of the config's",
+    )
+    parser.add_argument("--config", help="path or name of a config; needs --checkpoint")
     parser.add_argument("--checkpoint", type=Path, help="weights for --config")
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="folder for the results (default: predictions)"
@@ -30,40 +33,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=1, help="above 1, pictures to classify must be prepared to one size"
     )
-    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
+    add_device(parser, "cpu")
     add_cfg_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Predicts on pictures."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
     from rich.table import Table
 
     from visionattn.engine import load_config
     from visionattn.inference import Predictor, find_images, save_predictions
 
-    if options.config and not options.checkpoint:
-        raise ValueError("--config needs --checkpoint")
+    if not (options.config or options.model):
+        raise ValueError("name a network: --model NAME, or --config CONFIG with --checkpoint FILE")
+    if bool(options.config) != bool(options.checkpoint):
+        raise ValueError("--config and --checkpoint go together: the weights of a network that the config describes")
     if options.topk < 1:
         raise ValueError(f"--topk must be at least 1, got {options.topk}")
     if not 0 <= options.score <= 1:
         raise ValueError(f"--score must lie in 0..1, got {options.score}")
     if options.out.exists():
         raise ValueError(f"--out {options.out} exists already; name another folder, so that nothing is overwritten")
+    use_device(options.device)
     paths = find_images(options.inputs)
     how = {"device": options.device, "topk": options.topk, "score": options.score}
-    if options.model:
-        predictor = Predictor.from_name(options.model, **how)
+    if options.config:
+        config = options.loaded = load_config(options.config, options.cfg_options, options.model)
+        predictor = Predictor.from_config(config, options.checkpoint, **how)
     else:
-        predictor = Predictor.from_config(load_config(options.config, options.cfg_options), options.checkpoint, **how)
+        predictor = Predictor.from_name(options.model, **how)
     console = Console()
     shown = track(predictor(paths, options.batch_size), "predicting", len(paths), console=console)
     summaries = save_predictions(shown, options.out)
     table = Table("image", "prediction")
     for path, summary in summaries[:20]:
-        table.add_row(str(path), summary)
+        table.add_row(escape(str(path)), escape(summary))
     console.print(table)
     if len(summaries) > 20:
         console.print(f"... and {len(summaries) - 20} more")
-    console.print(f"all of them in {options.out / 'predictions.csv'}, the annotated pictures beside it")
+    console.print(f"all of them in {escape(str(options.out / 'predictions.csv'))}, the annotated pictures beside it")

@@ -18,6 +18,7 @@ from visionattn.models import check_state_dict
 from visionattn.utils.files import read_checkpoint
 
 from .checkpoint import latest_checkpoint
+from .schedule import without_tiny_warmups
 
 __all__ = ["Runner"]
 
@@ -60,6 +61,12 @@ class Runner(mmengine.runner.Runner):
             return MMDistributedDataParallel(module=model, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Builds the schedulers, without warm-ups that would leave the rate where it begins."""
+        if isinstance(scheduler, list) and all(isinstance(part, dict) for part in scheduler):
+            scheduler = without_tiny_warmups(scheduler, len(self.train_dataloader))
+        return super().build_param_scheduler(scheduler)
+
     def load_or_resume(self) -> None:
         """Goes on from the last checkpoint in the work folder if the run is to be resumed and none is named."""
         if self._resume and self._load_from is None and not self._has_loaded:
@@ -91,12 +98,12 @@ class Runner(mmengine.runner.Runner):
         return checkpoint
 
 
-_NOISE = ("Exp name", "Distributed training is not used")
+_NOISE = ("Exp name", "Distributed training is not used", '"FileClient" will be', '"HardDiskBackend" is the alias')
 
 
 def _for_people(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    return record.levelno >= logging.WARNING or (text.count("\n") < 3 and not text.startswith(_NOISE))
+    return not text.startswith(_NOISE) and (record.levelno >= logging.WARNING or text.count("\n") < 3)
 
 
 def _check_schedule(cfg: Config) -> None:
