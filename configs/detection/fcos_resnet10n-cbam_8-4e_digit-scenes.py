@@ -1,6 +1,6 @@
-# A small detector for synthetic digits. It starts from the packaged weights of a classifier of the same digits. Objects
-# are 20 to 70 px large: maps of strides 8 and 16, and two coarser ones, suffice. Scenes to learn from hold more digits
-# than those of the test (1 to 6): each costs the same.
+# A small FCOS on synthetic scenes of digits, from the packaged weights of a classifier of the same digits. Objects are
+# 20 to 70 px large: maps of strides 8 and 16, and two coarser ones, suffice. Scenes to train on hold more digits than
+# those of the test (1 to 6): each costs the same.
 # Another backbone is one line: `model.backbone.model_name=va_davit_tiny` starts from scratch.
 _base_ = [
     "../_base_/models/fcos_fpn.py",

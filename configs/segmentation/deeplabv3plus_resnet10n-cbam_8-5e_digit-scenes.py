@@ -1,5 +1,5 @@
-# A small segmentor for synthetic digits. It starts from the packaged weights of a classifier of the same digits, on
-# maps of strides 4, 8 and 8: a digit of 25 px is too small for coarser ones. Scenes to learn from hold twice as many
+# A small DeepLabV3+ on synthetic scenes of digits, from the packaged weights of a classifier of the same digits. Its
+# maps have strides 4, 8 and 8: a digit of 25 px is too small for coarser ones. Scenes to train on hold twice as many
 # digits as those of the test (1 to 6), at the same cost; therefore the background counts more than it would by itself.
 # The Dice loss goes for the score itself.
 # Another backbone is one line: `model.backbone.model_name=va_davit_tiny` starts from scratch.

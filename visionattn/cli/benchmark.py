@@ -3,9 +3,11 @@
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 SUMMARY = "compare the speed of plug-ins, mixers and networks with other implementations of the same weights"
 EXAMPLES = (
+    "--plugins cbam --shapes 4x128x28x28              # a table on the terminal",
     "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, 15 minutes",
     "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
     "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "layers (default); mixers: against timm's modules, or literal formulas; windows: focused linear attention "
         "against windows; networks: against timm's, or with literal formulas inside; cpu, gpu: all of them there",
     )
-    parser.add_argument("--json", type=Path, help="the record of a new run; tables and pictures go beside it")
+    parser.add_argument("--json", type=Path, help="keep the record of a new run here, tables and pictures beside it")
     parser.add_argument(
         "--from", dest="records", nargs="+", type=Path, default=[], help="report on these records and run nothing"
     )
@@ -62,8 +64,8 @@ def run(options: argparse.Namespace) -> None:
     from visionattn import benchmark as bench
     from visionattn.utils.files import replacing
 
-    if (options.json is None) == (not options.records):
-        raise ValueError("give either --json, the file of a new run, or --from, the files of earlier runs")
+    if options.json and options.records:
+        raise ValueError("give either --json, the file of a new run, or --from, the files of earlier runs, not both")
     base = bench.load(options.compare) if options.compare else None
     if options.records:
         records = {path: bench.load(path) for path in options.records}
@@ -81,15 +83,17 @@ def run(options: argparse.Namespace) -> None:
         plan = bench.make_plan(
             options.suite, device, cases, seconds=seconds, limit=limit, compilers=options.compile_seconds
         )
-        records = {options.json: bench.run(plan, options.json)}
+        with TemporaryDirectory() as folder:
+            record = bench.run(plan, options.json or Path(folder) / "record.json")
+        records = {options.json: record}
     for path, record in records.items():
-        text = bench.write_report(record, path)
+        text = bench.write_report(record, path) if path else bench.format_record(record)
         if not options.records:
             print(text)
     if options.readme:
-        text = bench.update_readme(options.readme.read_text(), list(records.values()))
+        text = bench.update_readme(options.readme.read_text(encoding="utf-8"), list(records.values()))
         with replacing(options.readme) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     if base is not None:
         lines = [line for record in records.values() for line in bench.compare(record, base)]
         _compare_speed(lines, options.fail_below)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import publish
 from ._common import add_cfg_options
+from ._values import format_setting
 
 SUMMARY = (
     "train networks by one recipe with several seeds and report which differences are significant; continues an "
@@ -64,8 +65,8 @@ def run(options: argparse.Namespace) -> None:
     if len(options.configs) == 1:
         raise ValueError(f"nothing to compare {options.configs[0]} with: name a baseline and at least one config more")
     suite = SUITES[options.suite] if options.suite else Suite("Comparison", (options.configs,))
-    changes = ["--cfg-options", *(f"{key}={value}" for key, value in options.cfg_options.items())]
-    changes = changes if options.cfg_options else []
+    changes = [format_setting(*pair) for pair in options.cfg_options.items()]
+    asked = ["--suite", options.suite] if options.suite else options.configs
     print(
         run_suite(
             replace(
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
                 seeds=options.seeds or suite.seeds,
                 options={**suite.options, **options.cfg_options},
             ),
-            " ".join([f"--suite {options.suite}" if options.suite else shlex.join(options.configs), *changes]),
+            shlex.join([*asked, *(["--cfg-options", *changes] if changes else [])]),
             options.work_dir,
             options.out,
             jobs=options.jobs,

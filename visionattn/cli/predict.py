@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._common import add_cfg_options
+from ._common import add_cfg_options, add_device, use_device
 
 if TYPE_CHECKING:
     from visionattn.inference import FolderReport, Prediction
@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME|FILE",
-        help="name or file of a published checkpoint, hf-hub:ORG/NAME, or a pretrained network of timm's",
+        help="name or file of a published checkpoint, hf-hub:ORG/NAME, or a pretrained network of timm's; with "
+        "--config the network that was trained in place of the config's",
     )
     parser.add_argument("--config", help="path or name of a config; needs --checkpoint")
     parser.add_argument(
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topk", type=int, help="classification: top-k classes to report (default: 5)")
     parser.add_argument("--score", type=float, help="detection: leave out what scores less than this (default: 0.5)")
     parser.add_argument("--batch-size", type=int, default=1, help="most pictures a forward pass (default: 1)")
-    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
+    add_device(parser, "cpu")
     parser.add_argument(
         "--strict",
         action="store_true",
@@ -61,8 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Predicts on pictures."""
-    if options.config and options.model:
-        raise ValueError("--config and --model exclude each other: both say which network it is")
     if options.config and not options.checkpoint:
         raise ValueError("--config needs --checkpoint")
     if not (options.model or options.checkpoint):
@@ -77,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     if options.out is not None and options.out.exists():
         raise ValueError(f"--out {options.out} exists already; name another folder, so that no two runs mix")
+    use_device(options.device)
     inputs, total = _find(options.inputs)
     results: list[tuple[str, str]] = []
     with _orderly():
@@ -119,7 +119,7 @@ def _load(options: argparse.Namespace) -> Any:
     if options.config:
         from visionattn.engine.config import load_config
 
-        model = load_config(options.config, options.cfg_options, register=False)
+        model = options.loaded = load_config(options.config, options.cfg_options, options.model, register=False)
     elif not model:
         model, checkpoint = checkpoint, None
     predictor = Predictor(model, checkpoint, device=options.device, **chosen)

@@ -38,5 +38,5 @@ def run(options: argparse.Namespace) -> None:
     text = format_table(counted, dtype.itemsize, options.bandwidth * 1e12, options.peak * 1e12)
     if options.out:
         with replacing(options.out) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     print(text)

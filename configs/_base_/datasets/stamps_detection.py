@@ -1,4 +1,4 @@
-# Cut-out photographs on photographs, eight classes, made by `visionattn prepare-stamps`, with boxes and masks.
+# Cut-out photographs on photographs, eight classes, made by `visionattn prepare-objects`, with boxes and masks.
 data_preprocessor = dict(
     type="ImgDataPreprocessor",
     mean=[123.675, 116.28, 103.53],

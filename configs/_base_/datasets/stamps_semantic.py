@@ -1,4 +1,4 @@
-# Cut-out photographs on photographs, eight classes and the background, made by `visionattn prepare-stamps`.
+# Cut-out photographs on photographs, eight classes and the background, made by `visionattn prepare-objects`.
 data_preprocessor = dict(
     type="ImgDataPreprocessor",
     mean=[123.675, 116.28, 103.53],
