@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(_resumption(options, work_dir) if runner.rank == 0 else "") from error
     if runner.rank == 0:
-        _summarise(options, config, work_dir, time.monotonic() - started)
+        _summarise(options, runner, time.monotonic() - started)
     leave(options)
 
 
@@ -105,34 +105,17 @@ def _kept(options: argparse.Namespace) -> dict[str, object]:
     return {name: getattr(options, name) for name in names}
 
 
-def _summarise(options: argparse.Namespace, config: "Config", work_dir: Path, seconds: float) -> None:
-    from visionattn.engine import draw_learning_curve, read_scalars
+def _summarise(options: argparse.Namespace, runner: "Runner", seconds: float) -> None:
+    from visionattn.engine import training_summary
 
-    saving = config.get("default_hooks", {}).get("checkpoint", {})
-    metric = saving.get("save_best") or "top1"
-    picture = draw_learning_curve(work_dir, metric)
-    scores = [(record[metric], record["step"]) for record in read_scalars(work_dir)[1] if metric in record]
-    best = work_dir / f"best_{metric.replace('/', '_')}.pth"
-    print(f"\ntrained   {_duration(seconds)}")
-    if scores:
-        choose = min if saving.get("rule") == "less" else max
-        score, step = choose(scores, key=lambda pair: pair[0])  # the first of equals is the one that was saved
-        unit = "epoch" if config.train_cfg.get("by_epoch") else "iteration"
-        print(f"score     {metric} {_score(scores[-1][0])} at the end, {_score(score)} at best ({unit} {step})")
-    print(f"picture   {picture}")
-    print(f"weights   {best if best.exists() else work_dir}")
-    if best.exists():
+    lines = training_summary(runner, seconds)
+    print()
+    for heading, text in lines.items():
+        print(f"{heading:9} {text}")
+    if best := runner.message_hub.runtime_info.get("best_checkpoint"):
+        weights = Path(runner.work_dir) / best
         kept = _kept(options)
         folder = kept.pop("work_dir")
         testing = {**kept, "work_dir": folder and f"{folder}-test"}
-        print(f"next      {command_line('test', options.config, best, **testing)}")
-        print(f"          {command_line('predict', 'PICTURES', config=options.config, checkpoint=best, **kept)}")
-
-
-def _score(value: float) -> str:
-    return f"{100 * value:.2f} %" if 0 <= value <= 1 else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+        print(f"next      {command_line('test', options.config, weights, **testing)}")
+        print(f"          {command_line('predict', 'PICTURES', config=options.config, checkpoint=weights, **kept)}")
