@@ -69,7 +69,7 @@ class BlockContext:
         return {"num_heads": self.num_heads, "attn_drop": self.attn_drop, "proj_drop": self.proj_drop}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Card:
     """What a mechanism is.
 

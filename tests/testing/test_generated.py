@@ -1,5 +1,6 @@
 """What is made of the cards is current, and made anew by one command."""
 
+import re
 import shutil
 
 import pytest
@@ -42,4 +43,4 @@ def test_tables_have_a_row_for_each_mechanism():
 def test_networks_are_listed_by_host_and_mechanism():
     table = generated.network_table()
     assert "| `va_{mobilenetv2_050,mobilenetv2_075}_coord` | 224 px |" in table
-    assert "`va_vit_{linear,softmax}_nano` | 28 to 64 px" in table and "simam" in table
+    assert re.search(r"`va_vit_\{.*linear.*\}_nano` \| 28 to 64 px", table) and "simam" in table
