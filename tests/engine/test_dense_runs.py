@@ -160,7 +160,7 @@ def test_published_as_a_file_that_the_config_and_a_name_take(trained, run_cli, p
         code, _, err = run_cli("predict", picture, *way, *score, "--out", out)
         assert code == 0, err
         tables.append(list(csv.DictReader((tmp_path / out / "predictions.csv").open())))
-    assert tables[0] and all(table == tables[0] for table in tables)
+    assert all(table == tables[0] for table in tables)
     assert {row["label"] for row in tables[0]} <= set(facts["input"]["label_names"])
 
 
