@@ -77,7 +77,7 @@ def test_a_file_takes_the_place_of_the_published_weights(run_cli, folder):
         ),
         (["a.png", "--model", NAME, "--cfg-options", "a=1"], "--cfg-options changes a config: it needs --config"),
         (["a.png", "--model", NAME, "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["a.png", "--model", NAME, "--device", "gpu"], "device 'gpu' cannot be used"),
+        (["a.png", "--model", NAME, "--device", "gpu"], "--device must be cpu, cuda or cuda:NUMBER, got 'gpu'"),
         (["a.png", "--model", "va_resnet10n_cban"], "no network 'va_resnet10n_cban'; did you mean"),
     ],
 )
@@ -102,8 +102,10 @@ def test_score_leaves_out_what_is_below_it(run_cli, scene, tmp_path):
     assert counts[0] > counts[1] > 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_is_stopped_says_what_is_finished(number, code, run_cli, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "code", "how"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_run_that_is_stopped_says_what_is_finished(number, code, how, run_cli, folder, tmp_path, monkeypatch):
     add = ResultFolder.add
 
     def stop_at_the_second(self, prediction):
@@ -113,7 +115,7 @@ def test_a_run_that_is_stopped_says_what_is_finished(number, code, run_cli, fold
 
     monkeypatch.setattr(ResultFolder, "add", stop_at_the_second)
     found, _, err = run_cli("predict", folder, "--model", NAME, "--out", "out")
-    assert found == code and "visionattn: interrupted; 1 pictures are finished in out" in err
+    assert found == code and f"visionattn: {how}; 1 pictures are finished in out" in err
     assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 2
 
 

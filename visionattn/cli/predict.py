@@ -82,9 +82,9 @@ def run(options: argparse.Namespace) -> None:
     with _orderly():
         try:
             report = _predict(_load(options), inputs, total, options, results)
-        except KeyboardInterrupt as stop:
-            print(f"visionattn: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
-            sys.exit(143 if isinstance(stop, _Terminated) else 130)
+        except _Terminated as stop:
+            print(f"visionattn: terminated{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+            sys.exit(143)
     _show(report, results)
 
 
@@ -184,19 +184,16 @@ def _show(report: "FolderReport", results: Sequence[tuple[str, str]]) -> None:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as Ctrl-C."""
+    """SIGTERM, as if it were Ctrl-C."""
 
 
 @contextmanager
 def _orderly() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does, with its tables written; any name can be printed; warnings take one line."""
+    """On SIGTERM the tables are written as on Ctrl-C, and warnings take one line."""
 
     def terminate(number: int, frame: Any) -> None:
         raise _Terminated
 
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         with warnings.catch_warnings():
