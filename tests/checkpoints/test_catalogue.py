@@ -163,7 +163,7 @@ def test_command_downloads_lists_and_says_what_is_missing(web, entry, monkeypatc
     code, out, err = run(monkeypatch, capsys, f"download va_resnet50_cbam {NAME}")
     assert code == 2 and NAME in out
     assert "va_resnet50_cbam.in1k: To get va_resnet50_cbam.in1k by hand, open https://drive.google.com" in err
-    assert "1 of 2 could not be had" in err
+    assert "1 of 2 failed to download" in err
     for line, fault in (("download", "say which checkpoints"), (f"download {NAME} --jobs 0", "--jobs")):
         code, _, err = run(monkeypatch, capsys, line)
         assert code == 2 and fault in err

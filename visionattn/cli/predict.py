@@ -27,11 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("predictions"), help="folder for the results (default: predictions)"
     )
     parser.add_argument("--topk", type=int, default=5, help="classification: top-k classes to report (default: 5)")
+    parser.add_argument("--score", type=float, default=0.5, help="detection: lowest score to report (default: 0.5)")
     parser.add_argument(
-        "--score", type=float, default=0.5, help="detection: leave out what scores less than this (default: 0.5)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=1, help="above 1, pictures to classify must be prepared to one size"
+        "--batch-size",
+        type=int,
+        default=1,
+        help="pictures per forward pass (default: 1); above 1, pictures to classify must be prepared to one size",
     )
     add_device(parser, "cpu")
     add_cfg_options(parser)

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("config", help="path or name of the config it was trained by")
     parser.add_argument("checkpoint", type=Path, help="the training checkpoint")
-    parser.add_argument("--name", required=True, metavar="MODEL.TAG", help="the name under which timm shall find it")
+    parser.add_argument("--name", required=True, metavar="MODEL.TAG", help="the name under which timm finds it")
     parser.add_argument("--license", required=True, help="licence of the weights, such as apache-2.0")
     parser.add_argument("--origin", default="trained with this package", help="where the weights come from")
     parser.add_argument(
