@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from visionattn.engine import load_config
-from visionattn.utils.files import read_checkpoint
 
-QUICK = ["train_cfg.max_epochs=1", "train_dataloader.batch_size=512"]
+QUICK = ["train_cfg.max_epochs=1", "train_dataloader.num_batch_per_epoch=2"]
 
 
 def test_next_commands_work_as_printed(run_cli, tmp_path):
@@ -43,8 +42,8 @@ def test_header_and_threads(run_cli, monkeypatch):
         if not torch.cuda.is_available():
             assert "device    cpu, 1 thread\n" in out and torch.get_num_threads() == 1, "a small network"
         assert "va_resnet10n_cbam, 0.31 M parameters (Classifier)\n" in out
-        assert "1,438 to train on, 359 to evaluate on, 10 classes (Digits)\n" in out
-        assert "length    1 epoch of 2 steps, 512 pictures each\n" in out and "folder    " in out
+        assert "128 to train on, 359 to evaluate on, 10 classes (Digits)\n" in out
+        assert "length    1 epoch of 2 steps, 64 pictures each\n" in out and "folder    " in out
         assert "will be deprecated" not in out + err
 
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -53,12 +52,6 @@ def test_header_and_threads(run_cli, monkeypatch):
         assert torch.get_num_threads() == 2, "the user's choice"
     finally:
         torch.set_num_threads(before)
-
-
-def test_work_folders_are_named_after_what_was_asked_for(run_cli, tmp_path):
-    assert run_cli("train", "resnet10n-bam_64-15e_digits", "--cfg-options", *QUICK)[0] == 0
-    weights = read_checkpoint(tmp_path / "work_dirs" / "resnet10n-bam_64-15e_digits" / "epoch_1.pth")["state_dict"]
-    assert any("bam" in key or "plugin" in key for key in weights)
 
 
 def test_a_shortened_run_learns_with_its_whole_schedule(run_cli, tmp_path):

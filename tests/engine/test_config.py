@@ -13,8 +13,19 @@ from visionattn.engine.schedule import stretch_schedule, without_tiny_warmups
 from visionattn.utils.resources import config_dir
 
 
-@pytest.mark.parametrize("path", sorted(config_dir().rglob("*.py")), ids=lambda path: path.stem)
-def test_reads_as_mmengine_does(path):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "classification/flatten-swin-base-384_1024-30e_imagenet",
+        "classification/mobilenetv2-triplet_96-400e_imagenet",
+        "detection/mask-rcnn_efficientnet-lite0_8-12e_stamps",
+        "detection/mask-rcnn_resnet10n-cbam_8-4e_digit-scenes",
+        "segmentation/fpn_twins-svt-small_16-80k_ade20k",
+        "segmentation/upernet_resnet10n-cbam_8-5e_digit-scenes",
+    ],
+)
+def test_reads_as_mmengine_does(name):
+    path = config_dir() / f"{name}.py"
     assert read_config(path)._cfg_dict == Config.fromfile(path)._cfg_dict
 
 

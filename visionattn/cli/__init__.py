@@ -18,6 +18,7 @@ import importlib
 import os
 import pkgutil
 import sys
+import textwrap
 from types import ModuleType
 from typing import NoReturn
 
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(
             name,
             help=command.SUMMARY,
-            description=f"{command.SUMMARY[0].upper()}{command.SUMMARY[1:]}.",
+            description=textwrap.fill(f"{command.SUMMARY[0].upper()}{command.SUMMARY[1:]}.", 100),
             epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

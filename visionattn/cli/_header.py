@@ -57,10 +57,11 @@ def describe_run(runner: "Runner") -> str:
     epochs = f"{runner.max_epochs} epoch{'s' * (runner.max_epochs != 1)}"
     length = f"{epochs} of {len(train)} steps" if by_epoch else f"{runner.max_iters:,} steps"
     name = runner.cfg.model.get("backbone", {}).get("model_name", type(model).__name__)
+    kind = runner.cfg.train_dataloader.dataset.get("type")
     lines = {
         "device": device,
         "network": f"{name}, {parameters / 1e6:.2f} M parameters ({type(model).__name__})",
-        "data": f"{data} ({type(train.dataset).__name__})",
+        "data": f"{data} ({getattr(kind, '__name__', kind)})",
         "length": f"{length}, {train.batch_size} pictures each",
         "folder": runner.work_dir,
     }

@@ -12,7 +12,7 @@ EXAMPLES = ("quickstart --count 32 --columns 8", "quickstart --split test --out 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     add_config(parser)
-    parser.add_argument("--split", choices=("train", "val", "test"), default="train")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="(default: train)")
     parser.add_argument("--count", type=int, default=16, help="how many samples (default: 16)")
     parser.add_argument("--columns", type=int, default=4, help="how many in a row (default: 4)")
     parser.add_argument("--out", type=Path, default=Path("browse.png"), help="the picture (default: browse.png)")

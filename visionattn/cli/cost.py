@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("--size", type=int, default=224, help="side of the picture (default: 224)")
     parser.add_argument("--plugins", nargs="+", default=[], metavar="NAME", help="names of plug-ins (default: all)")
-    parser.add_argument("--out", type=Path, help="write the table to this .md file too, and a .csv beside it")
+    parser.add_argument("--out", type=Path, help="also write the table to this .md file, and a .csv beside it")
 
 
 def run(options: argparse.Namespace) -> None:

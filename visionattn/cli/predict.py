@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, help="a new folder for the results (default: predictions, predictions-2, ...)"
     )
     parser.add_argument("--topk", type=int, help="classification: top-k classes to report (default: 5)")
-    parser.add_argument("--score", type=float, help="detection: leave out what scores less than this (default: 0.5)")
-    parser.add_argument("--batch-size", type=int, default=1, help="most pictures a forward pass (default: 1)")
+    parser.add_argument("--score", type=float, help="detection: lowest score to report (default: 0.5)")
+    parser.add_argument("--batch-size", type=int, default=1, help="pictures per forward pass (default: 1)")
     add_device(parser, "cpu")
     parser.add_argument(
         "--strict",

@@ -71,26 +71,29 @@ def known_names(path: Path, node: Mapping[str, Any]) -> set[str] | None:
         path: Where the dict stands.
         node: The dict.
     """
-    if path == ("optim_wrapper",):
-        return {"type", "constructor", "paramwise_cfg"} | (
-            _parameters(*_classes(node.get("type", OptimWrapper))) or set()
-        )
+    names = None
     if "type" in node:
         names = _parameters(*_classes(node["type"]))
-        return names and names | {"type", "priority", "convert_to_iter_based", "_scope_"}
-    if path in _PLAIN:
+    elif path in _PLAIN:
         found = _PLAIN[path]
-        return set(found) if isinstance(found, set) else _parameters(found)
-    if path == ("train_cfg",):
-        return (_parameters(EpochBasedTrainLoop if "max_epochs" in node else IterBasedTrainLoop) or set()) | {
-            "by_epoch"
-        }
-    if len(path) == 1 and path[0].endswith("_dataloader"):
-        return (_parameters(DataLoader) or set()) | _LOADER
-    return None
+        names = found if isinstance(found, set) else _parameters(found)
+    elif path == ("train_cfg",):
+        names = _parameters(EpochBasedTrainLoop if "max_epochs" in node else IterBasedTrainLoop)
+    elif len(path) == 1 and path[0].endswith("_dataloader"):
+        names = (_parameters(DataLoader) or set()) | _LOADER
+    return names and names | {"type", "_scope_"} | _BUILDERS.get(path[0] if path else "", set())
 
 
+# What those who build the parts of a section take out of them.
+_BUILDERS = {
+    "train_cfg": {"by_epoch"},
+    "optim_wrapper": {"constructor", "paramwise_cfg"},
+    "param_scheduler": {"convert_to_iter_based"},
+    "default_hooks": {"priority"},
+    "custom_hooks": {"priority"},
+}
 _PLAIN: dict[Path, set[str] | Callable[..., Any]] = {
+    ("optim_wrapper",): OptimWrapper,
     ("custom_imports",): {"imports", "allow_failed_imports"},
     ("val_cfg",): ValLoop,
     ("test_cfg",): TestLoop,
