@@ -13,7 +13,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
 from . import scores as own
-from .metric_info import MetricInfo, describe
+from .units import MetricInfo, describe
 
 __all__ = ["TorchMetrics"]
 
