@@ -14,7 +14,7 @@ from engine.small import small_runner
 from mmengine.hooks import Hook
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["visionattn.engine"])
+CONTEXT.set_forkserver_preload(["visionattn.engine.runner"])
 
 
 class Die(Hook):

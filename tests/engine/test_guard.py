@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from visionattn.engine import latest_checkpoint, verify_checkpoint, work_dir_lock
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["visionattn.engine"])
+CONTEXT.set_forkserver_preload(["visionattn.engine.runner"])
 
 
 class At(Hook):

@@ -19,9 +19,14 @@ class PictureDataset(Dataset):
         classes: Names of the classes.
         source: Where the pictures come from, for messages.
 
+    Attributes:
+        skipped: How many pictures were left out because they can't be read.
+
     Raises:
         ValueError: If there are no classes, or one is named twice.
     """
+
+    skipped: int = 0
 
     def __init__(self, classes: Sequence[str], source: str) -> None:
         check_classes(classes, f"{type(self).__name__} ({source})")

@@ -80,7 +80,9 @@ class DetectionImages(PictureDataset):
         self.pipeline = DetectionPipeline(pipeline, original=test_mode, box_params=box_params)
         chosen = select_names(pictures, names_file, lambda p: relative_name(p.path, root), source)
         chosen = _with_files(chosen, source)
+        found = len(chosen)
         chosen = drop_unreadable(chosen, lambda p: read_image(p.path), skip_unreadable, source, lambda p: str(p.path))
+        self.skipped = found - len(chosen)
         usable = _count_unusable(chosen, source)
         if drop_empty:
             kept = [picture for picture, count in zip(chosen, usable, strict=True) if count]

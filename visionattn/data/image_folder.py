@@ -80,7 +80,9 @@ class ImageFolder(LabelledImages):
             classes = classes or [str(number) for number in range(max((label for _, label in pictures), default=0) + 1)]
             source = str(ann_file)
         pictures = select_names(pictures, names_file, lambda pair: relative_name(pair[0], root), source)
+        found = len(pictures)
         pictures = drop_unreadable(pictures, lambda p: read_image(p[0]), skip_unreadable, source, lambda p: str(p[0]))
+        self.skipped = found - len(pictures)
         self.paths = SerializedList(str(path) for path, _ in pictures)
         labels = np.array([label for _, label in pictures], np.int64)
         super().__init__(labels, classes, pipeline, source)

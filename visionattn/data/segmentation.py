@@ -81,6 +81,7 @@ class SegmentedImages(PictureDataset):
         if not pairs:
             raise ValueError(f"{what}: no images in {source}")
         columns = (check_files(column, lambda number: source) for column in zip(*pairs, strict=True))
+        found = len(pairs)
         pairs = drop_unreadable(
             list(zip(*columns, strict=True)),
             lambda pair: (read_image(pair[0]), read_mask(pair[1], self._colours())),
@@ -88,6 +89,7 @@ class SegmentedImages(PictureDataset):
             source,
             lambda pair: str(pair[0]),
         )
+        self.skipped = found - len(pairs)
         self.files = SerializedList((str(image), str(mask)) for image, mask in pairs)
         self.numbers: np.ndarray | None = None  # where `use_classes` has moved the classes
         if ignored is None and by_default:

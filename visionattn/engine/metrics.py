@@ -15,7 +15,7 @@ from mmengine.registry import METRICS
 from visionattn.utils.building import build, hint
 
 from . import scores as own
-from .metric_units import MetricInfo, describe
+from .units import MetricInfo, describe
 
 __all__ = ["TorchMetrics"]
 
