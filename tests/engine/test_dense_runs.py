@@ -135,7 +135,7 @@ def test_published_as_a_file_that_the_config_and_a_name_take(trained, run_cli, p
     name, metric = CONFIGS[task]
     config = tmp_path / "tiny.py"
     base = load_config(name)
-    base.merge_from_dict({key: value for key, value in TINY.items() if key.startswith("test")})
+    base.merge_from_dict({key: value for key, value in TINY.items() if key.startswith("test")} | OWN[task])
     base.dump(config)
     tag = f"va_resnet10n_cbam.{task}"
     code, _, err = run_cli("publish", config, best_of(trained), "--name", tag, "--license", "mit", "--out", "mine")

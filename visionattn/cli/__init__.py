@@ -46,7 +46,7 @@ def main(command: str | None = None) -> None:
     arguments = sys.argv[1:] if command is None else [command, *sys.argv[1:]]
     options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the command
-        if getattr(stream, "errors", "") == "strict":
+        if getattr(stream, "errors", "") in ("strict", "surrogateescape"):  # the second in the C locale
             stream.reconfigure(errors="backslashreplace")
     # Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
