@@ -40,7 +40,7 @@ def test_a_validation_set_that_lacks_a_class_is_scored_by_name(config, tmp_path,
     assert set(runner.val_dataloader.dataset.labels.tolist()) == {1, 2}
     assert runner.val_evaluator.metrics[0].dataset_meta["classes"] == ("ant", "bee", "cow")
     assert runner.message_hub.get_info("best_score") > 0.9  # counted by the folders there, half of it would be wrong
-    assert "val) has nothing of 'ant'" in "".join(capfd.readouterr())
+    assert "val) lacks classes of the training set: ant" in "".join(capfd.readouterr())
     config.load_from = str(tmp_path / "work" / "best_top1.pth")
     tested = Runner.from_cfg(Config({**config, "experiment_name": "again"}))
     tested.load_or_resume()

@@ -108,11 +108,7 @@ def test_less_is_better_everywhere(tiny_config, tmp_path, monkeypatch, capsys):
     lines = training_summary(runner, 61.0)
     assert lines["score"] == "my/rmse 7.00 at the end, 4.00 at best (epoch 2)"
     assert lines["trained"] == "1 min 1 s" and lines["weights"].endswith("best_my_rmse.pth")
-<<<<<<<< HEAD:tests/engine/test_units.py
-    assert marks == [("best 4", (2, 4.0))]
-========
     assert [mark[1] for mark in marks] == [(2, 4.0)]
->>>>>>>> w/engine:tests/engine/test_units.py
 
 
 def test_direction_must_be_known(tiny_config, tmp_path):
