@@ -69,7 +69,7 @@ class BlockContext:
         return {"num_heads": self.num_heads, "attn_drop": self.attn_drop, "proj_drop": self.proj_drop}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Card:
     """What a mechanism is.
 
@@ -137,6 +137,10 @@ class Card:
     def __post_init__(self) -> None:
         if self.factory is None and self.mixers is None:
             raise ValueError(f"the card of {self.name!r} needs a factory or mixers")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Card":
+        """The card itself, which never changes: networks that were built from one can be copied."""
+        return self
 
     @property
     def standalone(self) -> bool:

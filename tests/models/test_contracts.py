@@ -126,7 +126,10 @@ class TestOnCpu:
         """Every parameter gets a gradient, the same either way."""
         model = create(name, num_classes=42, drop_path_rate=0.1, drop_rate=0.0, **arguments).double().train()
         x = torch.randn(2, 3, 64, 64).double()
-        results = []
+        results, calls = [], []
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+                module.register_forward_hook(lambda module, args, out: calls.append(module))
         for enable in (False, True):
             model.set_grad_checkpointing(enable)
             model.zero_grad()
@@ -136,6 +139,7 @@ class TestOnCpu:
             assert not [key for key, parameter in model.named_parameters() if parameter.grad is None]
             results.append([out, *(parameter.grad for parameter in model.parameters())])
         torch.testing.assert_close(*results)
+        assert len(calls) > 2 * len(set(calls)), "nothing is computed again"
 
     @pytest.mark.parametrize("size", [(61, 83), (150, 203), (33, 32), (3, 1)], ids=str)
     def test_any_size(self, name, arguments, size):

@@ -90,9 +90,9 @@ def test_starts_near_a_quarter_of_the_input():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": 0}, "channels=0"),
-        ({"channels": 8, "group_size": 0}, "group_size=0"),
-        ({"channels": 8, "norm_groups": 0}, "norm_groups=0"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"channels": 8, "group_size": 0}, "group_size must be at least 1, got 0"),
+        ({"channels": 8, "norm_groups": 0}, "norm_groups must be at least 1, got 0"),
         ({"channels": 8, "kernel_size": 6}, "kernel_size must be a positive odd number, got 6"),
     ],
 )

@@ -1,5 +1,6 @@
 """What is made of the cards is current, and made anew by one command."""
 
+import re
 import shutil
 
 import pytest
@@ -37,3 +38,9 @@ def test_tables_have_a_row_for_each_mechanism():
     assert "| `twins` | attention in windows and to a reduced map, in turns |" in generated.mechanism_table("mixer")
     assert "  BAM, CBAM\n      https://github.com/Jongchan/attention-module (MIT)\n" in generated.notice()
     assert "https://github.com/Xuwei86/ELA_Code (no licence file)" in generated.notice()
+
+
+def test_networks_are_listed_by_host_and_mechanism():
+    table = generated.network_table()
+    assert "| `va_{mobilenetv2_050,mobilenetv2_075}_coord` | 224 px |" in table
+    assert re.search(r"`va_vit_\{.*linear.*\}_nano` \| 28 to 64 px", table) and "simam" in table

@@ -54,7 +54,8 @@ class PictureDataset(Dataset):
                 f"{what} has {_listed(extra)}, which the training set does not have; its classes are {_listed(classes)}"
             )
         if missing := [name for name in classes if name not in occurring]:
-            print_log(f"{what} has nothing of {_listed(missing)}", "current", logging.WARNING)
+            names = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+            print_log(f"{what} lacks classes of the training set: {names}", "current", logging.WARNING)
         numbers = [classes.index(name) if name in classes else -1 for name in own]
         self.renumber(np.array(numbers, np.int64))
         self.metainfo["classes"] = tuple(classes)

@@ -10,6 +10,7 @@ from visionattn.utils.lazy import import_name
 _MODULES = {
     "AtomicCheckpointHook": "checkpoint",
     "AutocastOptimWrapper": "amp",
+    "ClassesHook": "classes",
     "DataCheckHook": "checks",
     "DetectionScores": "scores",
     "FiniteLossHook": "finite",
@@ -18,6 +19,7 @@ _MODULES = {
     "MetricInfo": "units",
     "ProgressHook": "progress",
     "Runner": "runner",
+    "SCORES": "scores",
     "SegmentationScores": "scores",
     "StepSeedHook": "seeding",
     "TimmOptimWrapperConstructor": "optim",

@@ -211,8 +211,8 @@ def predict_to_folder(
             for result in predictor(inputs, batch_size, on_error=None if strict else skip):
                 _add(results, result)
                 on_result(result)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{results.count} pictures are finished in {printable(folder)}") from None
+        except KeyboardInterrupt as stop:
+            raise type(stop)(f"{results.count} pictures are finished in {printable(folder)}") from None
         finally:
             if skipped and results.count:
                 _write_csv(folder / "skipped.csv", ["image", "reason"], skipped)

@@ -19,6 +19,7 @@ from torch import nn
 
 from visionattn.catalog import BlockContext, Card, Floor, get
 from visionattn.ops import balanced_bisection, cluster_attention
+from visionattn.utils.arguments import check_heads
 
 __all__ = ["FeatureSpaceLocalAttention"]
 
@@ -67,8 +68,7 @@ class FeatureSpaceLocalAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1 or num_heads < 1 or dim % num_heads:
-            raise ValueError(f"dim must be a positive multiple of num_heads, got dim={dim}, num_heads={num_heads}")
+        check_heads(dim, num_heads)
         if cluster_size < 2:
             raise ValueError(f"cluster_size must be at least 2, got {cluster_size}")
         if not 0 <= overlap <= cluster_size:

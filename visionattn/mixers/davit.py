@@ -18,8 +18,9 @@ from torch import nn
 
 from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import channel_attention, prefer_moments, projected_channel_attention
+from visionattn.utils.arguments import check_choice, check_heads
 
-from ._common import WINDOWS, WindowMixer, check_heads
+from ._common import WINDOWS, WindowMixer
 from ._position import PositionConv
 
 __all__ = ["ChannelAttention", "SpatialWindowAttention"]
@@ -83,8 +84,7 @@ class ChannelAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads)
-        if scale not in _ROLES:
-            raise ValueError(f"scale must be one of {', '.join(_ROLES)}, got {scale}")
+        check_choice("scale", scale, _ROLES)
         dd = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.scale = scale

@@ -16,6 +16,7 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import nhwc_conv
+from visionattn.utils.arguments import check_odd, check_positive
 
 __all__ = ["DepthwiseConvMixer"]
 
@@ -44,10 +45,8 @@ class DepthwiseConvMixer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        check_positive(dim=dim)
+        check_odd(kernel_size=kernel_size)
         dd = {"device": device, "dtype": dtype}
         self.dw_input_proj = nn.Conv2d(dim, dim, 1, bias=bias, **dd)
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias, **dd)

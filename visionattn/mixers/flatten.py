@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import focused_attention, nhwc_conv
+from visionattn.utils.arguments import check_heads, check_positive, pair
 
 __all__ = ["FocusedLinearAttention"]
 
@@ -75,15 +76,13 @@ class FocusedLinearAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim < 1 or dim % num_heads:
-            raise ValueError(f"dim must be a positive multiple of num_heads, got dim={dim}, num_heads={num_heads}")
+        check_heads(dim, num_heads)
         if focusing_factor < 1 or focusing_factor != int(focusing_factor):
             raise ValueError(f"focusing_factor must be an integer of at least 1, got {focusing_factor}")
         smallest = 3 if lepe else 1
         if kernel_size < smallest or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least {smallest} (lepe={lepe}), got {kernel_size}")
-        if sr_ratio < 1 or (pool_size is not None and pool_size < 1):
-            raise ValueError(f"sr_ratio and pool_size must be at least 1, got {sr_ratio} and {pool_size}")
+        check_positive(sr_ratio=sr_ratio, pool_size=1 if pool_size is None else pool_size)
         if (window_size is not None) + (sr_ratio > 1) + (pool_size is not None) > 1:
             raise ValueError(
                 "only one of window_size, sr_ratio and pool_size can be used, got "
@@ -92,11 +91,11 @@ class FocusedLinearAttention(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.focusing_factor = int(focusing_factor)
-        self.window_size = _pair("window_size", window_size)
+        self.window_size = None if window_size is None else pair("window_size", window_size)
         self.sr_ratio = sr_ratio
         self.pool_size = pool_size
         self.legacy_interpolation = legacy_interpolation
-        self.grid_size = _pair("grid_size", grid_size)
+        self.grid_size = None if grid_size is None else pair("grid_size", grid_size)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         reduced = sr_ratio > 1 or pool_size is not None
         self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, **dd) if reduced else None
@@ -202,15 +201,6 @@ class FocusedLinearAttention(nn.Module):
             weight = weight + F.pad(self.get_v.weight, [self.dwc.padding[0] - 1] * 4)
             bias = bias + self.get_v.bias
         return weight, bias
-
-
-def _pair(name: str, size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"{name} must be None, a positive integer or two of them, got {size}")
-    return pair
 
 
 def _resize(x: torch.Tensor, size: torch.Size, mode: str) -> torch.Tensor:

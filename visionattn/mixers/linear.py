@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card, Floor
-
-from ._common import check_heads
+from visionattn.utils.arguments import check_heads
 
 __all__ = ["LinearAttention"]
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from visionattn.catalog import Floor
 from visionattn.ops import plane_conv
+from visionattn.utils.arguments import check_odd
 
 __all__ = ["ONE_POOL", "PlaneGate", "StripGates"]
 
@@ -35,8 +36,7 @@ class PlaneGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+        check_odd(kernel_size=kernel_size)
         dd = {"device": device, "dtype": dtype}
         self.zero_init = zero_init
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **dd)

@@ -18,6 +18,7 @@ from torch import nn
 
 from visionattn.catalog import Card, Floor
 from visionattn.ops import cross_gate
+from visionattn.utils.arguments import check_choice, check_positive
 
 __all__ = ["BAM"]
 
@@ -64,18 +65,9 @@ class BAM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        numbers = {
-            "channels": channels,
-            "reduction": reduction,
-            "num_layers": num_layers,
-            "num_dilated": num_dilated,
-            "dilation": dilation,
-        }
-        for name, number in numbers.items():
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        if mode not in ("product", "sum"):
-            raise ValueError(f"mode must be 'product' or 'sum', got {mode!r}")
+        check_positive(channels=channels, reduction=reduction, num_layers=num_layers)
+        check_positive(num_dilated=num_dilated, dilation=dilation)
+        check_choice("mode", mode, ("product", "sum"))
         dd = {"device": device, "dtype": dtype}
         self.mode = mode
         hidden = max(channels // reduction, 1)

@@ -15,6 +15,7 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import axis_attention
+from visionattn.utils.arguments import check_positive
 
 from ._common import ONE_POOL, StripGates
 
@@ -54,11 +55,7 @@ class BalancedMultiTaskAttention(StripGates):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if channels < 1 or reduction < 1 or se_reduction < 1:
-            raise ValueError(
-                "channels, reduction and se_reduction must be at least 1, "
-                f"got channels={channels}, reduction={reduction}, se_reduction={se_reduction}"
-            )
+        check_positive(channels=channels, reduction=reduction, se_reduction=se_reduction)
         dd = {"device": device, "dtype": dtype}
         super().__init__(channels, max(channels // reduction, 1), bias=False, act=nn.ReLU, **dd)
         hidden = max(channels // se_reduction, 1)

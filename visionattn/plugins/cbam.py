@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from visionattn.catalog import Card, Floor
 from visionattn.ops import map_pools, nested_gate
+from visionattn.utils.arguments import check_positive
 
 from ._common import PlaneGate
 
@@ -48,10 +49,7 @@ class ChannelGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if channels < 1 or reduction < 1:
-            raise ValueError(
-                f"channels and reduction must be at least 1, got channels={channels}, reduction={reduction}"
-            )
+        check_positive(channels=channels, reduction=reduction)
         unknown = [pool for pool in pool_types if pool not in _POOLS]
         if unknown or not pool_types:
             raise ValueError(f"pool_types must name at least one of {', '.join(_POOLS)}, got {tuple(pool_types)}")

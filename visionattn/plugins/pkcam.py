@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card
+from visionattn.utils.arguments import check_choice
 
 __all__ = ["PKCAM"]
 
@@ -174,10 +175,8 @@ class PKCAM(nn.Module):
             )
         if any(width < 1 or channels % width for width in stage_widths):
             raise ValueError(f"each of stage_widths must divide channels={channels}, got {tuple(stage_widths)}")
-        if inner not in _INNER:
-            raise ValueError(f"inner must be one of {', '.join(_INNER)}, got {inner!r}")
-        if upsample not in _UPSAMPLE:
-            raise ValueError(f"upsample must be one of {', '.join(_UPSAMPLE)}, got {upsample!r}")
+        check_choice("inner", inner, _INNER)
+        check_choice("upsample", upsample, _UPSAMPLE)
         dd = {"device": device, "dtype": dtype}
         self.stage_widths = tuple(stage_widths)
         self.block_widths = (channels,) * block_count

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from visionattn.catalog import Card, Floor
+from visionattn.utils.arguments import check_positive
 
 __all__ = ["SimAM"]
 
@@ -42,8 +43,7 @@ class SimAM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels}")
+        check_positive(channels=channels)
         if not e_lambda > 0:
             raise ValueError(f"e_lambda must be above 0, got {e_lambda}")
         self.e_lambda = e_lambda

@@ -15,6 +15,7 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import axis_attention
+from visionattn.utils.arguments import check_positive
 
 from ._common import ONE_POOL, PlaneGate
 
@@ -57,8 +58,7 @@ class TripletAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels}")
+        check_positive(channels=channels)
         dd = {"device": device, "dtype": dtype}
         self.cw = PlaneGate(kernel_size, **dd)
         self.hc = PlaneGate(kernel_size, **dd)

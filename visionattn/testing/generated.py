@@ -6,16 +6,20 @@ writes them anew, and the byte budgets of blocks that have none. Tests hold that
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import timm
+
+import visionattn.models  # noqa: F401  (registers the networks)
 from visionattn.catalog import Card, Kind, cards
 from visionattn.utils.files import replacing
 from visionattn.utils.marks import put_between
 
 from . import byte_budgets
 
-__all__ = ["COMMAND", "mechanism_table", "notice", "renew", "stale"]
+__all__ = ["COMMAND", "mechanism_table", "network_table", "notice", "renew", "stale"]
 
 COMMAND = "python -m visionattn.testing.generated"
 ROOT = Path(__file__).parents[2]
@@ -30,6 +34,30 @@ def mechanism_table(kind: Kind) -> str:
         name = _class_name(first)
         what = f"`{name}`: {first.summary}" if name else first.summary
         rows.append(f"| {names} | {what} | {_link(first.paper)} |")
+    return "\n".join([*rows, ""])
+
+
+def network_table() -> str:
+    """Markdown of the networks that are a host with a plug-in, or a mixer in a size, and the size of their pictures."""
+    plugins, mixers = ("|".join(card.name for card in cards(kind)) for kind in ("plugin", "mixer"))
+    rows = ["| networks | pictures |", "|---|---|"]
+    for family, pattern in (
+        ("va", f"(.+)_({plugins})"),
+        ("va_stm", f"({mixers})_(.+)"),
+        ("va_vit", f"({mixers})_(.+)"),
+    ):
+        # First part of a name and the size of its pictures -> the second parts that it goes with.
+        found: dict[tuple[str, str], list[str]] = {}
+        for name in timm.list_models(f"{family}_*"):
+            if match := re.fullmatch(f"{family}_{pattern}", name):
+                side = timm.get_pretrained_cfg(name).input_size[-1]
+                size = "28 to 64 px" if side <= 64 else f"{side} px"
+                found.setdefault((match[1], size), []).append(match[2])
+        groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for (first, size), second in found.items():
+            groups.setdefault((size, tuple(second)), []).append(first)
+        for (size, second), first in groups.items():
+            rows.append(f"| `{family}_{_choice(first)}_{_choice(second)}` | {size} |")
     return "\n".join([*rows, ""])
 
 
@@ -52,7 +80,11 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
         ValueError: If a file lacks the lines between which its generated part goes.
     """
     wanted = {
-        "README.md": {_marks("plugins"): mechanism_table("plugin"), _marks("mixers"): mechanism_table("mixer")},
+        "README.md": {
+            _marks("plugins"): mechanism_table("plugin"),
+            _marks("mixers"): mechanism_table("mixer"),
+            _marks("networks"): network_table(),
+        },
         "NOTICE": {_NOTICE: notice()},
     }
     found = {}
@@ -97,6 +129,10 @@ def _grouped(chosen: Iterable[Card], key: Callable[[Card], object]) -> Iterator[
 def _class_name(card: Card) -> str:
     factory = getattr(card.factory, "func", card.factory)
     return factory.__name__ if factory else ""
+
+
+def _choice(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
 
 
 def _link(paper: str) -> str:
