@@ -1,5 +1,6 @@
 """What the tasks share: a timm network that is created with checks, and weights that must fit exactly."""
 
+import logging
 from typing import Any
 
 import timm
@@ -10,9 +11,11 @@ from torch import nn
 from visionattn.models.loading import LoadReport, load_fitting
 from visionattn.plugins import attach as attach_plugin
 
-from ._weights import check_loaded, with_known_names
+from ._weights import check_loaded, weights_with_plugins, with_known_names
 
 __all__ = ["Task", "compile_network", "create_network"]
+
+_logger = logging.getLogger(__name__)
 
 
 class Task(BaseModel):
@@ -48,7 +51,8 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
 
     Args:
         backbone: Arguments of `timm.create_model`, `model_name` among them. Weights by file:
-            `pretrained=True, pretrained_cfg_overlay=dict(file=PATH)`; the file may name timm's layers differently.
+            `pretrained=True, pretrained_cfg_overlay=dict(file=PATH)`; the file may name timm's layers differently, and
+            may be a training checkpoint for other classes, whose head is left out.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the network, pretrained weights kept.
         **fixed: Further arguments of `timm.create_model`, which the task decides.
 
@@ -61,6 +65,12 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
         raise ValueError(f"unknown model {name!r} (model.backbone.model_name); timm.list_models('va_*') lists ours")
     if clash := sorted(backbone.keys() & fixed.keys()):
         raise ValueError(f"model.backbone may not set {', '.join(clash)}: the task decides it")
+    if attach and "features_only" not in fixed and (weights := weights_with_plugins(backbone)) is not None:
+        plain = {key: value for key, value in backbone.items() if not key.startswith("pretrained")}
+        network = attach_plugin(timm.create_model(**plain, **fixed), **attach)
+        report = load_fitting(network, weights, other_classes=True)
+        _logger.log(logging.WARNING if report.new else logging.INFO, "%s: %s", name, report)
+        return network
     arguments, given = with_known_names(backbone)
     network = timm.create_model(**arguments, **fixed)
     if given is not None:
