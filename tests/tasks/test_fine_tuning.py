@@ -55,3 +55,8 @@ def test_weights_that_are_not_finite(tmp_path):
     with pytest.raises(ValueError, match=r"best.pth holds NaN or infinite values in fc.bias"):
         Classifier({**backbone, "num_classes": 4})
     assert read_weights(tmp_path / "best.pth", allow_nonfinite=True)
+
+
+def test_published_networks_of_timm_are_given_by_file():
+    with pytest.raises(ValueError, match=r"timm has no weights 'resnet18.mine'; .*pretrained_cfg_overlay=dict\(file"):
+        Classifier({"model_name": "resnet18.mine", "num_classes": 4})

@@ -6,6 +6,7 @@ from typing import Any
 import timm
 import torch
 from mmengine.model import BaseModel
+from timm.models import is_model_pretrained
 from torch import nn
 
 from visionattn.models.loading import LoadReport, load_fitting
@@ -63,6 +64,11 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
     name = backbone.get("model_name")
     if not isinstance(name, str) or not (timm.is_model(name) or ":" in name):
         raise ValueError(f"unknown model {name!r} (model.backbone.model_name); timm.list_models('va_*') lists ours")
+    if "." in name and ":" not in name and not name.startswith("va_") and not is_model_pretrained(name):
+        raise ValueError(
+            f"timm has no weights {name!r}; a file published under this name is given by "
+            f"model_name={name.partition('.')[0]!r}, pretrained=True, pretrained_cfg_overlay=dict(file=...)"
+        )
     if clash := sorted(backbone.keys() & fixed.keys()):
         raise ValueError(f"model.backbone may not set {', '.join(clash)}: the task decides it")
     if attach and "features_only" not in fixed and (weights := weights_with_plugins(backbone)) is not None:
