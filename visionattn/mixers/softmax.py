@@ -8,7 +8,6 @@ Differs from the official code in: queries, keys and values are one layer `qkv`,
 Golden: none; the test compares it with timm's attention.
 """
 
-
 import torch
 from torch import nn
 
