@@ -85,9 +85,7 @@ class TestWeights:
     def test_code_is_refused(self, tmp_path, capsys, zipped):
         path = tmp_path / "evil.pth"
         torch.save({"state_dict": Evil()}, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(
-            ValueError, match=r"evil\.pth was refused: it holds (builtins\.)?print, which only running code"
-        ):
+        with pytest.raises(ValueError, match=r"evil\.pth was refused: it holds (builtins\.)?print, which"):
             create(path)
         path.write_bytes(pickle.dumps({"state_dict": Evil()}))
         with pytest.raises(ValueError, match=r"evil\.pth (was refused|is truncated or no checkpoint)"):

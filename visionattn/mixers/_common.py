@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from visionattn.catalog import Floor
 from visionattn.ops import attention, window_attention
 from visionattn.utils.arguments import check_choice, check_heads, check_positive, pair
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["SR_RATIOS", "WINDOWS", "KVReducedAttention", "WindowMixer"]
 
@@ -36,7 +37,7 @@ class WindowMixer(nn.Module):
         ValueError: If an argument is out of range.
     """
 
-    pad_masks = ("none", "exact")
+    pad_masks: tuple[str, ...] = ("none", "exact")
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class WindowMixer(nn.Module):
         check_heads(dim, num_heads)
         check_choice("pad_mask", pad_mask, self.pad_masks)
         self.window_size = pair("window_size", window_size)
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.pad_mask = pad_mask
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
@@ -126,7 +127,7 @@ class KVReducedAttention(nn.Module):
         check_heads(dim, num_heads)
         check_positive(sr_ratio=sr_ratio)
         check_choice("edge", edge, ("crop", "pad"))
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
         self.edge = edge
@@ -148,7 +149,7 @@ class KVReducedAttention(nn.Module):
 
     def summary(self, x: torch.Tensor) -> torch.Tensor:
         """What keys and values are made of, `(B, H', W', C)`."""
-        if self.sr is None:
+        if self.sr is None or self.norm is None:
             return x
         short = [-side % self.sr_ratio if self.edge == "pad" or side < self.sr_ratio else 0 for side in x.shape[1:3]]
         if any(short):

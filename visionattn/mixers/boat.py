@@ -20,6 +20,7 @@ from torch import nn
 from visionattn.catalog import BlockContext, Card, Floor, get
 from visionattn.ops import balanced_bisection, cluster_attention
 from visionattn.utils.arguments import check_heads
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["FeatureSpaceLocalAttention"]
 
@@ -75,7 +76,7 @@ class FeatureSpaceLocalAttention(nn.Module):
             raise ValueError(f"overlap must be from 0 to cluster_size ({cluster_size}), got {overlap}")
         if iterations < 0:
             raise ValueError(f"iterations must be at least 0, got {iterations}")
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.cluster_size = cluster_size
         self.overlap = overlap

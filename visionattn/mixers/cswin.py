@@ -16,6 +16,7 @@ from torch import nn
 from visionattn.catalog import Card
 from visionattn.ops import stripe_attention
 from visionattn.utils.arguments import check_heads, check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 from ._common import WINDOWS
 
@@ -106,7 +107,7 @@ class CrossShapedWindowAttention(nn.Module):
         if num_heads % 2 and not full:
             raise ValueError(f"num_heads must be even to be halved between the two stripes, got {num_heads}")
         check_positive(split_size=split_size)
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         stripes = [(None, None)] if full else [(None, split_size), (split_size, None)]
         share = {"dim": dim // len(stripes), "num_heads": num_heads // len(stripes)}
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)

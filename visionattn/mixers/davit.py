@@ -19,6 +19,7 @@ from torch import nn
 from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import channel_attention, prefer_moments, projected_channel_attention
 from visionattn.utils.arguments import check_choice, check_heads
+from visionattn.utils.factory import FactoryKwargs
 
 from ._common import WINDOWS, WindowMixer
 from ._position import PositionConv
@@ -85,7 +86,7 @@ class ChannelAttention(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         check_choice("scale", scale, _ROLES)
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.scale = scale
         self.moments = moments

@@ -17,6 +17,7 @@ from torch import nn
 from visionattn.catalog import Card
 from visionattn.ops import nhwc_conv
 from visionattn.utils.arguments import check_odd, check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["DepthwiseConvMixer"]
 
@@ -47,7 +48,7 @@ class DepthwiseConvMixer(nn.Module):
         super().__init__()
         check_positive(dim=dim)
         check_odd(kernel_size=kernel_size)
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.dw_input_proj = nn.Conv2d(dim, dim, 1, bias=bias, **dd)
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias, **dd)
         self.dw_out_proj = nn.Conv2d(dim, dim, 1, bias=bias, **dd)
@@ -55,7 +56,7 @@ class DepthwiseConvMixer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         conv = self.dwconv
         x = nhwc_conv(x, self.dw_input_proj.weight, self.dw_input_proj.bias)
-        x = nhwc_conv(x, conv.weight, conv.bias, padding=conv.padding[0], groups=conv.groups)
+        x = nhwc_conv(x, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2, groups=conv.groups)
         return nhwc_conv(x, self.dw_out_proj.weight, self.dw_out_proj.bias)
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import focused_attention, nhwc_conv
 from visionattn.utils.arguments import check_heads, check_positive, pair
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["FocusedLinearAttention"]
 
@@ -88,7 +89,7 @@ class FocusedLinearAttention(nn.Module):
                 "only one of window_size, sr_ratio and pool_size can be used, got "
                 f"window_size={window_size}, sr_ratio={sr_ratio}, pool_size={pool_size}"
             )
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.focusing_factor = int(focusing_factor)
         self.window_size = None if window_size is None else pair("window_size", window_size)
@@ -105,9 +106,9 @@ class FocusedLinearAttention(nn.Module):
             self.register_parameter("positional_encoding", None)
         else:
             # Of the keys' map.
-            self.grid_size = tuple(pool_size or max(side // sr_ratio, 1) for side in self.grid_size)
-            positions = self.grid_size[0] * self.grid_size[1]
-            self.positional_encoding = nn.Parameter(torch.empty(1, positions, dim, **dd))
+            height, width = (pool_size or max(side // sr_ratio, 1) for side in self.grid_size)
+            self.grid_size = (height, width)
+            self.positional_encoding = nn.Parameter(torch.empty(1, height * width, dim, **dd))
         head_dim = dim // num_heads
         self.dwc = nn.Conv2d(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim, **dd)
         self.get_v = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if lepe else None
@@ -150,7 +151,7 @@ class FocusedLinearAttention(nn.Module):
         """Everything between the projections. Maps `(B, H, W, C)`, those of k and v perhaps smaller; as q."""
         if self.window_size is None:
             return self._attend(q, k, v)
-        size = tuple(min(side, limit) for side, limit in zip(q.shape[1:3], self.window_size, strict=True))
+        size = (min(q.shape[1], self.window_size[0]), min(q.shape[2], self.window_size[1]))
         out = self._attend(_windows(q, size), _windows(k, size, _SHUT), _windows(v, size))
         return _from_windows(out, q.shape)
 
@@ -172,6 +173,7 @@ class FocusedLinearAttention(nn.Module):
         return nhwc_conv(restored, weight, bias, padding=weight.size(3) // 2, groups=q.size(3)) + out
 
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.sr is not None and self.norm is not None
         x = x.permute(0, 3, 1, 2)
         if self.pool_size is not None:
             x = F.adaptive_avg_pool2d(x, self.pool_size)
@@ -181,7 +183,7 @@ class FocusedLinearAttention(nn.Module):
         return x if self.pool_size is None else F.gelu(x)
 
     def _encoding(self, size: torch.Size) -> torch.Tensor | None:
-        encoding = self.positional_encoding
+        encoding: torch.Tensor | None = self.positional_encoding
         if encoding is not None and tuple(size) != self.grid_size:
             encoding = _resize(encoding.unflatten(1, self.grid_size), size, "bicubic").flatten(1, 2)
         return None if encoding is None else encoding.squeeze(0)
@@ -194,11 +196,12 @@ class FocusedLinearAttention(nn.Module):
 
     def _convolution(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias over the channels of all heads."""
-        weight = self.dwc.weight.repeat(self.num_heads, 1, 1, 1)
-        bias = self.dwc.bias.repeat(self.num_heads)
+        assert self.dwc.bias is not None
+        weight, bias = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.dwc.bias.repeat(self.num_heads)
         if self.get_v is not None:
+            assert self.get_v.bias is not None
             # Convolutions of the same map add up to one with the sum of the kernels.
-            weight = weight + F.pad(self.get_v.weight, [self.dwc.padding[0] - 1] * 4)
+            weight = weight + F.pad(self.get_v.weight, [self.dwc.kernel_size[0] // 2 - 1] * 4)
             bias = bias + self.get_v.bias
         return weight, bias
 

@@ -15,6 +15,7 @@ from torch import nn
 from visionattn.catalog import Card
 from visionattn.ops import halo_attention, nhwc_conv
 from visionattn.utils.arguments import check_heads, check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 from ._common import WINDOWS
 
@@ -73,7 +74,7 @@ class HaloAttention(nn.Module):
         check_positive(block_size=block_size)
         if halo_size < 0:
             raise ValueError(f"halo_size must be at least 0, got {halo_size}")
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.block_size = block_size
         self.halo_size = halo_size

@@ -20,6 +20,7 @@ from torch import nn
 from visionattn.catalog import BlockContext, Card
 from visionattn.ops import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from visionattn.utils.arguments import check_choice, check_heads, check_positive, pair
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["LargeKernelConvAttention"]
 
@@ -91,7 +92,7 @@ class LargeKernelConvAttention(nn.Module):
             taps = pair("kernel_size", kernel_size)
             if not all(side % 2 for side in taps):
                 raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.resize = "extend" if taps else resize
         self.backend = backend
         self.identity_start = identity_start

@@ -22,7 +22,8 @@ def networks_of(chosen: Iterable[Card]) -> dict[str, list[str]]:
     """
     by_paper: dict[str, list[str]] = {}
     for name in timm.list_models("va_*"):
-        papers = timm.get_pretrained_cfg(name).paper_ids or ()
+        cfg = timm.get_pretrained_cfg(name)
+        papers = (cfg and cfg.paper_ids) or ()
         for paper in (papers,) if isinstance(papers, str) else papers:
             by_paper.setdefault(paper, []).append(name)
     found = {}

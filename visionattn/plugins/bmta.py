@@ -16,6 +16,7 @@ from torch import nn
 from visionattn.catalog import Card
 from visionattn.ops import axis_attention
 from visionattn.utils.arguments import check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 from ._common import ONE_POOL, StripGates
 
@@ -56,7 +57,7 @@ class BalancedMultiTaskAttention(StripGates):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_positive(channels=channels, reduction=reduction, se_reduction=se_reduction)
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__(channels, max(channels // reduction, 1), bias=False, act=nn.ReLU, **dd)
         hidden = max(channels // se_reduction, 1)
         self.fc1 = nn.Linear(channels, hidden, bias=False, **dd)

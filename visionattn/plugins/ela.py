@@ -19,6 +19,7 @@ from torch import nn
 from visionattn.catalog import Card
 from visionattn.ops import axis_attention
 from visionattn.utils.arguments import check_odd, check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 from ._common import ONE_POOL
 
@@ -63,7 +64,7 @@ class EfficientLocalAttention(nn.Module):
         super().__init__()
         check_positive(channels=channels, group_size=group_size, norm_groups=norm_groups)
         check_odd(kernel_size=kernel_size)
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.residual = residual
         groups = _largest_divisor(channels, channels // group_size)
         self.conv = nn.Conv1d(

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from visionattn.catalog import Card
 from visionattn.utils.arguments import check_choice
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["PKCAM"]
 
@@ -104,7 +105,7 @@ class GlobalGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.channels = channels
         self.upsample = None
         if upsample == "learned" and any(2 * width == channels for width in widths):
@@ -177,7 +178,7 @@ class PKCAM(nn.Module):
             raise ValueError(f"each of stage_widths must divide channels={channels}, got {tuple(stage_widths)}")
         check_choice("inner", inner, _INNER)
         check_choice("upsample", upsample, _UPSAMPLE)
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.stage_widths = tuple(stage_widths)
         self.block_widths = (channels,) * block_count
         self.local_gate = _INNER[inner](channels, **dd)
@@ -193,8 +194,9 @@ class PKCAM(nn.Module):
     def reset_parameters(self) -> None:
         """The official start: PyTorch's default everywhere."""
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
 
     def forward(
         self, x: torch.Tensor, stage: Sequence[torch.Tensor] = (), block: Sequence[torch.Tensor] = ()

@@ -8,6 +8,8 @@ Differs from the official code in:
 Golden: none; the tests compare it with its formula in float64, outputs and gradients.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -57,7 +59,8 @@ class SimAM(nn.Module):
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the map is multiplied by, as large as the map."""
         squares = (x - x.mean((2, 3), keepdim=True)).square()
-        variance = squares.sum((2, 3), keepdim=True) / torch.sym_max(x.shape[2] * x.shape[3] - 1, 1)
+        count: Any = torch.sym_max(x.shape[2] * x.shape[3] - 1, 1)
+        variance = squares.sum((2, 3), keepdim=True) / count
         return {"neurons": (squares / (4 * (variance + self.e_lambda)) + 0.5).sigmoid()}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

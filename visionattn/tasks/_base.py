@@ -1,5 +1,6 @@
 """What the tasks share: a timm network that is created with checks, weights that must fit, losses of layers."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ import timm
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
-from timm.models import get_pretrained_cfg
+from timm.models import get_pretrained_cfg, is_model_pretrained
 from torch import nn
 
 from visionattn.models import unwrap
@@ -19,12 +20,13 @@ from visionattn.utils.building import build
 from visionattn.utils.files import read_checkpoint
 
 from . import collectors as _own  # noqa: F401  (registered by importing)
-from ._weights import check_loaded, load_except_head, with_known_names
+from ._weights import check_loaded, load_except_head, weights_with_plugins, with_known_names
 from .registry import LOSS_COLLECTORS
 
 __all__ = ["Task", "compile_network", "create_network"]
 
 Losses = dict[str, torch.Tensor]
+_logger = logging.getLogger(__name__)
 
 
 class Task(BaseModel):
@@ -138,7 +140,8 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
 
     Args:
         backbone: Arguments of `timm.create_model`, `model_name` among them. Weights by file:
-            `pretrained=True, pretrained_cfg_overlay=dict(file=PATH)`; the file may name timm's layers differently.
+            `pretrained=True, pretrained_cfg_overlay=dict(file=PATH)`; the file may name timm's layers differently, and
+            may be a training checkpoint for other classes, whose head is left out.
             `pretrained='packaged'` takes weights that come with the package and none if there are none.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the network, pretrained weights kept.
         **fixed: Further arguments of `timm.create_model`, which the task decides.
@@ -151,8 +154,19 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
     name = backbone.get("model_name")
     if not isinstance(name, str) or not (timm.is_model(name) or ":" in name):
         raise ValueError(f"unknown model {name!r} (model.backbone.model_name); timm.list_models('va_*') lists ours")
+    if "." in name and ":" not in name and not name.startswith("va_") and not is_model_pretrained(name):
+        raise ValueError(
+            f"timm has no weights {name!r}; a file published under this name is given by "
+            f"model_name={name.partition('.')[0]!r}, pretrained=True, pretrained_cfg_overlay=dict(file=...)"
+        )
     if clash := sorted(backbone.keys() & fixed.keys()):
         raise ValueError(f"model.backbone may not set {', '.join(clash)}: the task decides it")
+    if attach and "features_only" not in fixed and (weights := weights_with_plugins(backbone)) is not None:
+        plain = {key: value for key, value in backbone.items() if not key.startswith("pretrained")}
+        network = attach_plugin(timm.create_model(**plain, **fixed), **attach)
+        report = load_fitting(network, weights, other_classes=True)
+        _logger.log(logging.WARNING if report.new else logging.INFO, "%s: %s", name, report)
+        return network
     arguments, given = with_known_names({**backbone, "pretrained": _wanted(backbone)})
     try:
         network = timm.create_model(**arguments, **fixed)

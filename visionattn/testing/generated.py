@@ -50,14 +50,16 @@ def network_table() -> str:
         found: dict[tuple[str, str], list[str]] = {}
         for name in timm.list_models(f"{family}_*"):
             if match := re.fullmatch(f"{family}_{pattern}", name):
-                side = timm.get_pretrained_cfg(name).input_size[-1]
+                cfg = timm.get_pretrained_cfg(name)
+                side = cfg.input_size[-1] if cfg else 0
                 size = "28 to 64 px" if side <= 64 else f"{side} px"
                 found.setdefault((match[1], size), []).append(match[2])
         groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for (first, size), second in found.items():
             groups.setdefault((size, tuple(second)), []).append(first)
-        for (size, second), first in groups.items():
-            rows.append(f"| `{family}_{_choice(first)}_{_choice(second)}` | {size} |")
+        rows += [
+            f"| `{family}_{_choice(heads)}_{_choice(tails)}` | {size} |" for (size, tails), heads in groups.items()
+        ]
     return "\n".join([*rows, ""])
 
 
