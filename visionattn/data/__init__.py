@@ -6,11 +6,12 @@ albumentations' registered with its `TRANSFORMS`, both in a file that a config n
 
 from visionattn.data.synthetic.digits import SyntheticDigits
 
-from .base import PictureDataset, share_classes
+from .base import PictureDataset, innermost_config, share_classes
 from .coco import CocoDetection
 from .collate import list_collate, stack_collate
 from .detection import AnnotatedPicture, DetectionImages
 from .digits import Digits
+from .discovery import DiscoveredData, discover
 from .fashion_mnist import FashionMNIST
 from .image_folder import ImageFolder
 from .objects import Objects
@@ -27,6 +28,7 @@ __all__ = [
     "DetectionImages",
     "DetectionPipeline",
     "Digits",
+    "DiscoveredData",
     "FashionMNIST",
     "ImageFolder",
     "ImageMaskFolder",
@@ -40,6 +42,8 @@ __all__ = [
     "VOCDetection",
     "VOCSegmentation",
     "YOLODetection",
+    "discover",
+    "innermost_config",
     "list_collate",
     "share_classes",
     "stack_collate",

@@ -1,5 +1,5 @@
-# ADE20K, 150 classes, crops of 512 px, in data/ADEChallengeData2016/{images,annotations}. Pictures that are smaller than
-# the crop, as shrinking by half makes them, are padded.
+# ADE20K, 150 classes, crops of 512 px, in data/ADEChallengeData2016/{images,annotations}. Pictures that are smaller
+# than the crop, as shrinking by half makes them, are padded.
 _base_ = ["../loaders/segmentation.py"]
 data_root = "data/ADEChallengeData2016"
 train_pipeline = [
