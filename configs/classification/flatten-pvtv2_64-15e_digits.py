@@ -1,4 +1,4 @@
-# FLatten-PVTv2, narrow and with a stem that halves the picture only.
+# FLatten-PVTv2 on digits, narrow and with a stem that halves the picture only.
 _base_ = ["./stm-swin-nano_64-15e_digits.py"]
 model = dict(
     backbone=dict(
@@ -8,7 +8,7 @@ model = dict(
         dims=(16, 32, 64, 128),
         depths=(2, 2, 2, 2),
         num_heads=(2, 2, 4, 8),
-        patch_stride=2,
+        patch_size=2,
         img_size=32,
     )
 )

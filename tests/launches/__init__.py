@@ -60,9 +60,10 @@ class Call(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A kernel with the arguments that it is launched with."""
+    """A kernel with its grid and the arguments that it is launched with."""
 
     kernel: Any
+    grid: tuple[int, ...]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
@@ -82,7 +83,7 @@ def launches(call: Call) -> list[Launch]:
             self.kernel = kernel
 
         def __getitem__(self, grid: Any) -> Callable[..., None]:
-            return lambda *args, **kwargs: found.append(Launch(self.kernel, args, kwargs))
+            return lambda *args, **kwargs: found.append(Launch(self.kernel, grid, args, kwargs))
 
     patched = {
         name: module

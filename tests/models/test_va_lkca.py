@@ -16,4 +16,4 @@ def test_a_network_built_for_one_size_takes_others():
 
 def test_a_network_can_be_built_for_another_size():
     model = timm.create_model("va_lkca_vit_mini", device="meta", img_size=(64, 32), groups="shared")
-    assert model.stages[0].blocks[0].attn.fn.kernel.shape == (1, 1, 31, 15)
+    assert model.blocks[0].attn.fn.kernel.shape == (1, 1, 31, 15)

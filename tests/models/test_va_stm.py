@@ -5,7 +5,6 @@ import timm
 import torch
 
 import visionattn  # noqa: F401
-from visionattn.models.families.va_stm import MECHANISMS, STM, Mechanism
 from visionattn.testing.fixtures import authors_file, load, relative_error
 
 FIXTURES = [
@@ -70,9 +69,6 @@ def test_position_embedding_of_another_size_is_loaded_as_it_is(tmp_path):
         timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
 
 
-def test_a_mechanism_of_ones_own():
-    mine = Mechanism(lambda place, heads, grid, **dd: {"attn": torch.nn.Identity()})
-    model = STM(mine, (8, 16), (1, 1), (1, 1), num_classes=3)
-    assert model(torch.randn(2, 3, 33, 47)).shape == (2, 3)
-    with pytest.raises(ValueError, match=f"mechanism must be one of {', '.join(MECHANISMS)}, got 'convnet'"):
-        STM("convnet", (8, 16), (1, 1), (1, 1))
+def test_unknown_mixers_are_refused():
+    with pytest.raises(ValueError, match="unknown mixer 'convnet'; there are: boat, "):
+        timm.create_model("va_stm_pvt_nano", mixer="convnet")

@@ -43,9 +43,7 @@ def run_suite(
     Returns:
         The report.
     """
-    groups = [
-        [[Run(name, seed, work_dir, suite.options) for seed in suite.seeds] for name in group] for group in suite.groups
-    ]
+    groups = [[[_run(suite, name, seed, work_dir) for seed in suite.seeds] for name in group] for group in suite.groups]
     networks = [runs for group in groups for runs in group]
     # Seed by seed, so that a bake-off that was stopped has whole seeds to compare.
     run_all([run for runs in zip(*networks, strict=True) for run in runs], jobs)
@@ -62,6 +60,11 @@ def run_suite(
         origin = f"trained with this package, `visionattn compare {what}`, seed {run.seed}"
         publish(run.name, latest_checkpoint(run.work_dir), f"{run.network}.{suite.tag}", origin)
     return text
+
+
+def _run(suite: Suite, name: str, seed: int, folder: Path) -> Run:
+    config, options = suite.config(name)
+    return Run(config, seed, folder, options)
 
 
 def smoke(jobs: int, publish: Callable[[Path, str, Path, str, str], None]) -> None:

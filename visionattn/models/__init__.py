@@ -1,19 +1,22 @@
 """The networks, registered with timm under `va_*` when this package is imported."""
 
-from visionattn.models.families.va_balanced import BalancedNet
-from visionattn.models.families.va_bam_resnet import BAMResNet
-from visionattn.models.families.va_boat import BOATCSwin, BOATSwin
-from visionattn.models.families.va_davit import DaViT
-from visionattn.models.families.va_flatten import FLattenCSwin, FLattenDeiT, FLattenPVT, FLattenPVTv2, FLattenSwin
-from visionattn.models.families.va_lkca import LKCAViT
-from visionattn.models.families.va_mobilenet import MobileNet
-from visionattn.models.families.va_pkcam_resnet import PKCAMResNet
-from visionattn.models.families.va_resnet import ResNet
-from visionattn.models.families.va_stm import STM, Mechanism
-from visionattn.models.families.va_twins import Twins
-from visionattn.models.hosts.pyramid import BlockContext, Pyramid
-
-from .builder import CONVERTERS, check_state_dict, unwrap
+from .builder import check_state_dict, unwrap
+from .families.va_balanced import BalancedNet
+from .families.va_bam_resnet import BAMResNet
+from .families.va_boat import BOATCSwin, BOATSwin
+from .families.va_davit import DaViT
+from .families.va_flatten import FLatten
+from .families.va_lkca import lkca_vit
+from .families.va_pkcam_resnet import PKCAMResNet
+from .families.va_stm import STM
+from .families.va_twins import Twins
+from .families.va_vit import vit
+from .hosts.columnar import Columnar
+from .hosts.cross_layer import CrossLayerResNet
+from .hosts.mobilenet import MobileNet
+from .hosts.pyramid import BlockContext, Pyramid
+from .hosts.resnet import ResNet
+from .registry import CONVERTERS, Network, register_family
 
 __all__ = [
     "CONVERTERS",
@@ -23,19 +26,19 @@ __all__ = [
     "BOATSwin",
     "BalancedNet",
     "BlockContext",
+    "Columnar",
+    "CrossLayerResNet",
     "DaViT",
-    "FLattenCSwin",
-    "FLattenDeiT",
-    "FLattenPVT",
-    "FLattenPVTv2",
-    "FLattenSwin",
-    "LKCAViT",
-    "Mechanism",
+    "FLatten",
     "MobileNet",
+    "Network",
     "PKCAMResNet",
     "Pyramid",
     "ResNet",
     "Twins",
     "check_state_dict",
+    "lkca_vit",
+    "register_family",
     "unwrap",
+    "vit",
 ]

@@ -1,29 +1,24 @@
-"""What every `va_*` family needs to stand in timm's registry: weight tags and checked loading."""
+"""Building networks through timm with weights that are checked: state dicts, their names and what must fit."""
 
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from timm.models import DefaultCfg, build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
 from visionattn.utils.quantization import SCALE
-from visionattn.utils.resources import read_manifest
 from visionattn.utils.state_dict import StateDict, check_finite, name_some, network_weights, unwrap
-from visionattn.utils.weight_files import find, sources
 
 from .modifications import apply_modifications
-from .published import with_checkpoint
 
 __all__ = [
-    "CONVERTERS",
+    "Converter",
+    "StateDict",
     "build_model",
     "check_state_dict",
     "chosen_maps",
-    "family_cfgs",
-    "register_network",
     "rename_keys",
     "unwrap",
 ]
@@ -33,36 +28,7 @@ _logger = logging.getLogger(__name__)
 # What our training, DistributedDataParallel and torch.compile put before a network's names.
 _FOREIGN = ("backbone.", "module.", "_orig_mod.")
 
-# Name of a network -> what maps weights in any format that its family knows to its own keys.
-CONVERTERS: dict[str, Callable[[StateDict, nn.Module], StateDict]] = {}
-
-
-def family_cfgs(models: Iterable[str], cfg: Callable[..., dict[str, Any]]) -> dict[str, DefaultCfg]:
-    """timm's cfgs of a family: one for each classifier of these models in the manifest, an empty one for the others.
-
-    Args:
-        models: Names of architectures.
-        cfg: Makes a cfg; called with the architecture and the fields that the manifest states.
-    """
-    wanted = set(models)
-    entries = {
-        name: entry
-        for name, entry in read_manifest().items()
-        if entry["model"] in wanted and entry["task"] == "classification"
-    }
-    published = {entry["model"] for entry in entries.values()}
-    cfgs = {name: cfg(name) for name in models if name not in published}
-    for name, entry in entries.items():
-        if {"kind": "packaged"} in entry["sources"]:
-            source = {"file": str(find(entry))}
-        elif repositories := sources(entry, "hub", "id"):
-            source = {"hf_hub_id": repositories[0]}
-        else:
-            # Tells timm that there are weights; `build_model` fetches them, for timm could not.
-            source = {"url": (sources(entry, "url") + sources(entry, "page"))[0]}
-        # Some authors do not say what may be done with their weights.
-        cfgs[name] = cfg(entry["model"], license=entry["license"] or "unknown", **source, **entry["input"])
-    return generate_default_cfgs(cfgs)
+Converter = Callable[[StateDict, nn.Module], StateDict]
 
 
 def rename_keys(
@@ -137,7 +103,7 @@ def build_model(
     variant: str,
     pretrained: bool,
     *,
-    to_native: Callable[[StateDict, nn.Module], StateDict],
+    to_native: Converter,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     modifications: Sequence[dict[str, Any]] = (),
@@ -146,7 +112,7 @@ def build_model(
     """timm's builder with checked weights.
 
     Args:
-        model_cls: The network's class.
+        model_cls: The network's class, or a function that builds it.
         variant: Registered name.
         pretrained: Whether to load weights.
         to_native: Maps a flat state dict in any format the family knows to the network's own keys.
@@ -217,41 +183,6 @@ def _with_own_names(model: nn.Module, state_dict: StateDict, prefix: str, *args:
         renamed = network_weights(state_dict)
         state_dict.clear()
         state_dict.update(renamed)
-
-
-def register_network(
-    module: str,
-    name: str,
-    doc: str,
-    model_cls: Callable[..., nn.Module],
-    *,
-    to_native: Callable[[StateDict, nn.Module], StateDict],
-    feature_cfg: dict[str, Any],
-    **arguments: Any,
-) -> None:
-    """Registers a network with timm and puts its entrypoint into the module that describes it.
-
-    Args:
-        module: Name of that module, which holds `default_cfgs`.
-        name: Name of the network.
-        doc: Its docstring.
-        model_cls: Its class.
-        to_native: As in `build_model`.
-        feature_cfg: How timm extracts its features.
-        **arguments: Of the class; a caller's own take their place.
-    """
-
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        # timm takes entries out of feature_cfg.
-        features = dict(feature_cfg)
-        merged = {**arguments, **with_checkpoint(name, pretrained, kwargs)}
-        return build_model(model_cls, name, pretrained, to_native=to_native, feature_cfg=features, **merged)
-
-    CONVERTERS[name] = to_native
-    create.__name__ = create.__qualname__ = name
-    create.__module__ = module
-    create.__doc__ = doc
-    setattr(sys.modules[module], name, register_model(create))
 
 
 def _below(key: str, modules: tuple[str, ...]) -> bool:

@@ -1,35 +1,31 @@
 """The parts that networks of token mixers are put together from, all on channels-last maps `(B, H, W, C)`."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.catalog import BlockContext
 from visionattn.mixers._position import PositionConv, PositionEmbedding
-from visionattn.ops import is_unmodified, mlp
+from visionattn.ops.losses import Losses, call_with_losses
 
 __all__ = [
     "BatchNorm",
+    "Block",
     "Mlp",
     "PatchConv",
     "PatchMerging",
     "PositionConv",
     "PositionEmbedding",
     "ResidualBranch",
-    "named_sequential",
+    "branch_builder",
 ]
 
 Norm = Callable[..., nn.Module]
-
-
-def named_sequential(**modules: nn.Module) -> nn.Sequential:
-    """Modules one after the other, by name: what a block is made of."""
-    block = nn.Sequential()
-    for name, module in modules.items():
-        block.add_module(name, module)
-    return block
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -50,6 +46,8 @@ class ResidualBranch(nn.Module):
         drop_path: Share of the samples of a training batch that skip the branch.
     """
 
+    has_losses = True
+
     def __init__(
         self,
         dim: int,
@@ -62,20 +60,50 @@ class ResidualBranch(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = norm(dim, **dd)
         self.fn = fn
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale, **dd))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not is_unmodified(self.fn, Mlp) or not is_unmodified(self.norm, nn.LayerNorm):
-            y = self.fn(self.norm(x))
-        elif self.gamma is None and (isinstance(self.drop_path, nn.Identity) or not self.training):
-            return self.fn(x, self.norm, residual=True)
-        else:
-            y = self.fn(x, self.norm)
+    def forward(self, x: torch.Tensor, losses: Losses | None = None) -> torch.Tensor:
+        """The map; a mixer that has losses puts them into `losses`, or else reports them to the open collector."""
+        return self.add(x, call_with_losses(self.fn, self.norm(x), losses=losses))
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What came in and what the mixer gave for it, as one."""
         return x + self.drop_path(y if self.gamma is None else y * self.gamma)
+
+
+def branch_builder(context: BlockContext, **kwargs: Any) -> Callable[[nn.Module], ResidualBranch]:
+    """What makes the residual branches of a block from its mixers and its MLP.
+
+    Args:
+        context: Of the block.
+        **kwargs: As `ResidualBranch`: norm, layer_scale, device, dtype.
+    """
+    return partial(ResidualBranch, context.dim, drop_path=context.drop_path, **kwargs)
+
+
+class Block(nn.Sequential):
+    """Named parts one after the other, such as `attn` and `mlp`. `(B, H, W, C) -> (B, H, W, C)`.
+
+    Args:
+        *args: As `nn.Sequential`.
+        **parts: Residual branches and position encodings.
+    """
+
+    has_losses = True
+
+    def __init__(self, *args: Any, **parts: nn.Module) -> None:
+        super().__init__(*args)
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: torch.Tensor, losses: Losses | None = None) -> torch.Tensor:
+        for part in self:
+            x = call_with_losses(part, x, losses=losses)
+        return x
 
 
 class Mlp(nn.Module):
@@ -99,25 +127,18 @@ class Mlp(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = int(dim * ratio)
         self.fc1 = nn.Linear(dim, hidden, **dd)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd) if conv else None
         self.fc2 = nn.Linear(hidden, dim, **dd)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: torch.Tensor, norm: nn.LayerNorm | None = None, residual: bool = False) -> torch.Tensor:
-        """With a norm that goes first and x added to the result on demand, for which nothing more is kept."""
-        plain = self.conv is None and not (self.training and self.drop.p) and (norm is None or norm.bias is not None)
-        if plain and is_unmodified(self.fc1, nn.Linear) and is_unmodified(self.fc2, nn.Linear):
-            layers = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            parts = None if norm is None else (norm.weight, norm.bias, norm.eps)
-            return mlp(x, *layers, norm=parts, residual=residual)
-        y = self.fc1(x if norm is None else norm(x))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc1(x)
         if self.conv is not None:
-            y = self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        y = self.drop(self.fc2(self.drop(F.gelu(y))))
-        return x + y if residual else y
+            x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.drop(self.fc2(self.drop(F.gelu(x))))
 
 
 class PatchConv(nn.Module):
@@ -152,7 +173,7 @@ class PatchConv(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.stride = stride
         self.pad_to_stride = pad_to_stride
         self.norm_first = norm_first(dim, **dd) if norm_first else nn.Identity()
@@ -184,7 +205,7 @@ class PatchMerging(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = norm(4 * dim, **dd)
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False, **dd)
 

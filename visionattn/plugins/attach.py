@@ -10,7 +10,7 @@ from visionattn.utils.modifications import record_modification
 
 from ._attached import AttachedModule, ZeroInitGate
 from ._insertion import SLOTS, SOUGHT, InsertionPoint, find_insertion_points
-from ._registry import list_plugins, resolve_plugin
+from ._resolve import list_plugins, resolve_plugin
 
 __all__ = ["Place", "Places", "attach"]
 

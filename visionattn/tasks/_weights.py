@@ -6,11 +6,12 @@ from typing import Any
 import timm
 from torch import nn
 
+from visionattn.models import check_state_dict
 from visionattn.models.loading import LoadReport
 from visionattn.utils.files import read_checkpoint
 from visionattn.utils.state_dict import StateDict, check_finite, network_weights
 
-__all__ = ["check_loaded", "weights_with_plugins", "with_known_names"]
+__all__ = ["check_loaded", "load_except_head", "weights_with_plugins", "with_known_names"]
 
 _logger = logging.getLogger(__name__)
 
@@ -90,3 +91,37 @@ def check_loaded(network: nn.Module, given: StateDict, file: str) -> None:
     new = tuple(key for key, value in own.items() if key in given and given[key].shape != value.shape)
     if new:
         _logger.warning("%s: %s", file, LoadReport(len(own.keys() & given.keys()) - len(new), new))
+
+
+def load_except_head(module: nn.Module, given: StateDict, file: str, new_head: bool) -> list[str]:
+    """Loads weights of the same network; what depends on the number of classes may be left as it is.
+
+    That is what differs in its first dimension only.
+
+    Args:
+        module: The network.
+        given: The weights, by its names.
+        file: Where they are from.
+        new_head: Whether anything may be left.
+
+    Returns:
+        What was left, with its shape in the file and here.
+
+    Raises:
+        ValueError: If anything else does not fit, or something is left without `new_head`.
+    """
+    own = module.state_dict()
+    head = [
+        key
+        for key, value in given.items()
+        if key in own and value.shape != own[key].shape and value.ndim and value.shape[1:] == own[key].shape[1:]
+    ]
+    check_state_dict({**given, **{key: own[key] for key in head}}, module)
+    left = [f"{key} ({len(given[key])} -> {len(own[key])})" for key in head]
+    if left and not new_head:
+        raise ValueError(
+            f"{file} was trained on another number of classes: {', '.join(left)}. model.start_from.new_head=True "
+            "starts these anew and keeps everything else"
+        )
+    module.load_state_dict({key: value for key, value in given.items() if key not in head}, strict=False)
+    return left

@@ -1,1 +1,7 @@
-"""The papers' networks: tables over the hosts."""
+"""The papers' networks: tables over the hosts. Every `va_*.py` here is imported and registers its own."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -19,15 +19,14 @@ from torch import nn
 
 from visionattn.plugins import BalancedMultiTaskAttention
 
-from ..builder import StateDict, family_cfgs, register_network, rename_keys
-from ..hosts.resnet import SmallStemResNet, resnet_cfg
+from ..builder import StateDict, rename_keys
+from ..hosts.resnet import FEATURES, ResNet, resnet_cfg
+from ..registry import Network, register_family
 
 __all__ = ["BalancedNet"]
 
-_NAME = "va_balanced12_bmta"
 
-
-class BalancedNet(SmallStemResNet):
+class BalancedNet(ResNet):
     """Basic residual blocks with balanced attention before every addition. `(B, in_chans, H, W) -> (B, num_classes)`.
 
     The stem keeps the resolution; the stages' features come at strides 1, 2, 4 and 8.
@@ -36,8 +35,7 @@ class BalancedNet(SmallStemResNet):
         layers: Blocks of each of the four stages.
         drop_block_rates: DropBlock's rate in each stage, between the two convolutions of every block, in 7x7 squares.
         drop_rate: Dropout before the classifier.
-        block_args: Further arguments of timm's `BasicBlock`.
-        **kwargs: As `SmallStemResNet` and timm's ResNet.
+        **kwargs: As `ResNet` and timm's.
     """
 
     def __init__(
@@ -46,15 +44,14 @@ class BalancedNet(SmallStemResNet):
         *,
         drop_block_rates: Sequence[float] = (0.05, 0.1, 0.15, 0.2),
         drop_rate: float = 0.5,
-        block_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             BasicBlock,
             tuple(layers),
+            plugin=BalancedMultiTaskAttention,
             stem_stride=1,
             drop_rate=drop_rate,
-            block_args={"attn_layer": BalancedMultiTaskAttention, **(block_args or {})},
             **kwargs,
         )
         for stage, rate in zip((self.layer1, self.layer2, self.layer3, self.layer4), drop_block_rates, strict=True):
@@ -79,19 +76,24 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     return rename_keys(state_dict, [*trunk, *BalancedMultiTaskAttention.official_keys])
 
 
-def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    code = "https://github.com/virAditya/satellite-image-classification-eurosat"
-    small = {"num_classes": 10, "input_size": (3, 64, 64), "pool_size": (8, 8), "crop_pct": 1.0}
-    return resnet_cfg("resnet18", "arXiv:2510.15527", code, **{**small, **kwargs})
-
-
-default_cfgs = family_cfgs([_NAME], _cfg)
-
-register_network(
+register_family(
     __name__,
-    _NAME,
-    "Eleven basic blocks with balanced attention, for 64 px images.",
-    BalancedNet,
-    to_native=checkpoint_filter_fn,
-    feature_cfg={"out_indices": (1, 2, 3, 4)},
+    {
+        "va_balanced12_bmta": Network(
+            "Eleven basic blocks with balanced attention, for 64 px images.",
+            BalancedNet,
+            {},
+            resnet_cfg(
+                "resnet18",
+                "arXiv:2510.15527",
+                "https://github.com/virAditya/satellite-image-classification-eurosat",
+                num_classes=10,
+                input_size=(3, 64, 64),
+                pool_size=(8, 8),
+                crop_pct=1.0,
+            ),
+            FEATURES,
+        )
+    },
+    checkpoint_filter_fn,
 )

@@ -17,19 +17,18 @@ from torch import nn
 
 from visionattn.plugins import BAM
 
-from ..builder import StateDict, family_cfgs, register_network, rename_keys
-from ..hosts.resnet import HOSTS, SmallStemResNet, resnet_cfg
+from ..builder import StateDict, rename_keys
+from ..hosts.resnet import FEATURES, HOSTS, ResNet, resnet_cfg
+from ..registry import Network, register_family
 
 __all__ = ["BAMResNet"]
 
-# Registered name -> host.
-_MODELS = {f"va_{host}_bam": host for host in HOSTS if host != "resnet18n"}
 # A BAM is the first thing in the stage after the one that the paper counts it to. So a stage's feature is what the
 # stage gives, before BAM, and all of timm's walks over stages hold.
 _OFFICIAL_KEYS = (*((rf"^bam{stage}\.", f"layer{stage + 1}.bam.") for stage in (1, 2, 3)), *BAM.official_keys)
 
 
-class BAMResNet(SmallStemResNet):
+class BAMResNet(ResNet):
     """timm's ResNet with one BAM after stage 1, 2 and 3. `(B, in_chans, H, W) -> (B, num_classes)`.
 
     The features of a stage are read before the BAM that follows it, as in the official code's stages.
@@ -39,7 +38,7 @@ class BAMResNet(SmallStemResNet):
         bam: Further arguments of each BAM.
         device: Where the parameters live.
         dtype: Their dtype.
-        **kwargs: As `SmallStemResNet`: `stem_stride`, `zero_init_last` and timm's.
+        **kwargs: As `ResNet`: `stem_stride`, `zero_init_last` and timm's.
 
     Raises:
         ValueError: If an argument of BAM is out of range.
@@ -53,7 +52,7 @@ class BAMResNet(SmallStemResNet):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(*args, **dd, **kwargs)
         for before, stage in ((1, "layer2"), (2, "layer3"), (3, "layer4")):
             gate = BAM(self.feature_info[before]["num_chs"], **(bam or {}), **dd)
@@ -77,19 +76,18 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     return rename_keys(state_dict, _OFFICIAL_KEYS)
 
 
-def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    return resnet_cfg(_MODELS[name], "arXiv:1807.06514", "https://github.com/Jongchan/attention-module", **kwargs)
-
-
-default_cfgs = family_cfgs(_MODELS, _cfg)
-
-for _name, _host in _MODELS.items():
-    register_network(
-        __name__,
-        _name,
-        f"{_host} with a BAM after stage 1, 2 and 3.",
-        BAMResNet,
-        to_native=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (1, 2, 3, 4)},
-        **HOSTS[_host],
-    )
+register_family(
+    __name__,
+    {
+        f"va_{host}_bam": Network(
+            f"{host} with a BAM after stage 1, 2 and 3.",
+            BAMResNet,
+            arguments,
+            resnet_cfg(host, "arXiv:1807.06514", "https://github.com/Jongchan/attention-module"),
+            FEATURES,
+        )
+        for host, arguments in HOSTS.items()
+        if host != "resnet18n"
+    },
+    checkpoint_filter_fn,
+)

@@ -16,17 +16,18 @@ exporter takes many minutes to optimise; runtimes do so themselves.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from visionattn.mixers import CrossShapedWindowAttention, FeatureSpaceLocalAttention, WindowAttention
 
-from ..builder import StateDict, family_cfgs, register_network, rename_keys
-from ..hosts.published import OFFICIAL_KEYS, cswin_host, swin_host
-from ..hosts.pyramid import BlockContext, Pyramid, imagenet_cfg
-from ..layers import Mlp, ResidualBranch, named_sequential
+from ..builder import StateDict, rename_keys
+from ..hosts.backbone import imagenet_cfg
+from ..hosts.published import OFFICIAL_KEYS, cswin_host, doubling, swin_host
+from ..hosts.pyramid import BlockContext, Pyramid
+from ..layers import Block, Mlp, ResidualBranch, branch_builder
+from ..registry import Network, register_family
 
 __all__ = ["BOATCSwin", "BOATSwin"]
 
@@ -59,33 +60,17 @@ class BOATSwin(Pyramid):
         patch_size: int = 4,
         **kwargs: Any,
     ) -> None:
-        def block(place: BlockContext, **dd: Any) -> nn.Module:
-            dim, heads, shifted = place.dim, num_heads[place.stage], place.block % 2 == 1
-            drops = {"attn_drop": place.attn_drop, "proj_drop": place.proj_drop, **dd}
+        def block(context: BlockContext, **dd: Any) -> nn.Module:
+            dim, shifted, given = context.dim, context.block % 2 == 1, {**context.keywords, **dd}
+            branch = branch_builder(context, **dd)
             shift = window_size // 2 if shifted else 0
-            parts: dict[str, nn.Module] = {
-                "attn": ResidualBranch(
-                    dim,
-                    WindowAttention(dim, num_heads=heads, window_size=window_size, shift_size=shift, **drops),
-                    drop_path=place.drop_path,
-                    **dd,
-                )
-            }
-            if shifted and place.stage < len(dims) - 1:
-                mixer = FeatureSpaceLocalAttention(
-                    dim, num_heads=heads, cluster_size=cluster_size, overlap=overlap, **drops
-                )
+            parts = {"attn": branch(WindowAttention(dim, window_size=window_size, shift_size=shift, **given))}
+            if shifted and context.stage < len(dims) - 1:
+                mixer = FeatureSpaceLocalAttention(dim, cluster_size=cluster_size, overlap=overlap, **given)
                 parts["content"] = ResidualBranch(dim, mixer, **dd)  # officially without stochastic depth
-            mlp = Mlp(dim, ratio=4.0, drop=place.proj_drop, **dd)
-            return named_sequential(**parts, mlp=ResidualBranch(dim, mlp, drop_path=place.drop_path, **dd))
+            return Block(**parts, mlp=branch(Mlp(dim, drop=context.proj_drop, **dd)))
 
-        super().__init__(
-            dims,
-            depths,
-            block=block,
-            **swin_host(patch_size),
-            **kwargs,
-        )
+        super().__init__(dims, depths, num_heads, block=block, **swin_host(patch_size), **kwargs)
 
 
 class BOATCSwin(Pyramid):
@@ -116,40 +101,18 @@ class BOATCSwin(Pyramid):
         patch_stride: int = 4,
         **kwargs: Any,
     ) -> None:
-        def block(place: BlockContext, **dd: Any) -> nn.Module:
-            dim, heads = place.dim, num_heads[place.stage]
-            drops = {"attn_drop": place.attn_drop, "proj_drop": place.proj_drop, **dd}
-            branch = partial(ResidualBranch, dim, drop_path=place.drop_path, **dd)
-            full = place.stage == len(dims) - 1
-            parts = {
-                "attn": branch(
-                    CrossShapedWindowAttention(
-                        dim, num_heads=heads, split_size=split_sizes[place.stage], full=full, **drops
-                    )
-                )
-            }
-            if place.block % 2 == 0:
+        def block(context: BlockContext, **dd: Any) -> nn.Module:
+            dim, given = context.dim, {**context.keywords, **dd}
+            branch = branch_builder(context, **dd)
+            split, full = split_sizes[context.stage], context.stage == len(dims) - 1
+            parts = {"attn": branch(CrossShapedWindowAttention(dim, split_size=split, full=full, **given))}
+            if context.block % 2 == 0:
                 # The official code hands a flag over where the scale is expected: logits are not scaled.
-                parts["content"] = branch(
-                    FeatureSpaceLocalAttention(
-                        dim,
-                        num_heads=heads,
-                        cluster_size=cluster_size,
-                        overlap=overlap,
-                        scale=1.0,
-                        legacy=legacy,
-                        **drops,
-                    )
-                )
-            return named_sequential(**parts, mlp=branch(Mlp(dim, ratio=4.0, drop=place.proj_drop, **dd)))
+                sizes: dict[str, Any] = {"cluster_size": cluster_size, "overlap": overlap}
+                parts["content"] = branch(FeatureSpaceLocalAttention(dim, **sizes, scale=1.0, legacy=legacy, **given))
+            return Block(**parts, mlp=branch(Mlp(dim, drop=context.proj_drop, **dd)))
 
-        super().__init__(
-            dims,
-            depths,
-            block=block,
-            **cswin_host(patch_stride),
-            **kwargs,
-        )
+        super().__init__(dims, depths, num_heads, block=block, **cswin_host(patch_stride), **kwargs)
 
 
 _OFFICIAL = (
@@ -170,35 +133,22 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     return rename_keys(kept, _OFFICIAL)
 
 
-def _args(width: int, depths: Sequence[int], heads: int) -> dict[str, Any]:
-    widths, counts = (tuple(first * 2**i for i in range(4)) for first in (width, heads))
-    return {"dims": widths, "depths": tuple(depths), "num_heads": counts}
+_CFG = imagenet_cfg(paper_ids="arXiv:2201.13027", origin_url="https://github.com/mahaoyuHKU/pytorch-boat")
 
-
-_MODELS: dict[str, tuple[type[Pyramid], str, dict[str, Any]]] = {
-    "va_boat_swin_tiny": (BOATSwin, "BOAT-Swin-T, 30.3 M parameters.", _args(96, (2, 2, 6, 2), 3)),
-    "va_boat_swin_small": (BOATSwin, "BOAT-Swin-S, 55.2 M parameters.", _args(96, (2, 2, 18, 2), 3)),
-    "va_boat_swin_base": (BOATSwin, "BOAT-Swin-B, 97.6 M parameters.", _args(128, (2, 2, 18, 2), 4)),
-    "va_boat_cswin_tiny": (BOATCSwin, "BOAT-CSwin-T, 26.4 M parameters.", _args(64, (1, 2, 21, 1), 2)),
-    "va_boat_cswin_small": (BOATCSwin, "BOAT-CSwin-S, 40.1 M parameters.", _args(64, (2, 4, 32, 2), 2)),
-    "va_boat_cswin_base": (BOATCSwin, "BOAT-CSwin-B, 89.6 M parameters.", _args(96, (2, 4, 32, 2), 4)),
-}
-
-
-def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    fields = {"license": "apache-2.0", **kwargs}
-    return imagenet_cfg(paper_ids="arXiv:2201.13027", origin_url="https://github.com/mahaoyuHKU/pytorch-boat", **fields)
-
-
-default_cfgs = family_cfgs(_MODELS, _cfg)
-
-for _name, (_class, _doc, _arguments) in _MODELS.items():
-    register_network(
-        __name__,
-        _name,
-        _doc,
-        _class,
-        to_native=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **_arguments,
-    )
+register_family(
+    __name__,
+    {
+        f"va_boat_{host.lower()}_{size}": Network(
+            f"BOAT-{host}-{size[0].upper()}, {millions} M parameters.", cls, doubling(width, depths, heads), _CFG
+        )
+        for host, cls, size, millions, width, depths, heads in (
+            ("Swin", BOATSwin, "tiny", 30.3, 96, (2, 2, 6, 2), 3),
+            ("Swin", BOATSwin, "small", 55.2, 96, (2, 2, 18, 2), 3),
+            ("Swin", BOATSwin, "base", 97.6, 128, (2, 2, 18, 2), 4),
+            ("CSwin", BOATCSwin, "tiny", 26.4, 64, (1, 2, 21, 1), 2),
+            ("CSwin", BOATCSwin, "small", 40.1, 64, (2, 4, 32, 2), 2),
+            ("CSwin", BOATCSwin, "base", 89.6, 96, (2, 4, 32, 2), 4),
+        )
+    },
+    checkpoint_filter_fn,
+)

@@ -20,9 +20,12 @@ from torch import nn
 
 from visionattn.mixers import ChannelAttention, SpatialWindowAttention
 
-from ..builder import StateDict, family_cfgs, register_network, rename_keys
-from ..hosts.pyramid import BlockContext, Pyramid, imagenet_cfg
-from ..layers import Mlp, PatchConv, PositionConv, ResidualBranch, named_sequential
+from ..builder import StateDict, rename_keys
+from ..hosts.backbone import imagenet_cfg
+from ..hosts.published import doubling
+from ..hosts.pyramid import BlockContext, Pyramid
+from ..layers import Block, Mlp, PatchConv, PositionConv, branch_builder
+from ..registry import Network, register_family
 
 __all__ = ["DaViT"]
 
@@ -59,24 +62,24 @@ class DaViT(Pyramid):
         if down_kernel_size not in (2, 3):
             raise ValueError(f"down_kernel_size must be 2 or 3, got {down_kernel_size}")
 
-        def block(place: BlockContext, **dd: Any) -> nn.Module:
-            dim, heads = place.dim, num_heads[place.stage]
-            branch = partial(ResidualBranch, dim, drop_path=place.drop_path, **dd)
-            if place.block % 2 == 0:
-                drops = {"attn_drop": place.attn_drop, "proj_drop": place.proj_drop}
-                mixer = SpatialWindowAttention(dim, num_heads=heads, window_size=window_size, **drops, **dd)
+        def block(context: BlockContext, **dd: Any) -> nn.Module:
+            dim = context.dim
+            branch = branch_builder(context, **dd)
+            if context.block % 2 == 0:
+                mixer: nn.Module = SpatialWindowAttention(dim, window_size=window_size, **context.keywords, **dd)
             else:
-                mixer = ChannelAttention(dim, num_heads=heads, proj_drop=place.proj_drop, **dd)
-            return named_sequential(
+                mixer = ChannelAttention(dim, num_heads=context.num_heads, proj_drop=context.proj_drop, **dd)
+            return Block(
                 position1=PositionConv(dim, **dd),
                 attn=branch(mixer),
                 position2=PositionConv(dim, **dd),
-                mlp=branch(Mlp(dim, ratio=mlp_ratio, drop=place.proj_drop, **dd)),
+                mlp=branch(Mlp(dim, ratio=mlp_ratio, drop=context.proj_drop, **dd)),
             )
 
         super().__init__(
             dims,
             [2 * depth for depth in depths],
+            num_heads,
             block=block,
             stem=partial(
                 PatchConv, kernel_size=7, stride=patch_stride, padding=3, norm=nn.LayerNorm, pad_to_stride=True
@@ -128,41 +131,25 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     return rename_keys(state_dict, _FORMATS)
 
 
-_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    f"va_davit_{size}": (
-        f"DaViT-{size.capitalize()}, {millions} M parameters.",
-        {
-            "dims": tuple(width * 2**i for i in range(4)),
-            "depths": depths,
-            "num_heads": tuple(width // 32 * 2**i for i in range(4)),
-            **more,
-        },
-    )
-    for size, millions, width, depths, more in (
-        ("tiny", 28.4, 96, (1, 1, 3, 1), {}),
-        ("small", 49.7, 96, (1, 1, 9, 1), {}),
-        ("base", 88.0, 128, (1, 1, 9, 1), {}),
-        ("large", 196.8, 192, (1, 1, 9, 1), {}),
-        ("huge", 348.9, 256, (1, 1, 9, 1), {}),
-        ("giant", 1406.5, 384, (1, 1, 12, 3), {}),
-    )
-}
+_CFG = imagenet_cfg(paper_ids="arXiv:2204.03645", origin_url="https://github.com/dingmyu/davit", crop_pct=0.95)
 
-
-def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    fields = {"license": "apache-2.0", "crop_pct": 0.95, **kwargs}
-    return imagenet_cfg(paper_ids="arXiv:2204.03645", origin_url="https://github.com/dingmyu/davit", **fields)
-
-
-default_cfgs = family_cfgs(_MODELS, _cfg)
-
-for _name, (_doc, _arguments) in _MODELS.items():
-    register_network(
-        __name__,
-        _name,
-        _doc,
-        DaViT,
-        to_native=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **_arguments,
-    )
+register_family(
+    __name__,
+    {
+        f"va_davit_{size}": Network(
+            f"DaViT-{size.capitalize()}, {millions} M parameters.",
+            DaViT,
+            doubling(width, depths, width // 32),
+            _CFG,
+        )
+        for size, millions, width, depths in (
+            ("tiny", 28.4, 96, (1, 1, 3, 1)),
+            ("small", 49.7, 96, (1, 1, 9, 1)),
+            ("base", 88.0, 128, (1, 1, 9, 1)),
+            ("large", 196.8, 192, (1, 1, 9, 1)),
+            ("huge", 348.9, 256, (1, 1, 9, 1)),
+            ("giant", 1406.5, 384, (1, 1, 12, 3)),
+        )
+    },
+    checkpoint_filter_fn,
+)

@@ -12,48 +12,80 @@ Golden: tests/golden/flatten_*_eval.npz (logits and means of the stages).
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from timm.layers import to_2tuple
 from torch import nn
 
 from visionattn.mixers import CrossShapedWindowAttention, FocusedLinearAttention, WindowAttention
 
-from ..builder import StateDict, family_cfgs, register_network, rename_keys
-from ..hosts.published import OFFICIAL_KEYS, cswin_host, swin_host
-from ..hosts.pyramid import BlockContext, Pyramid, fan_out_normal, imagenet_cfg
-from ..layers import Mlp, PatchConv, PositionEmbedding, ResidualBranch, named_sequential
+from ..builder import StateDict, rename_keys
+from ..hosts.backbone import imagenet_cfg
+from ..hosts.columnar import STAGED_KEYS, Columnar, quarters
+from ..hosts.published import OFFICIAL_KEYS, cswin_host, doubling, pvt_host, pvtv2_host, swin_host
+from ..hosts.pyramid import BlockContext, Pyramid
+from ..layers import Block, Mlp, Norm, PositionEmbedding, branch_builder
+from ..registry import Network, register_family
 
-__all__ = ["FLattenCSwin", "FLattenDeiT", "FLattenPVT", "FLattenPVTv2", "FLattenSwin"]
+__all__ = ["FLatten", "flatten_deit"]
 
 _Norm = partial(nn.LayerNorm, eps=1e-6)
 
 
-class _FLatten(Pyramid):
-    """What the hosts share: which blocks attend linearly, and the blocks themselves.
+@dataclass(frozen=True)
+class _Host:
+    """A published pyramid: its arguments of `Pyramid`, its own mixer, and what its blocks are like."""
+
+    arguments: Callable[[int], dict[str, Any]]
+    own_mixer: Callable[..., nn.Module] | None = None
+    attn_type: str = "LLLL"
+    norm: Norm = _Norm
+    mlp_ratios: Sequence[float] = (8.0, 8.0, 4.0, 4.0)
+    mlp_conv: bool = False
+    position: bool = False
+    linear: dict[str, Any] = field(default_factory=dict)
+
+
+def _windows(context: BlockContext, last: bool, window_size: int, split_sizes: Any, **dd: Any) -> nn.Module:
+    shift = window_size // 2 if context.block % 2 else 0
+    return WindowAttention(context.dim, window_size=window_size, shift_size=shift, **context.keywords, **dd)
+
+
+def _stripes(context: BlockContext, last: bool, window_size: int, split_sizes: Any, **dd: Any) -> nn.Module:
+    split = split_sizes[context.stage]
+    return CrossShapedWindowAttention(context.dim, split_size=split, full=last, **context.keywords, **dd)
+
+
+_SOFTMAX_LATE: dict[str, Any] = {"attn_type": "LLSS", "norm": nn.LayerNorm, "mlp_ratios": (4.0,) * 4}
+_HOSTS = {
+    "swin": _Host(swin_host, _windows, **_SOFTMAX_LATE),
+    "cswin": _Host(cswin_host, _stripes, **_SOFTMAX_LATE, linear={"lepe": True}),
+    "pvt": _Host(pvt_host, position=True),
+    "pvtv2": _Host(pvtv2_host, mlp_conv=True),
+}
+
+
+class FLatten(Pyramid):
+    """A published pyramid with linear attention to the whole map. `(B, in_chans, H, W) -> (B, num_classes)`.
 
     Args:
         dims: Width of each stage.
         depths: Blocks of each stage.
         num_heads: Heads of each stage.
-        attn_type: A letter a stage: `L` linear attention, `S` the host's own, `M` and a number: so many linear blocks
-            first, then the host's own.
-        strides: Of each stage, from the picture.
-        softmax: Builds the host's own mixer, called with its `BlockContext`, heads and drop rates.
-        position: Whether a stage starts with a position embedding.
-        mlp_ratios: Hidden width of the MLPs over the width, of each stage.
-        mlp_conv: Whether MLPs have a depthwise convolution.
-        norm: Builds the norms of the blocks.
-        img_size: Nominal side of the picture, or height and width, for which positions are learnt; they are
-            interpolated for others.
+        host: `swin`, `cswin`, `pvt` or `pvtv2`; the keys of the latter two are not reduced.
+        attn_type: A letter a stage: `L` linear attention, `S` the host's own in windows or stripes, `M` and a number:
+            so many linear blocks first. By default `LLSS`, for PVT and PVTv2 linear everywhere.
+        window_size: Side of Swin's windows.
+        split_sizes: Breadth of CSwin's stripes in each stage; in the last one they are the whole map.
+        mlp_ratios: Hidden width of the MLPs over the width, of each stage; by default the host's.
+        patch_size: Step of the stem: 4, or less for small pictures.
         focusing_factor: Power of the focused features.
         kernel_size: Side of the depthwise convolution of the values.
-        lepe: Whether the values go through the host's convolution too.
-        **kwargs: As `Pyramid`.
+        **kwargs: As `Pyramid`: img_size, in_chans, num_classes, global_pool, the drop rates, device, dtype.
 
     Raises:
-        ValueError: If `attn_type` does not name one kind a stage.
+        ValueError: If the host is unknown or `attn_type` does not name one kind a stage.
     """
 
     def __init__(
@@ -62,48 +94,50 @@ class _FLatten(Pyramid):
         depths: Sequence[int],
         num_heads: Sequence[int],
         *,
-        attn_type: str,
-        strides: Sequence[int],
-        softmax: Callable[..., nn.Module] | None = None,
-        position: bool = False,
+        host: str = "swin",
+        attn_type: str | None = None,
+        window_size: int = 7,
+        split_sizes: Sequence[int] = (1, 2, 7, 7),
         mlp_ratios: Sequence[float] | None = None,
-        mlp_conv: bool = False,
-        norm: Callable[..., nn.Module] = nn.LayerNorm,
-        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 4,
         focusing_factor: int = 3,
         kernel_size: int = 5,
-        lepe: bool = False,
         **kwargs: Any,
     ) -> None:
-        linear = _linear_blocks(attn_type, depths, softmax is not None)
+        if host not in _HOSTS:
+            raise ValueError(f"host must be one of {', '.join(_HOSTS)}, got {host!r}")
+        table = _HOSTS[host]
+        linear = _linear_blocks(attn_type or table.attn_type, depths, table.own_mixer is not None)
 
-        def block(place: BlockContext, **dd: Any) -> nn.Module:
-            stage, dim = place.stage, place.dim
-            grid = tuple(-(-side // strides[stage]) for side in to_2tuple(img_size))
-            branch = partial(ResidualBranch, dim, norm=norm, drop_path=place.drop_path, **dd)
-            if place.block < linear[stage]:
-                mixer = FocusedLinearAttention(
+        def block(context: BlockContext, **dd: Any) -> nn.Module:
+            stage, dim = context.stage, context.dim
+            if context.block < linear[stage] or table.own_mixer is None:
+                mixer: nn.Module = FocusedLinearAttention(
                     dim,
-                    num_heads=num_heads[stage],
-                    grid_size=grid,
+                    num_heads=context.num_heads,
+                    grid_size=context.grid,
                     focusing_factor=focusing_factor,
                     kernel_size=kernel_size,
-                    lepe=lepe,
-                    proj_drop=place.proj_drop,
+                    proj_drop=context.proj_drop,
+                    **table.linear,
                     **dd,
                 )
             else:
-                drops = {"attn_drop": place.attn_drop, "proj_drop": place.proj_drop}
-                mixer = softmax(place, num_heads=num_heads[stage], **drops, **dd)
-            first = {"position": PositionEmbedding(dim, grid, **dd)} if position and place.block == 0 else {}
-            ratio = mlp_ratios[stage] if mlp_ratios else 4.0
-            mlp = Mlp(dim, ratio=ratio, conv=mlp_conv, drop=place.proj_drop, **dd)
-            return named_sequential(**first, attn=branch(mixer), mlp=branch(mlp))
+                mixer = table.own_mixer(context, stage == len(dims) - 1, window_size, split_sizes, **dd)
+            parts = {}
+            if table.position and context.block == 0 and context.grid:
+                parts["position"] = PositionEmbedding(dim, context.grid, **dd)
+            branch = branch_builder(context, norm=table.norm, **dd)
+            ratio = (mlp_ratios or table.mlp_ratios)[stage]
+            mlp = Mlp(dim, ratio=ratio, conv=table.mlp_conv, drop=context.proj_drop, **dd)
+            return Block(**parts, attn=branch(mixer), mlp=branch(mlp))
 
-        super().__init__(dims, depths, block=block, **kwargs)
+        super().__init__(dims, depths, num_heads, block=block, **table.arguments(patch_size), **kwargs)
+        self.host = host
 
 
 def _linear_blocks(attn_type: str, depths: Sequence[int], has_softmax: bool) -> list[int]:
+    """How many blocks of each stage attend linearly."""
     letters = re.findall(r"L|S|M\d+", attn_type)
     if "".join(letters) != attn_type or len(letters) != len(depths) or (not has_softmax and set(letters) != {"L"}):
         kinds = "L, S or M and a number" if has_softmax else "L"
@@ -111,221 +145,27 @@ def _linear_blocks(attn_type: str, depths: Sequence[int], has_softmax: bool) -> 
     return [depth if kind == "L" else int(kind[1:] or 0) for kind, depth in zip(letters, depths, strict=True)]
 
 
-class FLattenSwin(_FLatten):
-    """Swin, linear attention to the whole map in its first stages. `(B, in_chans, H, W) -> (B, num_classes)`.
+def flatten_deit(*args: Any, focusing_factor: int = 3, kernel_size: int = 5, **kwargs: Any) -> Columnar:
+    """A columnar transformer with linear attention. `(B, in_chans, H, W) -> (B, num_classes)`.
 
     Args:
-        dims: Width of each stage.
-        depths: Blocks of each stage.
-        num_heads: Heads of each stage.
-        attn_type: A letter a stage: `L` linear attention, `S` windows, `M` and a number: so many linear blocks first.
-        window_size: Side of the windows.
-        patch_size: Side of the stem's patches: 4, or less for small pictures.
-        **kwargs: img_size, focusing_factor, kernel_size; in_chans, num_classes, global_pool, the drop rates, device,
-            dtype.
-
-    Raises:
-        ValueError: If `attn_type` does not name one kind a stage.
+        *args: As `Columnar`: dim, depth, num_heads.
+        focusing_factor: Power of the focused features.
+        kernel_size: Side of the depthwise convolution of the values.
+        **kwargs: As `Columnar`.
     """
 
-    def __init__(
-        self,
-        dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        *,
-        attn_type: str = "LLSS",
-        window_size: int = 7,
-        patch_size: int = 4,
-        **kwargs: Any,
-    ) -> None:
-        def windows(place: BlockContext, **arguments: Any) -> nn.Module:
-            shift = window_size // 2 if place.block % 2 else 0
-            return WindowAttention(place.dim, window_size=window_size, shift_size=shift, **arguments)
+    def mixers(context: BlockContext, **dd: Any) -> dict[str, nn.Module]:
+        given = {"focusing_factor": focusing_factor, "kernel_size": kernel_size, "proj_drop": context.proj_drop, **dd}
+        attn = FocusedLinearAttention(context.dim, num_heads=context.num_heads, grid_size=context.grid, **given)
+        return {"attn": attn}
 
-        super().__init__(
-            dims,
-            depths,
-            num_heads,
-            attn_type=attn_type,
-            strides=[patch_size * 2**i for i in range(len(dims))],
-            softmax=windows,
-            **swin_host(patch_size),
-            **kwargs,
-        )
-
-
-class FLattenCSwin(_FLatten):
-    """CSwin, linear attention to the whole map in its first stages. `(B, in_chans, H, W) -> (B, num_classes)`.
-
-    Args:
-        dims: Width of each stage.
-        depths: Blocks of each stage.
-        num_heads: Heads of each stage.
-        attn_type: A letter a stage: `L` linear attention, `S` stripes, `M` and a number: so many linear blocks first.
-        split_sizes: Breadth of the stripes of each stage; the last stage attends to the whole map.
-        patch_stride: Step of the stem: 4, or less for small pictures.
-        **kwargs: img_size, focusing_factor, kernel_size; in_chans, num_classes, global_pool, the drop rates, device,
-            dtype.
-
-    Raises:
-        ValueError: If `attn_type` does not name one kind a stage.
-    """
-
-    def __init__(
-        self,
-        dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        *,
-        attn_type: str = "LLSS",
-        split_sizes: Sequence[int] = (1, 2, 7, 7),
-        patch_stride: int = 4,
-        **kwargs: Any,
-    ) -> None:
-        def stripes(place: BlockContext, **arguments: Any) -> nn.Module:
-            full = place.stage == len(dims) - 1
-            return CrossShapedWindowAttention(place.dim, split_size=split_sizes[place.stage], full=full, **arguments)
-
-        super().__init__(
-            dims,
-            depths,
-            num_heads,
-            attn_type=attn_type,
-            strides=[patch_stride * 2**i for i in range(len(dims))],
-            softmax=stripes,
-            lepe=True,
-            **cswin_host(patch_stride),
-            **kwargs,
-        )
-
-
-class FLattenPVT(_FLatten):
-    """PVT with focused linear attention, keys not reduced. `(B, in_chans, H, W) -> (B, num_classes)`.
-
-    Args:
-        dims: Width of each stage.
-        depths: Blocks of each stage.
-        num_heads: Heads of each stage.
-        mlp_ratios: Hidden width of the MLPs over the width, of each stage.
-        patch_size: Side of the stem's patches: 4, or less for small pictures.
-        **kwargs: img_size, focusing_factor, kernel_size; in_chans, num_classes, global_pool, the drop rates, device,
-            dtype.
-    """
-
-    def __init__(
-        self,
-        dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        mlp_ratios: Sequence[float] = (8.0, 8.0, 4.0, 4.0),
-        *,
-        patch_size: int = 4,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            dims,
-            depths,
-            num_heads,
-            attn_type="L" * len(dims),
-            strides=[patch_size * 2**i for i in range(len(dims))],
-            position=True,
-            mlp_ratios=mlp_ratios,
-            norm=_Norm,
-            stem=partial(PatchConv, kernel_size=patch_size, stride=patch_size, norm=nn.LayerNorm),
-            downsample=partial(PatchConv, kernel_size=2, stride=2, norm=nn.LayerNorm),
-            no_weight_decay_parts=(".position.",),
-            **kwargs,
-        )
-
-
-class FLattenPVTv2(_FLatten):
-    """PVTv2 with focused linear attention, keys not reduced. `(B, in_chans, H, W) -> (B, num_classes)`.
-
-    Args:
-        dims: Width of each stage.
-        depths: Blocks of each stage.
-        num_heads: Heads of each stage.
-        mlp_ratios: Hidden width of the MLPs over the width, of each stage.
-        patch_stride: Step of the stem: 4, or less for small pictures.
-        **kwargs: img_size, focusing_factor, kernel_size; in_chans, num_classes, global_pool, the drop rates, device,
-            dtype.
-    """
-
-    def __init__(
-        self,
-        dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        mlp_ratios: Sequence[float] = (8.0, 8.0, 4.0, 4.0),
-        *,
-        patch_stride: int = 4,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            dims,
-            depths,
-            num_heads,
-            attn_type="L" * len(dims),
-            strides=[patch_stride * 2**i for i in range(len(dims))],
-            mlp_ratios=mlp_ratios,
-            mlp_conv=True,
-            norm=_Norm,
-            stem=partial(PatchConv, kernel_size=7, stride=patch_stride, padding=3, norm=nn.LayerNorm),
-            downsample=partial(PatchConv, kernel_size=3, stride=2, padding=1, norm=nn.LayerNorm),
-            stage_norm=_Norm,
-            conv_init=fan_out_normal,
-            **kwargs,
-        )
-
-
-class FLattenDeiT(_FLatten):
-    """A columnar transformer with linear attention, no class token. `(B, in_chans, H, W) -> (B, num_classes)`.
-
-    Args:
-        dim: Width.
-        depth: Number of blocks, each of which can be read as a feature map.
-        num_heads: Heads.
-        patch_size: Side of the patches.
-        img_size: Nominal side of the picture, or height and width.
-        **kwargs: focusing_factor, kernel_size; in_chans, num_classes, global_pool, the drop rates, device, dtype.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        depth: int = 12,
-        num_heads: int = 3,
-        *,
-        patch_size: int = 16,
-        img_size: int | tuple[int, int] = 224,
-        **kwargs: Any,
-    ) -> None:
-        grid = tuple(-(-side // patch_size) for side in to_2tuple(img_size))
-
-        def stem(in_chans: int, dim: int, **dd: Any) -> nn.Module:
-            patches = PatchConv(in_chans, dim, kernel_size=patch_size, stride=patch_size, pad_to_stride=True, **dd)
-            return named_sequential(patches=patches, position=PositionEmbedding(dim, grid, mode="bicubic", **dd))
-
-        super().__init__(
-            [dim] * depth,
-            [1] * depth,
-            [num_heads] * depth,
-            attn_type="L" * depth,
-            strides=[patch_size] * depth,
-            norm=_Norm,
-            img_size=img_size,
-            stem=stem,
-            final=_Norm,
-            no_weight_decay_parts=(".position.",),
-            **kwargs,
-        )
+    return Columnar(*args, mixers=mixers, **kwargs)
 
 
 _OFFICIAL = (
-    # DeiT: blocks without stages.
-    (r"^blocks\.(\d+)\.", r"stages.\1.blocks.0."),
-    (r"^pos_embed$", "stem.position.weight"),
+    # DeiT.
+    (r"^pos_embed$", "position.weight"),
     # PVT and PVTv2 count from 1.
     (r"^patch_embed1\.proj\.", "stem.conv."),
     (r"^patch_embed1\.norm\.", "stem.norm."),
@@ -346,19 +186,17 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
         state_dict: Flat weights, without prefixes.
         model: The network they are for.
     """
-    native = rename_keys(state_dict, _OFFICIAL)
+    columnar = isinstance(model, Columnar)
+    native = rename_keys(state_dict, (*(STAGED_KEYS if columnar else ()), *_OFFICIAL))
     for name, module in model.named_modules():
         if isinstance(module, FocusedLinearAttention):
             native = FocusedLinearAttention.to_native(native, f"{name}.")
     own = model.state_dict()
-    columnar = isinstance(model, FLattenDeiT)
     result = {}
     for key, value in native.items():
-        if columnar:
-            key = key.replace("stem.conv.", "stem.patches.conv.")
         if key.endswith((".relative_position_index", ".attn_mask")):
             continue  # tables that follow from the size of the picture
-        if isinstance(model, FLattenPVT) and key.startswith("final."):
+        if not columnar and model.host == "pvt" and key.startswith("final."):
             continue  # never applied
         if key.endswith("position.weight") and value.ndim == 3 and key in own:
             value = value.reshape(own[key].shape) if value.numel() == own[key].numel() else value
@@ -366,60 +204,54 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     return result
 
 
-def _args(width: int, depths: Sequence[int], heads: int, **more: Any) -> dict[str, Any]:
-    widths, counts = (tuple(first * 2**i for i in range(4)) for first in (width, heads))
-    return {"dims": widths, "depths": tuple(depths), "num_heads": counts, **more}
-
-
+_CODE = {"paper_ids": "arXiv:2308.00442", "origin_url": "https://github.com/LeapLabTHU/FLatten-Transformer"}
+_CFG = imagenet_cfg(**_CODE)
+_CFG_384 = imagenet_cfg(**_CODE, input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0)
 _PVT = {"dims": (64, 128, 320, 512), "num_heads": (1, 2, 5, 8)}
-_384 = {"img_size": 384}
-_MODELS: dict[str, tuple[type[Pyramid], dict[str, Any]]] = {
-    "deit_tiny": (FLattenDeiT, {"dim": 192, "num_heads": 3}),
-    "deit_small": (FLattenDeiT, {"dim": 384, "num_heads": 6}),
-    "pvt_tiny": (FLattenPVT, {**_PVT, "depths": (2, 2, 2, 2)}),
-    "pvt_small": (FLattenPVT, {**_PVT, "depths": (3, 4, 6, 3)}),
-    "pvt_medium": (FLattenPVT, {**_PVT, "depths": (3, 4, 18, 3)}),
-    "pvt_large": (FLattenPVT, {**_PVT, "depths": (3, 8, 27, 3)}),
-    "pvtv2_b0": (FLattenPVTv2, {**_PVT, "dims": (32, 64, 160, 256), "depths": (2, 2, 2, 2)}),
-    "pvtv2_b1": (FLattenPVTv2, {**_PVT, "depths": (2, 2, 2, 2)}),
-    "pvtv2_b2": (FLattenPVTv2, {**_PVT, "depths": (3, 4, 6, 3)}),
-    "pvtv2_b3": (FLattenPVTv2, {**_PVT, "depths": (3, 4, 18, 3)}),
-    "pvtv2_b4": (FLattenPVTv2, {**_PVT, "depths": (3, 8, 27, 3)}),
-    "swin_tiny": (FLattenSwin, _args(96, (2, 2, 6, 2), 3)),
-    "swin_small": (FLattenSwin, _args(96, (2, 2, 18, 2), 3)),
-    "swin_base": (FLattenSwin, _args(128, (2, 2, 18, 2), 4)),
-    "swin_base_384": (FLattenSwin, _args(128, (2, 2, 18, 2), 4, window_size=12, **_384)),
-    "cswin_tiny": (FLattenCSwin, _args(64, (2, 4, 18, 1), 2)),
-    "cswin_small": (FLattenCSwin, _args(64, (2, 4, 32, 2), 2)),
-    "cswin_base": (FLattenCSwin, _args(96, (3, 6, 29, 2), 4)),
-    "cswin_base_384": (FLattenCSwin, _args(96, (3, 6, 29, 2), 4, split_sizes=(1, 2, 12, 12), **_384)),
-}
-_MODELS = {f"va_flatten_{name}": entry for name, entry in _MODELS.items()}
 
 
-def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    fields = {"license": "apache-2.0", **kwargs}
-    if "_384" in name:
-        fields = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0, **fields}
-    if "deit" in name:
-        fields = {"first_conv": "stem.patches.conv", "pool_size": (14, 14), **fields}
-    return imagenet_cfg(
-        paper_ids="arXiv:2308.00442", origin_url="https://github.com/LeapLabTHU/FLatten-Transformer", **fields
-    )
+def _pyramid(host: str, size: str, arguments: dict[str, Any]) -> Network:
+    cfg = _CFG_384 if size.endswith("_384") else _CFG
+    return Network(f"FLatten in {host}, {size.replace('_', ' ')}.", FLatten, {"host": host, **arguments}, cfg)
 
 
-default_cfgs = family_cfgs(_MODELS, _cfg)
-
-for _name, (_class, _arguments) in _MODELS.items():
-    register_network(
-        __name__,
-        _name,
-        f"FLatten in {_name.split('_')[2]}, {' '.join(_name.split('_')[3:])}.",
-        _class,
-        to_native=checkpoint_filter_fn,
-        feature_cfg={
-            "out_indices": (2, 5, 8, 11) if _class is FLattenDeiT else (0, 1, 2, 3),
-            "feature_cls": "getter",
-        },
-        **_arguments,
-    )
+register_family(
+    __name__,
+    {
+        f"va_flatten_{host}_{size}": _pyramid(host, size, arguments)
+        for host, size, arguments in (
+            ("pvt", "tiny", {**_PVT, "depths": (2, 2, 2, 2)}),
+            ("pvt", "small", {**_PVT, "depths": (3, 4, 6, 3)}),
+            ("pvt", "medium", {**_PVT, "depths": (3, 4, 18, 3)}),
+            ("pvt", "large", {**_PVT, "depths": (3, 8, 27, 3)}),
+            ("pvtv2", "b0", {**_PVT, "dims": (32, 64, 160, 256), "depths": (2, 2, 2, 2)}),
+            ("pvtv2", "b1", {**_PVT, "depths": (2, 2, 2, 2)}),
+            ("pvtv2", "b2", {**_PVT, "depths": (3, 4, 6, 3)}),
+            ("pvtv2", "b3", {**_PVT, "depths": (3, 4, 18, 3)}),
+            ("pvtv2", "b4", {**_PVT, "depths": (3, 8, 27, 3)}),
+            ("swin", "tiny", doubling(96, (2, 2, 6, 2), 3)),
+            ("swin", "small", doubling(96, (2, 2, 18, 2), 3)),
+            ("swin", "base", doubling(128, (2, 2, 18, 2), 4)),
+            ("swin", "base_384", {**doubling(128, (2, 2, 18, 2), 4), "window_size": 12, "img_size": 384}),
+            ("cswin", "tiny", doubling(64, (2, 4, 18, 1), 2)),
+            ("cswin", "small", doubling(64, (2, 4, 32, 2), 2)),
+            ("cswin", "base", doubling(96, (3, 6, 29, 2), 4)),
+            (
+                "cswin",
+                "base_384",
+                {**doubling(96, (3, 6, 29, 2), 4), "split_sizes": (1, 2, 12, 12), "img_size": 384},
+            ),
+        )
+    }
+    | {
+        f"va_flatten_deit_{size}": Network(
+            f"FLatten in DeiT, {size}.",
+            flatten_deit,
+            {"dim": dim, "num_heads": dim // 64},
+            {**_CFG, "pool_size": (14, 14)},
+            quarters,
+        )
+        for size, dim in (("tiny", 192), ("small", 384))
+    },
+    checkpoint_filter_fn,
+)

@@ -11,23 +11,22 @@ Golden: tests/golden/pkcam_*.npz (blocks in both modes, logits and the means of 
 import logging
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from timm.models import checkpoint
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from visionattn.plugins.pkcam import PKCAM
 
-from ..builder import StateDict, chosen_maps, family_cfgs, register_network, rename_keys
-from ..hosts.resnet import HOSTS, SmallStemResNet, resnet_cfg
+from ..builder import StateDict, rename_keys
+from ..hosts.cross_layer import CrossLayerResNet
+from ..hosts.resnet import HOSTS, resnet_cfg
+from ..registry import Network, register_family
 
-__all__ = ["PKCAMBasicBlock", "PKCAMBottleneck", "PKCAMResNet"]
+__all__ = ["HistoryPKCAM", "PKCAMResNet"]
 
 _logger = logging.getLogger(__name__)
-
-Descriptors = tuple[torch.Tensor, ...]
 
 # What a stage sees of the stem and the stages before it, each of which is a sequence with one entry for every block.
 _SEEN: dict[str, Callable[[Sequence[Sequence[Any]]], Sequence[Any]]] = {
@@ -48,76 +47,39 @@ _VARIANTS = {
 }
 
 
-class _AttendedBlock(nn.Module):
-    """What the residual blocks share: they take earlier layers' descriptors and return their own beside the map."""
-
-    def add(
-        self, x: torch.Tensor, residual: torch.Tensor, stage: Sequence[torch.Tensor], block: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The scaled residual plus the shortcut, and the residual's descriptor."""
-        residual, descriptor = self.se(residual, stage, block)
-        if self.drop_path is not None:
-            residual = self.drop_path(residual)
-        residual += x if self.downsample is None else self.downsample(x)
-        return residual, descriptor
-
-
-class PKCAMBasicBlock(_AttendedBlock, BasicBlock):
-    """timm's block of two 3x3 convolutions with PKCAM in the place of `se`."""
-
-    def forward(
-        self, x: torch.Tensor, stage: Sequence[torch.Tensor] = (), block: Sequence[torch.Tensor] = ()
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        residual = self.act1(self.drop_block(self.bn1(self.conv1(x))))
-        residual = self.bn2(self.conv2(self.aa(residual)))
-        out, descriptor = self.add(x, residual, stage, block)
-        return self.act2(out), descriptor
-
-
-class PKCAMBottleneck(_AttendedBlock, Bottleneck):
-    """timm's bottleneck with PKCAM in the place of `se`."""
-
-    def forward(
-        self, x: torch.Tensor, stage: Sequence[torch.Tensor] = (), block: Sequence[torch.Tensor] = ()
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        residual = self.act1(self.bn1(self.conv1(x)))
-        residual = self.act2(self.drop_block(self.bn2(self.conv2(residual))))
-        residual = self.bn3(self.conv3(self.aa(residual)))
-        out, descriptor = self.add(x, residual, stage, block)
-        return self.act3(out), descriptor
-
-
-class Stage(nn.ModuleList):
-    """Blocks in a row, the first with its local gate only.
+class HistoryPKCAM(PKCAM):
+    """PKCAM in a block of a ResNet: it picks what it sees from the history of all layers before.
 
     Args:
-        blocks: The blocks.
-        within: Whether each block sees those before it in this stage.
+        channels: Width of the map.
+        widths: Widths of the history: of the stem, of the blocks of each earlier stage, of those before in this stage.
+        earlier: As in `PKCAMResNet`.
+        **kwargs: As `PKCAM`: inner, upsample, device, dtype.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module] = (), within: bool = False) -> None:
-        super().__init__(blocks)
-        self.within = within
+    def __init__(self, channels: int, widths: Sequence[Sequence[int]], *, earlier: str, **kwargs: Any) -> None:
+        self.earlier = earlier
+        stage_widths, block_widths = self._seen(widths)
+        super().__init__(channels, stage_widths=stage_widths, block_count=len(block_widths), **kwargs)
 
-    def forward(
-        self, x: torch.Tensor, earlier: Sequence[torch.Tensor], checkpointing: bool = False
-    ) -> tuple[torch.Tensor, Descriptors]:
-        own: Descriptors = ()
-        for block in self:
-            arguments = (x, earlier, own if self.within else ()) if own else (x,)
-            if checkpointing:
-                x, descriptor = checkpoint(block, *arguments, use_reentrant=False)
-            else:
-                x, descriptor = block(*arguments)
-            own = (*own, descriptor)
-        return x, own
+    def forward(  # type: ignore[override]  # the history stands for what PKCAM takes
+        self, x: torch.Tensor, history: Sequence[Sequence[torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scaled map and the own descriptor."""
+        return super().forward(x, *self._seen(history))
+
+    def _seen(self, history: Sequence[Sequence[Any]]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """What of earlier stages, and what of the same; the first block of a stage sees neither."""
+        of_stages, within = _VARIANTS[self.earlier]
+        *stages, own = history
+        return _SEEN[of_stages](stages) if own else (), own if within else ()
 
 
-class PKCAMResNet(SmallStemResNet):
-    """timm's ResNet with PKCAM in every residual block, before the addition. `(B, in_chans, H, W) -> (B, num_classes)`.
+class PKCAMResNet(CrossLayerResNet):
+    """A ResNet with PKCAM in every residual block, before the addition. `(B, in_chans, H, W) -> (B, num_classes)`.
 
     Args:
-        block: `PKCAMBasicBlock` or `PKCAMBottleneck`.
+        block: timm's `BasicBlock` or `Bottleneck`.
         layers: Number of blocks of each stage.
         earlier: Which earlier descriptors the blocks beyond the first of a stage see. `stage`: of the stem and of the
             last block of every earlier stage (the paper's); `stage_last`: of the last block of the previous stage;
@@ -125,9 +87,8 @@ class PKCAMResNet(SmallStemResNet):
             the same stage; `block_stage`, `block_stage_last`, `block_stage_all`: both.
         inner: As in `PKCAM`.
         upsample: As in `PKCAM`.
-        zero_init_last: Start every residual branch at zero. Off, as in the official code.
         official_start: Start with PyTorch's defaults everywhere, as the official code; otherwise as the other ResNets.
-        **kwargs: As `SmallStemResNet`: `stem_stride` and timm's.
+        **kwargs: As `ResNet`: `stem_stride`, `zero_init_last` and timm's.
 
     Raises:
         ValueError: If `earlier`, `inner` or `upsample` is unknown, or the width of a stage is not a multiple of that of
@@ -136,38 +97,20 @@ class PKCAMResNet(SmallStemResNet):
 
     def __init__(
         self,
-        block: type[_AttendedBlock],
+        block: type[nn.Module],
         layers: Sequence[int],
         *,
         earlier: str = "stage",
         inner: str = "eca",
         upsample: str = "tile",
-        zero_init_last: bool = False,
         official_start: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         if earlier not in _VARIANTS:
             raise ValueError(f"earlier must be one of {', '.join(_VARIANTS)}, got {earlier!r}")
-        dd = {"device": device, "dtype": dtype}
         self.official_start = official_start  # timm's constructor already starts the weights
-        super().__init__(block, layers, zero_init_last=zero_init_last, **dd, **kwargs)
-        self._seen, within = _VARIANTS[earlier]
-        widths: list[Sequence[int]] = [(self.bn1.num_features,)]
-        for info in self.feature_info[1:]:
-            blocks = self.get_submodule(info["module"])
-            for index, attended in enumerate(blocks):
-                attended.se = PKCAM(
-                    info["num_chs"],
-                    stage_widths=_SEEN[self._seen](widths) if index else (),
-                    block_count=index if within else 0,
-                    inner=inner,
-                    upsample=upsample,
-                    **dd,
-                )
-            setattr(self, info["module"], Stage(blocks, within))
-            widths.append((info["num_chs"],) * len(blocks))
+        attention = partial(HistoryPKCAM, earlier=earlier, inner=inner, upsample=upsample)
+        super().__init__(block, layers, attention=attention, **kwargs)
 
     def init_weights(self, zero_init_last: bool = False) -> None:
         """The official start, PyTorch's default everywhere; or timm's, and that of PKCAM."""
@@ -178,64 +121,8 @@ class PKCAMResNet(SmallStemResNet):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         for module in self.modules():
-            if zero_init_last and isinstance(module, _AttendedBlock):
+            if zero_init_last and hasattr(module, "zero_init_last"):
                 module.zero_init_last()
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that no weight decay should touch beyond biases and scales: none."""
-        return set()
-
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """The maps after the stem's activation (0) and after each stage (1 to 4).
-
-        Args:
-            x: Images.
-            indices: Which maps to return: the last n, these (negative ones count from the end), or all.
-            norm: Without effect, as in timm's ResNet.
-            stop_early: Leave out the stages behind the last map that is returned.
-            output_fmt: NCHW.
-            intermediates_only: Return the list of maps alone.
-
-        Returns:
-            The last map and the list of maps, or the list alone.
-
-        Raises:
-            ValueError: If `output_fmt` is another, or an index is out of range.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be NCHW, got {output_fmt!r}")
-        count = len(self.feature_info)
-        wanted = chosen_maps(indices, count)
-        x, maps = self._run(x, wanted, max(wanted) if stop_early else count - 1)
-        return maps if intermediates_only else (x, maps)
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """The map before pooling and classifier."""
-        return self._run(x)[0]
-
-    def _run(
-        self, x: torch.Tensor, wanted: Sequence[int] = (), last: int = 4
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        x = self.act1(self.bn1(self.conv1(x)))
-        maps = [x] if 0 in wanted else []
-        x = self.maxpool(x)
-        history: list[Descriptors] = [(x.mean((2, 3)),)]
-        for index, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)[:last], 1):
-            if len(stage):  # timm empties the stages that feature extraction does not need.
-                x, descriptors = stage(x, _SEEN[self._seen](history), self.grad_checkpointing)
-                history.append(descriptors)
-            if index in wanted:
-                maps.append(x)
-        return x, maps
 
 
 # The author's names of everything but the attention, in turn.
@@ -277,27 +164,19 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     return native
 
 
-_BLOCKS = {BasicBlock: PKCAMBasicBlock, Bottleneck: PKCAMBottleneck}
-# Registered name -> host.
-_MODELS = {f"va_{host}_pkcam": host for host in ("resnet18n", "resnet18", "resnet34", "resnet50", "resnet101")}
-
-
-def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    return resnet_cfg(_MODELS[name], "arXiv:2211.07521", "https://github.com/eslambakr/EMCA", **kwargs)
-
-
-default_cfgs = family_cfgs(_MODELS, _cfg)
-
-for _name, _host in _MODELS.items():
-    register_network(
-        __name__,
-        _name,
-        f"{_host} with PKCAM in every block.",
-        PKCAMResNet,
-        to_native=checkpoint_filter_fn,
-        # The stages hand descriptors on, so they cannot be run as a plain sequence.
-        feature_cfg={"out_indices": (1, 2, 3, 4), "feature_cls": "getter"},
-        **{**HOSTS[_host], "block": _BLOCKS[HOSTS[_host]["block"]]},
-        # The narrow network is for comparison with its host.
-        official_start=_host != "resnet18n",
-    )
+register_family(
+    __name__,
+    {
+        f"va_{host}_pkcam": Network(
+            f"{host} with PKCAM in every block.",
+            PKCAMResNet,
+            # The narrow network is for comparison with its host.
+            {**HOSTS[host], "official_start": host != "resnet18n"},
+            resnet_cfg(host, "arXiv:2211.07521", "https://github.com/eslambakr/EMCA"),
+            # The stages hand descriptors on, so they cannot be run as a plain sequence.
+            {"out_indices": (1, 2, 3, 4), "feature_cls": "getter"},
+        )
+        for host in ("resnet18n", "resnet18", "resnet34", "resnet50", "resnet101")
+    },
+    checkpoint_filter_fn,
+)

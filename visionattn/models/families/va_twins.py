@@ -19,9 +19,12 @@ from torch import nn
 
 from visionattn.mixers import GlobalSubsampledAttention, LocallyGroupedAttention
 
-from ..builder import StateDict, family_cfgs, register_network, rename_keys
-from ..hosts.pyramid import BlockContext, Pyramid, fan_out_normal, imagenet_cfg
-from ..layers import Mlp, PatchConv, PositionConv, ResidualBranch, named_sequential
+from ..builder import StateDict, rename_keys
+from ..hosts.backbone import fan_out_normal, imagenet_cfg
+from ..hosts.published import doubling
+from ..hosts.pyramid import BlockContext, Pyramid
+from ..layers import Block, Mlp, PatchConv, PositionConv, branch_builder
+from ..registry import Network, register_family
 
 __all__ = ["Twins"]
 
@@ -63,30 +66,27 @@ class Twins(Pyramid):
         patch_size: int = 4,
         **kwargs: Any,
     ) -> None:
-        def block(place: BlockContext, **dd: Any) -> nn.Module:
-            stage, dim = place.stage, place.dim
-            drops = {"attn_drop": place.attn_drop, "proj_drop": place.proj_drop}
-            if window_sizes is not None and place.block % 2 == 0:
-                mixer = LocallyGroupedAttention(
-                    dim, num_heads=num_heads[stage], window_size=window_sizes[stage], pad_mask=pad_mask, **drops, **dd
-                )
+        def block(context: BlockContext, **dd: Any) -> nn.Module:
+            stage, dim, given = context.stage, context.dim, {**context.keywords, **dd}
+            if window_sizes is not None and context.block % 2 == 0:
+                side = window_sizes[stage]
+                mixer: nn.Module = LocallyGroupedAttention(dim, window_size=side, pad_mask=pad_mask, **given)
             else:
-                mixer = GlobalSubsampledAttention(
-                    dim, num_heads=num_heads[stage], sr_ratio=sr_ratios[stage], edge=edge, **drops, **dd
-                )
-            mlp = Mlp(dim, ratio=mlp_ratios[stage], drop=place.proj_drop, **dd)
-            branch = partial(ResidualBranch, dim, norm=_Norm, drop_path=place.drop_path, **dd)
-            position = {"position": PositionConv(dim, **dd)} if place.block == 0 else {}
-            return named_sequential(attn=branch(mixer), mlp=branch(mlp), **position)
+                mixer = GlobalSubsampledAttention(dim, sr_ratio=sr_ratios[stage], edge=edge, **given)
+            mlp = Mlp(dim, ratio=mlp_ratios[stage], drop=context.proj_drop, **dd)
+            branch = branch_builder(context, norm=_Norm, **dd)
+            position = {"position": PositionConv(dim, **dd)} if context.block == 0 else {}
+            return Block(attn=branch(mixer), mlp=branch(mlp), **position)
 
         super().__init__(
             dims,
             depths,
+            num_heads,
             block=block,
             stem=partial(PatchConv, kernel_size=patch_size, stride=patch_size, norm=nn.LayerNorm),
             downsample=partial(PatchConv, kernel_size=2, stride=2, norm=nn.LayerNorm),
             stage_norm=_Norm if stage_norm else None,
-            final=_Norm,
+            final_norm=_Norm,
             conv_init=fan_out_normal,
             no_weight_decay_parts=(".position.",),
             **kwargs,
@@ -118,44 +118,24 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     return rename_keys(state_dict, _OFFICIAL)
 
 
+_CFG = imagenet_cfg(paper_ids="arXiv:2104.13840", origin_url="https://github.com/Meituan-AutoML/Twins")
 _PCPVT = {"dims": (64, 128, 320, 512), "num_heads": (1, 2, 5, 8), "mlp_ratios": (8.0, 8.0, 4.0, 4.0)}
-_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "va_twins_pcpvt_small": ("Twins-PCPVT-S, 24.1 M parameters.", {**_PCPVT, "depths": (3, 4, 6, 3)}),
-    "va_twins_pcpvt_base": ("Twins-PCPVT-B, 43.8 M parameters.", {**_PCPVT, "depths": (3, 4, 18, 3)}),
-    "va_twins_pcpvt_large": ("Twins-PCPVT-L, 61.0 M parameters.", {**_PCPVT, "depths": (3, 8, 27, 3)}),
-    **{
-        f"va_twins_svt_{size}": (
-            f"Twins-SVT-{size[0].upper()}, {millions} M parameters.",
-            {
-                "dims": tuple(width * 2**i for i in range(4)),
-                "depths": depths,
-                "num_heads": tuple(heads * 2**i for i in range(4)),
-                "window_sizes": (7, 7, 7, 7),
-            },
+_SVT = {"window_sizes": (7, 7, 7, 7)}
+
+register_family(
+    __name__,
+    {
+        f"va_twins_{kind}_{size}": Network(
+            f"Twins-{kind.upper()}-{size[0].upper()}, {millions} M parameters.", Twins, arguments, _CFG
         )
-        for size, millions, width, heads, depths in (
-            ("small", 24.1, 64, 2, (2, 2, 10, 4)),
-            ("base", 56.1, 96, 3, (2, 2, 18, 2)),
-            ("large", 99.3, 128, 4, (2, 2, 18, 2)),
+        for kind, size, millions, arguments in (
+            ("pcpvt", "small", 24.1, {**_PCPVT, "depths": (3, 4, 6, 3)}),
+            ("pcpvt", "base", 43.8, {**_PCPVT, "depths": (3, 4, 18, 3)}),
+            ("pcpvt", "large", 61.0, {**_PCPVT, "depths": (3, 8, 27, 3)}),
+            ("svt", "small", 24.1, {**_SVT, **doubling(64, (2, 2, 10, 4), 2)}),
+            ("svt", "base", 56.1, {**_SVT, **doubling(96, (2, 2, 18, 2), 3)}),
+            ("svt", "large", 99.3, {**_SVT, **doubling(128, (2, 2, 18, 2), 4)}),
         )
     },
-}
-
-
-def _cfg(name: str, **kwargs: Any) -> dict[str, Any]:
-    fields = {"license": "apache-2.0", **kwargs}
-    return imagenet_cfg(paper_ids="arXiv:2104.13840", origin_url="https://github.com/Meituan-AutoML/Twins", **fields)
-
-
-default_cfgs = family_cfgs(_MODELS, _cfg)
-
-for _name, (_doc, _arguments) in _MODELS.items():
-    register_network(
-        __name__,
-        _name,
-        _doc,
-        Twins,
-        to_native=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **_arguments,
-    )
+    checkpoint_filter_fn,
+)

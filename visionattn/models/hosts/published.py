@@ -1,13 +1,31 @@
-"""The published hosts that several papers put their mixers into: Swin and CSwin, and the names of their weights."""
+"""The published hosts that several papers put their mixers into: Swin, CSwin, PVT and PVTv2, as arguments of `Pyramid`,
+and the names of their weights.
+"""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ..layers import PatchConv, PatchMerging
+from .backbone import fan_out_normal
 
-__all__ = ["OFFICIAL_KEYS", "cswin_host", "swin_host"]
+__all__ = ["OFFICIAL_KEYS", "cswin_host", "doubling", "pvt_host", "pvtv2_host", "swin_host"]
+
+_Norm = partial(nn.LayerNorm, eps=1e-6)
+
+
+def doubling(width: int, depths: Sequence[int], heads: int) -> dict[str, Any]:
+    """Sizes of four stages, each twice as wide as the one before, with twice the heads.
+
+    Args:
+        width: Of the first.
+        depths: Blocks of each.
+        heads: Of the first.
+    """
+    widths, counts = (tuple(first * 2**i for i in range(4)) for first in (width, heads))
+    return {"dims": widths, "depths": depths, "num_heads": counts}
 
 
 def swin_host(patch_size: int = 4) -> dict[str, Any]:
@@ -19,7 +37,7 @@ def swin_host(patch_size: int = 4) -> dict[str, Any]:
     return {
         "stem": partial(PatchConv, kernel_size=patch_size, stride=patch_size, norm=nn.LayerNorm, pad_to_stride=True),
         "downsample": PatchMerging,
-        "final": nn.LayerNorm,
+        "final_norm": nn.LayerNorm,
         "no_weight_decay_parts": ("relative_position_bias_table",),
     }
 
@@ -33,7 +51,34 @@ def cswin_host(patch_stride: int = 4) -> dict[str, Any]:
     return {
         "stem": partial(PatchConv, kernel_size=7, stride=patch_stride, padding=2, norm=nn.LayerNorm),
         "downsample": partial(PatchConv, kernel_size=3, stride=2, padding=1, norm=nn.LayerNorm),
-        "final": nn.LayerNorm,
+        "final_norm": nn.LayerNorm,
+    }
+
+
+def pvt_host(patch_size: int = 4) -> dict[str, Any]:
+    """PVT (arXiv 2102.12122) without its mixers, as arguments of `Pyramid`.
+
+    Args:
+        patch_size: Side of the stem's patches: 4, or less for small pictures.
+    """
+    return {
+        "stem": partial(PatchConv, kernel_size=patch_size, stride=patch_size, norm=nn.LayerNorm),
+        "downsample": partial(PatchConv, kernel_size=2, stride=2, norm=nn.LayerNorm),
+        "no_weight_decay_parts": (".position.",),
+    }
+
+
+def pvtv2_host(patch_stride: int = 4) -> dict[str, Any]:
+    """PVTv2 (arXiv 2106.13797) without its mixers, as arguments of `Pyramid`.
+
+    Args:
+        patch_stride: Step of the stem: 4, or less for small pictures.
+    """
+    return {
+        "stem": partial(PatchConv, kernel_size=7, stride=patch_stride, padding=3, norm=nn.LayerNorm),
+        "downsample": partial(PatchConv, kernel_size=3, stride=2, padding=1, norm=nn.LayerNorm),
+        "stage_norm": _Norm,
+        "conv_init": fan_out_normal,
     }
 
 

@@ -1,46 +1,21 @@
-"""The one host of all token mixers: a stem, stages of blocks with downsampling between, norms, a head.
+"""The pyramid: a stem, stages of blocks with downsampling between them, norms, a head, as in MetaFormer's networks.
 
-A family says what its blocks, stem, downsampling and norms are; everything that timm expects of a network is here. Maps
-are channels-last inside, so that a mixer needs no reshaping; what comes out is `(B, C, H, W)`.
+A family says what its blocks, stem, downsampling and norms are; everything that timm expects of a network is here.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from math import prod
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates
-from timm.models import checkpoint
+from timm.layers import calculate_drop_path_rates, to_2tuple
 from torch import nn
 
-from ..builder import chosen_maps
-from ..layers import Norm, PatchConv, PatchMerging
+from visionattn.catalog import BlockContext
 
-__all__ = ["BlockContext", "Pyramid", "fan_out_normal", "imagenet_cfg", "narrow_normal"]
+from ..layers import Norm
+from .backbone import Backbone, ConvInit, checkpoint_block, stride_of
 
-
-@dataclass(frozen=True)
-class BlockContext:
-    """Where a block stands and what it is to drop: all that a family needs to choose its parts.
-
-    Args:
-        stage: Number of the stage, from 0.
-        block: Number of the block in the stage, from 0.
-        dim: Width of the stage.
-        drop_path: Rate of stochastic depth here; it grows linearly from 0 at the first block of the network.
-        attn_drop: Dropout of attention weights.
-        proj_drop: Dropout after projections and in MLPs.
-    """
-
-    stage: int
-    block: int
-    dim: int
-    drop_path: float = 0.0
-    attn_drop: float = 0.0
-    proj_drop: float = 0.0
+__all__ = ["Pyramid", "Stage"]
 
 
 class Stage(nn.Module):
@@ -51,35 +26,33 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
         self.norm = norm
-        self.grad_checkpointing = False
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, checkpointing: bool = False) -> torch.Tensor:
         x = self.downsample(x)
         for block in self.blocks:
-            x = checkpoint(block, x) if self.grad_checkpointing and self.training else block(x)
+            x = checkpoint_block(block, x) if checkpointing else block(x)
         return self.norm(x)
 
 
-class Pyramid(nn.Module):
-    """A network of token mixers. `(B, in_chans, H, W) -> (B, num_classes)`, any H, W of at least its stride.
-
-    Without `downsample` all stages have the resolution of the stem: a columnar vision transformer is a row of such
-    stages with one block each.
+class Pyramid(Backbone[torch.Tensor]):
+    """A network of token mixers in stages. `(B, in_chans, H, W) -> (B, num_classes)`, any H, W of at least its stride.
 
     Args:
         dims: Width of each stage.
         depths: Blocks of each stage.
-        block: Builds a block: called with a `BlockContext`, `device` and `dtype`.
+        num_heads: Heads of each stage, for the blocks' contexts.
+        block: Builds a block, such as `layers.Block`: called with a `BlockContext`, `device` and `dtype`.
         stem: Builds what turns the picture, channels-last, into the first map: `(in_chans, dims[0])`.
-        downsample: Builds what stands at the start of each further stage: `(dim, out_dim)`.
+        downsample: Builds what stands at the start of each further stage: `(dim, out_dim)`; none keeps the resolution.
         stage_norm: Builds a norm for the end of each stage; the next stage reads what it gives.
-        final: Builds what the last map goes through before the head, such as a norm: `(dims[-1])`.
-        final_dim: Width after `final`, if it is another.
+        final_norm: Builds what the last map goes through before the head: `(dims[-1])`; its module is called `final`.
+        final_dim: Width after it, if it is another.
         head_norm: Epsilon of a layer norm between pooling and classifier; none leaves it out.
         feature_norms: Whether intermediate maps that are handed out go through a layer norm each, which the next stage
             does not see, as some dense prediction code has it.
-        conv_init: Start of the convolutions; PyTorch's own by default.
-        no_weight_decay_parts: Parts of the names of parameters without weight decay (besides biases and scales).
+        conv_init: Start of the convolutions' weights; none leaves PyTorch's.
+        no_weight_decay_parts: Parts of the names of parameters that no weight decay should touch.
+        img_size: Nominal side of the picture, or height and width, for the grids of the blocks' contexts.
         in_chans: Channels of the picture.
         num_classes: Classes; 0 leaves the classifier out.
         global_pool: Pooling of the head, as in timm; empty for none.
@@ -89,24 +62,28 @@ class Pyramid(nn.Module):
         drop_path_rate: Stochastic depth of the last block; linear from 0 at the first.
 
     Raises:
-        ValueError: If `dims` and `depths` do not fit each other.
+        ValueError: If `dims`, `depths` and `num_heads` do not fit each other.
     """
+
+    level_name = "stages"
 
     def __init__(
         self,
         dims: Sequence[int],
         depths: Sequence[int],
+        num_heads: Sequence[int] | None = None,
         *,
         block: Callable[..., nn.Module],
         stem: Callable[..., nn.Module],
         downsample: Callable[..., nn.Module] | None = None,
         stage_norm: Norm | None = None,
-        final: Norm | None = None,
+        final_norm: Norm | None = None,
         final_dim: int | None = None,
         head_norm: float | None = None,
         feature_norms: bool = False,
-        conv_init: Callable[[nn.Conv2d], Any] | None = None,
+        conv_init: ConvInit | None = None,
         no_weight_decay_parts: Sequence[str] = (),
+        img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -117,50 +94,62 @@ class Pyramid(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        heads = [1] * len(dims) if num_heads is None else list(num_heads)
+        if not dims or not len(dims) == len(depths) == len(heads) or min(*dims, *depths, *heads) < 1:
+            raise ValueError(
+                "dims, depths and num_heads must hold one number >= 1 for each stage, got "
+                f"dims={tuple(dims)}, depths={tuple(depths)}, num_heads={tuple(heads)}"
+            )
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
-        if len(dims) != len(depths) or not dims or min(*dims, *depths) < 1:
-            raise ValueError(f"dims and depths must name one number >= 1 a stage, got {tuple(dims)}, {tuple(depths)}")
-        dd = {"device": device, "dtype": dtype}
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.no_weight_decay_parts = tuple(no_weight_decay_parts)
         self.stem = stem(in_chans, dims[0], **dd)
-        drops = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
-        for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
-            down = downsample(dims[stage - 1], dim, **dd) if downsample and stage else nn.Identity()
-            contexts = [
-                BlockContext(stage, j, dim, drops[stage][j], attn_drop_rate, proj_drop_rate) for j in range(depth)
-            ]
-            norm = stage_norm(dim, **dd) if stage_norm else nn.Identity()
-            stages.append(Stage(down, [block(context, **dd) for context in contexts], norm))
-        self.stages = nn.Sequential(*stages)
-        self.final = final(dims[-1], **dd) if final else nn.Identity()
-        self.feature_norms = nn.ModuleList(nn.LayerNorm(dim, **dd) for dim in dims if feature_norms)
-        self.num_features = final_dim or dims[-1]
-        if head_norm is None:
-            self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate, **dd)
-        else:
-            norm = partial(LayerNorm2d, eps=head_norm)
-            self.head = NormMlpClassifierHead(
-                self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, norm_layer=norm, **dd
-            )
         self.feature_info = []
-        reduction = _stride(self.stem)
-        for i, dim in enumerate(dims):
-            reduction *= _stride(self.stages[i].downsample)
-            self.feature_info.append({"module": f"stages.{i}", "num_chs": dim, "reduction": reduction})
-        self.apply(partial(_init, conv_init=conv_init))
+        stride = stride_of(self.stem)
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            down = downsample(dims[i - 1], dim, **dd) if downsample and i else nn.Identity()
+            stride *= stride_of(down)
+            height, width = (-(-side // stride) for side in to_2tuple(img_size))
+            blocks = [
+                block(
+                    BlockContext(
+                        i, j, dim, rates[i][j], attn_drop_rate, proj_drop_rate, num_heads=heads[i], grid=(height, width)
+                    ),
+                    **dd,
+                )
+                for j in range(depth)
+            ]
+            stages.append(Stage(down, blocks, stage_norm(dim, **dd) if stage_norm else nn.Identity()))
+            self.feature_info.append({"module": f"stages.{i}", "num_chs": dim, "reduction": stride})
+        self.stages = nn.Sequential(*stages)
+        self.final = final_norm(dims[-1], **dd) if final_norm else nn.Identity()
+        self.feature_norms = nn.ModuleList(nn.LayerNorm(dim, **dd) for dim in dims if feature_norms)
+        self.build_head(
+            final_dim or dims[-1],
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            norm_eps=head_norm,
+            **dd,
+        )
+        self.init_weights(conv_init)
 
-    @property
-    def head_hidden_size(self) -> int:
-        """Width of what the classifier sees."""
-        return self.head.num_features
+    def start(self, x: torch.Tensor) -> torch.Tensor:
+        return self.stem(x.permute(0, 2, 3, 1))
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that no weight decay should touch beyond biases and scales."""
-        return {name for name, _ in self.named_parameters() if any(part in name for part in self.no_weight_decay_parts)}
+    def run(self, level: nn.Module, flow: torch.Tensor) -> torch.Tensor:
+        return level(flow, self.grad_checkpointing and self.training)
+
+    def read(self, flow: torch.Tensor, level: int, norm: bool) -> torch.Tensor:
+        if self.feature_norms:
+            return self.feature_norms[level](flow)
+        return self.final(flow) if norm and level == len(self.stages) - 1 else flow
+
+    def end(self, flow: torch.Tensor) -> torch.Tensor:
+        return self.final(flow).permute(0, 3, 1, 2)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -175,145 +164,3 @@ class Pyramid(nn.Module):
             ]
         )
         return {"stem": r"^stem", "blocks": [*stages, (r"^final|^feature_norms", (99999,))]}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keeps only the input of each block for the backward pass and computes the rest again."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The last layer."""
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a new classifier in.
-
-        Args:
-            num_classes: Its classes; 0 for none.
-            global_pool: Another pooling, if any.
-        """
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
-
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """The maps at the ends of stages.
-
-        Args:
-            x: `(B, in_chans, H, W)`.
-            indices: The last so many stages, or these; all by default.
-            norm: Put the last map, if asked for, through `final`, as `forward_features` does.
-            stop_early: Compute no further than the last one asked for.
-            output_fmt: `NCHW` or `NHWC`.
-            intermediates_only: Leave the final map out.
-
-        Returns:
-            The final map `(B, C, H, W)` and the list of maps, or the list alone.
-
-        Raises:
-            ValueError: If `output_fmt` is neither, or an index is out of range.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
-        wanted = chosen_maps(indices, len(self.stages))
-        x = self.stem(x.permute(0, 2, 3, 1))
-        maps = []
-        for i, stage in enumerate(self.stages[: max(wanted) + 1] if stop_early else self.stages):
-            x = stage(x)
-            if i in wanted:
-                at_end = norm and i == len(self.stages) - 1
-                y = self.feature_norms[i](x) if self.feature_norms else self.final(x) if at_end else x
-                maps.append(y if output_fmt == "NHWC" else y.permute(0, 3, 1, 2))
-        return maps if intermediates_only else (self.final(x).permute(0, 3, 1, 2), maps)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drops what these maps do not need.
-
-        Args:
-            indices: As in `forward_intermediates`.
-            prune_norm: Drop `final` in any case.
-            prune_head: Drop the classifier in any case.
-
-        Returns:
-            Numbers of the maps that are left to ask for.
-        """
-        wanted = chosen_maps(indices, len(self.stages))
-        shortened = max(wanted) + 1 < len(self.stages)
-        self.stages = self.stages[: max(wanted) + 1]
-        if prune_norm or shortened:
-            self.final = nn.Identity()
-        if prune_head or shortened:
-            self.num_classes = 0
-            self.head.reset(0, "", reset_other=True)
-        return wanted
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """The final map. `(B, in_chans, H, W) -> (B, num_features, H', W')`."""
-        x = self.final(self.stages(self.stem(x.permute(0, 2, 3, 1))))
-        return x.permute(0, 3, 1, 2)
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Pools the final map and classifies it, or stops before the classifier."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
-
-
-def fan_out_normal(conv: nn.Conv2d) -> None:
-    """Normal by the number of outputs a weight reaches, those of its group only: the start of Twins' and PVTv2's."""
-    fan_out = conv.out_channels * prod(conv.kernel_size) // conv.groups
-    nn.init.normal_(conv.weight, std=(2.0 / fan_out) ** 0.5)
-
-
-def narrow_normal(conv: nn.Conv2d) -> None:
-    """Truncated normal of 0.02, as linear layers have it."""
-    nn.init.trunc_normal_(conv.weight, std=0.02)
-
-
-def _init(module: nn.Module, conv_init: Callable[[nn.Conv2d], Any] | None) -> None:
-    """Vision transformers' start. Parameters that mixers hold themselves were set when they were built."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    elif isinstance(module, nn.Conv2d) and conv_init is not None:
-        conv_init(module)
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
-
-
-def _stride(module: nn.Module) -> int:
-    return prod(m.stride for m in module.modules() if isinstance(m, PatchConv | PatchMerging))
-
-
-def imagenet_cfg(**kwargs: Any) -> dict[str, Any]:
-    """timm's cfg of a network of this host for ImageNet-1K at 224 px.
-
-    Args:
-        **kwargs: Further fields, and ones to replace.
-    """
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.conv",
-        "classifier": "head.fc",
-        **kwargs,
-    }

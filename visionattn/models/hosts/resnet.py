@@ -3,6 +3,7 @@
 Paper: arXiv 1512.03385; ResNeXt: arXiv 1611.05431; wide: arXiv 1605.07146.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ from timm.models import ResNet as _ResNet
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-__all__ = ["HOSTS", "SmallStemResNet", "resnet_cfg"]
+from visionattn.plugins import resolve_plugin
+
+__all__ = ["FEATURES", "HOSTS", "ResNet", "resnet_cfg"]
+
+# How timm extracts features: the stages', without the stem's.
+FEATURES = {"out_indices": (1, 2, 3, 4)}
 
 # Name -> arguments of the network.
 HOSTS: dict[str, dict[str, Any]] = {
@@ -42,25 +48,41 @@ HOSTS: dict[str, dict[str, Any]] = {
 }
 
 
-class SmallStemResNet(_ResNet):
-    """timm's ResNet with a choice of stem. `(B, in_chans, H, W) -> (B, num_classes)`.
+class ResNet(_ResNet):
+    """timm's ResNet with a choice of stem and a plug-in in every residual block, before the addition.
+
+    `(B, in_chans, H, W) -> (B, num_classes)`.
 
     Args:
         *args: As timm's ResNet: `block` and `layers` first.
+        plugin: Name, class or config of the block to put in; none leaves the plain network.
         stem_stride: Stride of the stem. 4 is the classic one; for small images 2 leaves the max-pool out and 1 (the
             official CIFAR mode) the first convolution's stride too, with 3x3 in place of 7x7. The stages' features come
             at 1, 2, 4 and 8 times this stride.
         zero_init_last: Start every residual branch at zero. Off, as in the plug-ins' papers.
+        block_args: Further arguments of timm's residual blocks.
         **kwargs: As timm's ResNet.
 
     Raises:
-        ValueError: If `stem_stride` is neither 1, 2 nor 4.
+        ValueError: If `stem_stride` is neither 1, 2 nor 4, or the plug-in is unknown.
     """
 
-    def __init__(self, *args: Any, stem_stride: int = 4, zero_init_last: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, zero_init_last=zero_init_last, **kwargs)
+    conv1: Any  # a convolution or a sequence of them
+    feature_info: list[dict[str, Any]]
+
+    def __init__(
+        self,
+        *args: Any,
+        plugin: str | dict[str, Any] | Callable[..., nn.Module] | None = None,
+        stem_stride: int = 4,
+        zero_init_last: bool = False,
+        block_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if stem_stride not in (1, 2, 4):
             raise ValueError(f"stem_stride must be 1, 2 or 4, got {stem_stride}")
+        attention = {} if plugin is None else {"attn_layer": resolve_plugin(plugin)}
+        super().__init__(*args, zero_init_last=zero_init_last, block_args={**(block_args or {}), **attention}, **kwargs)
         if stem_stride < 4:
             self.maxpool = nn.Identity()
         if stem_stride == 1:
