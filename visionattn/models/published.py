@@ -89,7 +89,7 @@ def with_checkpoint(name: str, pretrained: bool, kwargs: dict[str, Any]) -> dict
     cfg = resolve_pretrained_cfg(name, tag, overlay)
     if cfg.source:  # hf-hub: and local-dir: bring their own arguments
         if pretrained and cfg.source == "local-dir":
-            read_checkpoint(_weights_in(Path(cfg.file)))
+            read_checkpoint(_weights_in(Path(cfg.file or "")))
         return kwargs
     entry = read_manifest().get(f"{name}.{cfg.tag}")
     other_weights = any(overlay.get(source) for source in ("url", "hf_hub_id", "state_dict"))

@@ -44,7 +44,8 @@ def with_known_names(backbone: dict[str, Any]) -> tuple[dict[str, Any], StateDic
     if not given.keys() & own.keys() and shapes[0] == shapes[1]:
         given = dict(zip(own, given.values(), strict=True))
     overlay = {key: value for key, value in overlay.items() if key != "file"} | {"state_dict": given}
-    head = given.get(f"{timm.get_pretrained_cfg(name).classifier}.weight")
+    cfg = timm.get_pretrained_cfg(name)
+    head = given.get(f"{cfg.classifier}.weight") if cfg else None
     if head is not None:  # or timm would take the file to have as many classes as its own weights
         overlay.setdefault("num_classes", len(head))
     return {**backbone, "pretrained_cfg_overlay": overlay}, given

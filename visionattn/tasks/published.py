@@ -1,6 +1,7 @@
 """Tasks from published files: classifier, detector or segmentor as it was evaluated, with its weights."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,6 @@ def build_task(facts: Facts) -> Task:
         raise ValueError(f"cannot build {kind} from task_config: {error}") from error
 
 
-def _task_class(kind: str) -> type[Task]:
+def _task_class(kind: str) -> Callable[..., Task]:
     """Imported when it is needed: each task has large libraries of its own."""
     return getattr(importlib.import_module(f"{__package__}.{kind.lower()}"), kind)
