@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["visionattn", "visionattn.*"]), *SHARED],
     package_dir=SHARED,
-    package_data={name: ["**/*"] for name in SHARED},
+    package_data={"visionattn": ["py.typed"], **{name: ["**/*"] for name in SHARED}},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -28,6 +28,7 @@ setup(
         "huggingface_hub>=0.34",
         "filelock>=3.12",
         "mmengine-lite>=0.10.7",
+        "pyyaml",
         "albumentations>=2.0.8,<3",
         "opencv-python-headless>=4.9",
         "torchmetrics>=1.9",

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from visionattn.ops import explain, use_backend
 
@@ -131,6 +133,31 @@ def close(name: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: fl
     # Large numbers are rounded in proportion to themselves.
     worst = (error / (scale + expected.abs()).clamp(min=1e-30)).max()
     assert worst <= 10 * tolerance, f"{name} is off by {worst} in one place"
+
+
+def check_second_derivatives(op: Callable[..., Any], *args: Any, tolerance: float = 1e-4, **kwargs: Any) -> None:
+    """Compares what a gradient's own gradient is by kernels, which have none, with the torch code's in float64."""
+    with sdpa_kernel(SDPBackend.MATH):  # the fused forms have no second derivative
+        found = [_run(_gradients_of(op), backend, args, kwargs, dtype, grad=True) for backend, dtype in _BOTH]
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        close(name, value, found[1][name], tolerance)
+
+
+_BOTH = (("triton", None), ("torch", torch.float64))
+
+
+def _gradients_of(op: Callable[..., Any]) -> Callable[..., list[torch.Tensor]]:
+    """The gradients of an operation, by the names of its arguments, as results that can be differentiated."""
+
+    def run(*args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.requires_grad]
+        results = [t for t in tree_leaves(op(*args, **kwargs)) if t is not None and t.requires_grad]
+        weights = [random(*r.shape, seed=7).sin().to(r.dtype) for r in results]
+        loss = sum((r * w).square().sum() for r, w in zip(results, weights, strict=True))
+        return list(torch.autograd.grad(loss, leaves, create_graph=True))
+
+    return run
 
 
 def check_operator(registered: Callable[..., Any], *args: Any) -> None:

@@ -85,7 +85,7 @@ class TestWeights:
     def test_code_is_refused(self, tmp_path, capsys, zipped):
         path = tmp_path / "evil.pth"
         torch.save({"state_dict": Evil()}, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ValueError, match=r"evil\.pth was refused: it holds code"):
+        with pytest.raises(ValueError, match=r"evil\.pth was refused: it holds (builtins\.)?print, which"):
             create(path)
         path.write_bytes(pickle.dumps({"state_dict": Evil()}))
         with pytest.raises(ValueError, match=r"evil\.pth (was refused|is truncated or no checkpoint)"):
@@ -244,12 +244,6 @@ class TestCommands:
         assert len(lines) == 1 and message in lines[0], err
         assert "Traceback" not in err
 
-    def test_bad_picture_leaves_no_predictions(self, run_cli, pictures, tmp_path):
-        (pictures / "dog" / "1.png").write_bytes(b"")
-        code, _, err = run_cli("predict", pictures, "--model", f"{NAME}.digits", "--out", "out")
-        assert code == 2 and "dog/1.png: the file is empty" in err
-        assert not (tmp_path / "out").exists() and not left_behind(tmp_path)
-
     def test_bad_picture_among_training_data(self, run_cli, pictures, tmp_path):
         """Also when it is a worker process that finds it."""
         (pictures / "dog" / "1.png").write_bytes(b"x")
@@ -277,7 +271,7 @@ class TestCommands:
     def test_predictions_are_not_overwritten(self, run_cli, pictures, tmp_path):
         (tmp_path / "out").mkdir()
         code, _, err = run_cli("predict", pictures, "--model", f"{NAME}.digits", "--out", "out")
-        assert code == 2 and "--out out exists already" in err
+        assert code == 2 and "--out out exists already; name another folder" in err
 
     def test_publish_needs_a_name_with_a_tag(self, run_cli, tmp_path):
         shutil.copy(packaged_path(f"{NAME}.digits"), tmp_path / "w.safetensors")

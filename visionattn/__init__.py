@@ -4,8 +4,36 @@
 Training and evaluation live in `visionattn.engine` and need to be imported on their own.
 """
 
-from . import checkpoints, models, plugins
-from .plugins import attach, list_plugins
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .utils.startup import is_command_line_starting
 from .version import __version__
 
-__all__ = ["__version__", "attach", "checkpoints", "list_plugins", "models", "plugins"]
+__all__ = [
+    "__version__",
+    "attach",
+    "catalog",
+    "checkpoints",
+    "list_mixers",
+    "list_plugins",
+    "mixers",
+    "models",
+    "plugins",
+]
+
+# `visionattn --help` needs no torch: the command line executes this file again when a command is about to run.
+if not is_command_line_starting():
+    from . import catalog, mixers, models, plugins
+    from .mixers import list_mixers
+    from .plugins import attach, list_plugins
+
+if TYPE_CHECKING:
+    from . import checkpoints
+
+
+def __getattr__(name: str) -> Any:
+    """`visionattn.checkpoints`, imported when it is asked for."""
+    if name == "checkpoints":
+        return import_module("visionattn.checkpoints")
+    raise AttributeError(f"module 'visionattn' has no attribute {name!r}")

@@ -7,18 +7,19 @@ documentation are derived from it.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import import_module
+from functools import cache, partial
 from inspect import signature
-from pkgutil import iter_modules
 from types import MappingProxyType
 from typing import Any, Literal
 
-__all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get"]
+from visionattn.utils.exports import public_modules
+
+__all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get", "resolve"]
 
 Kind = Literal["plugin", "mixer", "head", "method", "tool"]
-# Rooms whose files end in cards, and the kind that each holds.
-_ROOMS: dict[str, Kind] = {"visionattn.plugins": "plugin", "visionattn.mixers": "mixer"}
+_WORDS: dict[Kind, str] = {"plugin": "plug-in"}
+# Rooms whose files end in cards.
+_ROOMS = ("visionattn.plugins", "visionattn.mixers")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class BlockContext:
         return {"num_heads": self.num_heads, "attn_drop": self.attn_drop, "proj_drop": self.proj_drop}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Card:
     """What a mechanism is.
 
@@ -146,22 +147,23 @@ class Card:
         """Whether the mechanism is a module of its own that needs nothing but a map."""
         return self.factory is not None and not self.further_inputs
 
-    def build(self, width: int, **kwargs: Any) -> Any:
-        """The module for a number of channels.
+    @property
+    def constructor(self) -> Callable[..., Any]:
+        """What builds the module.
 
         Raises:
-            ValueError: If the mechanism has no module of its own.
+            ValueError: If the mechanism is no module of its own.
         """
         if self.factory is None:
-            raise ValueError(f"{self.name} combines other {self.kind}s over the blocks of a network: build one of them")
-        return self.factory(width, **kwargs)
+            raise ValueError(f"{self.name!r} stands for several {self.kind}s that take turns: name one of them")
+        return self.factory
 
     def build_in(self, context: BlockContext, **dd: Any) -> Any:
         """The module for a block of a host, with `device` and `dtype`."""
-        taken = signature(self.factory).parameters if self.factory else {}
+        taken = signature(self.constructor).parameters
         given = {name: value for name, value in context.keywords.items() if name in taken}
         own = self.keywords(context) if self.keywords else {}
-        return self.build(context.dim, **{**given, **own}, **dd)
+        return self.constructor(context.dim, **{**given, **own}, **dd)
 
     def build_mixers(self, context: BlockContext, **dd: Any) -> dict[str, Any]:
         """All mixers of a block of a host by name, with `device` and `dtype`."""
@@ -176,16 +178,11 @@ class Card:
 def _index() -> dict[tuple[Kind, str], Card]:
     """Every card by kind and name."""
     index: dict[tuple[Kind, str], Card] = {}
-    for room in _ROOMS:
-        package = import_module(room)
-        for module in iter_modules(package.__path__):
-            if module.name.startswith("_"):
-                continue
-            file = import_module(f"{room}.{module.name}")
-            for card in (*getattr(file, "CARDS", ()), *([file.CARD] if hasattr(file, "CARD") else ())):
-                if (card.kind, card.name) in index:
-                    raise ValueError(f"two cards are named {card.name!r}; the second is in {file.__name__}")
-                index[card.kind, card.name] = card
+    for file in (file for room in _ROOMS for file in public_modules(room)):
+        for card in (*getattr(file, "CARDS", ()), *([file.CARD] if hasattr(file, "CARD") else ())):
+            if (card.kind, card.name) in index:
+                raise ValueError(f"two cards are named {card.name!r}; the second is in {file.__name__}")
+            index[card.kind, card.name] = card
     return index
 
 
@@ -203,8 +200,8 @@ def get(kind: Kind, name: str) -> Card:
     try:
         return _index()[kind, name]
     except KeyError:
-        names = ", ".join(card.name for card in cards(kind))
-        raise ValueError(f"unknown {kind} {name!r}; there are: {names}") from None
+        names = ", ".join(card.name for card in cards(kind) if card.standalone)
+        raise ValueError(f"unknown {_WORDS.get(kind, kind)} {name!r}; there are: {names}") from None
 
 
 def find(text: str = "", kind: Kind | None = None) -> list[Card]:
@@ -216,3 +213,31 @@ def find(text: str = "", kind: Kind | None = None) -> list[Card]:
     """
     wanted = text.casefold()
     return [c for c in cards(kind) if any(wanted in part.casefold() for part in (c.name, c.title, c.summary, c.paper))]
+
+
+def resolve(kind: Kind, what: str | dict[str, Any] | Callable[..., Any]) -> Callable[..., Any]:
+    """The constructor behind a name, a class or a config; call it with the number of channels or the width.
+
+    Args:
+        kind: Which kind of mechanism a name is of.
+        what: A name, a class, or a dict with `type` (either of these) and further arguments.
+
+    Raises:
+        ValueError: If the name is unknown, or of a mechanism that is no module of its own.
+        TypeError: If a dict has no `type`, or `what` is neither of the three.
+    """
+    word = _WORDS.get(kind, kind)
+    if isinstance(what, dict):
+        if "type" not in what:
+            raise TypeError(f"a {word}'s config needs a 'type', got {what}")
+        arguments = {key: value for key, value in what.items() if key != "type"}
+        return partial(resolve(kind, what["type"]), **arguments)
+    if isinstance(what, str):
+        card = get(kind, what)
+        if card.further_inputs:
+            inputs = ", ".join(card.further_inputs)
+            raise ValueError(f"{word} {what!r} needs more than a map ({inputs}): only its own networks can hold it")
+        return card.constructor
+    if callable(what) and (isinstance(what, type) or not hasattr(what, "forward")):
+        return what
+    raise TypeError(f"a {word} is a name, a class or a dict, got {what!r}")

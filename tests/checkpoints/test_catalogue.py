@@ -17,8 +17,8 @@ from visionattn.cli import main
 from visionattn.testing.fixtures import load as load_golden
 from visionattn.testing.fixtures import relative_error
 from visionattn.utils.download import FetchError, RetryPolicy, recorded_hash
-from visionattn.utils.resources import read_manifest
-from visionattn.utils.weight_files import OFFLINE, cache_dir, find, obtain
+from visionattn.utils.resources import USER_FOLDER, read_manifest
+from visionattn.utils.weight_files import cache_dir, find, obtain
 
 NAME = "va_mobilenetv2_100_coord.in1k"
 PACKAGED = "va_resnet10n_cbam.digits"
@@ -44,10 +44,10 @@ def entry(web, author, tmp_path, monkeypatch):
     """The manifest's entry, with its source on the local server and an empty cache."""
     manifest = copy.deepcopy(read_manifest())
     manifest[NAME]["sources"] = [{"kind": "url", "url": f"{web.url}/mbv2_ca.pth"}]
-    for module in ("models._build", "checkpoints.catalogue"):
+    for module in ("models.builder", "models.published", "utils.locate", "checkpoints.catalogue"):
         monkeypatch.setattr(f"visionattn.{module}.read_manifest", lambda: manifest)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.delenv(OFFLINE, raising=False)
+    monkeypatch.delenv(USER_FOLDER, raising=False)
     web.files["/mbv2_ca.pth"] = author[1]
     return manifest[NAME]
 
@@ -71,7 +71,10 @@ def test_lists_and_describes():
     assert checkpoints.info(PACKAGED)["metrics"]["top1"] > 0.99
     there = ", ".join(name for name in read_manifest() if name.startswith("va_resnet10n_cbam."))
     assert PACKAGED in there.split(", ")
-    with pytest.raises(ValueError, match=f"no checkpoint 'va_resnet10n_cbam.x'; of this network there are: {there}$"):
+    with pytest.raises(
+        ValueError,
+        match=f"no checkpoint 'va_resnet10n_cbam.x', neither packaged nor .*; of this network there are: {there}$",
+    ):
         checkpoints.info("va_resnet10n_cbam.x")
     with pytest.raises(ValueError, match="no checkpoint fits 'vit_'"):
         checkpoints.list("vit_")
@@ -94,7 +97,7 @@ def test_network_by_tag(where, web, entry, author, tmp_path, monkeypatch):
             timm.create_model(NAME, pretrained=True)
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "mbv2_ca.pth").write_bytes(content)
-        monkeypatch.setenv(OFFLINE, str(tmp_path / "mine"))
+        monkeypatch.setenv(USER_FOLDER, str(tmp_path / "mine"))
     model = timm.create_model(NAME, pretrained=True).eval()
     with torch.inference_mode():
         assert relative_error(model(golden.input), golden.arrays["out_0"]) < 1e-4
@@ -120,7 +123,7 @@ def test_arguments_that_weights_need_come_with_the_tag():
 def test_unknown_hash_is_written_down_and_kept_to(entry, author, caplog):
     path = obtain(entry)
     digest = hashlib.sha256(author[1]).hexdigest()
-    assert recorded_hash(path) == digest and f"found sha256 {digest}" in caplog.text
+    assert recorded_hash(path) == digest and f"recorded sha256 {digest}" in caplog.text
     assert find(entry) == path
     path.write_bytes(b"x" + author[1][1:])
     assert find(entry) is None and "is damaged" in caplog.text
@@ -128,16 +131,16 @@ def test_unknown_hash_is_written_down_and_kept_to(entry, author, caplog):
 
 
 def test_wrong_file_in_the_offline_folder_is_named(entry, tmp_path, monkeypatch):
-    monkeypatch.setenv(OFFLINE, str(tmp_path))
+    monkeypatch.setenv(USER_FOLDER, str(tmp_path))
     (tmp_path / "mbv2_ca.pth").write_bytes(b"something else")
     for known, fault in (({"bytes": 15}, "has 14 bytes, the manifest says 15"), ({"sha256": "0" * 64}, "is damaged")):
-        with pytest.raises(ValueError, match=rf"mbv2_ca.pth \(found by {OFFLINE}\) {fault}"):
+        with pytest.raises(ValueError, match=rf"mbv2_ca.pth \(found by {USER_FOLDER}\) {fault}"):
             find({**entry, **known})
 
 
 def test_offline_folder_that_is_none(entry, tmp_path, monkeypatch):
-    monkeypatch.setenv(OFFLINE, str(tmp_path / "gone"))
-    with pytest.raises(ValueError, match=rf"{OFFLINE} names .*gone, which is no folder"):
+    monkeypatch.setenv(USER_FOLDER, str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match=rf"{USER_FOLDER} names .*gone, which is not a folder"):
         timm.create_model(NAME, pretrained=True)
 
 
@@ -151,25 +154,25 @@ def test_weights_of_ones_own_take_the_place_of_the_authors(entry, author, web):
 def test_tells_all_that_went_wrong(web, entry):
     entry["sources"] = [{"kind": "url", "url": f"{web.url}/gone"}, {"kind": "page", "url": "https://drive.example/1"}]
     with pytest.raises(FetchError, match=r"404 Not Found. To get va_mob.* by hand, open https://drive.example/1 or"):
-        obtain(entry, patience=RetryPolicy(attempts=1))
+        obtain(entry, retry=RetryPolicy(attempts=1))
 
 
 def test_command_downloads_lists_and_says_what_is_missing(web, entry, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "download --list 'va_mobilenet*coord' va_resnet10n_cbam")
     assert code == 0 and "download" in out and "packaged" in out
     code, out, _ = run(monkeypatch, capsys, f"download {NAME} {PACKAGED} --jobs 2")
-    assert code == 0 and f"{NAME}: {cache_dir() / 'mbv2_ca.pth'} (its authors state no hash; it has sha256" in out
+    assert code == 0 and f"{NAME}: {cache_dir() / 'mbv2_ca.pth'} (its authors state no hash; recorded sha256" in out
     assert f"{PACKAGED}: " in out and "(verified)" in out
     code, out, err = run(monkeypatch, capsys, f"download va_resnet50_cbam {NAME}")
     assert code == 2 and NAME in out
     assert "va_resnet50_cbam.in1k: To get va_resnet50_cbam.in1k by hand, open https://drive.google.com" in err
-    assert "1 of 2 could not be had" in err
+    assert "1 of 2 failed to download" in err
     for line, fault in (("download", "say which checkpoints"), (f"download {NAME} --jobs 0", "--jobs")):
         code, _, err = run(monkeypatch, capsys, line)
         assert code == 2 and fault in err
 
 
-def test_hub_files_go_through_the_hub(entry, tmp_path, monkeypatch):
+def test_hub_files_go_through_the_hub_and_are_held_to_the_first_hash(entry, tmp_path, monkeypatch):
     asked = []
 
     def hf_hub_download(repository, name):
@@ -180,3 +183,29 @@ def test_hub_files_go_through_the_hub(entry, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
     assert checkpoints.path("va_twins_svt_small.in1k") == tmp_path / "model.safetensors"
     assert asked == [("timm/twins_svt_small.in1k", "model.safetensors")]
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(tmp_path / "model.safetensors"))
+    with pytest.raises(ValueError, match=r"twins_svt_small.in1k on the hub\) is damaged or was changed"):
+        checkpoints.path("va_twins_svt_small.in1k")
+
+
+def test_a_file_by_hand_without_a_stated_hash_is_held_to_its_first(entry, author, tmp_path, monkeypatch):
+    monkeypatch.setenv(USER_FOLDER, str(tmp_path))
+    path = tmp_path / "mbv2_ca.pth"
+    path.write_bytes(author[1])
+    assert find(entry) == path
+    assert recorded_hash(cache_dir() / "mbv2_ca.pth") == hashlib.sha256(author[1]).hexdigest()
+    path.write_bytes(author[1] + b"x")
+    with pytest.raises(ValueError, match=r"is damaged or was changed: .*recorded at first use.*delete it to accept"):
+        find(entry)
+
+
+@pytest.mark.parametrize("file", ["../../x.pth", "/etc/x.pth", ".hidden", "a/b.pth", ""])
+def test_an_entrys_file_is_a_name(file, entry):
+    with pytest.raises(ValueError, match="a checkpoint's file must be a plain name, got"):
+        obtain({**entry, "file": file})
+
+
+def test_list_says_which_have_no_hash(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "download --list va_mobilenetv2_100_coord va_resnet10n_cbam")
+    assert code == 0 and out.count("no hash") == 2  # the one, and what it means

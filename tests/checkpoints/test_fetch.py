@@ -14,12 +14,12 @@ import pytest
 from web import plain, serving
 
 from visionattn.utils.download import FetchError, RetryPolicy, fetch, recorded_hash
-from visionattn.utils.http import PermanentError, _Redirects
+from visionattn.utils.http import PermanentError, _Redirects, check_url
 
 CONTENT = random.Random(0).randbytes(20_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()
 QUICK = RetryPolicy(timeout=0.3, attempts=2, wait=0.01)
-KNOWN = {"size": len(CONTENT), "sha256": HASH, "patience": QUICK}
+KNOWN = {"size": len(CONTENT), "sha256": HASH, "retry": QUICK}
 fork = multiprocessing.get_context("fork")
 
 
@@ -61,10 +61,10 @@ def test_interrupted_in_the_middle_resumes(web, path):
     assert web.asked == [("/w.pth", None), ("/w.pth", "bytes=7000-"), ("/w.pth", "bytes=12000-")]
 
 
-@pytest.mark.parametrize("known", [KNOWN, {"patience": QUICK}], ids=["known hash", "no hash"])
+@pytest.mark.parametrize("known", [KNOWN, {"retry": QUICK}], ids=["known hash", "no hash"])
 def test_a_killed_download_resumes(known, web, path):
     web.cuts, web.stall = [8192], True
-    process = fork.Process(target=get, args=(web, path), kwargs={**known, "patience": RetryPolicy()})
+    process = fork.Process(target=get, args=(web, path), kwargs={**known, "retry": RetryPolicy()})
     process.start()
     part = path.with_name(".part-w.pth")
     deadline = time.monotonic() + 20
@@ -81,16 +81,16 @@ def test_a_killed_download_resumes(known, web, path):
 def test_a_file_that_changed_meanwhile_starts_anew(web, path):
     web.cuts = [7000, 0, 0]
     with pytest.raises(FetchError):
-        get(web, path, patience=QUICK)
+        get(web, path, retry=QUICK)
     web.files["/w.pth"] = CONTENT[::-1]
     web.cuts = []
-    assert get(web, path, patience=QUICK).read_bytes() == CONTENT[::-1]
+    assert get(web, path, retry=QUICK).read_bytes() == CONTENT[::-1]
 
 
 def test_a_part_that_is_whole_already(web, path):
     path.parent.mkdir()
     path.with_name(".part-w.pth").write_bytes(CONTENT)
-    assert get(web, path, sha256=HASH, patience=QUICK).read_bytes() == CONTENT
+    assert get(web, path, sha256=HASH, retry=QUICK).read_bytes() == CONTENT
     assert web.asked == [("/w.pth", f"bytes={len(CONTENT)}-")]
 
 
@@ -106,7 +106,7 @@ def test_a_part_that_is_wrong_starts_anew(part, web, path):
 def test_corrupted_byte(web, path):
     web.files["/w.pth"] = CONTENT[:5000] + bytes([CONTENT[5000] ^ 1]) + CONTENT[5001:]
     with pytest.raises(
-        FetchError, match=rf"w.pth could not be fetched: \S+/w.pth: is damaged: its sha256 is .*not {HASH[:16]}"
+        FetchError, match=rf"failed to download w.pth: \S+/w.pth: is damaged: its sha256 is .*not {HASH[:16]}"
     ):
         get(web, path)
     assert_nothing_but_parts(path)
@@ -176,7 +176,7 @@ def test_redirect_in_a_circle(web, path):
 def test_redirect_out_of_an_encrypted_connection():
     request = urllib.request.Request("https://a/w.pth")
     with pytest.raises(PermanentError, match=r"redirects to http://b/w\.pth, which is not encrypted"):
-        _Redirects().redirect_request(request, None, 302, "", {}, "http://b/w.pth")
+        _Redirects(verified=True).redirect_request(request, None, 302, "", {}, "http://b/w.pth")
 
 
 def test_web_page_in_place_of_the_file(web, path):
@@ -187,8 +187,8 @@ def test_web_page_in_place_of_the_file(web, path):
         handler.wfile.write(b"<html>Please log in</html>")
 
     web.other["/w.pth"] = page
-    with pytest.raises(FetchError, match="answers with a web page in place of the file"):
-        get(web, path, patience=QUICK)
+    with pytest.raises(FetchError, match="returned HTML instead of the file"):
+        get(web, path, retry=QUICK)
     assert_nothing_but_parts(path)
 
 
@@ -204,7 +204,7 @@ def test_stalled_connection(web, path):
 
 def test_nobody_listens(web, path):
     with pytest.raises(FetchError, match="refused"):
-        fetch(["http://127.0.0.1:9/w.pth"], path, patience=QUICK)
+        fetch(["http://127.0.0.1:9/w.pth"], path, retry=QUICK)
     assert_nothing_but_parts(path)
 
 
@@ -223,7 +223,7 @@ def test_full_disk(web, path):
     process.start()
     process.join()
     name, message = results.get()
-    assert name == "FetchError" and "no room in" in message and "kept in .part-w.pth" in message
+    assert name == "FetchError" and "no space left in" in message and "kept in .part-w.pth" in message
     assert_nothing_but_parts(path)
     assert get(web, path).read_bytes() == CONTENT, "with room it goes on"
     assert web.asked[-1] == ("/w.pth", "bytes=4096-")
@@ -237,7 +237,7 @@ def test_full_file_system(chunked, web, path):
         pytest.skip("mounting a small file system needs rights that this user lacks")
     try:
         web.chunked = chunked
-        with pytest.raises(FetchError, match="no room in .*are free" if not chunked else "no room in .*No space left"):
+        with pytest.raises(FetchError, match=f"no space left in .*{'No space left' if chunked else 'are free'}"):
             get(web, path)
         assert_nothing_but_parts(path)
     finally:
@@ -257,5 +257,69 @@ def test_two_processes(web, path):
 
 def test_unwritable_folder(web, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FetchError, match="could not be written"):
+    with pytest.raises(FetchError, match="cannot write"):
         get(web, tmp_path / "file" / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("file:///etc/hostname", "only https:// and http:// are downloaded from, not file"),
+        ("data:text/plain,x", "only https:// and http:// are downloaded from, not data"),
+        ("ftp://example.org/w.pth", "only https:// and http:// are downloaded from, not ftp"),
+        ("/etc/hostname", "only https:// and http:// are downloaded from, not a path"),
+        ("http://example.org/w.pth", "plain http is refused where no sha256 is known"),
+        ("http://localhost.example.org/w.pth", "plain http is refused where no sha256 is known"),
+    ],
+)
+def test_what_is_not_downloaded_from(url, fault, web, path):
+    with pytest.raises(FetchError, match=rf"failed to download w.pth: {url}: {fault}"):
+        fetch([url], path, retry=QUICK)
+    assert not path.exists()
+    assert get(web, path, retry=QUICK).read_bytes() == CONTENT
+    assert fetch([url, f"{web.url}/w.pth"], path.with_name("other.pth"), retry=QUICK).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://example.org/w.pth", "http://example.org/w.pth"])
+def test_redirects_to_what_is_not_downloaded_from(target, web, path):
+    web.other["/old"] = lambda handler: plain(handler, 302, Location=target)
+    with pytest.raises(
+        FetchError, match=r"only https:// and http://|plain http is refused|[Rr]edirection to url 'file"
+    ):
+        get(web, path, "old", retry=QUICK)
+    assert_nothing_but_parts(path)
+
+
+def test_http_is_taken_where_the_hash_is_known():
+    check_url("http://example.org/w.pth", verified=True)
+    check_url("https://example.org/w.pth", verified=False)
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e3", ""])
+def test_a_length_that_is_no_number_goes_on_to_the_next_mirror(length, web, path):
+    def answer(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", length)
+        handler.end_headers()
+
+    web.other["/bad"] = answer
+    assert get(web, path, "bad", "w.pth").read_bytes() == CONTENT
+    path.unlink()
+    with pytest.raises(FetchError, match="bad: sends a Content-Length that is not a number"):
+        get(web, path, "bad")
+
+
+def test_a_recorded_hash_is_kept_to(web, path):
+    get(web, path, retry=QUICK)
+    path.unlink()
+    web.files["/w.pth"] = CONTENT[::-1]
+    with pytest.raises(
+        FetchError, match=r"is damaged: its sha256 .* \(w.pth.sha256 was recorded at the first download"
+    ):
+        get(web, path, retry=QUICK)
+    assert not path.exists() and recorded_hash(path) == HASH
+    path.with_name("w.pth.sha256").unlink()
+    assert get(web, path, retry=QUICK).read_bytes() == CONTENT[::-1]
+    path.with_name("w.pth.sha256").write_text("")
+    with pytest.raises(ValueError, match=r"w.pth.sha256 is damaged: it does not begin with a sha256"):
+        recorded_hash(path)

@@ -12,6 +12,7 @@ from visionattn.comparison import SUITES
 from visionattn.comparison.runs import Run
 from visionattn.engine import load_config, read_scalars
 from visionattn.utils.files import read_checkpoint
+from visionattn.utils.published import published_in, read_facts
 from visionattn.utils.quantization import pack, unpack
 
 NETWORKS = ("resnet10n", "resnet10n-cbam")
@@ -21,7 +22,7 @@ CONFIGS = [f"{network}_64-15e_digits" for network in NETWORKS]
 def test_from_training_to_published_networks(run_cli, tmp_path):
     options = [*CONFIGS, "--seeds", 3, "--work-dir", "runs", "--seconds", 0.01, "--publish", "published"]
     options += ["--out", "report.md", "--cfg-options", "train_cfg.max_epochs=2"]
-    code, out, error = run_cli("bakeoff", *options)
+    code, out, error = run_cli("compare", *options)
     assert code == 0, error
     assert "0 of 2 runs are finished, 2 to go" in out
 
@@ -31,13 +32,13 @@ def test_from_training_to_published_networks(run_cli, tmp_path):
         logged = read_scalars(tmp_path / "runs" / config / "seed3")[1][-1]["top1"]
         assert float(row["seed_3"]) == pytest.approx(logged, abs=1e-4) and logged > 0.5
     assert float(rows[1]["training_time"]) > 0.5 and float(rows[1]["kept_bytes"]) > float(rows[0]["kept_bytes"])
-    assert f"visionattn bakeoff {' '.join(CONFIGS)} --cfg-options train_cfg.max_epochs=2 --seeds 3" in out
+    assert f"visionattn compare {' '.join(CONFIGS)} --cfg-options train_cfg.max_epochs=2 --seeds 3" in out
 
-    entries = json.loads((tmp_path / "published" / "manifest.json").read_text())["checkpoints"]
-    assert list(entries) == ["va_resnet10n.bakeoff", "va_resnet10n_cbam.bakeoff"]
-    for (name, entry), config in zip(entries.items(), CONFIGS, strict=True):
-        path = tmp_path / "published" / entry["file"]
-        assert entry["bytes"] < 1.15 * entry["params"], "not in eight bits"
+    published = sorted(published_in(tmp_path / "published"))
+    assert [name for name, _ in published] == ["va_resnet10n.comparison", "va_resnet10n_cbam.comparison"]
+    for (name, path), config in zip(published, CONFIGS, strict=True):
+        entry = read_facts(path)
+        assert path.stat().st_size < 1.15 * entry["params"], "not in eight bits"
         assert run_cli("test", config, path, "--out", f"{name}.json")[0] == 0
         assert json.loads((tmp_path / f"{name}.json").read_text()) == pytest.approx(entry["metrics"], abs=1e-9)
         model = timm.create_model(entry["model"], pretrained=True, pretrained_cfg_overlay={"file": str(path)})
@@ -46,13 +47,13 @@ def test_from_training_to_published_networks(run_cli, tmp_path):
         assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
     # What is trained stays trained.
-    code, out, _ = run_cli("bakeoff", *options)
+    code, out, _ = run_cli("compare", *options)
     assert code == 0 and "2 of 2 runs are finished, 0 to go" in out
 
 
 @pytest.mark.slow
 def test_smoke(run_cli):
-    code, out, error = run_cli("bakeoff", "--smoke")
+    code, out, error = run_cli("compare", "--smoke")
     assert code == 0, error
     assert "# Smoke test of the bake-off" in out and "## va_resnet10n_cbam.smoke" in out
 
@@ -60,9 +61,11 @@ def test_smoke(run_cli):
 @pytest.mark.parametrize("name", SUITES)
 def test_suites_change_the_network_and_nothing_else(name):
     suite = SUITES[name]
-    configs = [load_config(config, suite.options) for group in suite.groups for config in group]
+    configs = [load_config(*suite.config(name)) for group in suite.groups for name in group]
     networks = [config.model.backbone.pop("model_name") for config in configs]
     assert len(set(networks)) == len(networks) and all(map(timm.is_model, networks))
+    if name == "mixers":
+        assert networks[0] == "va_stm_pool_nano" and "va_stm_swin_nano" in networks
     recipes = [{key: value for key, value in config.to_dict().items()} for config in configs]
     assert all(recipe == recipes[0] for recipe in recipes)
 
@@ -81,7 +84,7 @@ def test_suites_change_the_network_and_nothing_else(name):
     ],
 )
 def test_bad_requests(run_cli, arguments, message):
-    code, _, error = run_cli("bakeoff", *arguments)
+    code, _, error = run_cli("compare", *arguments)
     assert code == 2 and message in error
 
 

@@ -41,7 +41,7 @@ def results():
 
 
 def report(results, path, seeds=SEEDS):
-    return write_report(results, seeds, path, title="A test", remarks=("Mind this.",), command="visionattn bakeoff x")
+    return write_report(results, seeds, path, title="A test", remarks=("Mind this.",), command="visionattn compare x")
 
 
 def test_says_who_wins_loses_and_ties(results, tmp_path):
@@ -52,7 +52,7 @@ def test_says_who_wins_loses_and_ties(results, tmp_path):
     assert "- Not told apart from the baseline: `va_same`.\n" in text
     assert "- Proven or not, 1 of 3 score less than the baseline, the lowest by 1.99 points.\n" in text
     assert "from 0.98 times (`va_same`) to 3.25 times (`va_bad`)" in text
-    assert "- Mind this.\n" in text and "Made by `visionattn bakeoff x`" in text
+    assert "- Mind this.\n" in text and "Made by `visionattn compare x`" in text
     rows = [line for line in text.splitlines() if line.startswith("| `va_")]
     assert [line.split("`")[1] for line in rows] == ["va_plain", "va_good", "va_bad", "va_same"]
     assert "| 90.10 ± 0.10 |" in rows[0] and "| baseline |" in rows[0]

@@ -150,12 +150,97 @@ def faults():
         "short box": (put("annotations", 2, bbox=[1, 2, 3]), r"annotation 13: bbox must be four numbers .*\[1, 2, 3\]"),
         "box of text": (put("annotations", 2, bbox=["a"] * 4), r"annotation 13: bbox must be four numbers"),
         "box of nan": (put("annotations", 2, bbox=[1, 2, float("nan"), 3]), r"annotation 13: bbox must be four numb"),
+        "box as text": (put("annotations", 2, bbox="1,2,3,4"), r"annotation 13: bbox must be four numbers"),
+        "box of digits as text": (
+            put("annotations", 2, bbox=["1", "2", "3", "4"]),
+            r"annotation 13: bbox must be four",
+        ),
+        "box far away": (put("annotations", 2, bbox=[0, 0, 1e30, 3]), r"annotation 13: bbox must be four numbers"),
+        "box of flags": (put("annotations", 2, bbox=[True, 2, 3, 3]), r"annotation 13: bbox must be four numbers"),
+        "flag as text": (put("annotations", 2, iscrowd="0"), r"annotation 13: iscrowd must be 0 or 1, got '0'"),
+        "area as text": (put("annotations", 2, area="81"), r"annotation 13: area must be a number of pixels, got '81'"),
+        "negative area": (put("annotations", 2, area=-3), r"annotation 13: area must be a number of pixels, got -3"),
+        "infinite area": (put("annotations", 2, area=float("inf")), r"annotation 13: area must be a number of pixels"),
+        "null as id": (put("annotations", 2, id=None), r"annotations\[2\]: id must be an integer, got None"),
+        "list as image": (
+            put("annotations", 2, image_id=[5]),
+            r"annotations\[2\]: image_id must be an integer, got \[5\]",
+        ),
+        "text for a number": (
+            put("annotations", 2, image_id="5"),
+            r"annotation 13 names image '5', which the file does",
+        ),
+        "class as text": (
+            put("annotations", 2, category_id="7"),
+            r"annotation 13 has category '7', which the file does",
+        ),
+        "no object": (lambda content: content["annotations"].append(7), r"annotations\[4\] must be an object with id"),
+        "categories by text": (put("categories", 0, id="90"), r"categories: id must be an integer, got '90'"),
+        "class without name": (put("categories", 0, name=""), r"category 90: name must be text, got ''"),
+        "class named by number": (put("categories", 0, name=3), r"category 90: name must be text, got 3"),
+        "no classes": (lambda content: content["categories"].clear(), r" has no categories"),
+        "null as file": (put("images", 0, file_name=None), r"image 5: file_name must be text, got None"),
+        "size as text": (put("images", 0, width="40"), r"image 5: width must be a whole number of pixels, got '40'"),
+        "broken size": (put("images", 0, height=30.5), r"image 5: height must be a whole number of pixels, got 30\.5"),
+        "object for a list": (lambda content: content.update(images={}), r"is no COCO file: it has no list images"),
         "no box": (lose("annotations", 2, "bbox"), r"annotations\[2\] \(id 13\) has no bbox"),
         "no name": (lose("images", 1, "file_name"), r"images\[1\] \(id 2\) has no file_name"),
         "no images": (lambda content: content.pop("images"), r"is no COCO file: it has no list images"),
         "no outline": (lose("annotations", 0, "segmentation"), r"annotation 11 has no segmentation of polygons"),
         "empty outline": (put("annotations", 0, segmentation=[]), r"annotation 11 has an empty segmentation"),
         "odd polygon": (put("annotations", 0, segmentation=[[1] * 7]), r"annotation 11: a polygon has an odd number"),
+        "pairs": (
+            put("annotations", 0, segmentation=[[[2, 2], [9, 2], [9, 9]]]),
+            r"annotation 11: a polygon must be flat",
+        ),
+        "bare pairs": (
+            put("annotations", 0, segmentation=[[2, 2], [9, 2], [9, 9]]),
+            r"annotation 11: a polygon must be",
+        ),
+        "bare polygon": (
+            put("annotations", 0, segmentation=[2, 2, 9, 2, 9, 9]),
+            r"annotation 11: polygons must be lists",
+        ),
+        "two corners": (
+            put("annotations", 0, segmentation=[[2, 2, 9, 2]]),
+            r"annotation 11: no polygon has three corners",
+        ),
+        "text in a polygon": (
+            put("annotations", 0, segmentation=[["2"] * 6]),
+            r"annotation 11: a polygon must be of num",
+        ),
+        "null in a polygon": (
+            put("annotations", 0, segmentation=[[None] * 6]),
+            r"annotation 11: a polygon must be of num",
+        ),
+        "infinite polygon": (
+            put("annotations", 0, segmentation=[[float("inf"), 2, 9, 2, 9, 9]]),
+            r"annotation 11: a polygon must be of numbers in pixels",
+        ),
+        "huge polygon": (
+            put("annotations", 0, segmentation=[[1e9, 2, 9, 2, 9, 9]]),
+            r"annotation 11: a polygon must be",
+        ),
+        "fractions of runs": (
+            put("annotations", 1, segmentation={"size": [30, 40], "counts": [600.0, 600.0]}),
+            r"annotation 12: counts of run lengths must be integers or COCO's text",
+        ),
+        "negative runs": (
+            put("annotations", 1, segmentation={"size": [30, 40], "counts": [-5, 1205]}),
+            r"annotation 12: it has a negative run length, -5",
+        ),
+        "size of runs": (
+            put("annotations", 1, segmentation={"size": "30x40", "counts": [1200]}),
+            r"annotation 12: its run lengths need size \[height, width\], got '30x40'",
+        ),
+        "damaged runs": (
+            put("annotations", 3, segmentation={"size": [30, 40], "counts": "abc"}),
+            r"annotation 14: its run lengths (are damaged|add up to|are negative)",
+        ),
+        "runs cut short": (
+            put("annotations", 3, segmentation={"size": [30, 40], "counts": "PPY1o"}),
+            r"annotation 14: its run lengths are damaged, got 'PPY1o'",
+        ),
         "other size": (
             put("annotations", 1, segmentation={"size": [40, 30], "counts": [1200]}),
             r"annotation 12: its run lengths are for a picture of \[40, 30\], not \[30, 40\]",
@@ -174,13 +259,58 @@ def test_faults_name_the_file_and_the_annotation(write, fault):
         CocoDetection(**write(change), masks=True)
 
 
+def test_run_lengths_of_a_picture_of_unknown_size(write):
+    def change(content):
+        content["images"][0].update(height=None, width=0)
+        content["annotations"][1]["segmentation"] = {"size": [40, 60], "counts": [1200, 1200]}
+
+    dataset = CocoDetection(**write(change), masks=True)
+    with pytest.raises(
+        ValueError, match=r"train\.json: annotation 12: .* picture of \[40, 60\], but .*5\.png has \[30, 40\]"
+    ):
+        dataset[0]
+
+
+def test_run_lengths_as_text_are_read_as_pycocotools_reads_them():
+    """Short ones, long ones, and differences of either sign."""
+    from visionattn.data.coco_file import _unpack_runs
+
+    generator = np.random.default_rng(0)
+    for density in (0.001, 0.02, 0.5, 0.98):
+        mask = (generator.random((300, 400)) < density).astype(np.uint8)
+        ends = np.flatnonzero(np.diff(mask.T.ravel(), prepend=0, append=2))
+        assert _unpack_runs(encode(mask), "x") == np.diff([0, *ends]).tolist()
+
+
+def test_flags_ids_and_names_in_other_forms(write, tmp_path):
+    """true, 1.0, null; ids of images as text; a byte order mark; names of other alphabets."""
+
+    def change(content):
+        content["annotations"][0].update(iscrowd=False, area=None, image_id="fünf")
+        content["annotations"][1].update(iscrowd=True, image_id="fünf")
+        content["annotations"][2].update(category_id=7.0, iscrowd=None, image_id="fünf")
+        content["images"][0].update(id="fünf", file_name="鳥.png")
+        content["categories"][0]["name"] = "斑馬"
+
+    arguments = write(change)
+    (tmp_path / "5.png").rename(tmp_path / "鳥.png")
+    text = json.dumps(json.loads(arguments["ann_file"].read_text()), ensure_ascii=False)
+    arguments["ann_file"].write_text(text, encoding="utf-8-sig")
+    dataset = CocoDetection(**arguments, test_mode=True)
+    assert dataset.metainfo["classes"] == ("ant", "cow", "斑馬")
+    original = dataset[0]["data_samples"]["original"]
+    assert original["iscrowd"].tolist() == [False, True, False] and original["area"].tolist() == [414, 600, 1]
+
+
 def test_missing_and_damaged_files(write, tmp_path):
     arguments = write()
     (tmp_path / "5.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"train\.json: no image at .*5\.png \(image 5; annotation 11 needs it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no file .*5\.png \(.*train\.json: image 5, which annotation 11 needs"
+    ):
         CocoDetection(**arguments)
     arguments["ann_file"].write_text('{"images": [')
-    with pytest.raises(ValueError, match=r"train\.json is damaged or no json file: .*line 1"):
+    with pytest.raises(ValueError, match=r"train\.json is not valid JSON: .*line 1"):
         CocoDetection(**arguments)
     with pytest.raises(FileNotFoundError, match=r"no annotation file .*none\.json"):
         CocoDetection(**{**arguments, "ann_file": tmp_path / "none.json"})

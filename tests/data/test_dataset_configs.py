@@ -6,7 +6,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, FUNCTIONS, METRICS, MODELS
 from mmengine.runner import Runner
 
-from visionattn import data, engine  # noqa: F401  (registered by importing)
+from visionattn import data
+from visionattn.engine import registration  # noqa: F401  (registers the types that configs name)
 from visionattn.utils.resources import config_dir
 
 FOLDER = config_dir() / "_base_" / "datasets"

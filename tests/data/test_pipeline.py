@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from visionattn.data import DetectionPipeline, Objects, SegmentationPipeline
+from visionattn.data import DetectionPipeline, Objects, Pipeline, SegmentationPipeline, list_collate, stack_collate
 
 MOVES = [
     {"type": "LongestMaxSize", "max_size": 90},
@@ -109,3 +109,87 @@ def test_what_is_added_around_a_picture_is_ignored():
     for transform, value in ((pad, 255), (nested, 255), ({**pad, "fill_mask": 0}, 0)):
         padded = SegmentationPipeline([transform])(image, mask, 0)["data_samples"]["mask"]
         assert (padded == 1).sum() == 400 and (padded == value).sum() == 500
+
+
+class TestOutputs:
+    """What transforms give is looked at, and an error names the transform and the picture."""
+
+    IMAGE = np.zeros((32, 40, 3), np.uint8)
+
+    @pytest.mark.parametrize(
+        ("transform", "message"),
+        [
+            ({"type": "ToTensorV2"}, "gives a tensor; pipelines make tensors themselves, so leave it out"),
+            (
+                {"type": "ToGray", "num_output_channels": 1, "p": 1},
+                r"gives a picture of shape \(32, 40(, 1)?\); expected \(height, width, 3\)",
+            ),
+            ({"type": "RandomCrop", "height": 64, "width": 64}, r"fails: Crop size .* exceeds image dimensions"),
+            ({"type": "Normalize"}, "gives float32; expected uint8, for normalising belongs to data_preprocessor"),
+            ({"type": "ToFloat"}, "gives float32; expected uint8"),
+        ],
+    )
+    def test_of_pictures(self, transform, message):
+        chain = [{"type": "HorizontalFlip", "p": 1}, transform, {"type": "VerticalFlip", "p": 1}]
+        with pytest.raises(
+            ValueError, match=rf"transform 2 of the pipeline, {transform['type']}, {message}.*x\.png, 40x32"
+        ):
+            Pipeline(chain)(self.IMAGE, 0, "x.png")
+        objects = Objects([[0, 0, 9, 9]], [0], np.ones((1, 32, 40), bool))
+        with pytest.raises(ValueError, match=f"transform 2 of the pipeline, {transform['type']}"):
+            DetectionPipeline(chain)(self.IMAGE, objects, 0)
+        with pytest.raises(ValueError, match=f"transform 2 of the pipeline, {transform['type']}"):
+            SegmentationPipeline(chain)(self.IMAGE, self.IMAGE[..., 0], 0)
+
+    def test_the_first_that_fails_is_named_though_chance_decides(self):
+        rare = {"type": "OneOf", "transforms": [{"type": "ToFloat"}, {"type": "Blur"}], "p": 0.3}
+        pipeline, failed = Pipeline([{"type": "HorizontalFlip", "p": 0.5}, rare]), 0
+        for seed in range(60):
+            try:
+                assert pipeline(self.IMAGE, seed).dtype == torch.uint8
+            except ValueError as error:
+                assert "transform 2 of the pipeline, OneOf, gives float32" in str(error)
+                failed += 1
+        assert 0 < failed < 30
+
+    def test_of_masks(self):
+        import albumentations as A
+        from mmengine.registry import TRANSFORMS
+
+        class Halved(A.ImageOnlyTransform):
+            def apply(self, img, **params):
+                return img[::2]
+
+        TRANSFORMS.register_module(module=Halved, force=True)
+        try:
+            chain, message = (
+                [{"type": "Halved", "p": 1}],
+                r"Halved, gives mask of shape \(32, 40\) and uint8 with a pict",
+            )
+            with pytest.raises(ValueError, match=message):
+                SegmentationPipeline(chain)(self.IMAGE, self.IMAGE[..., 0], 0)
+        finally:
+            TRANSFORMS.module_dict.pop("Halved")
+
+    def test_a_picture_that_is_none(self):
+        with pytest.raises(ValueError, match=r"the pipeline gives a picture of shape \(32, 40, 1\)"):
+            Pipeline([])(self.IMAGE[..., :1])
+
+
+def test_without_a_seed_the_draws_differ():
+    pipeline = Pipeline([{"type": "RandomCrop", "height": 8, "width": 8}])
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    assert len({pipeline(noise).numpy().tobytes() for _ in range(8)}) > 4
+
+
+def test_pictures_of_a_batch_have_one_size_or_stay_apart():
+    samples = [
+        {"inputs": torch.zeros(3, 4, side, dtype=torch.uint8), "data_samples": {"label": side}} for side in (5, 6)
+    ]
+    with pytest.raises(
+        ValueError, match=r"pictures of a batch have different sizes, 5x4, 6x4: end the pipeline with a Res"
+    ):
+        stack_collate(samples)
+    assert [x.shape[2] for x in list_collate(samples)["inputs"]] == [5, 6]
+    batch = stack_collate(samples[:1] * 2)
+    assert batch["inputs"].shape == (2, 3, 4, 5) and batch["data_samples"]["label"].tolist() == [5, 5]

@@ -49,7 +49,7 @@ def test_what_is_taken_and_how_it_is_split(stamps):
 
 def test_pictures_boxes_and_masks_agree(stamps, tmp_path, run_cli):
     arguments = ["--source", stamps, "--train", 6, "--test", 3, "--size", 96]
-    code, out, err = run_cli("prepare-stamps", *arguments, "--out", tmp_path / "made")
+    code, out, err = run_cli("prepare-objects", *arguments, "--out", tmp_path / "made")
     assert code == 0, err
     assert "6 scenes to train and 3 to test" in out
     folder = tmp_path / "made"
@@ -80,14 +80,14 @@ def test_pictures_boxes_and_masks_agree(stamps, tmp_path, run_cli):
 def test_it_is_a_function_of_the_seed_and_overwrites_nothing(stamps, tmp_path, run_cli):
     def content(name, *more):
         code, _, err = run_cli(
-            *("prepare-stamps", "--source", stamps, "--train", 2, "--test", 1, "--size", 64, "--out", name), *more
+            *("prepare-objects", "--source", stamps, "--train", 2, "--test", 1, "--size", 64, "--out", name), *more
         )
         assert code == 0, err
         found = json.loads((tmp_path / name / "train.json").read_text())["annotations"]
         return found, (tmp_path / name / "train" / "000001.jpg").read_bytes()
 
     assert content("a") == content("b") != content("c", "--seed", 1)
-    code, _, err = run_cli("prepare-stamps", "--source", stamps, "--out", "a")
+    code, _, err = run_cli("prepare-objects", "--source", stamps, "--out", "a")
     assert code == 2 and "a exists already; name another folder, so that nothing is overwritten" in err
 
 
@@ -109,6 +109,6 @@ def test_wrong_input_leaves_nothing_behind(stamps, tmp_path, run_cli, change, ar
         write(stamps / "animals" / "birds" / "deep" / "thing0.png", np.zeros((5, 5), bool), (0, 0, 0))
     elif change == "broken":
         (stamps / "animals" / "birds" / "deep" / "thing0.png").write_bytes(b"\x89PNG\r\n")
-    code, _, err = run_cli("prepare-stamps", "--source", stamps, "--out", "made", *arguments)
+    code, _, err = run_cli("prepare-objects", "--source", stamps, "--out", "made", *arguments)
     assert code == 2 and message in err
     assert not (tmp_path / "made").exists() and not list(tmp_path.glob(".part-*"))

@@ -66,11 +66,15 @@ def test_pictures_without_objects(root):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("dog", "dragon", r"object 1 of .*2007_a\.xml is a 'dragon'; the classes are aeroplane"),
         ("<ymax>8</ymax>", "", r"object 2 of .*2007_a\.xml has no bndbox of four numbers"),
         ("<xmin>5</xmin>", "<xmin>left</xmin>", r"object 2 of .*2007_a\.xml has no bndbox of four numbers"),
         ("<width>40<", "<width>wide<", r"2007_a\.xml: size must be two integers height and width, .*'wide'"),
-        ("</annotation>", "", r"2007_a\.xml is damaged or no xml file"),
+        ("<difficult>1<", "<difficult>yes<", r"object 2 of .*2007_a\.xml: difficult must be 0 or 1, got 'yes'"),
+        ("<xmin>5<", "<xmin>nan<", r"object 2 of .*2007_a\.xml: bndbox must be four numbers in pixels, got \[nan, 6"),
+        ("<xmin>5<", "<xmin>1e9<", r"object 2 of .*2007_a\.xml: bndbox must be four numbers in pixels"),
+        ("<name>dog</name>", "", r"object 1 of .*2007_a\.xml has no name"),
+        ("<width>40<", "<width>-40<", r"2007_a\.xml: size must be two integers height and width, got \(30, -40\)"),
+        ("</annotation>", "", r"2007_a\.xml is not valid XML"),
     ],
 )
 def test_faults_name_the_file_and_the_object(root, old, new, message):
@@ -79,12 +83,76 @@ def test_faults_name_the_file_and_the_object(root, old, new, message):
         VOCDetection(root, SETS, [])
 
 
+def test_a_class_that_is_not_among_those_given(root):
+    with pytest.raises(ValueError, match=r"object 1 of .*2007_a\.xml is a 'dog'; the classes are cat, person"):
+        VOCDetection(root, SETS, [], classes=["cat", "person"])
+
+
+class TestOtherDataInVOCsFormat:
+    """Written by labelling tools: other classes, other kinds of pictures, no years, no lists."""
+
+    @pytest.fixture
+    def own(self, root):
+        folder = root / "VOC2007"
+        (folder / "JPEGImages" / "2007_a.jpg").unlink()
+        cv2.imwrite(str(folder / "JPEGImages" / "2007_a.PNG"), np.full((30, 40, 3), 50, np.uint8))
+        xml = f"\ufeff{XML.replace('dog', 'Zebra').replace('person', '鳥')}"
+        (folder / "Annotations" / "2007_a.xml").write_text(xml, encoding="utf-8")
+        return folder
+
+    @pytest.mark.parametrize("sets", [None, ["train"]])
+    def test_classes_are_those_that_occur(self, own, sets):
+        dataset = VOCDetection(own, sets, [], test_mode=True)
+        assert dataset.metainfo["classes"] == ("Zebra", "鳥")
+        assert dataset[0]["data_samples"]["original"]["labels"].tolist() == [0, 1]
+
+    def test_all_in_one_folder(self, own):
+        flat = own / "flat"
+        flat.mkdir()
+        (own / "JPEGImages" / "2007_a.PNG").rename(flat / "a b.png")
+        (own / "Annotations" / "2007_a.xml").rename(flat / "a b.xml")
+        assert len(VOCDetection(flat, None, [], image_folder="", annotation_folder="")) == 1
+
+    def test_two_pictures_of_one_name(self, own):
+        cv2.imwrite(str(own / "JPEGImages" / "2007_a.jpg"), np.zeros((30, 40, 3), np.uint8))
+        with pytest.raises(
+            ValueError, match=r"2007_a\.PNG and .*2007_a\.jpg have the name that .*2007_a\.xml needs: keep"
+        ):
+            VOCDetection(own, None, [])
+
+    def test_names_with_spaces_in_lists_of_classes(self, own):
+        (own / "JPEGImages" / "2007_a.PNG").rename(own / "JPEGImages" / "my photo.png")
+        (own / "Annotations" / "2007_a.xml").rename(own / "Annotations" / "my photo.xml")
+        (own / "ImageSets" / "Main" / "train.txt").write_text("my photo -1\n", encoding="utf-8-sig")
+        assert len(VOCDetection(own, ["train"], [])) == 1
+
+    def test_classes_of_masks_can_be_given(self, own):
+        dataset = VOCSegmentation(own, ["train"], [], classes=[f"class {number}" for number in range(16)])
+        assert dataset.metainfo["classes"][15] == "class 15" and 15 in dataset[0]["data_samples"]["mask"]
+
+    def test_colours_and_classes_of_masks_from_labelmap(self, own):
+        colours = np.zeros((30, 40, 3), np.uint8)
+        colours[:5], colours[5:9] = (10, 200, 0), (0, 0, 90)
+        Image.fromarray(colours).save(own / "SegmentationClass" / "2007_a.png")
+        listed = "# label:color_rgb:parts:actions\nroad:0,0,90::\nbackground:0,0,0::\nsign:10,200,0::\n"
+        (own / "labelmap.txt").write_text(listed, encoding="utf-8-sig")
+        dataset = VOCSegmentation(own, None, [])
+        assert dataset.metainfo["classes"] == ("background", "road", "sign")
+        mask = dataset[0]["data_samples"]["mask"]
+        assert mask[:5].unique().tolist() == [2] and mask[5:9].unique().tolist() == [1] and not mask[9:].any()
+        (own / "labelmap.txt").write_text("road:red\n")
+        with pytest.raises(
+            ValueError, match=r"labelmap\.txt, line 1: expected 'name:red,green,blue:parts:actions', got"
+        ):
+            VOCSegmentation(own, None, [])
+
+
 @pytest.mark.parametrize(
     ("gone", "message"),
     [
         ("ImageSets/Main/train.txt", r"no list of pictures .*train\.txt"),
-        ("Annotations/2007_a.xml", r"no annotation file .*2007_a\.xml"),
-        ("JPEGImages/2007_a.jpg", r"no image at .*2007_a\.jpg \(image 0; object 1 of .*2007_a\.xml needs it\)"),
+        ("Annotations/2007_a.xml", r"no file .*Annotations/2007_a\{\.xml\}, which .*train\.txt names"),
+        ("JPEGImages/2007_a.jpg", r"no file .*JPEGImages/2007_a\{\.bmp.*\}, which .*train\.txt names"),
     ],
 )
 def test_missing_files(root, gone, message):

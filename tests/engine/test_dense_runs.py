@@ -12,8 +12,11 @@ import pytest
 import torch
 from engine.test_resume import run
 
+import visionattn
 from visionattn.engine import load_config, read_scalars
+from visionattn.inference import read_records
 from visionattn.utils.files import read_checkpoint
+from visionattn.utils.resources import USER_FOLDER
 
 CONFIGS = {"detection": ("quickstart-detection", "bbox/map"), "segmentation": ("quickstart-segmentation", "seg/miou")}
 TINY = {
@@ -86,13 +89,12 @@ def test_best_weights_are_those_of_the_best_evaluation(trained, run_cli, tmp_pat
 
 
 FRESH = """
-import json, sys
-from pathlib import Path
-from visionattn.inference import Predictor, find_images, save_predictions
-predictor = Predictor.from_config("config.py", "best.pth", score=0.0)
-(result,) = predictor(find_images(["scene.png"]))
-save_predictions([result], Path("out"))
-print(json.dumps([list(result.classes), list(result.rows())]))
+import json
+from visionattn.inference import Predictor, predict_to_folder
+predictor = Predictor("config.py", "best.pth", score=0.0)
+results = []
+predict_to_folder(predictor, "scene.png", "out", on_result=results.append)
+print(json.dumps([list(predictor.network.classes), results[0].record()]))
 """
 
 
@@ -107,24 +109,25 @@ def test_a_fresh_process_needs_only_checkpoint_and_config(trained, picture, run_
     shutil.copy(picture, elsewhere)
     done = subprocess.run([sys.executable, "-c", FRESH], cwd=elsewhere, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    classes, rows = json.loads(done.stdout.splitlines()[-1])
+    classes, record = json.loads(done.stdout.splitlines()[-1])
     assert tuple(classes) == read_checkpoint(best_of(trained))["meta"]["dataset_meta"]["classes"]
 
+    score = ["--score", "0"] if task == "detection" else []
     code, _, err = run_cli(
-        "predict", picture, "--config", config, "--checkpoint", best_of(trained), "--score", "0", "--out", "out"
+        "predict", picture, "--config", config, "--checkpoint", best_of(trained), *score, "--out", "out"
     )
     assert code == 0, err
-    table = list(csv.reader((tmp_path / "out" / "predictions.csv").open()))
-    assert [row[1:] for row in table[1:]] == rows and rows
+    (same,) = read_records(tmp_path / "out")
+    assert record.items() <= same.items()
     for folder in (tmp_path / "out", elsewhere / "out"):
         assert cv2.imread(str(folder / "00000_scene.png")).shape[1] == 480
     if task == "segmentation":
-        stored = cv2.imread(str(tmp_path / "out" / "00000_scene_classes.png"), cv2.IMREAD_UNCHANGED)
-        assert stored.shape == (70, 95) and len(np.unique(stored)) == len(rows)
-        assert sum(float(share) for _, share in rows) == pytest.approx(1, abs=1e-4)
+        assert cv2.imread(str(tmp_path / "out" / "00000_scene_classes.png")).shape == (70, 95, 3)
+        assert sum(share["share"] for share in record["shares"]) == pytest.approx(1, abs=1e-4)
     else:
         records = json.loads((tmp_path / "out" / "predictions.json").read_text())
-        assert len(records) == len(rows) and {"file_name", "category", "bbox", "score"} == set(records[0])
+        assert len(records) == len(record["objects"]) > 0
+        assert set(records[0]) == {"image_id", "category_id", "bbox", "score"}
 
 
 def test_published_as_a_file_that_the_config_and_a_name_take(trained, run_cli, picture, monkeypatch, tmp_path):
@@ -132,24 +135,33 @@ def test_published_as_a_file_that_the_config_and_a_name_take(trained, run_cli, p
     name, metric = CONFIGS[task]
     config = tmp_path / "tiny.py"
     base = load_config(name)
-    base.merge_from_dict({key: value for key, value in TINY.items() if key.startswith("test")})
+    base.merge_from_dict({key: value for key, value in TINY.items() if key.startswith("test")} | OWN[task])
     base.dump(config)
     tag = f"va_resnet10n_cbam.{task}"
     code, _, err = run_cli("publish", config, best_of(trained), "--name", tag, "--license", "mit", "--out", "mine")
     assert code == 0, err
-    entry = json.loads((tmp_path / "mine" / "manifest.json").read_text())["checkpoints"][tag]
-    assert entry["task"] == task and entry["model"] == "va_resnet10n_cbam" and metric in entry["metrics"]
-    code, _, err = run_cli("test", config, tmp_path / "mine" / entry["file"], "--out", "metrics.json")
+    (path,) = (tmp_path / "mine").iterdir()
+    facts = visionattn.checkpoints.info(path)
+    assert facts["task"] == task and facts["name"] == tag and metric in facts["metrics"]
+    code, _, err = run_cli("test", config, path, "--out", "metrics.json")
     assert code == 0, err
-    assert json.loads((tmp_path / "metrics.json").read_text())[metric] == pytest.approx(entry["metrics"][metric])
+    assert json.loads((tmp_path / "metrics.json").read_text())[metric] == pytest.approx(facts["metrics"][metric])
 
-    # As if it travelled with the package.
-    monkeypatch.setattr("visionattn.inference.predictor.read_manifest", lambda: {tag: entry})
-    monkeypatch.setattr("visionattn.inference.predictor.packaged_path", lambda _: tmp_path / "mine" / entry["file"])
-    code, _, err = run_cli("predict", picture, "--model", tag, "--score", "0", "--out", "out")
-    assert code == 0, err
-    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
-    assert {row["label"] for row in rows} <= set(entry["input"]["label_names"])
+    # By name and by file, without the config; as the config and the training checkpoint do.
+    monkeypatch.setenv(USER_FOLDER, str(tmp_path / "mine"))
+    ways = {
+        "name": ["--model", tag],
+        "file": ["--model", path],
+        "config": ["--config", config, "--checkpoint", best_of(trained)],
+    }
+    score = ["--score", "0"] if task == "detection" else []
+    tables = []
+    for out, way in ways.items():
+        code, _, err = run_cli("predict", picture, *way, *score, "--out", out)
+        assert code == 0, err
+        tables.append(list(csv.DictReader((tmp_path / out / "predictions.csv").open())))
+    assert all(table == tables[0] for table in tables)
+    assert {row["label"] for row in tables[0]} <= set(facts["input"]["label_names"])
 
 
 @pytest.mark.parametrize("task", ["detection", pytest.param("segmentation", marks=pytest.mark.slow)])

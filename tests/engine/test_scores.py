@@ -176,7 +176,7 @@ def test_areas_are_the_annotated_ones():
     target = describe([[0, 0, 100, 100]], [0], 220) | {"iscrowd": torch.tensor([False]), "area": torch.tensor([50.0])}
     preds = describe([[0, 0, 100, 100]], [0], 220) | {"scores": torch.tensor([0.5])}
     values, _ = evaluate({"type": "DetectionScores"}, [{"preds": preds, "target": target}])
-    assert values["x/map_small"] == 1 and values["x/map_large"] == -1
+    assert values["x/map_small"] == 1 and math.isnan(values["x/map_large"])
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
@@ -187,9 +187,9 @@ def test_nothing_found_and_nothing_to_find(kind):
     config = {"type": "DetectionScores", "iou_type": kind}
     assert evaluate(config, [sample])[0]["x/map"] == 0
     found = {"preds": scenes(1)[0]["preds"], "target": empty | {"iscrowd": torch.zeros(0), "area": torch.zeros(0)}}
-    assert evaluate(config, [found])[0]["x/map"] == -1
+    assert math.isnan(evaluate(config, [found])[0]["x/map"])
     values, metric = evaluate(config, [{"preds": sample["preds"], "target": found["target"]}])
-    assert values["x/map"] == -1 and metric.metrics["x"].precision.shape == (10, 101, 0)
+    assert math.isnan(values["x/map"]) and metric.metrics["x"].precision.shape == (10, 101, 0)
 
 
 def test_curves_are_there_after_the_evaluation():
@@ -240,6 +240,13 @@ def test_all_of_the_masks_may_be_ignored():
     assert math.isnan(evaluate(SEGMENTATION, [sample])[0]["x/miou"])
     values, _ = evaluate(SEGMENTATION, [sample, *masks()])
     assert values == evaluate(SEGMENTATION, masks())[0]
+
+
+@pytest.mark.parametrize("preds, target", [(3, 0), (0, 3), (5, 5)])
+def test_segmentation_refuses_classes_it_does_not_know(preds, target):
+    sample = {"preds": torch.full((2, 2), preds, dtype=torch.uint8), "target": torch.full((2, 2), target)}
+    with pytest.raises(ValueError, match=r"holds class [35], but num_classes of SegmentationScores is 3"):
+        evaluate({"type": "SegmentationScores", "num_classes": 3}, [sample])
 
 
 def test_wrong_masks_and_arguments():

@@ -1,10 +1,14 @@
 """Cross-shaped window attention against its literal formulation."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from visionattn.mixers import CrossShapedWindowAttention
 from visionattn.reference.cswin import naive_cswin
+from visionattn.testing.fixtures import relative_error
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (6, 6), (8, 5), (7, 11)], ids=str)
@@ -24,6 +28,19 @@ def test_agrees_with_the_naive_formulation(size, options):
         results.append([out, *torch.autograd.grad((out * weight).sum(), [x, *mixer.parameters()])])
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e4, 1e5])
+def test_gradients_of_large_inputs_are_those_of_the_unfused_form(size):
+    torch.manual_seed(0)
+    mixer, x = CrossShapedWindowAttention(32, num_heads=2, split_size=2), size * torch.randn(2, 14, 14, 32)
+    grads = []
+    for backend in (sdpa_kernel(SDPBackend.MATH), nullcontext()):
+        leaf = x.clone().requires_grad_()
+        with backend:
+            (mixer(leaf) * torch.linspace(0, 1, x.numel()).view_as(x)).sum().backward()
+        grads.append(leaf.grad)
+    assert relative_error(*grads) < 1e-3
 
 
 def test_stripes_are_crosses():

@@ -160,8 +160,8 @@ def test_built_on_meta_with_a_dtype(groups, size):
     [
         ({"dim": 0}, "dim must be at least 1, got 0"),
         ({"groups": "all"}, "groups must be one of shared, heads, channels, got 'all'"),
-        ({"groups": "heads", "num_heads": 3}, "num_heads=3, dim=8"),
-        ({"grid_size": 0}, "grid_size must be a side or .height, width., at least 1, got 0"),
+        ({"groups": "heads", "num_heads": 3}, "dim=8, num_heads=3"),
+        ({"grid_size": 0}, "grid_size must be one integer or two .height, width., at least 1, got 0"),
         ({"grid_size": (3, 3, 3)}, "grid_size"),
         ({"kernel_size": 4}, "kernel_size must be odd, got 4"),
         ({"kernel_size": (3, -1)}, "kernel_size"),

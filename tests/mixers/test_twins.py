@@ -101,10 +101,10 @@ def test_edges_of_the_summary():
     ("build", "arguments", "message"),
     [
         (LocallyGroupedAttention, {"num_heads": 3}, "num_heads must divide dim, got dim=8, num_heads=3"),
-        (LocallyGroupedAttention, {"pad_mask": "some"}, "pad_mask must be one of none, exact, official, got some"),
+        (LocallyGroupedAttention, {"pad_mask": "some"}, "pad_mask must be one of none, exact, official, got 'some'"),
         (GlobalSubsampledAttention, {"num_heads": 0}, "num_heads=0"),
         (GlobalSubsampledAttention, {"sr_ratio": 0}, "sr_ratio must be at least 1, got 0"),
-        (GlobalSubsampledAttention, {"edge": "wrap"}, "edge must be one of crop, pad, got wrap"),
+        (GlobalSubsampledAttention, {"edge": "wrap"}, "edge must be one of crop, pad, got 'wrap'"),
     ],
 )
 def test_bad_arguments(build, arguments, message):

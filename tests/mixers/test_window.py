@@ -149,11 +149,11 @@ def test_dropout_acts_in_training_only():
     ("arguments", "message"),
     [
         ({"num_heads": 3}, "num_heads must divide dim, got dim=8, num_heads=3"),
-        ({"window_size": 0}, "window_size must be at least 1, got 0"),
-        ({"window_size": (7, 7, 7)}, "window_size must be one number or two"),
-        ({"shift_size": 7}, "shift_size must be at least 0 and less than window_size, got 7"),
+        ({"window_size": 0}, r"window_size must be one integer or two \(height, width\), at least 1, got 0"),
+        ({"window_size": (7, 7, 7)}, "window_size must be one integer or two"),
+        ({"shift_size": 7}, "shift_size must be less than window_size=7, got 7"),
         ({"shift_size": (0, -1)}, "shift_size"),
-        ({"pad_mask": "official"}, "pad_mask must be one of none, exact, got official"),
+        ({"pad_mask": "official"}, "pad_mask must be one of none, exact, got 'official'"),
     ],
 )
 def test_bad_arguments(arguments, message):

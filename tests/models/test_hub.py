@@ -75,6 +75,7 @@ def test_weights_come_from_timms_hub(hub, tmp_path):
     x = torch.randn(1, 3, 64, 64)
     torch.save(x, tmp_path / "x.pt")
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    environment["TORCH_HOME"] = str(tmp_path / "torch")
     command = [sys.executable, "-c", CODE, str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

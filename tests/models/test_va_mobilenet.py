@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from visionattn.models import MobileNet
 from visionattn.models.families.va_mobilenet import checkpoint_filter_fn
-from visionattn.plugins import CBAM, PLUGINS, ULSAM, CoordinateAttention, TripletAttention
+from visionattn.plugins import CBAM, ULSAM, CoordinateAttention, TripletAttention, resolve_plugin
 from visionattn.testing.fixtures import load, relative_error
 
 NAMES = timm.list_models("va_mobilenet*")
@@ -92,7 +92,7 @@ def test_every_network_has_its_plugin(name):
     model = timm.create_model(name, device="meta")
     kinds = {type(module) for module in model.modules() if hasattr(module, "official_keys")}
     plugin = name.split("_", 3)[3]
-    kind = ULSAM if plugin.startswith("ulsam") else PLUGINS[plugin]
+    kind = ULSAM if plugin.startswith("ulsam") else resolve_plugin(plugin)
     assert kinds == {getattr(kind, "func", kind)}
     counts = {"mobilenetv1": 13, "mobilenetv2": 16 if plugin.startswith(("coord", "ela")) else 17}
     if kind is not ULSAM:

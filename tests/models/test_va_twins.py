@@ -79,9 +79,9 @@ def test_equals_timm(variant):
 
 
 def test_unknown_policies_are_refused():
-    with pytest.raises(ValueError, match="pad_mask must be one of none, exact, official, got some"):
+    with pytest.raises(ValueError, match="pad_mask must be one of none, exact, official, got 'some'"):
         timm.create_model("va_twins_svt_small", device="meta", pad_mask="some")
-    with pytest.raises(ValueError, match="edge must be one of crop, pad, got wrap"):
+    with pytest.raises(ValueError, match="edge must be one of crop, pad, got 'wrap'"):
         timm.create_model("va_twins_svt_small", device="meta", edge="wrap")
 
 

@@ -14,20 +14,20 @@ JOINS = {
 }
 
 
-def inputs(layout="nchw", *lacks):
+def inputs(layout="nchw", *broadcast_dims):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64).contiguous(memory_format=LAYOUTS[layout])
-    shapes = [[1 if axis in axes else size for axis, size in enumerate(x.shape)] for axes in lacks]
+    shapes = [[1 if axis in axes else size for axis, size in enumerate(x.shape)] for axes in broadcast_dims]
     gates = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     return x.requires_grad_(), [gate.requires_grad_() for gate in gates]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("join", JOINS)
-@pytest.mark.parametrize("lacks", [((3,), (2,), (2, 3)), ((1,), (2,), (3,)), ((2, 3), (1, 2), ())], ids=str)
+@pytest.mark.parametrize("broadcast_dims", [((3,), (2,), (2, 3)), ((1,), (2,), (3,)), ((2, 3), (1, 2), ())], ids=str)
 @pytest.mark.parametrize("residual", ["none", "own", "other"])
-def test_gates(layout, join, lacks, residual):
-    x, gates = inputs(layout, *lacks)
+def test_gates(layout, join, broadcast_dims, residual):
+    x, gates = inputs(layout, *broadcast_dims)
     added = {"none": None, "own": x, "other": x.detach().flip(1).requires_grad_()}[residual]
     leaves = [x, *gates, *([added] if residual == "other" else [])]
     y = axis_gate(x, *gates, join=join, residual=added, relu=residual == "other")

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import ModuleType
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 
 from visionattn.ops import _dispatch
 from visionattn.ops._dispatch import Choice, explain, has_kernel, use_backend
@@ -18,22 +20,25 @@ LARGE = (8, 256, 56, 56)
 @pytest.fixture
 def op(monkeypatch):
     """An operation with a kernel that takes dense maps, on a machine that passes for one with a GPU."""
+    current = []
     kernels = ModuleType("visionattn.ops.triton.example")
     kernels.doubled = lambda x: "the kernel ran"
     monkeypatch.setitem(sys.modules, kernels.__name__, kernels)
     monkeypatch.setattr(_dispatch, "_without_gpu", lambda index: "")
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: current.append(x.device) or nullcontext())
 
     @has_kernel("example", lambda x: "" if x.is_contiguous() else "the map is not dense")
     def doubled(x):
         """Twice the map."""
         return x * 2
 
+    doubled.current = current
     return doubled
 
 
-def on_gpu(shape=LARGE, dtype=torch.bfloat16):
+def on_gpu(shape=LARGE, dtype=torch.bfloat16, device="cuda"):
     with FakeTensorMode():
-        return torch.empty(shape, dtype=dtype, device="cuda")
+        return torch.empty(shape, dtype=dtype, device=device)
 
 
 def test_a_gpu_takes_kernels_where_they_pay(op):
@@ -43,6 +48,39 @@ def test_a_gpu_takes_kernels_where_they_pay(op):
         "torch", "the map is smaller than 4 MB, where launches count more than bytes"
     )
     assert op(on_gpu((1, 8, 7, 7)), backend="triton") == "the kernel ran"
+
+
+def test_maps_from_4_MB_on_are_worth_a_launch(op):
+    assert explain(op, on_gpu((2**21,))).backend == "triton"  # two bytes each
+    assert explain(op, on_gpu((2**21 - 1,))).backend == "torch"
+    assert explain(op, on_gpu((2**20,), torch.float32)).backend == "triton"
+
+
+def test_kernels_are_launched_on_the_device_of_the_map(op):
+    op(on_gpu(device="cuda:1"))
+    op(on_gpu(device="cuda:0"))
+    assert [device.index for device in op.current] == [1, 0]
+
+
+def test_the_map_may_be_given_by_name(op):
+    assert op(x=on_gpu()) == "the kernel ran"
+    assert explain(op, x=on_gpu()).backend == "triton"
+    assert op(x=torch.ones(2)).tolist() == [2, 2]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        op()
+
+
+def test_transforms_get_torch_code_whatever_is_wished(op):
+    choices, x = [], torch.ones(2, 2)
+
+    def note(x):
+        choices.append(explain(op, x, backend="triton"))
+        return x.sum()
+
+    torch.vmap(note)(x), torch.func.grad(note)(x), torch.func.jvp(note, (x,), (x,))
+    with forward_ad.dual_level():
+        note(forward_ad.make_dual(x, x))
+    assert choices == [Choice("torch", "torch.func and forward-mode differentiation get the torch code")] * 4
 
 
 @pytest.mark.parametrize(

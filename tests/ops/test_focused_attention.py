@@ -17,7 +17,9 @@ def path(request, monkeypatch):
     if request.param == "plain":
         monkeypatch.setattr(module, "use_eager_kernel", lambda x: False)
     else:
-        monkeypatch.setattr(module, "_CHUNK", 700)  # also runs of several images, and a rest
+        monkeypatch.setattr(
+            import_module("visionattn.ops.eager.linear_attention"), "_CHUNK", 700
+        )  # also runs of several images, and a rest
 
 
 def operands(size, dtype=torch.float64):

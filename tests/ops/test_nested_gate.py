@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visionattn.ops import map_pools, nested_gate
-from visionattn.ops.pool import first_index
+from visionattn.ops.eager.nested_gate import _first_index
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 SIZES = [(5, 7, 6), (1, 1, 1), (33, 20, 1), (2, 1, 41), (16, 8, 9)]
@@ -15,7 +15,7 @@ SIZES = [(5, 7, 6), (1, 1, 1), (33, 20, 1), (2, 1, 41), (16, 8, 9)]
 @pytest.fixture(autouse=True, params=[True, False], ids=["by hand", "plain"])
 def by_hand(request, monkeypatch):
     if request.param:
-        monkeypatch.setattr(import_module("visionattn.ops.nested_gate"), "_WORTHWHILE", 1)
+        monkeypatch.setattr(import_module("visionattn.ops.eager.nested_gate"), "_WORTHWHILE", 1)
 
 
 def spatial(pools):
@@ -114,4 +114,4 @@ def test_nan_is_kept():
 def test_first_index(dim):
     x = torch.randint(-2, 3, (3, 50, 40)).float()
     expected = x.max(dim, keepdim=True).indices
-    assert first_index(x.clone(), x.amax(dim, keepdim=True), dim).equal(expected)
+    assert _first_index(x.clone(), x.amax(dim, keepdim=True), dim).equal(expected)

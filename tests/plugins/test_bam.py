@@ -56,7 +56,7 @@ def test_narrow_maps_keep_one_hidden_unit():
         ({"channels": 8, "num_layers": 0}, "num_layers"),
         ({"channels": 8, "num_dilated": 0}, "num_dilated"),
         ({"channels": 8, "dilation": 0}, "dilation must be at least 1"),
-        ({"channels": 8, "mode": "max"}, "mode must be 'product' or 'sum', got 'max'"),
+        ({"channels": 8, "mode": "max"}, "mode must be one of product, sum, got 'max'"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -59,5 +59,5 @@ def test_narrow_maps_keep_one_hidden_unit():
 
 @pytest.mark.parametrize("argument", ["channels", "reduction", "se_reduction"])
 def test_bad_arguments(argument):
-    with pytest.raises(ValueError, match=f"{argument}=0"):
+    with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):
         BalancedMultiTaskAttention(**{"channels": 8, argument: 0})

@@ -24,7 +24,7 @@ FIXTURES = {
 def by_hand(request, monkeypatch):
     """Small maps take the plain formulas otherwise."""
     if request.param:
-        monkeypatch.setattr(import_module("visionattn.ops.nested_gate"), "_WORTHWHILE", 1)
+        monkeypatch.setattr(import_module("visionattn.ops.eager.nested_gate"), "_WORTHWHILE", 1)
 
 
 @pytest.mark.usefixtures("by_hand")
@@ -97,8 +97,8 @@ def test_zero_maps_have_finite_gradients():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": 0}, "channels=0"),
-        ({"channels": 8, "reduction": 0}, "reduction=0"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"channels": 8, "reduction": 0}, "reduction must be at least 1, got 0"),
         ({"channels": 8, "kernel_size": 4}, "kernel_size must be a positive odd number, got 4"),
         ({"channels": 8, "pool_types": ("median",)}, "median"),
         ({"channels": 8, "pool_types": ()}, "at least one"),

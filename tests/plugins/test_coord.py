@@ -55,5 +55,5 @@ def test_switches():
 
 @pytest.mark.parametrize("argument", ["channels", "reduction", "min_width"])
 def test_bad_arguments(argument):
-    with pytest.raises(ValueError, match=f"{argument}=0"):
+    with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):
         CoordinateAttention(**{"channels": 8, argument: 0})

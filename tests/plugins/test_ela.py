@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visionattn.plugins import PLUGINS, EfficientLocalAttention
+from visionattn.plugins import EfficientLocalAttention, resolve_plugin
 from visionattn.reference.ela import NaiveEfficientLocalAttention
 from visionattn.testing.fixtures import check_module, load, relative_error
 
@@ -19,7 +19,7 @@ FIXTURES = {
 @pytest.mark.parametrize("name", FIXTURES)
 def test_golden(name):
     golden = load(name)
-    module = PLUGINS[FIXTURES[name]](golden.meta["constructor"]["channels"])
+    module = resolve_plugin(FIXTURES[name])(golden.meta["constructor"]["channels"])
     # The author's names are ours, so his checkpoints load strictly.
     module.load_state_dict(golden.state_dict)
     assert sum(p.numel() for p in module.parameters()) == golden.meta["params"]
@@ -64,13 +64,13 @@ def test_agrees_with_the_naive_formulation(layout, size, residual):
     ],
 )
 def test_groups_fall_back_to_a_divisor(name, channels, groups, norm_groups):
-    module = PLUGINS[name](channels)
+    module = resolve_plugin(name)(channels)
     assert (module.conv.groups, module.gn.num_groups) == (groups, norm_groups)
     assert module(torch.randn(1, channels, 3, 2)).isfinite().all()
 
 
 def test_groups_of_one_value_give_their_bias():
-    module = PLUGINS["ela_t"](8)
+    module = resolve_plugin("ela_t")(8)
     torch.nn.init.normal_(module.gn.bias)
     x = torch.randn(1, 8, 1, 1)
     torch.testing.assert_close(module(x), x * module.gn.bias.sigmoid().square()[:, None, None])
@@ -90,9 +90,9 @@ def test_starts_near_a_quarter_of_the_input():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": 0}, "channels=0"),
-        ({"channels": 8, "group_size": 0}, "group_size=0"),
-        ({"channels": 8, "norm_groups": 0}, "norm_groups=0"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
+        ({"channels": 8, "group_size": 0}, "group_size must be at least 1, got 0"),
+        ({"channels": 8, "norm_groups": 0}, "norm_groups must be at least 1, got 0"),
         ({"channels": 8, "kernel_size": 6}, "kernel_size must be a positive odd number, got 6"),
     ],
 )

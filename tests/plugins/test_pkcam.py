@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from visionattn.plugins import PKCAM, PLUGINS
+from visionattn.plugins import PKCAM, list_plugins, resolve_plugin
 from visionattn.testing.fixtures import relative_error
 
 CHANNELS = 24
@@ -46,7 +46,9 @@ def widened(descriptor):
 
 
 def test_has_no_name_among_the_plug_ins_of_one_map():
-    assert PKCAM not in PLUGINS.values()
+    assert "pkcam" not in list_plugins()
+    with pytest.raises(ValueError, match=r"'pkcam' needs more than a map \(stage, block\): only its own networks"):
+        resolve_plugin("pkcam")
 
 
 @each_variant

@@ -61,10 +61,10 @@ def test_they_are_losses_of_the_task(build, checkpointing):
     ]
     losses = task.train()(inputs, samples, mode="loss")
     assert len(mixers) == len(values) == 4
-    torch.testing.assert_close(losses["loss_mixer_balance"], torch.stack(values).mean())
+    torch.testing.assert_close(losses["loss_balance"], torch.stack(values).mean())
     for hook in hooks:
         hook.remove()
-    alone = torch.autograd.grad(losses["loss_mixer_balance"], mixers[-1].linear.weight, retain_graph=True)[0]
+    alone = torch.autograd.grad(losses["loss_balance"], mixers[-1].linear.weight, retain_graph=True)[0]
     assert alone.any()
     total, _ = task.parse_losses(losses)
     total.backward()

@@ -1,12 +1,12 @@
 """Speed against other implementations of the same weights, on the CPU and on a GPU.
 
-`cases` say what is compared, `contenders` how rivals are made, `suites` what a run takes; `rows` makes one row with
-the stopwatch of `timing`; `record` is what stays; `goals`, `report` and `plots` are what is said about it.
+`cases` say what is compared, `contenders` how baselines are made, `suites` what a run takes; `rows` makes one row with
+the stopwatch of `timing`; `record` is what stays; `report` and `plots` are what is said about it.
 """
 
 from .cases import LAYOUTS, MODES, Case
 from .record import compare, load, save, surroundings
-from .report import update_readme, write_report
+from .report import format_record, update_readme, write_report
 from .rows import CompileBudget, Unequal, measure
 from .runs import run
 from .suites import SUITES, make_plan, suite_cases
@@ -20,6 +20,7 @@ __all__ = [
     "CompileBudget",
     "Unequal",
     "compare",
+    "format_record",
     "load",
     "make_plan",
     "measure",

@@ -1,4 +1,4 @@
-"""What the benchmark compares: plug-ins, token mixers and whole networks, each with rivals of the same weights."""
+"""What the benchmark compares: plug-ins, mixers and whole networks, each with baselines of the same weights."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -6,28 +6,26 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from timm.models.davit import ChannelAttention as TimmChannelAttention
-from timm.models.twins import GlobalSubSampleAttn, LocallyGroupedAttn
 from torch import nn
 
 import visionattn.models  # noqa: F401  (registers the networks)
-from visionattn import mixers
-from visionattn.plugins import PLUGINS, resolve_plugin
-from visionattn.profiling.roofline import FLOORS, Floor
+from visionattn.catalog import BlockContext, Card, Floor, cards, get
+from visionattn.mixers import FocusedLinearAttention, WindowAttention
+from visionattn.plugins import resolve_plugin
+from visionattn.testing.contracts import perturbed
 
 from .contenders import (
     UNFIT,
-    OnTokens,
-    Rival,
-    TimmWindows,
+    Baseline,
     fightingcv_plugin,
     literal,
-    moved,
+    timm_mixer,
     timm_plugin,
-    with_plugins,
+    with_baseline_blocks,
 )
 
 __all__ = ["LAYOUTS", "MODES", "Case", "mixer_cases", "network_cases", "plugin_cases", "resnet_cases", "window_cases"]
@@ -39,32 +37,32 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 @dataclass(frozen=True)
 class Case:
-    """Ours, its rivals, and what they are given.
+    """Ours, its baselines, and what they are given.
 
     Args:
         suite: Which table it belongs to.
         name: What is compared.
         shape: Shape of the input.
         build: Makes ours.
-        rivals: Name of each rival and what makes it of ours, with its weights. The first is the reference.
+        baselines: Name of each baseline and what makes it of ours, with its weights. The first is the reference.
         layout: How the input lies in memory, `NCHW` or `NHWC`; empty if there is no choice.
         dtype: Of the input and the weights.
         modes: Which of `MODES`.
-        unequal: Rivals that compute something else, for the same end, and are not checked.
+        unequal: Baselines that compute something else, for the same end, and are not checked.
         compiled: Whether to compile the reference, too.
         floor: The least that is moved, for the share of it that is reached.
         check_batch: Images of the check for equality, all by default.
         tolerance: Of the check in float32, see `measure`.
         exact_only: Whether to check in float32 only: in half precision rounding alone would decide, through many layers
             or about which tokens belong together.
-        notes: Why a rival is left out.
+        notes: Why a baseline is left out.
     """
 
     suite: str
     name: str
     shape: tuple[int, ...]
     build: Callable[[], nn.Module]
-    rivals: Mapping[str, Rival]
+    baselines: Mapping[str, Baseline]
     layout: str = ""
     dtype: torch.dtype = torch.float32
     modes: tuple[str, ...] = MODES
@@ -90,10 +88,10 @@ def plugin_cases(
     modes: tuple[str, ...] = MODES,
     compiled: bool = False,
 ) -> list[Case]:
-    """Plug-ins against their papers' formulas written down literally, timm's layers and those of fightingcv-attention.
+    """Plug-ins against their papers' literal formulas, timm's layers and those of fightingcv-attention.
 
     Args:
-        names: Names in `PLUGINS`.
+        names: Names of plug-ins; those without a baseline give no case.
         shapes: Shapes (B, C, H, W).
         layouts: `NCHW`, `NHWC` or both.
         dtype: Of all.
@@ -101,88 +99,74 @@ def plugin_cases(
         compiled: Whether to compile the literal formula, too.
 
     Raises:
-        FileNotFoundError: If there is no literal formula of a plug-in.
         ValueError: If a name is unknown.
     """
-    cases = []
-    for name, shape, layout in product(names, shapes, layouts):
-        resolve_plugin(name)
-        rivals, notes = {"official": literal(name.split("_")[0])}, {}
-        if theirs := timm_plugin(name):
-            rivals["timm"] = theirs
-        try:
-            if theirs := fightingcv_plugin(name):
-                rivals["fightingcv"] = theirs
-            elif name in UNFIT:
-                notes["fightingcv"] = UNFIT[name]
-        except ImportError:
-            notes["fightingcv"] = "not installed; pip install fightingcv-attention"
-        case = Case(
-            "plugins",
-            name,
-            shape,
-            lambda name=name, channels=shape[1]: moved(PLUGINS[name](channels)),
-            rivals,
-            layout,
-            dtype,
-            modes,
-            compiled=compiled,
-            floor=FLOORS.get(name),
-            notes=notes,
-        )
-        cases.append(case)
-    return cases
+    return [
+        case
+        for name, shape, layout in product(names, shapes, layouts)
+        if (case := _plugin_case(name, shape, layout, dtype=dtype, modes=modes, compiled=compiled))
+    ]
 
 
-def mixer_cases(*, batch: int = 4, dtype: torch.dtype = torch.float32, stages: int = 4) -> list[Case]:
-    """Mixers against timm's own modules, and against official formulations where timm has none.
+def _plugin_case(name: str, shape: tuple[int, ...], layout: str, **kwargs: Any) -> Case | None:
+    build, card = resolve_plugin(name), get("plugin", name)
+    found, notes = {"official": literal(card), "timm": timm_plugin(name)}, {}
+    try:
+        found["fightingcv"] = fightingcv_plugin(name)
+        if name in UNFIT:
+            notes["fightingcv"] = UNFIT[name]
+    except ImportError:
+        notes["fightingcv"] = "not installed; pip install fightingcv-attention"
+    baselines = {other: baseline for other, baseline in found.items() if baseline}
+    if not baselines:
+        return None
+    return Case(
+        "plugins",
+        name,
+        shape,
+        lambda: perturbed(build(shape[1])),
+        baselines,
+        layout,
+        floor=card.floor,
+        notes=notes,
+        **kwargs,
+    )
+
+
+def mixer_cases(*, batch: int = 4, dtype: torch.dtype = torch.float32, stages: int = 3) -> list[Case]:
+    """Mixers against timm's own modules, and against literal formulas, in the stages of a network of the size base.
 
     Args:
         batch: Images.
         dtype: Of all.
-        stages: How many of the four stages of a network at 224 px.
-
-    Raises:
-        FileNotFoundError: If one is missing.
+        stages: How many stages of a network at 224 px, the largest maps first; in the fourth a window is the map.
     """
-    cases: list[Case] = []
+    places = [
+        BlockContext(stage=i, block=0, dim=128 * 2**i, num_heads=4 * 2**i, grid=(side, side))
+        for i, side in enumerate((56, 28, 14)[:stages])
+    ]
+    found = [_mixer_case(card, place, batch, dtype) for place in places for card in cards("mixer") if card.standalone]
+    return [case for case in found if case]
 
-    def add(name: str, floor: str, shape: tuple[int, ...], build: Callable[[], nn.Module], **rivals: Rival) -> None:
-        build = partial(_moved, build)
-        more = {"dtype": dtype, "floor": FLOORS.get(floor), "exact_only": name == "BOAT"}
-        cases.append(Case("mixers", name, shape, build, rivals, **more))
 
-    boat, flatten = literal("boat"), literal("flatten")
-    for i, side in enumerate((56, 28, 14, 7)[:stages]):
-        dim, heads = 96 * 2**i, 3 * 2**i
-        shape, half = (batch, side, side, dim), (max(batch // 2, 1), side, side, dim)
-        # The moments of the tokens need fewer passes only where there are more tokens than channels.
-        channels = "davit channels" if 2 * side * side >= 3 * dim else "davit windows"
-        add(
-            "DaViT channels",
-            channels,
-            shape,
-            partial(mixers.ChannelAttention, dim, num_heads=heads),
-            timm=_timm(partial(TimmChannelAttention, dim, heads, qkv_bias=True)),
-        )
-        windows = partial(mixers.SpatialWindowAttention, dim, num_heads=heads)
-        add("DaViT windows", "davit windows", shape, windows, timm=_timm(partial(TimmWindows, dim, heads)))
-        if side > 7:
-            content = partial(mixers.FeatureSpaceLocalAttention, dim, num_heads=heads)
-            add("BOAT", "boat", half, content, official=boat)
-
-        dim, heads, ratio = 64 * 2**i, 2 * 2**i, 8 // 2**i
-        shape = (batch, side, side, dim)
-        local = partial(mixers.LocallyGroupedAttention, dim, num_heads=heads, pad_mask="none")
-        add("Twins local", "twins local", shape, local, timm=_timm(partial(LocallyGroupedAttn, dim, heads, ws=7)))
-        summary = partial(mixers.GlobalSubsampledAttention, dim, num_heads=heads, sr_ratio=ratio)
-        theirs = _timm(partial(GlobalSubSampleAttn, dim, heads, sr_ratio=ratio))
-        add("Twins global", "twins global", shape, summary, timm=theirs)
-        if side > 7:
-            dim, heads = ((64, 1), (128, 2), (320, 5))[i]
-            linear = partial(mixers.FocusedLinearAttention, dim, num_heads=heads, grid_size=side)
-            add("FLatten", "flatten", (batch, side, side, dim), linear, official=flatten)
-    return cases
+def _mixer_case(card: Card, place: BlockContext, batch: int, dtype: torch.dtype) -> Case | None:
+    found = {
+        "timm": timm_mixer(card.name, place.dim, place.num_heads, sr_ratio=8 // 2**place.stage),
+        "official": literal(card),
+    }
+    baselines = {other: baseline for other, baseline in found.items() if baseline}
+    if not baselines:
+        return None
+    return Case(
+        "mixers",
+        card.name,
+        (batch, *(place.grid or ()), place.dim),
+        lambda: perturbed(card.build_in(place)),
+        baselines,
+        dtype=dtype,
+        floor=card.floor,
+        exact_only=card.discrete,
+    )
 
 
 def window_cases(
@@ -196,15 +180,15 @@ def window_cases(
     """
 
     def windows(ours: nn.Module) -> nn.Module:
-        return mixers.WindowAttention(96, num_heads=3, rel_pos=False)
+        return WindowAttention(96, num_heads=3, rel_pos=False)
 
-    rival = "7x7 windows"
+    baseline = "7x7 windows"
     cases = []
     for batch, side in shapes:
-        build = partial(mixers.FocusedLinearAttention, 96, num_heads=3, grid_size=side)
+        build = partial(FocusedLinearAttention, 96, num_heads=3, grid_size=side)
         shape = (batch, side, side, 96)
-        unequal = frozenset({rival})
-        cases.append(Case("windows", "FLatten", shape, build, {rival: windows}, dtype=dtype, unequal=unequal))
+        unequal = frozenset({baseline})
+        cases.append(Case("windows", "FLatten", shape, build, {baseline: windows}, dtype=dtype, unequal=unequal))
     return cases
 
 
@@ -219,10 +203,7 @@ def network_cases(
         dtype: Of all.
         check_batch: Images of the check for equality.
     """
-    official = {
-        "flatten_swin_tiny": with_plugins(literal("flatten"), mixers.FocusedLinearAttention),
-        "boat_swin_tiny": with_plugins(literal("boat"), mixers.FeatureSpaceLocalAttention),
-    }
+    official = {f"{name}_swin_tiny": _official_blocks(get("mixer", name)) for name in ("flatten", "boat")}
     shape = (batch, 3, size, size)
     more = {"dtype": dtype, "check_batch": check_batch, "exact_only": True}
     cases = [
@@ -230,8 +211,8 @@ def network_cases(
         for name in ("twins_svt_small", "twins_pcpvt_small", "davit_tiny")
     ]
     return cases + [
-        Case("networks", f"va_{name}", shape, partial(timm.create_model, f"va_{name}"), {"official": rival}, **more)
-        for name, rival in official.items()
+        Case("networks", f"va_{name}", shape, partial(timm.create_model, f"va_{name}"), {"official": baseline}, **more)
+        for name, baseline in official.items()
     ]
 
 
@@ -256,15 +237,14 @@ def resnet_cases(
     """
     cases = []
     for name in names:
-        cls = type(PLUGINS[name](64))
-        rival = with_plugins(literal(name.split("_")[0]), cls)
-        rivals = {"official": rival, "none": lambda ours: timm.create_model("resnet50")}
+        official = _official_blocks(get("plugin", name))
+        baselines = {"official": official, "none": lambda ours: timm.create_model("resnet50")}
         case = Case(
             "resnet50",
             f"va_resnet50_{name}",
             (batch, 3, size, size),
-            lambda name=name: _moved_plugins(timm.create_model(f"va_resnet50_{name}")),
-            rivals,
+            lambda name=name: _perturbed_plugins(timm.create_model(f"va_resnet50_{name}")),
+            baselines,
             layout,
             dtype,
             modes=("f+b",),
@@ -278,24 +258,19 @@ def resnet_cases(
     return cases
 
 
-def _moved(build: Callable[[], nn.Module]) -> nn.Module:
-    return moved(build())
+def _official_blocks(card: Card) -> Baseline:
+    """A network with the literal formula in the place of each of its blocks."""
+    baseline = literal(card)
+    if baseline is None:
+        raise ValueError(f"visionattn.reference has no formula of {card.name} to compare the speed of a network with")
+    return with_baseline_blocks(baseline, getattr(card.constructor, "func", card.constructor))
 
 
-def _moved_plugins(network: nn.Module) -> nn.Module:
+def _perturbed_plugins(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if hasattr(module, "official_keys"):
-            moved(module)
+            perturbed(module)
     return network
-
-
-def _timm(build: Callable[[], nn.Module]) -> Rival:
-    def with_weights(ours: nn.Module) -> nn.Module:
-        theirs = build()
-        theirs.load_state_dict(ours.state_dict())
-        return OnTokens(theirs)
-
-    return with_weights
 
 
 def _timms(name: str, ours: nn.Module | None = None) -> nn.Module:

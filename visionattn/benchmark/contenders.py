@@ -1,43 +1,49 @@
 """Other implementations of our blocks, made of ours with its weights."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from typing import Any
 
 import torch
 from timm.layers.cbam import CbamModule
 from timm.layers.coord_attn import CoordAttn
 from timm.models.davit import ChannelAttention as TimmChannelAttention
 from timm.models.davit import WindowAttention as TimmWindowAttention
+from timm.models.twins import GlobalSubSampleAttn, LocallyGroupedAttn
 from torch import nn
 
+from visionattn.catalog import Card
 from visionattn.ops import use_backend
 
 __all__ = [
     "UNFIT",
-    "OnTokens",
+    "Baseline",
     "PlainOps",
-    "TimmWindows",
     "fightingcv_plugin",
     "literal",
-    "moved",
+    "timm_mixer",
     "timm_plugin",
-    "with_plugins",
+    "with_baseline_blocks",
 ]
 
-Rival = Callable[[nn.Module], nn.Module]
+# Makes another implementation of one of our modules, with its weights.
+Baseline = Callable[[nn.Module], nn.Module]
 
 
-def literal(name: str) -> Rival:
-    """The literal formulation of a paper or official code: `naive_of` of `visionattn/reference/<name>.py`."""
-    return importlib.import_module(f"visionattn.reference.{name}").naive_of
+def literal(card: Card) -> Baseline | None:
+    """The literal formula of a mechanism; None if there is none, or if it goes position by position."""
+    if card.reference is None:
+        return None
+    module = importlib.import_module(f"visionattn.reference.{card.reference}")
+    return None if getattr(module, "LOOPS", False) else module.naive_of
 
 
-def with_plugins(rival: Rival, cls: type[nn.Module]) -> Rival:
-    """Makes a network whose blocks of a class are each replaced by the rival.
+def with_baseline_blocks(baseline: Baseline, cls: type[nn.Module]) -> Baseline:
+    """Makes a network whose blocks of a class are each replaced by the baseline.
 
     Args:
-        rival: Makes the replacement of a block.
+        baseline: Makes the replacement of a block.
         cls: The blocks' class.
     """
 
@@ -46,7 +52,7 @@ def with_plugins(rival: Rival, cls: type[nn.Module]) -> Rival:
         for module in list(network.modules()):
             for name, child in module.named_children():
                 if isinstance(child, cls):
-                    setattr(module, name, rival(child))
+                    setattr(module, name, baseline(child))
         return network
 
     return rebuild
@@ -64,7 +70,7 @@ class PlainOps(nn.Module):
             return self.module(x)
 
 
-def timm_plugin(name: str) -> Rival | None:
+def timm_plugin(name: str) -> Baseline | None:
     """timm's own layer of a plug-in; None if it has no equal one (its `EfficientLocalAttn` is another block)."""
     return {"cbam": _timm_cbam, "coord": _timm_coord}.get(name)
 
@@ -96,7 +102,7 @@ UNFIT = {
 }
 
 
-def fightingcv_plugin(name: str) -> Rival | None:
+def fightingcv_plugin(name: str) -> Baseline | None:
     """The layer of the package fightingcv-attention; None if it has no equal one.
 
     Raises:
@@ -122,7 +128,31 @@ def fightingcv_plugin(name: str) -> Rival | None:
 _FIGHTINGCV = {"coord": "CoordAttention", "triplet": "TripletAttention"}
 
 
-class OnTokens(nn.Module):
+def timm_mixer(name: str, dim: int, num_heads: int, sr_ratio: int) -> Baseline | None:
+    """timm's own module of a mixer; None if it has none.
+
+    Args:
+        name: Name of the mixer's card.
+        dim: Width.
+        num_heads: Number of heads.
+        sr_ratio: Side of the patches that become one key.
+    """
+    build = {
+        "davit_channels": lambda: TimmChannelAttention(dim, num_heads, qkv_bias=True),
+        "davit_windows": lambda: _TimmWindows(dim, num_heads),
+        "twins_global": lambda: GlobalSubSampleAttn(dim, num_heads, sr_ratio=sr_ratio),
+        "twins_local": lambda: LocallyGroupedAttn(dim, num_heads, ws=7),
+    }.get(name)
+
+    def with_weights(ours: nn.Module) -> nn.Module:
+        theirs = build()
+        theirs.load_state_dict(ours.state_dict())
+        return _OnTokens(theirs)
+
+    return build and with_weights
+
+
+class _OnTokens(nn.Module):
     """timm's modules take `(B, N, C)` and the size of the map."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -136,7 +166,7 @@ class OnTokens(nn.Module):
         return out.view(x.shape)
 
 
-class TimmWindows(nn.Module):
+class _TimmWindows(nn.Module):
     """timm's DaViT cuts the windows in the block, around the module."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -149,14 +179,5 @@ class TimmWindows(nn.Module):
         x = self.module(x).view(-1, *grid, 7, 7, tokens.size(2)).transpose(2, 3)
         return x.reshape(tokens.shape)
 
-    def load_state_dict(self, state_dict, *args, **kwargs):
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self.module.load_state_dict(state_dict, *args, **kwargs)
-
-
-def moved(module: nn.Module) -> nn.Module:
-    """A module away from its start, where gates and tables may be constant."""
-    with torch.no_grad():
-        for tensor in module.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.add_((0.2 if tensor.ndim < 2 or tensor.numel() < 4096 else 0.02) * torch.rand(tensor.shape))
-    return module

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.utils.files import replacing
+from visionattn.utils.marks import put_between
 
-from .goals import judge
-
-__all__ = ["COMMAND", "README_MARKS", "format_goals", "format_record", "headlines", "readme_block", "update_readme"]
+__all__ = ["COMMAND", "README_MARKS", "format_record", "headlines", "readme_block", "update_readme"]
 __all__ += ["crossings", "write_report"]
 
 Row = dict[str, Any]
@@ -52,7 +51,7 @@ def write_report(record: Record, path: Path) -> str:
 
 
 def format_record(record: Record) -> str:
-    """The Markdown text of a record: how it was made, every row that was measured, and what it says about the goals."""
+    """The Markdown text of a record: how it was made, and every row that was measured."""
     device, versions = record["device"], record["versions"]
     gpu = device["kind"] == "cuda"
     measured = [row for row in record["rows"] if "contenders" in row]
@@ -93,9 +92,6 @@ def format_record(record: Record) -> str:
     left_out += record.get("left_out", [])
     if left_out:
         lines += ["", "## Left out", "", *(f"- {line}" for line in left_out)]
-    goals = format_goals(record)
-    if len(goals) > 2:
-        lines += ["", "## Goals", "", *goals]
     return "\n".join([*lines, "", f"Made by `{COMMAND}`.", ""])
 
 
@@ -121,18 +117,6 @@ def crossings(rows: Sequence[Row]) -> list[str]:
         else:
             verdict = f"crossing point at N = {ahead[-1]}, from which on {reference} are the slower"
         lines.append(f"- {words}, N = {', '.join(map(str, tokens[::-1]))}: {verdict}.")
-    return lines
-
-
-def format_goals(record: Record) -> list[str]:
-    """A table of each goal and row, met or not."""
-    lines = ["| goal | wanted | row | measured | |", "|---|---|---|---|---|"]
-    for verdict in judge(record):
-        cells = [verdict.goal.name, verdict.goal.text, verdict.row or "no such row", "", "**not met**"]
-        if reading := verdict.reading:
-            cells[3] = f"{reading.value:.2f}"
-            cells[4] = "met" if reading.met else "not met, within noise" if reading.within_noise else cells[4]
-        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -182,16 +166,11 @@ def update_readme(text: str, records: Sequence[Record]) -> str:
     Raises:
         ValueError: If the marks are missing.
     """
-    start, end = README_MARKS
-    before, _, rest = text.partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ValueError(f"README must have the lines {start} and {end}; the tables go between them")
-    return f"{before}{start}\n{readme_block(records)}{end}{after}"
+    return put_between(text, *README_MARKS, readme_block(records))
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
-    rivals = list(dict.fromkeys(name for row in rows for name in row["contenders"] if name != "ours"))
+    baselines = list(dict.fromkeys(name for row in rows for name in row["contenders"] if name != "ours"))
     extra = {
         "floor": lambda r: _percent(r["contenders"]["ours"].get("floor_share")),
         "kept": lambda r: _over(r, "kept"),
@@ -199,12 +178,12 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
         "operators": _operators,
     }
     extra = {name: show for name, show in extra.items() if any(show(row) for row in rows)}
-    yield f"| | input | layout | dtype | | ours, ms | {' | '.join(rivals)} | noise | rounds | {' | '.join(extra)} |"
-    yield "|---" * (8 + len(rivals) + len(extra)) + "|"
+    yield f"| | input | layout | dtype | | ours, ms | {' | '.join(baselines)} | noise | rounds | {' | '.join(extra)} |"
+    yield "|---" * (8 + len(baselines) + len(extra)) + "|"
     for row in rows:
         cells = [row["name"], "x".join(map(str, row["shape"])), row["layout"], row["dtype"], _MODES[row["mode"]]]
         cells.append(f"{1e3 * row['contenders']['ours']['seconds']['p50']:.3g}")
-        cells += [_ratio(row["contenders"][name]["ratio"]) if name in row["contenders"] else "" for name in rivals]
+        cells += [_ratio(row["contenders"][name]["ratio"]) if name in row["contenders"] else "" for name in baselines]
         cells += [f"{row['noise']['p10']:.2f}-{row['noise']['p90']:.2f}", str(row["rounds"])]
         cells += [show(row) for show in extra.values()]
         yield f"| {' | '.join(cells)} |"

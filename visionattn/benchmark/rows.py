@@ -63,7 +63,7 @@ def measure(
     torch.manual_seed(0)
     contenders, notes = _contenders(case, mode, device, budget)
     step = {"fwd": _forward, "f+b": _forward_backward}[mode]
-    row = {"reference": next(iter(case.rivals)), "notes": notes}
+    row = {"reference": next(iter(case.baselines)), "notes": notes}
 
     exact = torch.float64 if case.dtype == torch.float64 else torch.float32
     sample = _inputs(case, contenders[0].module, device, exact, 1, case.check_batch)[0]
@@ -102,10 +102,10 @@ def _contenders(case: Case, mode: str, device: str, budget: CompileBudget) -> tu
     contenders = [_Contender("ours", ours)]
     if device == "cuda":
         contenders.append(_Contender("torch", PlainOps(ours)))
-    for name, rival in case.rivals.items():
-        contenders.append(_Contender(name, rival(ours), name not in case.unequal))
+    for name, baseline in case.baselines.items():
+        contenders.append(_Contender(name, baseline(ours), name not in case.unequal))
     if case.compiled and budget.left > 0:
-        reference = next(c for c in contenders if c.name in case.rivals)
+        reference = next(c for c in contenders if c.name in case.baselines)
         contenders.append(_Contender("compiled", torch.compile(deepcopy(reference.module), dynamic=False)))
     elif case.compiled:
         notes["compiled"] = "the time for compilers was spent"
@@ -150,7 +150,7 @@ def _check(
     sample: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     """Compares outputs, input gradients and the gradients of parameters that have the same names with the reference."""
-    reference = next(c for c in contenders if c.name in case.rivals)
+    reference = next(c for c in contenders if c.name in case.baselines)
     checked = [c for c in contenders if c.checked]
     if not reference.checked:
         return
@@ -216,10 +216,10 @@ def _compile(
     started = time.perf_counter()
     try:
         torch.compiler.reset()
-        _check(case, mode, [c for c in contenders if c.name in (next(iter(case.rivals)), "compiled")], step, sample)
+        _check(case, mode, [c for c in contenders if c.name in (next(iter(case.baselines)), "compiled")], step, sample)
     except Unequal:
         raise
-    except Exception as error:  # A rival's failure is a result like another.
+    except Exception as error:  # A baseline's failure is a result like another.
         return {"compiled": f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"}
     finally:
         budget.left -= time.perf_counter() - started

@@ -1,11 +1,11 @@
 """Which cases a run takes, for each device, and how long that will be."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from visionattn.plugins import PLUGINS
+from visionattn.catalog import Card, cards
 
 from .cases import Case, mixer_cases, network_cases, plugin_cases, resnet_cases, window_cases
 
@@ -20,9 +20,8 @@ BOTH = ("NCHW", "NHWC")
 # An early and a late stage of a ResNet-50, and a small map.
 CPU_SHAPES = ((8, 256, 56, 56), (8, 1024, 14, 14), (4, 32, 14, 14))
 GPU_SHAPES = ((128, 256, 56, 56), (128, 1024, 14, 14))
-# One of each family, those of the goals first.
-GPU_PLUGINS = ("triplet", "cbam", "coord", "ela_l", "ulsam", "bam", "bmta")
-RESNETS = ("triplet", "cbam", "coord", "ela_l", "ulsam")
+# Networks take minutes on the CPU.
+CPU_RESNETS = ("cbam", "triplet")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Plan:
     compilers: float
 
     def __str__(self) -> str:
-        contenders = sum(2 + len(case.rivals) + case.compiled for case, _ in self.rows)
+        contenders = sum(2 + len(case.baselines) + case.compiled for case, _ in self.rows)
         compiled = sum(case.compiled for case, _ in self.rows)
         text = f"{len(self.rows)} rows, {contenders} contenders, {self.seconds:g} s each on average"
         if compiled:
@@ -58,7 +57,7 @@ class Plan:
     @property
     def expected(self) -> float:
         """Seconds that it takes, roughly."""
-        measuring = sum((3 + len(case.rivals)) * self.seconds + _OVERHEAD[self.device] for case, _ in self.rows)
+        measuring = sum((3 + len(case.baselines)) * self.seconds + _OVERHEAD[self.device] for case, _ in self.rows)
         compiling = min(self.compilers, _COMPILING * sum(case.compiled for case, _ in self.rows))
         return min(measuring + compiling, self.limit)
 
@@ -83,29 +82,30 @@ def suite_cases(
     Args:
         suite: One of `SUITES`, or `cpu` or `gpu` for all of them.
         device: `cpu` or `cuda`.
-        plugins: Names of plug-ins, all by default.
+        plugins: Names of plug-ins; by default all on the CPU, one of each paper on a GPU.
         shapes: Of their maps.
         layouts: Of their maps.
     """
     if device == "cpu":
         makers: dict[str, Callable[[], list[Case]]] = {
-            "plugins": lambda: _cpu_plugins(plugins or tuple(PLUGINS), shapes or CPU_SHAPES, layouts),
+            "plugins": lambda: _cpu_plugins(plugins or _names(cards("plugin")), shapes or CPU_SHAPES, layouts),
             "mixers": lambda: mixer_cases(),
             "windows": window_cases,
-            "networks": lambda: [*network_cases(), *resnet_cases(("triplet", "cbam"))],
+            "networks": lambda: [*network_cases(), *resnet_cases(CPU_RESNETS)],
         }
         chosen = SUITES if suite == "cpu" else (suite,)
         return [case for name in chosen for case in makers[name]()]
     half = {"dtype": torch.bfloat16}
-    names = plugins or GPU_PLUGINS
+    names = plugins or _one_of_each_paper()
+    resnets = [card.name for card in cards("plugin") if card.name in _one_of_each_paper() and "resnet" in card.hosts]
     early, *late = shapes or GPU_SHAPES
-    # The goals' rows come first, so that a limit of time cuts off the others.
+    # The largest maps in half precision come first, so that a limit of time cuts off the others.
     parts: list[tuple[str, Callable[[], list[Case]]]] = [
         ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("f+b",), compiled=True, **half)),
         ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("fwd",), **half)),
         ("mixers", lambda: mixer_cases(batch=128, stages=2, **half)),
         ("windows", lambda: window_cases(((128, 56), (128, 28), (128, 14)), **half)),
-        ("networks", lambda: resnet_cases(RESNETS, batch=128, check_batch=8, **half)),
+        ("networks", lambda: resnet_cases(resnets, batch=128, check_batch=8, **half)),
         ("networks", lambda: network_cases(batch=128, check_batch=4, **half)),
         ("plugins", lambda: plugin_cases(names, late, layouts, **half)),
         ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("f+b",))),
@@ -115,7 +115,21 @@ def suite_cases(
 
 
 def _cpu_plugins(names: Sequence[str], shapes: Sequence[tuple[int, ...]], layouts: Sequence[str]) -> list[Case]:
-    """Compiling takes longer than measuring: it is done for the goals' plug-ins, for the first shape in one layout."""
-    compiled = plugin_cases([n for n in names if n in RESNETS], shapes[:1], layouts[:1], compiled=True)
+    """Compiling takes longer than measuring: it is done for one plug-in a paper, for the first shape in one layout."""
+    chosen = [name for name in names if name in _one_of_each_paper()]
+    compiled = plugin_cases(chosen, shapes[:1], layouts[:1], compiled=True)
     with_compiled = {str(case): case for case in compiled}
     return [with_compiled.get(str(case), case) for case in plugin_cases(names, shapes, layouts)]
+
+
+def _names(chosen: Iterable[Card]) -> list[str]:
+    return [card.name for card in chosen if card.standalone]
+
+
+def _one_of_each_paper() -> list[str]:
+    """Plug-ins with a literal formula; of those that share one, the first."""
+    first: dict[str, Card] = {}
+    for card in cards("plugin"):
+        if card.reference:
+            first.setdefault(card.reference, card)
+    return _names(first.values())

@@ -1,4 +1,4 @@
-"""What the manifest says, for people: a card for each packaged checkpoint, and README's table of them."""
+"""What checkpoints say of themselves, for people: a card for each packaged one, and README's table of them."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,9 @@ from typing import Any
 import timm
 
 from visionattn.utils.files import replacing
+from visionattn.utils.published import published_in
+
+from .publishing import manifest_entry
 
 __all__ = ["END", "START", "render_cards", "render_table", "write_cards", "write_table"]
 
@@ -14,36 +17,37 @@ START, END = "<!-- checkpoints: start -->", "<!-- checkpoints: end -->"
 
 _INTRODUCTION = """# Checkpoints
 
-`manifest.json` says what each checkpoint is: network, data, metrics and who measured them, the command that prints them
-again, licence, origin, size, sha256 and where its file comes from. `manifest.schema.json` tells what the fields mean.
+`manifest.json` describes each checkpoint: network, data, metrics and who measured them, the command that reproduces
+them, licence, origin, size, sha256 and sources. `manifest.schema.json` says what the fields mean.
 
-Small ones were trained here and lie here. They are flat safetensors with the networks' own keys, named by the first
-eight digits of their sha256, and travel with the package. The others are their authors': nothing of them is shipped.
+The small ones were trained here and are part of the package: safetensors files named by the first digits of their
+sha256, which carry the same description in their metadata. The others are their authors': nothing of them is shipped.
 
-    visionattn download --list                      # what there is
+    visionattn download --list                      # all checkpoints
     visionattn download va_stm_swin_tiny.in1k       # into torch.hub's cache
     timm.create_model('va_stm_swin_tiny.in1k', pretrained=True)      # the same, on first use
 
 A file is looked for in the folder that the environment variable `VISIONATTN_CHECKPOINTS` names, then in
-`torch.hub.get_dir()/checkpoints`, then at its sources. What lies on a drive a person has to fetch: the error says from
-which page, and under which name to put it into that folder. Where the authors state no hash, the one that was found is
-written beside the file, and the file is held to it from then on.
+`torch.hub.get_dir()/checkpoints`, then at its sources. Files without a direct download link have to be downloaded by
+hand: the error names the page, and the file name to give it in that folder. Where the authors state no hash, the
+sha256 of the first file that is used is recorded in the cache, and later files are checked against it.
 
-`visionattn convert FILE` brings a file of the authors under our keys, `visionattn publish` adds a network trained here,
+`visionattn publish` writes a network trained here as one such file; in `./checkpoints`, or in the folder of
+`VISIONATTN_CHECKPOINTS`, it is found by its name. `visionattn convert FILE` converts a file of the authors to our keys,
 and `visionattn cards` writes this page.
 
 The packaged ones are small networks, trained in minutes to try things out, to compare and to test with; none of them is
-meant for pictures of the world. Their matrices and kernels are stored in eight bits (`visionattn publish --bits 8`):
-int8 under the weight's name, and under that name and `::scale` one float32 step for each output channel. Loading gives
-float32 back, and the metrics are those of these very weights.
+meant for real pictures. Their matrices and kernels are stored in eight bits (`visionattn publish --bits 8`): int8 under
+the weight's name, and under that name and `::scale` one float32 step for each output channel. Loading restores
+float32, and the metrics are those of these very weights.
 """
 
 
 def write_cards(manifest: str | Path, out: str | Path) -> str:
-    """Writes a page with a card for each packaged checkpoint.
+    """Writes a page with a card for each packaged or published checkpoint.
 
     Args:
-        manifest: The manifest.
+        manifest: The manifest, or a folder of published files.
         out: The page, a `.md` file.
 
     Returns:
@@ -51,7 +55,7 @@ def write_cards(manifest: str | Path, out: str | Path) -> str:
     """
     text = render_cards(_entries(manifest))
     with replacing(out) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, "utf-8")
     return text
 
 
@@ -69,14 +73,14 @@ def write_table(manifest: str | Path, page: str | Path) -> str:
         ValueError: If a mark is missing.
     """
     page = Path(page)
-    text = page.read_text()
+    text = page.read_text("utf-8")
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
         raise ValueError(f"{page} has no lines {START} and {END} to put the table of checkpoints between")
     table = render_table(_entries(manifest))
     with replacing(page) as temporary:
-        temporary.write_text(f"{before}{START}\n{table}\n{END}{after}")
+        temporary.write_text(f"{before}{START}\n{table}\n{END}{after}", "utf-8")
     return table
 
 
@@ -124,7 +128,9 @@ def _card(name: str, entry: dict[str, Any]) -> str:
 
 
 def _entries(manifest: str | Path) -> dict[str, dict[str, Any]]:
-    return json.loads(Path(manifest).read_text())["checkpoints"]
+    if Path(manifest).is_dir():
+        return {name: manifest_entry(path) for name, path in sorted(published_in(Path(manifest)))}
+    return json.loads(Path(manifest).read_bytes())["checkpoints"]
 
 
 def _packaged(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The checkpoints that the manifest names: what there is, and the weights."""
+"""Checkpoints by name, file or repository: what there is, what it is, and the weights or the network."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -6,82 +6,127 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
-from visionattn.models import CONVERTERS, check_state_dict, unwrap
+from visionattn.models import CONVERTERS, check_state_dict
+from visionattn.models.loading import load_fitting
+from visionattn.models.modifications import apply_modifications
+from visionattn.models.published import published_cfg
 from visionattn.utils.download import Progress
-from visionattn.utils.files import read_checkpoint
+from visionattn.utils.locate import find_checkpoint, locate
+from visionattn.utils.published import list_published
 from visionattn.utils.resources import checkpoint_dir, read_manifest
-from visionattn.utils.weight_files import obtain
 
-__all__ = ["info", "list", "load", "packaged_path", "path", "read_weights"]
+from .files import read_weights
+
+__all__ = ["build", "info", "list", "load", "packaged_path", "path"]
 
 
 def list(pattern: str = "*") -> tuple[str, ...]:
-    """Names of the checkpoints, `<model>.<tag>`, that fit a pattern such as `va_resnet*`; a model stands for its tags.
+    """Names of checkpoints, `<model>.<tag>`, that fit a pattern such as `va_resnet*`; a model stands for all its tags.
+
+    First those of the manifest, then the user's in ./checkpoints and in the folder that VISIONATTN_CHECKPOINTS names.
 
     Raises:
         ValueError: If none fits.
     """
-    names = tuple(name for name in read_manifest() if any(fnmatchcase(n, pattern) for n in (name, name.split(".")[0])))
+    known = (*read_manifest(), *(name for name in list_published() if name not in read_manifest()))
+    names = tuple(name for name in known if any(fnmatchcase(n, pattern) for n in (name, name.split(".")[0])))
     if not names:
         raise ValueError(f"no checkpoint fits {pattern!r}; visionattn.checkpoints.list() names them all")
     return names
 
 
-def info(name: str) -> dict[str, Any]:
-    """What the manifest says of a checkpoint; checkpoints/manifest.schema.json tells what the fields mean.
+def info(checkpoint: str | Path) -> dict[str, Any]:
+    """What is known of a checkpoint: task, classes, sizes, metrics, licence, origin, ...
 
     Args:
-        name: `<model>.<tag>`.
+        checkpoint: A name `<model>.<tag>`, a published file, `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
+
+    Returns:
+        The manifest's entry (checkpoints/manifest.schema.json tells what the fields mean), or what the file says of
+        itself (`visionattn.utils.published`), which has the same fields and more.
 
     Raises:
-        ValueError: If there is none of this name.
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is none of this name, or the file says nothing of itself.
     """
-    manifest = read_manifest()
-    if name not in manifest:
-        near = [other for other in manifest if other.split(".")[0] == name.split(".")[0]]
-        raise ValueError(
-            f"no checkpoint {name!r}; "
-            + (f"of this network there are: {', '.join(near)}" if near else "visionattn.checkpoints.list() names them")
-        )
-    return manifest[name]
+    _, facts = find_checkpoint(checkpoint)
+    if facts is None:
+        raise ValueError(f"{checkpoint} does not say what it is: `visionattn publish` makes a file that does")
+    return facts
 
 
-def path(name: str, progress: Progress = lambda done, total: None) -> Path:
-    """The file of a checkpoint, as its authors made it; fetched if it is not on this machine.
+def path(checkpoint: str | Path, progress: Progress = lambda done, total: None) -> Path:
+    """The file of a checkpoint, as its authors made it; downloaded if it is not on this machine.
 
     Args:
-        name: `<model>.<tag>`.
+        checkpoint: As in `info`.
         progress: Told how many bytes have come, and of how many, if known.
 
     Raises:
         ValueError: If there is none of this name.
-        FileNotFoundError: If it can't be had; the message says how a person gets it.
+        FileNotFoundError: If it can't be downloaded; the message says how a person gets it.
     """
-    return obtain(info(name), progress)
+    return locate(checkpoint, progress)[0]
 
 
-def load(name: str) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint under our keys, fetched and converted if need be.
+def load(checkpoint: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint under our keys, downloaded and converted if need be.
 
     Args:
-        name: `<model>.<tag>`.
+        checkpoint: As in `info`, or a training checkpoint.
 
     Raises:
         ValueError: If there is none of this name, or it is damaged or does not fit its network.
-        FileNotFoundError: If it can't be had; the message says how a person gets it.
+        FileNotFoundError: If it can't be downloaded; the message says how a person gets it.
     """
-    entry, state_dict = info(name), read_weights(path(name))
-    if entry["format"] == "native":
+    file, facts = locate(checkpoint)
+    state_dict = read_weights(file)
+    if facts is None or facts.get("format", "native") == "native":
         return state_dict
     arguments = {
-        **entry.get("arguments", {}),
-        **({"num_classes": n} if (n := entry["input"].get("num_classes")) else {}),
+        **facts.get("arguments", {}),
+        **({"num_classes": n} if (n := facts["input"].get("num_classes")) else {}),
     }
-    model = timm.create_model(entry["model"], device="meta", **arguments)
-    native = CONVERTERS[entry["model"]](state_dict, model)
+    model = timm.create_model(facts["model"], device="meta", **arguments)
+    native = CONVERTERS[facts["model"]](state_dict, model)
     check_state_dict(native, model)
     return native
+
+
+def build(checkpoint: str | Path, **kwargs: Any) -> nn.Module:
+    """The network of a checkpoint with its weights, its modifications done again; of other tasks the whole task.
+
+    A network's `pretrained_cfg` has the classes' names (`label_names`), sizes, mean and standard deviation.
+
+    Args:
+        checkpoint: As in `info`.
+        **kwargs: Of a classifier, further arguments of `timm.create_model`, such as `drop_path_rate`. With another
+            `num_classes` its head is new, and `model.load_report` says so.
+
+    Raises:
+        FileNotFoundError: If it can't be downloaded.
+        ValueError: If there is none of this name, it does not say what it is of, or does not fit.
+    """
+    file, facts = locate(checkpoint)
+    if facts is None:
+        raise ValueError(
+            f"{checkpoint} does not say which network it is of: `visionattn publish` makes a file that does"
+        )
+    if facts.get("task", "classification") != "classification":
+        if kwargs:
+            raise ValueError(f"{checkpoint} is for {facts['task']} and takes no further arguments, got {kwargs}")
+        from visionattn.tasks import from_checkpoint  # needs mmengine
+
+        return from_checkpoint(checkpoint)[0]
+    if facts.get("format", "native") != "native":
+        return timm.create_model(f"{facts['model']}.{facts['tag']}", pretrained=True, **kwargs)
+    cfg = published_cfg(facts, file)
+    model = timm.create_model(facts["model"], pretrained_cfg=cfg, **{**facts.get("arguments", {}), **kwargs})
+    apply_modifications(model, facts.get("modifications", ()))
+    vars(model)["load_report"] = load_fitting(model, read_weights(file), other_classes="num_classes" in kwargs)
+    return model
 
 
 def packaged_path(name: str) -> Path:
@@ -97,17 +142,3 @@ def packaged_path(name: str) -> Path:
     if name not in packaged:
         raise ValueError(f"no packaged checkpoint {name!r}; there are: {', '.join(packaged) or 'none'}")
     return checkpoint_dir() / read_manifest()[name]["file"]
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The flat weights in a published file, a training checkpoint or an author's file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, holds code or holds no weights.
-    """
-    state_dict = unwrap(read_checkpoint(path))
-    strays = [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
-    if strays or not state_dict:
-        raise ValueError(f"{path} holds no flat weights: {', '.join(strays[:3]) or 'nothing'} is no tensor")
-    return state_dict

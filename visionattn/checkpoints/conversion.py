@@ -1,6 +1,5 @@
 """From anybody's files of weights to ours and back: recognised, converted, traced weight by weight."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -14,8 +13,8 @@ from torch import nn
 from visionattn.models import CONVERTERS, check_state_dict
 from visionattn.utils.resources import read_manifest
 
+from .files import write_published
 from .layout import Layout, StateDict, Traced, trace
-from .publishing import write_named
 from .recognition import candidates
 
 __all__ = ["Conversion", "convert", "export", "save"]
@@ -114,8 +113,8 @@ def convert(
                 near = len(str(error)), name, error
     if near is None:
         raise ValueError("the weights are in no format that a network of ours knows")
-    _, name, error = near
-    raise ValueError(f"of {name}, {error}" if model else f"the weights fit no network of ours: of {name}, {error}")
+    _, name, fault = near
+    raise ValueError(f"of {name}, {fault}" if model else f"the weights fit no network of ours: of {name}, {fault}")
 
 
 def export(conversion: Conversion, like: Layout | None, kind: str) -> tuple[StateDict, Layout, list[str]]:
@@ -161,7 +160,7 @@ def export(conversion: Conversion, like: Layout | None, kind: str) -> tuple[Stat
     exported = traced.back(kept)
     again = there(exported, own)
     if again.keys() != kept.keys() or not all(torch.equal(again[key], value) for key, value in kept.items()):
-        raise ValueError("converted back, the exported weights are others")
+        raise ValueError("round-trip mismatch: converted back, the exported weights are not the same")
     return exported, like, traced.dropped
 
 
@@ -172,13 +171,12 @@ def save(conversion: Conversion, folder: str | Path) -> Path:
         conversion: The weights.
         folder: Where the file goes.
     """
-    state_dict = {key: value.detach().cpu().contiguous() for key, value in conversion.state_dict.items()}
     facts = {
-        "name": conversion.model,
-        "arguments": json.dumps(conversion.arguments),
+        "model": conversion.model,
+        "arguments": conversion.arguments,
         "layout": conversion.traced.layout.to_json(),
     }
-    return write_named(state_dict, Path(folder), f"{conversion.model}-from-{conversion.format}", facts)
+    return write_published(conversion.state_dict, facts, folder, f"{conversion.model}-from-{conversion.format}")
 
 
 def _fit(state_dict: StateDict, layout: Layout, name: str, arguments: dict[str, Any]) -> Conversion:

@@ -1,22 +1,38 @@
-"""Entering trained networks into a manifest, as flat files of weights named by their sha256."""
+"""Publishing trained networks: one file each that says all that is needed to rebuild, use and judge it."""
 
 import copy
-import hashlib
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 from torch import nn
 
 from visionattn.models import check_state_dict
+from visionattn.models.modifications import apply_modifications
 from visionattn.profiling.cost import count_macs
 from visionattn.utils.files import replacing, sha256
+from visionattn.utils.published import check_name, published_in, read_facts
 from visionattn.utils.quantization import pack
+from visionattn.utils.resources import checkpoint_dir, read_manifest
+from visionattn.utils.state_dict import check_finite
+from visionattn.version import __version__
 
-__all__ = ["publish", "write_named"]
+from .files import write_published
+
+__all__ = ["manifest_entry", "publish"]
+
+# Of a config's `model`, what says where weights came from or how it ran: not what it is.
+_NOT_OF_THE_TASK = ("data_preprocessor", "compile", "init_cfg")
+_NOT_OF_THE_NETWORK = ("model_name", "num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+# The fields of a manifest's entry that a file states itself.
+_ENTRY = (
+    *("model", "tag", "task", "dataset", "metrics", "reported_by", "config", "command", "license", "origin", "format"),
+    *("arguments", "params", "macs", "input"),
+)
 
 
 def publish(
@@ -24,100 +40,152 @@ def publish(
     name: str,
     folder: str | Path,
     *,
-    classes: tuple[str, ...],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
     input_size: tuple[int, int, int],
     facts: dict[str, Any],
     bits: int = 32,
+    allow_nonfinite: bool = False,
 ) -> Path:
-    """Writes a trained network as `<model>-<tag>-<sha256>.safetensors` and enters it into the manifest beside it.
+    """Writes a trained network as `<model>-<tag>-<sha256>.safetensors`, which `build` and timm load by its name.
 
-    A checkpoint of the same name is replaced.
+    A file of the same name in the folder is replaced. If the folder has a `manifest.json`, the file is entered into it.
 
     Args:
-        model: The trained timm network; of other tasks than classification the whole task.
-        name: `<model>.<tag>`. timm finds classifiers under it; other tasks are built by `config` of the facts.
-        folder: Where the file and `manifest.json` go.
+        model: The trained timm network, with what `attach` put in; of other tasks than classification the whole task.
+        name: `<model>.<tag>`, such as `va_resnet10n_cbam.my_photos`.
+        folder: Where the file goes; it is found by name in ./checkpoints and where VISIONATTN_CHECKPOINTS points.
         classes: Names of the classes.
         mean: Of the channels, for pixels in 0..1.
         std: Of the channels, for pixels in 0..1.
         input_size: Channels, height and width the network was trained for.
-        facts: What else the manifest shall say: `task`, `dataset`, `metrics`, `config`, `command`, `license`, `origin`;
-            checkpoints/manifest.schema.json tells what they mean.
+        facts: What else the file shall say. Needed: `task`, `dataset`, `metrics`, `license`, `origin`. If known:
+            `arguments` of timm.create_model, `config`, `command`, `interpolation`, `crop_pct`, `crop_mode`, `palette`;
+            of a config `task_config` (its `model`, needed for other tasks than classification), `preprocessor` and
+            `pipeline`.
+            `visionattn.utils.published` tells what they mean.
         bits: 32 keeps the weights as they are, 8 rounds matrices and kernels to a quarter of the size.
+        allow_nonfinite: Whether weights may be infinite or not a number.
 
     Returns:
         The file's path.
 
     Raises:
-        ValueError: If the name is not of this form, its model is not registered or is another network, or `bits` is
-            neither.
+        ValueError: If the name is not of this form, is taken by the package, its model is not registered or is another
+            network, a plug-in has no name to rebuild it by, weights are not finite, or `bits` is neither.
     """
     if bits not in (8, 32):
         raise ValueError(f"bits must be 8 or 32, got {bits}")
-    architecture, dot, tag = name.partition(".")
-    if not dot or not tag or not timm.is_model(architecture):
-        raise ValueError(f"name must be <registered model>.<tag>, such as va_resnet10n_cbam.digits, got {name!r}")
-    if facts["task"] == "classification":
-        # Such as one with attached plug-ins, or of another width, which the name alone could not build again.
-        check_state_dict(model.state_dict(), timm.create_model(architecture, num_classes=len(classes), device="meta"))
+    architecture, tag = check_name(name)
     folder = Path(folder)
-    state_dict = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    state_dict = pack(state_dict) if bits == 8 else state_dict
-    path = write_named(state_dict, folder, f"{architecture}-{tag}", {"name": name})
-    _enter(
-        folder / "manifest.json",
-        name,
-        {
-            "model": architecture,
-            "tag": tag,
-            **{name: facts[name] for name in ("task", "dataset", "metrics")},
-            "reported_by": "this package",
-            **{name: facts[name] for name in ("config", "command", "license", "origin")},
-            "format": "native",
-            "params": sum(parameter.numel() for parameter in model.parameters()),
-            "macs": count_macs(copy.deepcopy(model).to("meta"), input_size),
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-            "sources": [{"kind": "packaged"}],
-            "input": {
-                "num_classes": len(classes),
-                "label_names": list(classes),
-                "input_size": list(input_size),
-                "mean": list(mean),
-                "std": list(std),
-                "crop_pct": 1.0,
-            },
-        },
-    )
+    if not timm.is_model(architecture):
+        raise ValueError(f"name must be <registered model>.<tag>, but timm knows no model {architecture!r}")
+    if name in read_manifest() and folder.resolve() != checkpoint_dir().resolve():
+        raise ValueError(f"{name} is one of the packaged checkpoints; choose another tag than {tag!r}")
+    state_dict = model.state_dict()
+    if not allow_nonfinite:
+        check_finite(state_dict, f"the network to publish as {name}")
+    statement = _statement(model, architecture, tag, facts)
+    statement["input"] = {
+        "num_classes": len(classes),
+        "label_names": list(classes),
+        "input_size": list(input_size),
+        "mean": list(mean),
+        "std": list(std),
+        "interpolation": facts.get("interpolation", "bilinear"),
+        "crop_pct": facts.get("crop_pct", 1.0),
+        "crop_mode": facts.get("crop_mode", "center"),
+    }
+    statement["params"] = sum(parameter.numel() for parameter in model.parameters())
+    statement["macs"] = count_macs(copy.deepcopy(model).to("meta"), input_size)
+    _check_rebuilds(_as_json(statement), state_dict)
+    stored = pack(state_dict) if bits == 8 else state_dict
+    path = write_published(stored, statement, folder, f"{architecture}-{tag}")
+    if (folder / "manifest.json").is_file():
+        _enter(folder / "manifest.json", name, path)
+    # Last, so that there is one of them at any time.
+    for other, old in list(published_in(folder)):
+        if other == name and old != path:
+            old.unlink(missing_ok=True)
     return path
 
 
-def write_named(state_dict: dict[str, torch.Tensor], folder: Path, stem: str, facts: dict[str, str]) -> Path:
-    """Writes `<stem>-<first digits of its sha256>.safetensors`.
+def manifest_entry(path: Path) -> dict[str, Any]:
+    """The manifest's entry of a published file in the manifest's folder."""
+    facts = read_facts(path) or {}
+    entry = {key: facts[key] for key in _ENTRY if key in facts and (key != "arguments" or facts[key])}
+    size = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {**entry, **size, "sources": [{"kind": "packaged"}]}
 
-    Args:
-        state_dict: The weights.
-        folder: Where the file goes.
-        stem: What its name begins with.
-        facts: What it shall tell of itself.
+
+def _statement(model: nn.Module, architecture: str, tag: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a file says of its network, but for the pictures and the sizes."""
+    statement = {
+        "name": f"{architecture}.{tag}",
+        "model": architecture,
+        "tag": tag,
+        "task": facts["task"],
+        "dataset": facts["dataset"],
+        "metrics": {key: value for key, value in facts["metrics"].items() if math.isfinite(value)},
+        "reported_by": "this package",
+        **{key: facts.get(key) for key in ("config", "command", "license", "origin")},
+        "format": "native",
+        "versions": {"visionattn": __version__, "torch": torch.__version__, "timm": timm.__version__},
+        **{key: facts[key] for key in ("preprocessor", "pipeline", "palette") if facts.get(key) is not None},
+    }
+    if facts["task"] == "classification":
+        arguments = facts.get("arguments", {})
+        elsewhere = (*_NOT_OF_THE_NETWORK, "modifications")
+        statement["arguments"] = {k: v for k, v in arguments.items() if k not in elsewhere}
+        statement["modifications"] = getattr(model, "modifications", [])
+    else:
+        task = {key: value for key, value in facts["task_config"].items() if key not in _NOT_OF_THE_TASK}
+        backbone = {k: v for k, v in task["backbone"].items() if k not in _NOT_OF_THE_NETWORK}
+        statement["task_config"] = {**task, "backbone": {"model_name": architecture, **backbone}}
+    return statement
+
+
+def _as_json(statement: dict[str, Any]) -> dict[str, Any]:
+    """What a reader will get: lists in place of tuples.
+
+    Raises:
+        ValueError: If something is not plain data.
     """
-    content = safetensors.torch.save(state_dict, metadata=facts)
-    path = folder / f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}.safetensors"
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-    return path
+    for key, value in statement.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"cannot be published, because its {key} is not plain data: {value} ({error})") from error
+    return json.loads(json.dumps(statement))
 
 
-def _enter(manifest: Path, name: str, entry: dict[str, Any]) -> None:
-    content = json.loads(manifest.read_text()) if manifest.is_file() else {"version": 2, "checkpoints": {}}
-    old = content["checkpoints"].get(name)
-    content["checkpoints"][name] = entry
+def _check_rebuilds(statement: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> None:
+    """Builds what the statement says, without weights, and compares.
+
+    Raises:
+        ValueError: If the weights would not fit.
+    """
+    with torch.device("meta"):
+        if statement["task"] == "classification":
+            classes = statement["input"]["num_classes"]
+            network = timm.create_model(statement["model"], num_classes=classes, **statement["arguments"])
+            rebuilt = apply_modifications(network, statement["modifications"])
+        else:
+            from visionattn.tasks import build_task
+
+            rebuilt = build_task(statement)
+    try:
+        check_state_dict(state_dict, rebuilt)
+    except ValueError as error:
+        raise ValueError(
+            f"{statement['name']} cannot be rebuilt from its name, arguments and modifications; {error}"
+        ) from error
+
+
+def _enter(manifest: Path, name: str, path: Path) -> None:
+    content = json.loads(manifest.read_bytes())
+    content["checkpoints"][name] = manifest_entry(path)
     content["checkpoints"] = dict(sorted(content["checkpoints"].items()))
     with replacing(manifest) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-    # Last, so that the manifest never names a file that is gone.
-    if old and old["file"] != entry["file"]:
-        (manifest.parent / old["file"]).unlink(missing_ok=True)
+        temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -1,6 +1,8 @@
 """Conversions against recorded outputs of the official networks, where the fixtures are at hand: in a checkout."""
 
 import json
+import logging
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from visionattn.testing.fixtures import load
 from .conversion import Conversion
 
 __all__ = ["verify"]
+
+_logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # of the largest logit, in double precision; the outputs were recorded in single
 
@@ -56,10 +60,14 @@ def verify(conversion: Conversion, folder: str | Path) -> tuple[str, float] | No
 def _matching(shapes: dict[str, tuple[int, ...]], folder: Path) -> str | None:
     """The fixture of a network with these entries; those that a network builds itself may be left out."""
     for path in sorted(folder.glob("*_eval.npz")):
-        with np.load(path) as file:
-            meta = json.loads(str(file["meta"]))
-        kept = set(meta["kept"])
-        recorded = {key: tuple(shape) for key, shape, _ in meta["keys"]}
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                meta = json.loads(str(file["meta"]))
+            kept = set(meta["kept"])
+            recorded = {key: tuple(shape) for key, shape, _ in meta["keys"]}
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            _logger.warning("%s is no fixture and is ignored: %s", path, error)
+            continue
         if {k: s for k, s in recorded.items() if k not in kept} == {k: s for k, s in shapes.items() if k not in kept}:
             return path.stem
     return None

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from visionattn.utils.files import replacing
+from visionattn.visualization.curves import line_styles, new_figure, save_figure
 
 from .results import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["draw_costs", "draw_learning"]
 
@@ -26,7 +25,7 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
         results: The rows of the report.
         path: A `.png` file.
     """
-    figure = _figure(11, 4.6)
+    figure = new_figure(11, 4.6, _DPI)
     time, memory = figure.subplots(1, 2, sharey=True)
     time.set(xlabel="time of a training step, in the baseline's", ylabel="accuracy in %, mean and range of the seeds")
     memory.set(xlabel="memory kept for the backward pass, in the baseline's")
@@ -37,7 +36,7 @@ def draw_costs(results: Sequence[Result], path: Path) -> None:
     figure.draw_without_rendering()  # settles where things are
     for axes, costs in ((time, times), (memory, memories)):
         _name(axes, results, costs)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_learning(results: Sequence[Result], path: Path) -> None:
@@ -47,9 +46,9 @@ def draw_learning(results: Sequence[Result], path: Path) -> None:
         results: The rows of the report.
         path: A `.png` file.
     """
-    figure = _figure(11, 4.6)
+    figure = new_figure(11, 4.6, _DPI)
     left, right = figure.subplots(1, 2)
-    for row, style in zip(results, _styles(len(results)), strict=True):
+    for row, style in zip(results, line_styles(len(results)), strict=True):
         steps, losses = _curve(row)
         left.plot(steps, losses.mean(0), label=_label(row), **style)
         if row.baseline is not None:
@@ -59,12 +58,12 @@ def draw_learning(results: Sequence[Result], path: Path) -> None:
     right.set(xlabel="training step", ylabel="training loss minus the baseline's")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize=8)
-    _save(figure, path)
+    figure.legend(loc="outside right center", fontsize=8, handlelength=3.5)
+    save_figure(figure, path)
 
 
 def _scatter(axes: "Axes", results: Sequence[Result], costs: Sequence[float]) -> None:
-    for row, cost, style in zip(results, costs, _styles(len(results)), strict=True):
+    for row, cost, style in zip(results, costs, line_styles(len(results)), strict=True):
         scores = 100 * np.array(row.accuracies)
         mean = scores.mean()
         spread = [[mean - scores.min()], [scores.max() - mean]]
@@ -98,21 +97,3 @@ def _label(row: Result) -> str:
     """The network's name, of its attention alone where its host is the baseline."""
     host = f"{row.baseline.network}_" if row.baseline else "va_"
     return row.network.removeprefix(host).removeprefix("va_")
-
-
-def _styles(count: int) -> list[dict[str, object]]:
-    from matplotlib import colormaps
-
-    colours = colormaps["tab20"].colors
-    return [{"color": colours[n % 20], "linestyle": "-" if n % 2 == 0 else "--"} for n in range(count)]
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI, format="png")

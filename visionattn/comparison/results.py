@@ -4,7 +4,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -92,7 +91,7 @@ def collect(groups: Sequence[Sequence[Sequence[Run]]], seconds: float) -> list[R
                 facts["baseline"] = baseline
                 facts["difference"] = compare_accuracy(hits, correct[0])
                 facts["times"] = ratios
-            results.append(Result(config=Path(runs[0].name).stem, network=runs[0].network, **facts))
+            results.append(Result(config=runs[0].label, network=runs[0].network, **facts))
             baseline = baseline or results[-1]
             print(f"measured {results[-1].config}", flush=True)
     return results

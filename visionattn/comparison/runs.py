@@ -17,6 +17,8 @@ from visionattn.engine import Runner, latest_checkpoint, load_config, read_scala
 from visionattn.tasks import Classifier
 from visionattn.utils.files import replacing
 
+from .suites import MODEL
+
 if TYPE_CHECKING:
     from mmengine.config import Config
 
@@ -59,8 +61,13 @@ class Run:
         return self.config.model.backbone.model_name
 
     @property
+    def label(self) -> str:
+        """What tells it from the other runs of a comparison: its network where that is overridden, or its config."""
+        return self.options.get(MODEL) or Path(self.name).stem
+
+    @property
     def work_dir(self) -> Path:
-        return self.folder / Path(self.name).stem / f"seed{self.seed}"
+        return self.folder / self.label / f"seed{self.seed}"
 
     @property
     def finished(self) -> bool:
@@ -86,7 +93,7 @@ class Run:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             code = subprocess.run([*command, "--resume"], stdout=file, stderr=file, env=environment).returncode
         if code:
-            raise RuntimeError(f"{self.name} with seed {self.seed} failed; see {log}")
+            raise RuntimeError(f"{self.label} with seed {self.seed} failed; see {log}")
 
     def correct(self) -> np.ndarray:
         """Which pictures of the test set the last weights classify correctly, in order; kept in `correct.npy`.
@@ -142,7 +149,7 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
 
     def train(run: Run) -> None:
         run.train()
-        print(f"finished {Path(run.name).stem}, seed {run.seed}", flush=True)
+        print(f"finished {run.label}, seed {run.seed}", flush=True)
 
     pool = ThreadPoolExecutor(jobs)
     try:

@@ -43,9 +43,7 @@ def run_suite(
     Returns:
         The report.
     """
-    groups = [
-        [[Run(name, seed, work_dir, suite.options) for seed in suite.seeds] for name in group] for group in suite.groups
-    ]
+    groups = [[[_run(suite, name, seed, work_dir) for seed in suite.seeds] for name in group] for group in suite.groups]
     networks = [runs for group in groups for runs in group]
     # Seed by seed, so that a bake-off that was stopped has whole seeds to compare.
     run_all([run for runs in zip(*networks, strict=True) for run in runs], jobs)
@@ -56,12 +54,17 @@ def run_suite(
         out,
         title=suite.title,
         remarks=suite.remarks,
-        command=f"visionattn bakeoff {what} --seeds {seeds} --out {out}",
+        command=f"visionattn compare {what} --seeds {seeds} --out {out}",
     )
     for run, *_ in networks if publish else ():
-        origin = f"trained with this package, `visionattn bakeoff {what}`, seed {run.seed}"
+        origin = f"trained with this package, `visionattn compare {what}`, seed {run.seed}"
         publish(run.name, latest_checkpoint(run.work_dir), f"{run.network}.{suite.tag}", origin)
     return text
+
+
+def _run(suite: Suite, name: str, seed: int, folder: Path) -> Run:
+    config, options = suite.config(name)
+    return Run(config, seed, folder, options)
 
 
 def smoke(jobs: int, publish: Callable[[Path, str, Path, str, str], None]) -> None:
@@ -85,6 +88,6 @@ def smoke(jobs: int, publish: Callable[[Path, str, Path, str, str], None]) -> No
                 publish=partial(publish, folder / "checkpoints"),
             )
         )
-        print(write_cards(folder / "checkpoints" / "manifest.json", folder / "checkpoints" / "README.md"))
+        print(write_cards(folder / "checkpoints", folder / "checkpoints" / "README.md"))
         for path in (report, *sorted(folder.glob("*.png")), *sorted((folder / "checkpoints").iterdir())):
             print(f"{path.name}: {path.stat().st_size:,} bytes")

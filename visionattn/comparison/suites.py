@@ -1,10 +1,17 @@
-"""What is compared with what: the bake-offs whose tables are in docs/results."""
+"""What is compared with what: the comparisons whose tables are in docs/results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["SUITES", "Suite"]
+import timm
+
+import visionattn.models  # noqa: F401  (registers the networks)
+
+__all__ = ["MODEL", "SUITES", "Suite"]
+
+# The setting of a config that names its network.
+MODEL = "model.backbone.model_name"
 
 
 @dataclass(frozen=True)
@@ -13,39 +20,32 @@ class Suite:
 
     Args:
         title: Heading of the report.
-        groups: Names of configs; the first of each group is the baseline of the others in it.
+        groups: Names of configs, or of networks for `recipe`; the first of each group is the others' baseline.
         seeds: Seeds of each.
         tag: What published weights of these runs are called: `<model>.<tag>`.
         remarks: Sentences that a reader of the table needs.
         options: Overrides of all configs.
+        recipe: Name of the config that trains all networks; none if each has its own.
     """
 
     title: str
     groups: Sequence[Sequence[str]]
     seeds: Sequence[int] = (0, 1, 2)
-    tag: str = "bakeoff"
+    tag: str = "comparison"
     remarks: Sequence[str] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
 
+    def config(self, name: str) -> tuple[str, dict[str, Any]]:
+        """The config of an entry of `groups`, and what is overridden in it."""
+        return (name, self.options) if self.recipe is None else (self.recipe, {**self.options, MODEL: name})
 
-def _fashion_mnist(network: str) -> str:
-    return f"{network}_128-3e_fashion-mnist"
-
-
-def _digits(network: str) -> str:
-    return f"{network}_64-15e_digits"
-
-
-_PLUGINS = ("se", "eca", "cbam", "bam", "triplet", "ela-t", "ela-b", "ela-s", "ela-l", "ulsam", "coord", "bmta")
-_MIXERS = ("pool", "convnext", "lkca", "swin", "halonet", "twins", "davit", "boat", "flatten", "pvt")
 
 SUITES = {
     "fashion-mnist": Suite(
         "Bake-off: does attention help a narrow network on Fashion-MNIST?",
-        (
-            tuple(map(_fashion_mnist, ("resnet10n", *(f"resnet10n-{plugin}" for plugin in _PLUGINS)))),
-            tuple(map(_fashion_mnist, ("resnet18n", "resnet18n-pkcam"))),
-        ),
+        (("va_resnet10n", *timm.list_models("va_resnet10n_*")), ("va_resnet18n", *timm.list_models("va_resnet18n_*"))),
+        recipe="resnet10n_128-3e_fashion-mnist",
         tag="fashion_mnist",
         remarks=(
             "Three passes over the 60,000 training images are a short training, and at 28 px the maps are small: "
@@ -57,7 +57,8 @@ SUITES = {
     ),
     "mixers": Suite(
         "Token mixers in one architecture, on the digits of scikit-learn",
-        (tuple(_digits(f"stm-{mixer}-nano") for mixer in _MIXERS),),
+        (("va_stm_pool_nano", *timm.list_models("va_stm_*_nano", exclude_filters="va_stm_pool_nano")),),
+        recipe="stm-swin-nano_64-15e_digits",
         seeds=(0, 1, 2),
         tag="digits",
         remarks=(
@@ -68,7 +69,7 @@ SUITES = {
     ),
     "smoke": Suite(
         "Smoke test of the bake-off",
-        (tuple(map(_digits, ("resnet10n", "resnet10n-cbam"))),),
+        (("resnet10n_64-15e_digits", "resnet10n-cbam_64-15e_digits"),),
         seeds=(0, 1),
         tag="smoke",
         remarks=("Two epochs on small data: the numbers mean nothing.",),

@@ -1,36 +1,43 @@
-"""Data sets, their albumentations pipelines, and the sampler that makes augmentation repeatable."""
+"""Data sets, their albumentations pipelines, and the sampler that makes augmentation repeatable.
 
-from visionattn.data.synthetic.digits import SyntheticDigits
+Each is imported, and so registered, when it is first used. Data sets of one's own are classes registered with
+mmengine's `DATASETS`, transforms of one's own subclasses of albumentations' registered with its `TRANSFORMS`, both in a
+file that a config names in `custom_imports`.
+"""
 
-from .coco import CocoDetection
-from .collate import list_collate
-from .detection import AnnotatedPicture, DetectionImages
-from .digits import Digits
-from .fashion_mnist import FashionMNIST
-from .image_folder import ImageFolder
-from .objects import Objects
-from .pipeline import DetectionPipeline, Pipeline, SegmentationPipeline
-from .sampler import SeededSampler
-from .segmentation import ADE20K, ImageMaskFolder, SegmentedImages
-from .voc import VOCDetection, VOCSegmentation
+from typing import Any
 
-__all__ = [
-    "ADE20K",
-    "AnnotatedPicture",
-    "CocoDetection",
-    "DetectionImages",
-    "DetectionPipeline",
-    "Digits",
-    "FashionMNIST",
-    "ImageFolder",
-    "ImageMaskFolder",
-    "Objects",
-    "Pipeline",
-    "SeededSampler",
-    "SegmentationPipeline",
-    "SegmentedImages",
-    "SyntheticDigits",
-    "VOCDetection",
-    "VOCSegmentation",
-    "list_collate",
-]
+from visionattn.utils.lazy import import_name
+
+_MODULES = {
+    "ADE20K": "segmentation",
+    "AnnotatedPicture": "detection",
+    "CocoDetection": "coco",
+    "DetectionImages": "detection",
+    "DetectionPipeline": "pipeline",
+    "Digits": "digits",
+    "DiscoveredData": "discovery",
+    "FashionMNIST": "fashion_mnist",
+    "ImageFolder": "image_folder",
+    "ImageMaskFolder": "segmentation",
+    "Objects": "objects",
+    "PictureDataset": "base",
+    "Pipeline": "pipeline",
+    "SeededSampler": "sampler",
+    "SegmentationPipeline": "pipeline",
+    "SegmentedImages": "segmentation",
+    "SyntheticDigits": "synthetic.digits",
+    "VOCDetection": "voc",
+    "VOCSegmentation": "voc",
+    "YOLODetection": "yolo",
+    "discover": "discovery",
+    "innermost_config": "base",
+    "list_collate": "collate",
+    "share_classes": "base",
+    "stack_collate": "collate",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    return import_name(__name__, _MODULES, name)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from .images import LabelledImages
+from .labelled import LabelledImages
 
 __all__ = ["Digits"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from .images import LabelledImages
+from .labelled import LabelledImages
 
 __all__ = ["FashionMNIST"]
 

@@ -1,20 +1,28 @@
-"""What all data sets of labelled pictures share, and the one way a picture or a mask is read from a file."""
+"""The one way a picture or a mask is read from a file."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import Dataset
 
-from .pipeline import Pipeline
-
-__all__ = ["IMAGE_SUFFIXES", "LabelledImages", "read_annotated_image", "read_image", "read_mask"]
+__all__ = ["IMAGE_SUFFIXES", "decode_image", "image_size", "read_annotated_image", "read_image", "read_mask"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_ORIENTATION = 0x0112  # EXIF's tag
+# Undoes an orientation: from the upright picture to the stored one.
+_UNDO = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a.swapaxes(0, 1), 2),
+    8: lambda a: np.rot90(a, -1),
+}
+_PIL_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
@@ -28,18 +36,38 @@ def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty or no picture.
+        ValueError: If the file is empty, damaged, too large or no picture.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no image at {path}")
-    content = np.fromfile(path, np.uint8)
-    if content.size == 0:
-        raise ValueError(f"cannot read image {path}: the file is empty (0 bytes)")
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return decode_image(path.read_bytes(), path, upright)
+
+
+def decode_image(content: bytes, name: object, upright: bool = True) -> np.ndarray:
+    """Decodes the content of an image file as `read_image` does.
+
+    Args:
+        content: The bytes of the file.
+        name: What messages call it.
+        upright: As for `read_image`.
+
+    Raises:
+        ValueError: If the content is empty, damaged, too large or no picture.
+    """
+    if not content:
+        raise ValueError(f"cannot read image {name}: the file is empty (0 bytes)")
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error as error:  # of more than 2 ** 30 pixels, for one
+        raise ValueError(f"cannot read image {name}: {' '.join(str(error).split())}") from error
     if image is None:
-        raise ValueError(f"cannot read image {path}: it is truncated or in no format that OpenCV knows")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise ValueError(f"cannot read image {name}: it is truncated or in no format that OpenCV knows")
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if not upright and _is_tiff(content):  # OpenCV turns these even if asked not to
+        image = _as_stored(image, _orientation(content))
+    return image
 
 
 def read_annotated_image(path: str | Path, size: tuple[int, int] | None) -> np.ndarray:
@@ -66,68 +94,81 @@ def read_annotated_image(path: str | Path, size: tuple[int, int] | None) -> np.n
     return image
 
 
-def read_mask(path: str | Path) -> np.ndarray:
-    """Reads a mask of class numbers as `(H, W)` integers: grey of any depth, or the numbers of a palette.
+def read_mask(path: str | Path, colours: Mapping[tuple[int, int, int], int] | None = None) -> np.ndarray:
+    """Reads a mask of class numbers as `(H, W)` integers, as stored.
+
+    Args:
+        path: The file: grey of any depth or kind, or the numbers of a palette.
+        colours: What number each colour stands for, in masks that tell classes by colours.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, no picture, or in colours.
+        ValueError: If the file is empty, no picture, in colours without `colours`, or has a colour not among them.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no mask at {path}")
     try:
         with Image.open(path) as image:
-            mask = np.asarray(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"cannot read mask {path}: it is empty, truncated or no image") from error
+            if image.format == "TIFF" and image.getexif().get(_ORIENTATION, 1) != 1:
+                # Pillow turns these, and garbles them if they are not compressed.
+                raise ValueError("a TIFF with an orientation tag: save it without one")
+            mask = np.asarray(image.convert("RGB") if colours is not None else image)
+    except _PIL_ERRORS as error:
+        raise ValueError(f"cannot read mask {path}: it is empty, truncated, too large or no image ({error})") from error
+    if colours is not None:
+        return _numbers(mask, colours, path)
+    if mask.ndim == 3 and mask.shape[2] == 2:
+        mask = mask[..., 0]  # grey with transparency
     if mask.ndim == 3 and (mask[..., :3] == mask[..., :1]).all():
         mask = mask[..., 0]  # grey that was saved as colour
+    if mask.ndim == 2 and mask.dtype.kind == "f" and np.isfinite(mask).all() and (mask == mask.round()).all():
+        mask = mask.astype(np.int64)
     if mask.ndim != 2 or mask.dtype.kind not in "bui":
-        raise ValueError(f"mask {path} is in colours; expected class numbers, as grey or with a palette")
+        raise ValueError(
+            f"mask {path} is in colours or fractions; expected class numbers, as grey or with a palette, or else the "
+            "colours of the classes (palette=...)"
+        )
     return mask
 
 
-class LabelledImages(Dataset, ABC):
-    """Pictures with one label each. A sample is `{'inputs': (3, H, W) uint8, 'data_samples': {'label', 'index'}}`.
-
-    Args:
-        labels: Class number of each picture, `(N,)`.
-        classes: Names of the classes.
-        pipeline: Transforms as `visionattn.data.Pipeline` takes them.
-        source: Where the pictures come from, for messages.
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an upright picture, from the file's header.
 
     Raises:
-        ValueError: If there are no pictures, or a label is not a class number.
+        ValueError: If it is no picture.
     """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # Pillow gives the size of a TIFF after turning, that of other files before.
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
+    except _PIL_ERRORS as error:
+        raise ValueError(f"cannot read image {path}: {error}") from error
+    return (width, height) if turned else (height, width)
 
-    def __init__(
-        self, labels: np.ndarray, classes: Sequence[str], pipeline: Sequence[dict[str, Any]], source: str
-    ) -> None:
-        self.labels = np.asarray(labels, np.int64)
-        self.metainfo = {"classes": tuple(classes)}
-        self.pipeline = Pipeline(pipeline)
-        if not len(self.labels):
-            raise ValueError(f"{type(self).__name__}: no images in {source}")
-        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(classes)))
-        if wrong.size:
-            first = int(wrong[0])
-            raise ValueError(
-                f"{type(self).__name__}: {wrong.size} labels in {source} are out of range 0..{len(classes) - 1}; "
-                f"the first is {self.labels[first]} at image {self.describe(first)}"
-            )
 
-    def __len__(self) -> int:
-        return len(self.labels)
+def _numbers(mask: np.ndarray, colours: Mapping[tuple[int, int, int], int], path: Path) -> np.ndarray:
+    codes = mask.astype(np.int64) @ (1 << 16, 1 << 8, 1)
+    found, inverse = np.unique(codes, return_inverse=True)
+    known = {(red << 16) | (green << 8) | blue: number for (red, green, blue), number in colours.items()}
+    for code in found.tolist():
+        if code not in known:
+            row, column = np.argwhere(codes == code)[0]
+            colour = tuple(mask[row, column].tolist())
+            raise ValueError(f"mask {path} has the colour {colour} at row {row}, column {column}, of no class")
+    return np.array([known[code] for code in found.tolist()], np.int64)[inverse].reshape(codes.shape)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        inputs = self.pipeline(self.read(index), seed=getattr(index, "seed", None))
-        return {"inputs": inputs, "data_samples": {"label": int(self.labels[index]), "index": int(index)}}
 
-    def describe(self, index: int) -> str:
-        """Names a picture in messages."""
-        return str(index)
+def _is_tiff(content: bytes) -> bool:
+    return content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-    @abstractmethod
-    def read(self, index: int) -> np.ndarray:
-        """The picture, `(H, W, 3)` uint8 in RGB."""
+
+def _orientation(content: bytes) -> int:
+    """The tag of a TIFF, from its header: loading the picture would drop it."""
+    with Image.open(io.BytesIO(content)) as image:
+        return image.getexif().get(_ORIENTATION, 1)
+
+
+def _as_stored(image: np.ndarray, orientation: int) -> np.ndarray:
+    return np.ascontiguousarray(_UNDO[orientation](image)) if orientation in _UNDO else image

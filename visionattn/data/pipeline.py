@@ -1,6 +1,5 @@
 """Augmentation and resizing, written as configs and run by albumentations; boxes and masks stay in step."""
 
-import difflib
 import inspect
 import os
 import random
@@ -10,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.registry import TRANSFORMS
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask the network for its newest version
 import albumentations as A
 
-from . import transforms as own
+from visionattn.utils.building import build, hint
+
+from . import transforms as _own  # noqa: F401  (registered by importing)
 from .objects import Objects
 
 __all__ = ["IGNORED", "DetectionPipeline", "Pipeline", "SegmentationPipeline"]
@@ -23,37 +25,71 @@ IGNORED = 255  # the value of mask pixels that are neither learnt nor counted
 
 
 class Pipeline:
-    """A chain of albumentations transforms: an RGB picture in, a `(3, H, W)` uint8 tensor out.
+    """A chain of transforms: an RGB picture in, a `(3, H, W)` uint8 tensor out.
 
     Args:
-        transforms: One dict a transform: `type` is its name in albumentations or `visionattn.data.transforms`, the
-            rest its arguments; `OneOf` and the like take their `transforms` the same way.
+        transforms: One dict a transform: `type` is its name in mmengine's registry `TRANSFORMS`, in
+            `visionattn.data.transforms` or in albumentations, the rest its arguments; `OneOf` and the like take their
+            `transforms` the same way. Transforms of one's own are classes of albumentations' kind in that registry.
 
     Raises:
         ValueError: If a transform or an argument is unknown or out of range.
     """
 
     def __init__(self, transforms: Sequence[dict[str, Any]]) -> None:
-        self.compose = A.Compose([_build(transform) for transform in transforms])
+        self._prepare(transforms)
 
-    def __call__(self, image: np.ndarray, seed: int | None = None) -> torch.Tensor:
+    def __call__(self, image: np.ndarray, seed: int | None = None, name: str = "a picture") -> torch.Tensor:
         """Transforms one picture.
 
         Args:
             image: `(H, W, 3)` uint8, RGB.
-            seed: The only source of randomness for this picture; without it the chain's own generator goes on.
+            seed: The only source of randomness for this picture; without it Python's own generator draws one.
+            name: What to call the picture in messages.
 
         Returns:
             `(3, H, W)` uint8.
-        """
-        return _tensor(self._run(seed, image=image)["image"])
 
-    def _run(self, seed: int | None, **targets: np.ndarray) -> dict[str, Any]:
-        if seed is not None:
-            # One generator for the whole chain: albumentations' own seeding starts every transform alike, and a crop
-            # would then tell whether the picture is flipped.
-            self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self.compose(**targets)
+        Raises:
+            ValueError: If a transform fails, or gives anything but a uint8 picture of three channels.
+        """
+        return _tensor(self._run(seed, name, image=image)["image"])
+
+    def _prepare(
+        self, transforms: Sequence[dict[str, Any]], defaults: dict[str, Any] | None = None, **arguments: Any
+    ) -> None:
+        self.names = [str(transform.get("type")) for transform in transforms]
+        self.transforms = [_build(transform, defaults or {}) for transform in transforms]
+        self.arguments = arguments
+        self.compose = self._compose(self.transforms)
+
+    def _compose(self, transforms: Sequence[A.BasicTransform | A.BaseCompose]) -> A.Compose:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of boxes that no transform moves: an empty chain is fine
+            return A.Compose(list(transforms), **self.arguments)
+
+    def _run(self, seed: int | None, name: str, **targets: np.ndarray) -> dict[str, Any]:
+        seed = random.getrandbits(64) if seed is None else seed
+        try:
+            result = _apply(self.compose, seed, targets)
+            problem = _problem(result)
+        except Exception as error:  # transforms may raise anything
+            raise self._fault(f"fails: {error}", seed, name, targets) from error
+        if problem:
+            raise self._fault(problem, seed, name, targets)
+        return result
+
+    def _fault(self, problem: str, seed: int, name: str, targets: dict[str, np.ndarray]) -> ValueError:
+        """An error that names the first transform after which something is wrong: the chain is run again up to it."""
+        for count, kind in enumerate(self.names, 1):
+            try:
+                found = _problem(_apply(self._compose(self.transforms[:count]), seed, targets))
+            except Exception as error:
+                found = f"fails: {error}"
+            if found:
+                height, width = targets["image"].shape[:2]
+                return ValueError(f"transform {count} of the pipeline, {kind}, {found} ({name}, {width}x{height})")
+        return ValueError(f"the pipeline {problem} ({name})")
 
 
 class DetectionPipeline(Pipeline):
@@ -83,13 +119,12 @@ class DetectionPipeline(Pipeline):
             params = A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True, **box_params)
         except (TypeError, ValueError) as error:
             raise ValueError(f"wrong box_params {box_params}: {error}") from error
-        built = [_build(transform) for transform in transforms]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of boxes that no transform moves: an empty chain is fine
-            self.compose = A.Compose(built, bbox_params=params)
+        self._prepare(transforms, bbox_params=params)
         self.original = original
 
-    def __call__(self, image: np.ndarray, objects: Objects, image_id: int, seed: int | None = None) -> dict[str, Any]:
+    def __call__(
+        self, image: np.ndarray, objects: Objects, image_id: int, seed: int | None = None, name: str = "a picture"
+    ) -> dict[str, Any]:
         """Transforms one picture and its objects.
 
         Args:
@@ -97,17 +132,21 @@ class DetectionPipeline(Pipeline):
             objects: What is in it, as annotated.
             image_id: Number of the picture in its data set.
             seed: As for `Pipeline`.
+            name: As for `Pipeline`.
 
         Returns:
             A sample: `inputs`, `(3, h, w)` uint8, and `data_samples` with `image_id`, `size`, `boxes`, `labels`,
             `masks` if known, `dropped` (how many objects left the picture) and with `original` also that.
+
+        Raises:
+            ValueError: As for `Pipeline`.
         """
         learnt = objects[~objects.iscrowd]
         # A fifth column tells which objects are left.
         targets = {"bboxes": np.column_stack([learnt.boxes.astype(np.float64), np.arange(len(learnt))])}
         if learnt.masks is not None and len(learnt):
             targets["masks"] = learnt.masks.view(np.uint8)
-        result = self._run(seed, image=image, **targets)
+        result = self._run(seed, name, image=image, **targets)
         inputs = _tensor(result["image"])
         boxes, kept = result["bboxes"][:, :4], result["bboxes"][:, 4:].astype(np.int64).reshape(-1)
         masks = None
@@ -142,10 +181,12 @@ class SegmentationPipeline(Pipeline):
     """
 
     def __init__(self, transforms: Sequence[dict[str, Any]], original: bool = False) -> None:
-        self.compose = A.Compose([_build(transform, {"fill_mask": IGNORED}) for transform in transforms])
+        self._prepare(transforms, {"fill_mask": IGNORED})
         self.original = original
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, image_id: int, seed: int | None = None) -> dict[str, Any]:
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, image_id: int, seed: int | None = None, name: str = "a picture"
+    ) -> dict[str, Any]:
         """Transforms one picture and its mask.
 
         Args:
@@ -153,12 +194,16 @@ class SegmentationPipeline(Pipeline):
             mask: `(H, W)` uint8, class numbers.
             image_id: Number of the picture in its data set.
             seed: As for `Pipeline`.
+            name: As for `Pipeline`.
 
         Returns:
             A sample: `inputs`, `(3, h, w)` uint8, and `data_samples` with `image_id`, `size`, `mask` and with
             `original` also `original_mask`.
+
+        Raises:
+            ValueError: As for `Pipeline`.
         """
-        result = self._run(seed, image=image, mask=mask)
+        result = self._run(seed, name, image=image, mask=mask)
         inputs = _tensor(result["image"])
         sample = {
             "image_id": image_id,
@@ -170,35 +215,58 @@ class SegmentationPipeline(Pipeline):
         return {"inputs": inputs, "data_samples": sample}
 
 
+def _apply(compose: A.Compose, seed: int, targets: dict[str, np.ndarray]) -> dict[str, Any]:
+    # One generator for the whole chain: albumentations' own seeding starts every transform alike, and a crop would
+    # then tell whether the picture is flipped.
+    compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    return compose(**targets)
+
+
+def _problem(result: dict[str, Any]) -> str:
+    """What is wrong with a chain's output; nothing if it is right."""
+    image = result["image"]
+    if isinstance(image, torch.Tensor):
+        return "gives a tensor; pipelines make tensors themselves, so leave it out"
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        shape = f"shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        return f"gives a picture of {shape}; expected (height, width, 3)"
+    if image.dtype != np.uint8:
+        return f"gives {image.dtype}; expected uint8, for normalising belongs to data_preprocessor"
+    for kind in ("mask", "masks"):
+        masks = np.asarray(result.get(kind, ()))
+        if masks.size and (masks.shape[-2:] != image.shape[:2] or masks.dtype.kind not in "ui"):
+            return f"gives {kind} of shape {masks.shape} and {masks.dtype} with a picture of shape {image.shape}"
+    return ""
+
+
 def _tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-_KNOWN = {
+_ALBUMENTATIONS = {
     name: value for name, value in vars(A).items() if isinstance(value, type) and not name.startswith(("_", "Base"))
-} | {name: getattr(own, name) for name in own.__all__}
+}
 
 
-def _build(config: dict[str, Any], defaults: dict[str, Any] | None = None) -> A.BasicTransform | A.BaseCompose:
-    arguments = dict(config)
-    name = arguments.pop("type", None)
-    if name not in _KNOWN:
-        close = difflib.get_close_matches(str(name), _KNOWN)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+def _build(config: dict[str, Any], defaults: dict[str, Any]) -> A.BasicTransform | A.BaseCompose:
+    known = _ALBUMENTATIONS | TRANSFORMS.module_dict
+    kind = config.get("type")
+    if kind not in known:
+        own = sorted(key for key, value in TRANSFORMS.module_dict.items() if isinstance(value, type))
         raise ValueError(
-            f"a transform's type must be the name of one of albumentations' transforms or {' or '.join(own.__all__)}, "
-            f"got {name!r}{hint}"
+            f"a transform's type must be the name of one of albumentations' transforms or {' or '.join(own)}, "
+            f"got {kind!r}{hint(str(kind), known)}"
         )
+    arguments = dict(config)
     if "transforms" in arguments:
         arguments["transforms"] = [_build(inner, defaults) for inner in arguments["transforms"]]
-    cls = _KNOWN[name]
-    taken = inspect.signature(cls).parameters
-    for key, value in (defaults or {}).items():
+    taken = inspect.signature(known[kind]).parameters
+    for key, value in defaults.items():
         if key in taken and taken[key].default is not None:
             arguments.setdefault(key, value)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # albumentations only warns of arguments it does not know
         try:
-            return cls(**arguments)
-        except (TypeError, ValueError, UserWarning) as error:
-            raise ValueError(f"cannot build transform {name}({arguments}): {error}") from error
+            return build(known, arguments, "transform")
+        except UserWarning as error:
+            raise ValueError(f"cannot build transform {kind}({arguments}): {error}") from error

@@ -10,7 +10,10 @@ __all__ = ["SeededIndex", "SeededSampler"]
 
 
 class SeededIndex(int):
-    """The index of a sample, with the seed of its augmentation on its back. It goes wherever a plain int goes."""
+    """The index of a sample, with the seed of its augmentation on its back. It goes wherever a plain int goes.
+
+    mmengine's joined data sets subtract what stands before a part, or take the remainder: the seed stays.
+    """
 
     seed: int
 
@@ -18,6 +21,12 @@ class SeededIndex(int):
         self = super().__new__(cls, index)
         self.seed = seed
         return self
+
+    def __sub__(self, other: int) -> "SeededIndex":
+        return SeededIndex(int(self) - int(other), self.seed)
+
+    def __mod__(self, other: int) -> "SeededIndex":
+        return SeededIndex(int(self) % int(other), self.seed)
 
     def __reduce__(self) -> tuple[type, tuple[int, int]]:
         return SeededIndex, (int(self), self.seed)

@@ -1,12 +1,15 @@
 """The transforms that recipes need and albumentations lacks."""
 
 import random
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import albumentations as A
 import cv2
 import numpy as np
 from albumentations.core.transforms_interface import BaseTransformInitSchema
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 from pydantic import AfterValidator, Field
 from timm.data import rand_augment_transform
@@ -26,6 +29,7 @@ def _range(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+@TRANSFORMS.register_module()
 class FitResize(A.SmallestMaxSize):
     """Resizes a picture, its proportions kept, so that it fits into a frame, then by a random factor.
 
@@ -59,14 +63,18 @@ class FitResize(A.SmallestMaxSize):
         return {"scale": min(short / min(sides), self.long / max(sides)) * self.py_random.uniform(*self.ratio)}
 
 
+@TRANSFORMS.register_module()
 class BalancedCrop(A.RandomCrop):
     """A random crop in which no class has more than a share of the pixels, if ten attempts find one.
+
+    A smaller picture is padded below and to the right.
 
     Args:
         height: Height of the crop.
         width: Width of the crop.
         max_share: Greatest share of one class among the pixels that are not ignored.
-        ignored: Value of mask pixels that do not count.
+        ignored: Value of mask pixels that do not count, which padding gets too.
+        fill: Colour of the padding, RGB.
     """
 
     class InitSchema(BaseTransformInitSchema):
@@ -74,9 +82,19 @@ class BalancedCrop(A.RandomCrop):
         width: Annotated[int, Field(ge=1)]
         max_share: Annotated[float, Field(gt=0, le=1)]
         ignored: int
+        fill: tuple[float, ...] | float
 
-    def __init__(self, height: int, width: int, max_share: float = 0.75, ignored: int = 255, p: float = 1.0) -> None:
-        super().__init__(height=height, width=width, p=p)
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        max_share: float = 0.75,
+        ignored: int = 255,
+        fill: tuple[float, ...] | float = (124, 116, 104),
+        p: float = 1.0,
+    ) -> None:
+        padding = {"pad_if_needed": True, "pad_position": "top_left", "fill": fill, "fill_mask": ignored}
+        super().__init__(height=height, width=width, **padding, p=p)
         self.max_share = max_share
         self.ignored = ignored
 
@@ -92,11 +110,13 @@ class BalancedCrop(A.RandomCrop):
         return drawn
 
 
+@TRANSFORMS.register_module()
 class RandAugment(A.ImageOnlyTransform):
     """A few random operations of random strength on a picture: the recipe of nearly all vision transformers.
 
     timm draws from Python's and numpy's global generators: for its call they are seeded from the chain's own generator
-    and put back afterwards.
+    and put back afterwards. Posterizing keeps at least one bit: at full strength timm keeps none, which is a black
+    picture in old versions of Pillow and an error in new ones.
 
     Args:
         config: timm's description: `m` is the magnitude (0 to 10), `mstd` its deviation, `inc1` the set of operations
@@ -117,6 +137,9 @@ class RandAugment(A.ImageOnlyTransform):
         self.config = config
         self.fill = fill
         self.augment = rand_augment_transform(config, {"img_mean": tuple(fill)})
+        for operation in self.augment.ops:
+            if operation.name.startswith("Posterize"):
+                operation.level_fn = partial(_at_least_one_bit, operation.level_fn)
 
     def get_params(self) -> dict[str, Any]:
         """What albumentations hands to `apply`."""
@@ -132,3 +155,7 @@ class RandAugment(A.ImageOnlyTransform):
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def _at_least_one_bit(level_fn: Callable[..., tuple[int]], *arguments: Any) -> tuple[int]:
+    return (max(level_fn(*arguments)[0], 1),)

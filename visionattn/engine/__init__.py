@@ -1,41 +1,43 @@
-"""What mmengine needs from us to train, resume, evaluate and report; importing it makes our configs' types known."""
+"""What mmengine needs from us to train, resume, evaluate and report.
 
-from visionattn import data, tasks  # noqa: F401  (registered by importing)
-from visionattn.visualization.predictions import draw_classification, draw_detections, draw_grid, draw_segmentation
+Each name is imported when it is first used; `visionattn.engine.registration` makes all types that configs name known.
+"""
 
-from .amp import AutocastOptimWrapper
-from .browse import draw_samples
-from .checkpoint import AtomicCheckpointHook, latest_checkpoint
-from .checks import DataCheckHook
-from .config import list_configs, load_config
-from .metrics import TorchMetrics
-from .optim import TimmOptimWrapperConstructor
-from .progress import ProgressHook
-from .report import draw_learning_curve, draw_scores, read_scalars
-from .runner import Runner
-from .scores import DetectionScores, SegmentationScores
-from .seeding import StepSeedHook
+from typing import Any
 
-__all__ = [
-    "AtomicCheckpointHook",
-    "AutocastOptimWrapper",
-    "DataCheckHook",
-    "DetectionScores",
-    "ProgressHook",
-    "Runner",
-    "SegmentationScores",
-    "StepSeedHook",
-    "TimmOptimWrapperConstructor",
-    "TorchMetrics",
-    "draw_classification",
-    "draw_detections",
-    "draw_grid",
-    "draw_learning_curve",
-    "draw_samples",
-    "draw_scores",
-    "draw_segmentation",
-    "latest_checkpoint",
-    "list_configs",
-    "load_config",
-    "read_scalars",
-]
+from visionattn.utils.lazy import import_name
+
+_MODULES = {
+    "AtomicCheckpointHook": "checkpoint",
+    "AutocastOptimWrapper": "amp",
+    "ClassesHook": "classes",
+    "DataCheckHook": "checks",
+    "DetectionScores": "scores",
+    "FiniteLossHook": "finite",
+    "JsonLoggerHook": "logs",
+    "JsonVisBackend": "logs",
+    "MetricInfo": "units",
+    "ProgressHook": "progress",
+    "Runner": "runner",
+    "SCORES": "scores",
+    "SegmentationScores": "scores",
+    "StepSeedHook": "seeding",
+    "TimmOptimWrapperConstructor": "optim",
+    "TorchMetrics": "metrics",
+    "draw_learning_curve": "report",
+    "draw_samples": "browse",
+    "draw_scores": "report",
+    "latest_checkpoint": "resume",
+    "list_configs": "config",
+    "load_config": "config",
+    "metric_info": "units",
+    "read_scalars": "report",
+    "training_summary": "summary",
+    "verify_checkpoint": "resume",
+    "work_dir_lock": "lock",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    return import_name(__name__, _MODULES, name)

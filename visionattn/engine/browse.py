@@ -1,11 +1,10 @@
 """What a config's data pipeline feeds the network, as a picture."""
 
-from typing import Any
-
 import numpy as np
 from mmengine.config import Config
 
-from visionattn.visualization.predictions import draw_classification, draw_detections, draw_grid, draw_segmentation
+from visionattn.visualization.predictions import draw_grid
+from visionattn.visualization.samples import draw_sample
 
 from .runner import Runner
 
@@ -26,25 +25,5 @@ def draw_samples(config: Config, split: str, count: int, columns: int = 4) -> np
     """
     loader = Runner.build_dataloader(config[f"{split}_dataloader"], seed=config.get("randomness", {}).get("seed", 0))
     dataset = loader.dataset
-    pictures = []
-    for index, _ in zip(loader.sampler, range(count), strict=False):
-        sample = dataset[index]
-        kind = next(key for key in _DRAW if key in sample["data_samples"])
-        image = sample["inputs"].permute(1, 2, 0).contiguous().numpy()
-        pictures.append(_DRAW[kind](image, sample["data_samples"], dataset.metainfo))
-    return draw_grid(pictures, columns)
-
-
-def _detection(image: np.ndarray, sample: dict[str, Any], meta: dict[str, Any]) -> np.ndarray:
-    return draw_detections(image, sample["boxes"], sample["labels"], None, sample.get("masks"), meta["classes"])
-
-
-def _segmentation(image: np.ndarray, sample: dict[str, Any], meta: dict[str, Any]) -> np.ndarray:
-    return draw_segmentation(image, sample["mask"], meta["classes"], meta.get("palette"))
-
-
-def _classification(image: np.ndarray, sample: dict[str, Any], meta: dict[str, Any]) -> np.ndarray:
-    return draw_classification(image, meta["classes"][sample["label"]])
-
-
-_DRAW = {"boxes": _detection, "mask": _segmentation, "label": _classification}
+    indices = [index for index, _ in zip(loader.sampler, range(count), strict=False)]
+    return draw_grid([draw_sample(dataset[index], dataset.metainfo) for index in indices], columns)

@@ -1,33 +1,25 @@
-"""Checkpoints that a kill at any moment can't spoil, and from which a run goes on bit for bit."""
+"""Checkpoints that a kill at any moment can't spoil, and from which a run resumes bit-exactly."""
 
-import operator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop
 
 from visionattn.utils.files import remove_leftovers, replacing
 
-__all__ = ["AtomicCheckpointHook", "latest_checkpoint"]
+from .logs import naming
+from .resume import POINTER, resume_hint, run_settings
+from .units import MetricInfo, metric_info
 
-_POINTER = "last_checkpoint"
-_BETTER = {"greater": operator.gt, "less": operator.lt}
-
-
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The checkpoint from which a run in this folder goes on; none if it has not saved any."""
-    work_dir = Path(work_dir)
-    pointer = work_dir / _POINTER
-    if not pointer.is_file():
-        return None
-    target = work_dir / pointer.read_text().strip()
-    if not target.is_file():
-        raise FileNotFoundError(f"{pointer} names {target.name}, which is gone; name a checkpoint to resume from")
-    return target
+__all__ = ["AtomicCheckpointHook"]
 
 
 @HOOKS.register_module()
@@ -35,17 +27,21 @@ class AtomicCheckpointHook(Hook):
     """Saves the run every few epochs (or iterations), after the evaluation, and the best weights so far.
 
     mmengine's CheckpointHook saves before the evaluation, so that a run killed between the two lost its evaluation, and
-    deletes old files before the new one is complete.
+    deletes old files before the new one is complete. Weights that are not finite are not saved: the run ends.
 
     Args:
         interval: Save every this many epochs; the last one is always saved.
-        by_epoch: Count epochs; otherwise iterations.
+        by_epoch: Count epochs; otherwise iterations. As the run (`train_cfg`) counts.
         max_keep_ckpts: How many to keep, the newest ones; -1 keeps all.
         save_best: Name of the metric whose best value is kept as `best_<metric>.pth`; none keeps no best.
-        rule: Whether a `greater` or `less` value of it is better.
+        rule: Whether a `greater` or `less` value of it is better; by default what is known of the metric.
+
+    Attributes:
+        metric: What is known of the metric, once training has begun; none without `save_best` or validation.
 
     Raises:
-        ValueError: If a number or the rule is out of range.
+        ValueError: If a number or the rule is out of range; before training, if it counts otherwise than the run, if
+            there is no such metric, or if it isn't known which values of it are better.
     """
 
     priority = "VERY_LOW"
@@ -56,25 +52,52 @@ class AtomicCheckpointHook(Hook):
         by_epoch: bool = True,
         max_keep_ckpts: int = 3,
         save_best: str | None = None,
-        rule: str = "greater",
+        rule: str | None = None,
     ) -> None:
         if interval < 1 or max_keep_ckpts == 0:
             raise ValueError(
                 f"interval must be at least 1 and max_keep_ckpts not 0, got interval={interval}, "
                 f"max_keep_ckpts={max_keep_ckpts}"
             )
-        if rule not in _BETTER:
+        if rule not in ("greater", "less", None):
             raise ValueError(f"rule must be 'greater' or 'less', got {rule!r}")
         self.interval = interval
         self.by_epoch = by_epoch
         self.max_keep_ckpts = max_keep_ckpts
         self.save_best = save_best
         self.rule = rule
+        self.metric: MetricInfo | None = None
+        self._training = False
 
     def before_train(self, runner: Any) -> None:
-        """Clears away what a killed run left unfinished."""
+        """Checks the arguments against the run, and clears away what a killed one left unfinished."""
+        if self.by_epoch != isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise ValueError(
+                f"default_hooks.checkpoint.by_epoch is {self.by_epoch}, but the run (train_cfg) counts "
+                f"{'iterations' if self.by_epoch else 'epochs'}"
+            )
+        if self.save_best is not None and runner.val_loop is not None:
+            self.metric = self._known(runner.val_evaluator.metrics, self.save_best)
+        self._training = True
         if is_main_process():
             remove_leftovers(runner.work_dir)
+
+    def after_train(self, runner: Any) -> None:
+        """Evaluations from now on are none of the run's."""
+        self._training = False
+
+    def _known(self, metrics: Any, name: str) -> MetricInfo:
+        info = metric_info(metrics, name)
+        if info is None:
+            known = ", ".join(key for metric in metrics if hasattr(metric, "names") for key in metric.names())
+            raise ValueError(f"save_best={name!r} (default_hooks.checkpoint) is none of the metrics: {known}")
+        info = replace(info, better=self.rule or info.better)
+        if info.better is None:
+            raise ValueError(
+                f"save_best={name!r}: it isn't known which values are better; set default_hooks.checkpoint.rule to "
+                "'greater' or 'less'"
+            )
+        return info
 
     def after_train_epoch(self, runner: Any) -> None:
         """Saves an epoch that no evaluation follows."""
@@ -88,13 +111,21 @@ class AtomicCheckpointHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Saves the best weights, then the run with the knowledge of them."""
-        if not isinstance(runner._train_loop, BaseLoop):
+        if not self._training:
             return  # an evaluation on its own
         self._save_best(runner, metrics or {})
         self._save_run(runner, runner.epoch if self.by_epoch else runner.iter, runner.epoch, runner.iter)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Leaves only plain data, which loads without trusting the file: no log history, no NumPy numbers."""
+        """Leaves only plain data, which loads without trusting the file, and refuses weights that are not finite."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        trained = {name for name, _ in model.named_parameters()}
+        for part in ("state_dict", "ema_state_dict"):
+            for name in _not_finite(checkpoint.get(part, {}), trained):
+                raise ValueError(
+                    f"the weights hold NaN or infinite values ({name}) and are not saved: lower "
+                    f"optim_wrapper.optimizer.lr or set optim_wrapper.clip_grad; {resume_hint(runner.work_dir)}"
+                )
         info = checkpoint["message_hub"]["runtime_info"]
         checkpoint["message_hub"] = {
             "log_scalars": {},
@@ -113,38 +144,41 @@ class AtomicCheckpointHook(Hook):
         runner.logger.info(f"Saving checkpoint {name}")
         self._write(runner, name, epoch, iteration)
         if is_main_process():
-            with replacing(Path(runner.work_dir) / _POINTER) as pointer:
+            path = Path(runner.work_dir) / POINTER
+            with naming(path), replacing(path) as pointer:
                 pointer.write_text(name)
             for old in dropped:
                 (Path(runner.work_dir) / old).unlink(missing_ok=True)
 
     def _save_best(self, runner: Any, metrics: dict[str, float]) -> None:
-        if self.save_best is None:
+        if self.save_best is None or self.metric is None:
             return
         if self.save_best not in metrics:
             raise ValueError(
                 f"save_best={self.save_best!r} is none of the metrics: {', '.join(metrics) or 'there are none'}"
             )
         score = float(metrics[self.save_best])
-        best = runner.message_hub.runtime_info.get("best_score")
-        if best is not None and not _BETTER[self.rule](score, best):
+        known = runner.message_hub.runtime_info
+        best = known.get("best_score") if known.get("best_metric") == self.save_best else None
+        if not self.metric.improves(score, best):
             return
-        runner.message_hub.update_info("best_score", score)
+        runner.message_hub.update_info_dict({"best_score": score, "best_metric": self.save_best})
         name = f"best_{self.save_best.replace('/', '_')}.pth"
         runner.message_hub.update_info("best_checkpoint", name)
         self._write(runner, name, runner.epoch, runner.iter, resumable=False)
-        runner.logger.info(f"Best {self.save_best} so far: {score:.4f}, saved to {name}")
+        runner.logger.info(f"Best {self.save_best} so far: {self.metric.format(score)}, saved to {name}")
 
     def _write(self, runner: Any, name: str, epoch: int, iteration: int, resumable: bool = True) -> None:
         if not is_main_process():
             return
-        with replacing(Path(runner.work_dir) / name) as temporary:
+        path = Path(runner.work_dir) / name
+        with naming(path), replacing(path) as temporary:
             runner.save_checkpoint(
                 str(temporary.parent),
                 temporary.name,
                 save_optimizer=resumable,
                 save_param_scheduler=resumable and runner.param_schedulers is not None,
-                meta={"epoch": epoch, "iter": iteration},
+                meta={"epoch": epoch, "iter": iteration, "settings": run_settings(runner)},
                 by_epoch=self.by_epoch,
             )
 
@@ -155,3 +189,12 @@ def _evaluates(runner: Any, step: int) -> bool:
     end = runner.max_epochs if isinstance(loop, EpochBasedTrainLoop) else runner.max_iters
     due = step % loop.val_interval == 0 or step == end
     return runner.val_loop is not None and step >= loop.val_begin and due
+
+
+def _not_finite(state_dict: dict[str, torch.Tensor], trained: set[str]) -> Iterator[str]:
+    """Names of weights that are not finite, and of buffers that are not a number; these may well be infinite."""
+    for name, value in state_dict.items():
+        if value.is_floating_point():
+            good = value.isfinite() if name.removeprefix("module.") in trained else ~value.isnan()
+            if not good.all():
+                yield name

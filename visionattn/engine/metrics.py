@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ import torchmetrics.segmentation
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from visionattn.utils.building import build, hint
+
 from . import scores as own
+from .units import MetricInfo, describe
 
 __all__ = ["TorchMetrics"]
 
-_MODULES = (own, torchmetrics.classification, torchmetrics.detection, torchmetrics.segmentation)
+_MODULES = (torchmetrics.classification, torchmetrics.detection, torchmetrics.segmentation)
 
 
 @METRICS.register_module()
@@ -28,7 +32,8 @@ class TorchMetrics(BaseMetric):
     Args:
         scores: Name of a result -> config: `type` is a class of torchmetrics or `visionattn.engine.scores`, the rest
             its arguments. A metric that gives one number a class is reported as `<name>/<class>`, several named
-            numbers as `<name>/<key>`.
+            numbers as `<name>/<key>`. Which values are better and in what unit they are is known of the class;
+            `better='less'` (or `'greater'`) and `unit='px'` (`'fraction'` is printed in percent) say otherwise.
         prefix: Goes before the names, with a slash.
 
     Raises:
@@ -40,7 +45,24 @@ class TorchMetrics(BaseMetric):
     def __init__(self, scores: dict[str, dict[str, Any]], prefix: str | None = None) -> None:
         # Results travel between processes as objects; mmengine's other way leaves a folder of pickles behind.
         super().__init__(collect_device="gpu", prefix=prefix)
-        self.metrics = {name: _build(name, config) for name, config in scores.items()}
+        self.metrics: dict[str, torchmetrics.Metric] = {}
+        self._info: dict[str, MetricInfo] = {}
+        for name, config in scores.items():
+            arguments = dict(config)
+            stated = {key: arguments.pop(key, None) for key in ("better", "unit")}
+            self.metrics[name] = _build(name, arguments)
+            self._info[name] = describe(self.metrics[name], name, **stated)
+
+    def names(self) -> list[str]:
+        """The names of its metrics as they are reported, before any `/<class>` or `/<key>`."""
+        return [f"{self.prefix}/{name}" if self.prefix else name for name in self.metrics]
+
+    def info(self, name: str) -> MetricInfo | None:
+        """Direction and unit of a reported number; none if it is of none of these metrics."""
+        for reported, info in zip(self.names(), self._info.values(), strict=True):
+            if name == reported or name.startswith(f"{reported}/"):
+                return replace(info, name=name)
+        return None
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keeps a batch of predictions, or their digests."""
@@ -75,27 +97,34 @@ class TorchMetrics(BaseMetric):
         if isinstance(value, torch.Tensor) and value.ndim > 1:
             return {}  # a table, such as a confusion matrix: a matter for pictures
         if isinstance(value, torch.Tensor):
-            if classes and len(classes) != len(value):
+            if classes and len(classes) > len(value):
                 raise ValueError(f"metric {name!r} gives {len(value)} numbers for {len(classes)} classes")
             value = dict(enumerate(value))
         values: dict[str, float] = {}
         for key, part in value.items():
-            known = classes is not None and isinstance(key, int)
+            # A network may know more classes than the data set has.
+            known = classes is not None and isinstance(key, int) and key < len(classes)
             values.update(self._flatten(f"{name}/{classes[key] if known else key}", part))
         return values
 
 
 def _build(name: str, config: dict[str, Any]) -> torchmetrics.Metric:
-    arguments = dict(config)
-    kind = arguments.pop("type", None)
-    cls = next((getattr(module, str(kind)) for module in _MODULES if hasattr(module, str(kind))), None)
-    if cls is None:
-        raise ValueError(f"metric {name!r}: type must be a class of torchmetrics, got {kind!r}")
-    try:
-        # Only one process computes, over everything: nothing to synchronise.
-        return cls(**arguments, sync_on_compute=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metric {name!r}: {kind}({arguments}): {error}") from error
+    known = {key: value for module in _MODULES for key, value in vars(module).items() if isinstance(value, type)}
+    known |= own.SCORES.module_dict
+    kind = config.get("type")
+    if kind not in known:
+        raise ValueError(
+            f"metric {name!r}: type must be a class of torchmetrics, got {kind!r}{hint(str(kind), known)} (ours are "
+            f"{', '.join(own.SCORES.module_dict)})"
+        )
+    metric = build(known, config, f"metric {name!r}:")
+    metric.distributed_available_fn = _alone
+    return metric
+
+
+def _alone() -> bool:
+    """Only one process computes, over everything: nothing to synchronise."""
+    return False
 
 
 def _cpu(value: Any) -> Any:

@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import Any
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -28,13 +29,13 @@ class ProgressHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Moves it on."""
         if self.bar is not None:
-            loss = float(outputs["loss"]) if outputs and "loss" in outputs else float("nan")
+            loss = torch.as_tensor((outputs or {}).get("loss", float("nan"))).detach().item()
             text = f"train, epoch {runner.epoch + 1}/{runner.max_epochs}, loss {loss:.3f}"
             self.bar.update(self.task, completed=runner.iter + 1, description=text)
 
     def after_train(self, runner: Any) -> None:
         """Closes it."""
-        self._close(runner)
+        self.close(runner)
 
     def before_test(self, runner: Any) -> None:
         """Opens a bar over the test set."""
@@ -47,7 +48,7 @@ class ProgressHook(Hook):
 
     def after_test(self, runner: Any) -> None:
         """Closes it."""
-        self._close(runner)
+        self.close(runner)
 
     def _open(self, runner: Any, what: str, total: int, done: int) -> None:
         if not (is_main_process() and sys.stdout.isatty()):
@@ -61,7 +62,8 @@ class ProgressHook(Hook):
             handler.setStream(sys.stdout)
             handler.addFilter(_no_step)
 
-    def _close(self, runner: Any) -> None:
+    def close(self, runner: Any) -> None:
+        """Gives the console back; harmless if there is no bar."""
         if self.bar is None:
             return
         self.bar.stop()

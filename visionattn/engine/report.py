@@ -1,19 +1,19 @@
-"""What a person wants after a run as pictures: the learning curve, who was taken for whom, precision and recall."""
+"""A run in pictures: the learning curve, the confusion matrix, precision over recall."""
 
+import itertools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from visionattn.utils.files import replacing
+from visionattn.visualization import curves
 
 from .metrics import TorchMetrics
 from .scores import DetectionScores, SegmentationScores
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .units import FRACTION, MetricInfo
 
 __all__ = ["draw_learning_curve", "draw_scores", "read_scalars"]
 
@@ -22,29 +22,32 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], list[dict[
     """The logged training steps and evaluations of a run, over all its resumptions; what was run again counts once.
 
     Returns:
-        Training records (`iter`, `epoch`, `loss`, `lr`, ...) and evaluation records (`step`, metrics), each in order.
+        Training records (`iter`, `epoch`, `loss`, `lr`, ...) and evaluation records (`step`, metrics), each in order;
+        NaN stands for what was no finite number.
     """
-    train: dict[int, dict[str, Any]] = {}
-    evaluations: dict[int, dict[str, Any]] = {}
+    train: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
     for path in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
-        for line in path.read_text().splitlines():
+        first = {id(train): True, id(evaluations): True}
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line that a kill cut short
-            if "loss" in record:
-                train[record["step"]] = record
-            else:
-                evaluations[record["step"]] = record
-    return [train[step] for step in sorted(train)], [evaluations[step] for step in sorted(evaluations)]
+            record = {key: math.nan if value is None else value for key, value in record.items()}
+            records = train if "loss" in record else evaluations
+            if first.pop(id(records), False):  # what was logged beyond the checkpoint that this start resumed from
+                records[:] = itertools.takewhile(lambda earlier, step=record["step"]: earlier["step"] < step, records)
+            records.append(record)
+    return train, evaluations
 
 
-def draw_learning_curve(work_dir: str | Path, metric: str) -> Path | None:
-    """Draws training loss, learning rate and a metric over the epochs into `learning_curve.png`.
+def draw_learning_curve(work_dir: str | Path, metric: MetricInfo | str | None) -> Path | None:
+    """Draws training losses, learning rate and a metric over the epochs into `learning_curve.png`.
 
     Args:
         work_dir: Folder of the run.
-        metric: Name of the evaluation metric to draw.
+        metric: The evaluation metric to draw, by name if its direction and unit are not known; or none.
 
     Returns:
         The picture's path; none if nothing was logged.
@@ -52,36 +55,32 @@ def draw_learning_curve(work_dir: str | Path, metric: str) -> Path | None:
     train, evaluations = read_scalars(work_dir)
     if not train:
         return None
+    info = MetricInfo(metric) if isinstance(metric, str) else metric
     # Where an epoch ended is known for the last record of each; steps in between are placed by share.
     last_step = train[-1]["step"]
-    unit, length = ("epoch", max(train[-1]["epoch"], 1)) if "epoch" in train[-1] else ("iteration", last_step)
+    axis, length = ("epoch", max(train[-1]["epoch"], 1)) if "epoch" in train[-1] else ("iteration", last_step)
     at = [record["step"] / last_step * length for record in train]
-    figure = _figure(10, 4)
-    left, right = figure.subplots(1, 2)
-    left.plot(at, [record["loss"] for record in train], color="tab:blue", label="training loss")
-    left.set(xlabel=unit, ylabel="training loss")
-    rate = left.twinx()
-    rate.plot(
-        at, [record.get("lr", float("nan")) for record in train], color="tab:gray", linestyle=":", label="learning rate"
+    parts = [key for key in train[-1] if key.startswith(("loss_", "aux_loss"))]
+    names = ["loss", *(parts if len(parts) > 1 else [])]
+    percent = info is not None and info.unit == FRACTION
+    factor = 100 if percent else 1
+    points = [(r["step"], factor * r[info.name]) for r in evaluations if info.name in r] if info else []
+    return curves.draw_learning_curve(
+        {name: [(when, r[name]) for when, r in zip(at, train, strict=True) if name in r] for name in names},
+        [(when, record["lr"]) for when, record in zip(at, train, strict=True) if "lr" in record],
+        {info.name: points} if info and points else {},
+        Path(work_dir) / "learning_curve.png",
+        axis=axis,
+        higher_is_better=info is None or info.better != "less",
+        unit="%" if percent else info.unit if info else "",
     )
-    rate.set_ylabel("learning rate")
-    left.legend(handles=[*left.lines, *rate.lines], loc="upper right")
-    points = [(record["step"], record[metric]) for record in evaluations if metric in record]
-    if points:
-        steps, values = zip(*points, strict=True)
-        right.plot(steps, values, color="tab:green", marker="o", markersize=3)
-        best = max(points, key=lambda point: point[1])
-        right.annotate(f"{best[1]:.4f}", best, xytext=(0, -14), textcoords="offset points", ha="center")
-    right.set(xlabel=unit, ylabel=f"{metric} on the evaluation set")
-    right.grid(alpha=0.3)
-    return _save(figure, Path(work_dir) / "learning_curve.png")
 
 
 def draw_scores(evaluator_metrics: Iterable[Any], folder: str | Path, classes: Sequence[str]) -> list[Path]:
     """Draws what stands behind the numbers of an evaluation that has just been run.
 
     A confusion matrix for classification (where a `MulticlassConfusionMatrix` is among the scores) and segmentation,
-    precision over recall for detection.
+    precision over recall for detection. Pictures that are there already stay: the new ones get a number.
 
     Args:
         evaluator_metrics: Metrics of an evaluator; those that are no `TorchMetrics` are passed over.
@@ -96,64 +95,28 @@ def draw_scores(evaluator_metrics: Iterable[Any], folder: str | Path, classes: S
         for name, metric in (metrics.metrics if isinstance(metrics, TorchMetrics) else {}).items():
             stem = name.replace("/", "_")
             if isinstance(metric, DetectionScores):
-                figure = _precision_recall(metric, classes)
-                pictures.append(_save(figure, Path(folder) / f"precision_recall_{stem}.png"))
+                pictures.append(
+                    _precision_recall(metric, classes, _unused(Path(folder) / f"precision_recall_{stem}.png"))
+                )
             elif isinstance(metric, SegmentationScores):
-                pictures.append(_save(_confusion(metric.confusion, classes), Path(folder) / f"confusion_{stem}.png"))
+                path = _unused(Path(folder) / f"confusion_{stem}.png")
+                pictures.append(curves.draw_confusion(metric.confusion.numpy(), classes, path))
             elif type(metric).__name__ == "MulticlassConfusionMatrix":
-                pictures.append(_save(_confusion(metric.confmat, classes), Path(folder) / f"{stem}.png"))
+                path = _unused(Path(folder) / f"{stem}.png")
+                pictures.append(curves.draw_confusion(metric.confmat.cpu().numpy(), classes, path))
     return pictures
 
 
-def _confusion(matrix: torch.Tensor, classes: Sequence[str]) -> "Figure":
-    """Rows are true classes, each in shares of its own size."""
-    shares = matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
-    side = min(4 + 0.35 * len(classes), 20)
-    figure = _figure(side + 1, side)
-    axes = figure.subplots()
-    picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(picture, label="share of the true class", shrink=0.8)
-    axes.set(xlabel="predicted", ylabel="true")
-    if len(classes) <= 40:
-        axes.set_xticks(range(len(classes)), classes, rotation=90)
-        axes.set_yticks(range(len(classes)), classes)
-    if len(classes) <= 20:
-        for row, column in (shares >= 0.005).nonzero().tolist():
-            share = shares[row, column]
-            colour = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    return figure
-
-
-def _precision_recall(metric: DetectionScores, classes: Sequence[str]) -> "Figure":
-    """Each class at IoU 0.5, and the mean over the classes at several."""
-    figure = _figure(7, 5)
-    axes = figure.subplots()
-    recall = torch.linspace(0, 1, metric.precision.shape[1]).numpy()
+def _precision_recall(metric: DetectionScores, classes: Sequence[str], path: Path) -> Path:
+    """Each class at IoU 0.5, and the mean over the classes at two thresholds."""
     known = (metric.precision[0] > -1).all(0)
-    curves = metric.precision[:, :, known]
-    if curves.shape[-1]:
-        for number, curve in zip(torch.tensor(metric.classes)[known].tolist(), curves[0].unbind(-1), strict=True):
-            label = classes[number] if curves.shape[-1] <= 20 else None
-            axes.plot(recall, curve.numpy(), linewidth=1, alpha=0.6, label=label)
-        for index, style in ((0, "-"), (5, "--")):
-            threshold = 0.5 + 0.05 * index
-            axes.plot(
-                recall, curves[index].mean(-1).numpy(), f"k{style}", linewidth=2, label=f"mean, IoU {threshold:.2f}"
-            )
-        axes.legend(fontsize=8, ncols=2)
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    return figure
+    precision = metric.precision[:, :, known].numpy()
+    names = [classes[number] for number in torch.tensor(metric.classes)[known].tolist()]
+    means = {f"mean, IoU {0.5 + 0.05 * i:.2f}": precision[i].mean(-1) for i in (0, 5)} if names else {}
+    return curves.draw_precision_recall(precision[0].T, means, names, path)
 
 
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    return path
+def _unused(path: Path) -> Path:
+    """The path, with a number if there is such a file already: what another evaluation has drawn stays."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())

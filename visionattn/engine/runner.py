@@ -1,8 +1,11 @@
 """mmengine's Runner, mended where 0.10.7 fails with a current PyTorch or on a CPU, and quieter on the console."""
 
-import logging
 import os
 import sys
+import time
+import zipfile
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,23 @@ import mmengine.runner
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
 
 from visionattn.models import check_state_dict
 from visionattn.utils.files import read_checkpoint
 
-from .checkpoint import latest_checkpoint
+from . import registration  # noqa: F401  (a config names types that must be known)
+from .checks import check_batches
+from .guard import guarded
+from .lock import work_dir_lock
+from .logs import tidy_handlers
+from .resume import Schedule, changed_settings, latest_checkpoint, resume_hint, verify_checkpoint
+from .schedule import without_tiny_warmups
 
 __all__ = ["Runner"]
 
@@ -25,9 +37,14 @@ __all__ = ["Runner"]
 class Runner(mmengine.runner.Runner):
     """mmengine's Runner with these differences.
 
-    - Checkpoints are read as plain data only, and must fit the network exactly.
-    - Several processes run on CPUs too (gloo), started by torchrun or by slurm.
+    - Checkpoints are read as plain data only, verified, and must fit the network exactly.
+    - A run resumes from the newest whole checkpoint; settings that have changed since are applied or refused.
+    - One run trains in a work folder at a time; what ends it from outside ends it in one line.
+    - Several processes run on CPUs too (gloo), started by torchrun or by slurm, and notice when one of them dies.
     - The console shows what a person reads; the environment, the config and the list of hooks go to the log file.
+
+    Of mmengine's private names it uses `_load_from`, `_resume` and `_has_loaded` of the runner, and `_epoch` and
+    `_iter` of the training loop.
     """
 
     @classmethod
@@ -43,15 +60,16 @@ class Runner(mmengine.runner.Runner):
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """Starts the process group on CPUs, where mmengine's way needs a GPU; the rest is mmengine's."""
         if self.distributed and not dist.is_initialized() and not torch.cuda.is_available():
-            _join_cpu_group(self.launcher)
+            _join_cpu_group(self.launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
+        # Log folders are named by the second: two starts in one would share theirs.
+        while Path(self.work_dir, time.strftime("%Y%m%d_%H%M%S")).exists():
+            time.sleep(0.05)
         super().setup_env(env_cfg)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """mmengine's logger, its long records kept to the file."""
         logger = super().build_logger(*args, **kwargs)
-        for handler in logger.handlers:
-            if type(handler) is logging.StreamHandler:
-                handler.addFilter(_for_people)
+        tidy_handlers(logger)
         return logger
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
@@ -60,15 +78,90 @@ class Runner(mmengine.runner.Runner):
             return MMDistributedDataParallel(module=model, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        """mmengine's training loop, once it is sure that there are batches to train on."""
+        built = super().build_train_loop(loop)
+        check_batches(built.dataloader, self.model, self.world_size)
+        return built
+
+    def dump_config(self) -> None:
+        """Nothing yet: a run that is refused must leave the config of the one that holds the folder alone."""
+
+    def train(self) -> nn.Module:
+        """Trains.
+
+        Raises:
+            ValueError: If another run holds the work folder, the settings do not go together, or the loss stays NaN.
+            OSError: If files can't be written, or another process of the run or of its data loader has died.
+        """
+        lock = work_dir_lock(self.work_dir) if is_main_process() else nullcontext()
+        with lock, guarded(self, lambda: resume_hint(self.work_dir)):
+            super().dump_config()
+            return super().train()
+
+    def test(self) -> dict[str, float]:
+        """Evaluates on the test set.
+
+        Raises:
+            ValueError: If the settings do not go together.
+            OSError: If files can't be written, or another process of the run or of its data loader has died.
+        """
+        with guarded(self, lambda: "start it again"):
+            super().dump_config()
+            return super().test()
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Builds the schedulers, without warm-ups that would leave the rate where it begins."""
+        if isinstance(scheduler, list) and all(isinstance(part, dict) for part in scheduler):
+            scheduler = without_tiny_warmups(scheduler, len(self.train_dataloader))
+        return super().build_param_scheduler(scheduler)
+
     def load_or_resume(self) -> None:
-        """Goes on from the last checkpoint in the work folder if the run is to be resumed and none is named."""
+        """Resumes from the newest whole checkpoint in the work folder if the run is to be resumed and none is named."""
         if self._resume and self._load_from is None and not self._has_loaded:
-            latest = latest_checkpoint(self.work_dir)
+            latest = latest_checkpoint(self.work_dir, self.logger.warning)
             if latest is None:
                 self.logger.info(f"Nothing to resume in {self.work_dir}: starting from the beginning")
                 return
             self._load_from = str(latest)
+        elif self._load_from is not None and not self._has_loaded and zipfile.is_zipfile(self._load_from):
+            verify_checkpoint(self._load_from)
         super().load_or_resume()
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resumes from a checkpoint of `AtomicCheckpointHook`.
+
+        What the config says holds: learning rates, schedules and the length of an epoch that differ from those the
+        checkpoint was saved with are applied as if the run had always had them, and said to be.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: If it can't be read, or the run has changed in a way that it can't be resumed with.
+        """
+        schedule = Schedule(self)
+        checkpoint = self.load_checkpoint(filename, get_device())
+        changed = changed_settings(self, checkpoint, filename)
+        meta = checkpoint["meta"]
+        epochs, iterations = meta["epoch"], meta["iter"]
+        if isinstance(self.train_loop, EpochBasedTrainLoop):
+            iterations = epochs * len(self.train_dataloader)
+        self.train_loop._epoch, self.train_loop._iter = epochs, iterations
+        if self.seed != meta["seed"] and self.cfg.get("randomness", {}).get("seed") is None:
+            self.set_randomness(meta["seed"], deterministic=self.deterministic)
+        self.message_hub.load_state_dict(checkpoint["message_hub"])
+        self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+        if changed:
+            schedule.recompute(epochs, iterations)
+            named = [f"{name} {old} -> {new}" for name, (old, new) in changed.items()]
+            more = f" and {len(named) - 6} more" if len(named) > 6 else ""
+            self.logger.warning(f"Resuming with changed settings: {', '.join(named[:6])}{more}")
+        else:
+            for scheduler, state in zip(
+                self.param_schedulers or (), checkpoint.get("param_schedulers", ()), strict=True
+            ):
+                scheduler.load_state_dict(state)
+        self._has_loaded = True
+        self.logger.info(f"Resumed after epoch {epochs}, iteration {iterations}")
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = True, **_: Any
@@ -82,21 +175,13 @@ class Runner(mmengine.runner.Runner):
         checkpoint = read_checkpoint(filename, map_location)
         if "state_dict" not in checkpoint or (self._resume and "optimizer" not in checkpoint):
             raise ValueError(f"{filename} is no checkpoint that a run can {'resume' if self._resume else 'start'} from")
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         check_state_dict(checkpoint["state_dict"], model)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=strict)
         self._has_loaded = True
         self.logger.info(f"Loaded {filename}")
         return checkpoint
-
-
-_NOISE = ("Exp name", "Distributed training is not used")
-
-
-def _for_people(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return record.levelno >= logging.WARNING or (text.count("\n") < 3 and not text.startswith(_NOISE))
 
 
 def _check_schedule(cfg: Config) -> None:
@@ -114,7 +199,7 @@ def _check_schedule(cfg: Config) -> None:
             )
 
 
-def _join_cpu_group(launcher: str) -> None:
+def _join_cpu_group(launcher: str, seconds: float | None) -> None:
     if launcher == "slurm":
         os.environ.update(
             RANK=os.environ["SLURM_PROCID"],
@@ -133,4 +218,4 @@ def _join_cpu_group(launcher: str) -> None:
             f"launcher 'pytorch' needs {', '.join(missing)} in the environment: start with "
             f"`torchrun --nproc-per-node 2 {Path(sys.argv[0]).name} ...`"
         )
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=None if seconds is None else timedelta(seconds=seconds))

@@ -1,21 +1,25 @@
 """Scores of detectors and segmentors, whose predictions are too large to be kept until all pictures are through."""
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.registry import Registry
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-__all__ = ["DetectionScores", "PictureMetric", "SegmentationScores"]
+__all__ = ["SCORES", "DetectionScores", "PictureMetric", "SegmentationScores"]
 
+# Open to files of one's own: torchmetrics' metrics, or `PictureMetric`s, which keep a digest of each picture only.
+SCORES = Registry("score", scope="visionattn")
 
 _NAMES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
 
 
 class PictureMetric(Metric):
-    """A metric that boils each picture down to a small digest, from which it computes in the end.
+    """A metric that reduces each picture to a small digest, from which it computes in the end.
 
     All its states are lists; a picture's digest is what the picture adds to them.
     """
@@ -36,12 +40,13 @@ class PictureMetric(Metric):
                 getattr(self, name).extend(values)
 
 
+@SCORES.register_module()
 class DetectionScores(PictureMetric, MeanAveragePrecision):
     """COCO's average precision of boxes or masks, computed by faster-coco-eval.
 
     Gives `map` (over IoU 0.50 to 0.95), `map_50`, `map_75`, `map_small`, `map_medium`, `map_large`, `mar_100` and the
-    average precision of each class, `ap/<class>`; -1 where there is nothing to find. `precision` then holds the curves,
-    `(10 IoU, 101 recalls, classes)`, and `classes` the class numbers in it.
+    average precision of each class, `ap/<class>`; NaN where there is nothing to find. `precision` then holds the
+    curves, `(10 IoU, 101 recalls, classes)` with -1 for such, and `classes` the class numbers in it.
 
     Predictions are dicts of `boxes` `(N, 4)`, `scores`, `labels` and for masks `masks` `(N, H, W)`; targets too,
     without scores, with `iscrowd` and `area`.
@@ -81,10 +86,13 @@ class DetectionScores(PictureMetric, MeanAveragePrecision):
         ap = {}
         for number, values in zip(self.classes, self.precision.unbind(-1), strict=True):
             known = values[values > -1]
-            ap[number] = known.mean() if known.numel() else torch.tensor(-1.0)
-        return {name: result[self.prefix + name] for name in _NAMES} | {"ap": ap}
+            ap[number] = known.mean() if known.numel() else torch.tensor(math.nan)
+        # COCO's -1 is no score.
+        means = {name: result[self.prefix + name] for name in _NAMES}
+        return {name: value if value >= 0 else torch.tensor(math.nan) for name, value in means.items()} | {"ap": ap}
 
 
+@SCORES.register_module()
 class SegmentationScores(PictureMetric):
     """Overlap of predicted and true masks, counted over all pixels of all pictures.
 
@@ -95,11 +103,17 @@ class SegmentationScores(PictureMetric):
     Predictions and targets are `(H, W)` class numbers.
 
     Args:
-        num_classes: How many classes.
+        num_classes: How many classes the network predicts.
         ignore_index: Value of target pixels that do not count.
+
+    Raises:
+        ValueError: If there are fewer than two classes; later, if a prediction or a mask holds others.
     """
 
     full_state_update = False
+    higher_is_better = True
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
     confusion: torch.Tensor
 
     def __init__(self, num_classes: int, ignore_index: int = 255, **kwargs: Any) -> None:
@@ -115,11 +129,21 @@ class SegmentationScores(PictureMetric):
         for pred, true in zip(preds, target, strict=True):
             if pred.shape != true.shape:
                 raise ValueError(f"prediction of {tuple(pred.shape)} pixels for a mask of {tuple(true.shape)}")
+            self._check_range("prediction", pred)
+            self._check_range("mask", true[true != self.ignore_index])
             matrix = multiclass_confusion_matrix(
                 pred.long().flatten(), true.long().flatten(), self.num_classes, ignore_index=self.ignore_index
             )
             pairs = matrix.nonzero()
             self.counts.append(torch.cat([pairs, matrix[tuple(pairs.T)][:, None]], dim=1))
+
+    def _check_range(self, what: str, classes: torch.Tensor) -> None:
+        if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
+            wrong = int(classes.max()) if int(classes.max()) >= self.num_classes else int(classes.min())
+            raise ValueError(
+                f"a {what} holds class {wrong}, but num_classes of SegmentationScores is {self.num_classes} "
+                f"(ignore_index={self.ignore_index})"
+            )
 
     def compute(self) -> dict[str, Any]:
         """The scores by name."""

@@ -1,15 +1,32 @@
-"""Predicting on pictures with a registered network, a published checkpoint, or a config and its checkpoint."""
+"""Predicting on pictures and videos with a registered network, a published checkpoint, or a config and its checkpoint.
 
-from .files import find_images, save_predictions
-from .predictor import Predictor
-from .results import Classification, Detection, Prediction, Segmentation
+for result in Predictor("va_resnet10n_cbam.digits")(["photo.jpg", "folder/"]):
+    print(result.name, result.summary())
+"""
 
-__all__ = [
-    "Classification",
-    "Detection",
-    "Prediction",
-    "Predictor",
-    "Segmentation",
-    "find_images",
-    "save_predictions",
-]
+from typing import Any
+
+from visionattn.utils.lazy import import_name
+
+_MODULES = {
+    "Classification": "results",
+    "Detection": "results",
+    "FolderReport": "folder",
+    "Network": "network",
+    "Picture": "pictures",
+    "Prediction": "results",
+    "Predictor": "predictor",
+    "ResultFolder": "folder",
+    "Segmentation": "results",
+    "find_images": "pictures",
+    "list_pictures": "pictures",
+    "load_network": "loading",
+    "predict_to_folder": "folder",
+    "read_records": "tables",
+    "write_tables": "tables",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    return import_name(__name__, _MODULES, name)

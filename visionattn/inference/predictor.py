@@ -1,171 +1,137 @@
-"""Predicting on pictures, whatever the task."""
+"""Predicting on pictures, whatever the task and wherever they come from."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS
-from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
-from visionattn.checkpoints import packaged_path, read_weights
-from visionattn.data import list_collate
-from visionattn.data.images import read_image
-from visionattn.data.pipeline import Pipeline
-from visionattn.engine import load_config
-from visionattn.tasks import Classifier, Detector, Segmentor
-from visionattn.utils.files import read_checkpoint
-from visionattn.utils.resources import read_manifest
-
+from .loading import load_network
+from .network import Sample
+from .pictures import Picture, list_pictures
 from .results import Classification, Detection, Prediction, Segmentation
 
-__all__ = ["Predictor"]
+__all__ = ["OnError", "Predictor"]
+
+OnError = Callable[[str, Exception], None]
 
 
 class Predictor:
-    """A trained network that takes picture files.
+    """A trained network that takes pictures of any kind and size.
+
+    `network` has its task, the names of its classes and how it prepares a picture.
 
     Args:
-        prepare: Turns an RGB picture `(H, W, 3)` uint8 into a sample: `inputs`, `(3, h, w)`, and `data_samples`.
-        run: Turns a list of samples into the network's predictions.
-        describe: Turns a picture's path and prediction into a result.
+        model: A published checkpoint by name (`va_resnet10n_cbam.digits`), file, `hf-hub:ORG/NAME` or
+            `local-dir:FOLDER`; the name of a network of timm's; a config, its path or its packaged name; or a
+            classifier of timm's as a module.
+        checkpoint: Weights for a config, or in place of the published ones for a named network: a file or a name.
+        device: Where to compute.
+        classes: Names of the classes; without it those that the checkpoint knows, or else numbers.
+        topk: Classification: how many classes to report.
+        score: Detection: objects with lower scores are left out, in [0, 1].
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If there is no such network or device, the weights are damaged or do not fit, or a number is out of
+            range.
     """
 
     def __init__(
         self,
-        prepare: Callable[[np.ndarray], dict[str, Any]],
-        run: Callable[[list[dict[str, Any]]], Sequence[Any]],
-        describe: Callable[[Path, Any], Prediction],
-    ) -> None:
-        self.prepare = prepare
-        self.run = run
-        self.describe = describe
-
-    @classmethod
-    def from_name(cls, name: str, device: str | torch.device = "cpu", **options: Any) -> "Predictor":
-        """A published checkpoint such as `va_resnet10n_cbam.digits`, of any task, or any classifier of timm's.
-
-        Args:
-            name: Its name.
-            device: Where to compute.
-            **options: As for `from_config`.
-        """
-        entry = read_manifest().get(name)
-        if entry is not None and entry["task"] != "classification":
-            classes = entry["input"]["label_names"]
-            return cls.from_config(entry["config"], packaged_path(name), device, classes=classes, **options)
-        model = timm.create_model(name, pretrained=True).eval().to(device)
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-
-        def prepare(image: np.ndarray) -> dict[str, Any]:
-            return {"inputs": transform(Image.fromarray(image)), "data_samples": {}}
-
-        def run(samples: list[dict[str, Any]]) -> torch.Tensor:
-            return model(torch.stack([sample["inputs"] for sample in samples]).to(device)).float().softmax(-1)
-
-        classes = model.pretrained_cfg.get("label_names") or list(map(str, range(model.num_classes)))
-        return cls(prepare, run, _describer(Classifier, classes, **options))
-
-    @classmethod
-    def from_config(
-        cls,
-        config: str | Path | Config,
-        checkpoint: str | Path,
+        model: Any,
+        checkpoint: str | Path | None = None,
+        *,
         device: str | torch.device = "cpu",
         classes: Sequence[str] | None = None,
-        **options: Any,
-    ) -> "Predictor":
-        """The network of a config, with the weights of a training checkpoint or a published file.
+        topk: int = 5,
+        score: float = 0.5,
+    ) -> None:
+        if topk < 1:
+            raise ValueError(f"topk must be at least 1, got {topk}")
+        if not 0 <= score <= 1:
+            raise ValueError(f"score must lie in 0..1, got {score}")
+        self.network = load_network(model, checkpoint, device, classes)
+        self.topk = topk
+        self.score = score
+
+    def __call__(self, inputs: Any, batch_size: int = 1, on_error: OnError | None = None) -> Iterator[Prediction]:
+        """Predicts for pictures in their order; each result comes as soon as it is known.
+
+        Pictures of one batch that are prepared to different sizes go through the network one after the other, never
+        padded: a result does not depend on the other pictures.
 
         Args:
-            config: A config, its path or its packaged name.
-            checkpoint: The weights.
-            device: Where to compute.
-            classes: Names of the classes; without it those in the checkpoint, or else their numbers.
-            **options: `topk` for classification, `score` for detection.
+            inputs: A path of a picture, a video (each frame is a picture) or a folder, which is searched through; an
+                `http://` or `https://` address; `-` for standard input; `bytes` or an open binary file with an encoded
+                picture; a PIL picture; a uint8 array `(H, W, 3)` in RGB or `(H, W)` in grey; or an iterable of these.
+            batch_size: Most pictures a forward pass.
+            on_error: Called with the name of a picture that can't be read or predicted, and the reason; the others go
+                on. Without it the first one ends the iteration.
 
         Raises:
-            FileNotFoundError: If either is missing.
-            ValueError: If the weights are damaged or do not fit.
+            FileNotFoundError: If a file is missing.
+            ValueError: If a picture can't be read or predicted, or `batch_size` is below 1.
+            TypeError: If an input is of another kind.
         """
-        cfg = config if isinstance(config, Config) else load_config(config)
-        model = {**cfg.model, "data_preprocessor": cfg.get("data_preprocessor")}
-        model["backbone"] = {**model["backbone"], "pretrained": False}  # all weights are in the checkpoint
-        task = MODELS.build(model)
-        task.load_weights(read_weights(checkpoint))
-        task.eval().to(device)
-        meta = read_checkpoint(checkpoint).get("meta", {}).get("dataset_meta", {})
-        pipeline = Pipeline(cfg.test_dataloader.dataset.pipeline)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        return self._run(iter(list_pictures(inputs)), batch_size, on_error)
 
-        def prepare(image: np.ndarray) -> dict[str, Any]:
-            inputs, size = pipeline(image), image.shape[:2]
-            sample = {"size": tuple(inputs.shape[1:]), "original": {"size": size}, "original_size": size}
-            return {"inputs": inputs, "data_samples": sample}
+    def _run(self, pictures: Iterator[Picture], batch_size: int, on_error: OnError | None) -> Iterator[Prediction]:
+        while batch := list(islice(pictures, batch_size)):
+            prepared = [done for picture in batch if (done := _guarded(self._prepare, picture, on_error))]
+            for _, group in groupby(prepared, key=lambda pair: pair[1]["inputs"].shape):
+                yield from self._predict(list(group), on_error)
 
-        def run(samples: list[dict[str, Any]]) -> Sequence[Any]:
-            batch = task.data_preprocessor(list_collate(samples))
-            if isinstance(task, Classifier):
-                return task(batch["inputs"]).float().softmax(-1)
-            return [result["preds"] for result in task(**batch, mode="predict")]
+    def _prepare(self, picture: Picture) -> tuple[Picture, Sample]:
+        return picture, self.network.prepare(picture.read(), picture.name)
 
-        classes = classes or meta.get("classes") or list(map(str, range(task.num_classes)))
-        return cls(prepare, run, _describer(type(task), classes, colours=meta.get("palette"), **options))
-
-    def __call__(self, paths: Sequence[Path], batch_size: int = 1, num_workers: int = 0) -> Iterator[Prediction]:
-        """Predicts for the pictures one after the other, in their order.
-
-        Args:
-            paths: Files.
-            batch_size: Pictures a forward pass; for classification all of one batch must be prepared to one size.
-            num_workers: Processes that read pictures.
-
-        Raises:
-            ValueError: If a file is no readable picture.
-        """
-        loader = DataLoader(_Pictures(paths, self.prepare), batch_size, num_workers=num_workers, collate_fn=list)
-        for index, samples in enumerate(loader):
+    def _predict(self, prepared: list[tuple[Picture, Sample]], on_error: OnError | None) -> Iterator[Prediction]:
+        """Predicts for samples of one size."""
+        try:
             with torch.inference_mode():
-                predictions = self.run(samples)
-            for path, prediction in zip(paths[index * batch_size :], predictions, strict=False):
-                yield self.describe(path, prediction)
+                outputs = self.network.predict([sample for _, sample in prepared])
+        except (RuntimeError, ValueError) as error:
+            if len(prepared) > 1:  # the others of the batch may do
+                for one in prepared:
+                    yield from self._predict([one], on_error)
+                return
+            name = prepared[0][0].name
+            fault = ValueError(f"cannot predict {name}: {str(error).splitlines()[0]}")
+            if on_error is None:
+                raise fault from error
+            on_error(name, fault)
+            return
+        for (picture, sample), output in zip(prepared, outputs, strict=True):
+            if result := _guarded(partial(self._describe, sample=sample, output=output), picture, on_error):
+                yield result
+
+    def _describe(self, picture: Picture, sample: Sample, output: Any) -> Prediction:
+        classes = self.network.classes
+        if self.network.task == "segmentation":
+            return Segmentation(picture, output.cpu().numpy(), classes, self.network.colours)
+        numbers = output if self.network.task == "classification" else output["scores"]
+        if not bool(torch.isfinite(numbers).all()):
+            raise ValueError(f"cannot predict {picture.name}: the network's scores are not finite")
+        if self.network.task == "classification":
+            scores, order = (values[: self.topk].tolist() for values in output.sort(descending=True))
+            return Classification(picture, tuple(classes[n] for n in order), tuple(scores), tuple(order))
+        kept = output["scores"] >= self.score
+        found: dict[str, np.ndarray] = {name: value[kept].cpu().numpy() for name, value in output.items()}
+        boxes, labels, scores = (found[name] for name in ("boxes", "labels", "scores"))
+        return Detection(picture, boxes, labels, scores, found.get("masks"), classes, sample["size"])
 
 
-class _Pictures(Dataset):
-    def __init__(self, paths: Sequence[Path], prepare: Callable[[np.ndarray], dict[str, Any]]) -> None:
-        self.paths = paths
-        self.prepare = prepare
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.prepare(read_image(self.paths[index]))
-
-
-def _describer(
-    task: type[nn.Module],
-    classes: Sequence[str],
-    *,
-    colours: Sequence[tuple[int, int, int]] | None = None,
-    topk: int = 5,
-    score: float = 0.5,
-) -> Callable[[Path, Any], Prediction]:
-    def detection(path: Path, found: dict[str, torch.Tensor]) -> Detection:
-        kept = found["scores"] >= score
-        found = {name: value[kept].cpu().numpy() for name, value in found.items()}
-        return Detection(path, found["boxes"], found["labels"], found["scores"], found.get("masks"), classes)
-
-    def segmentation(path: Path, labels: torch.Tensor) -> Segmentation:
-        return Segmentation(path, labels.cpu().numpy(), classes, colours)
-
-    def classification(path: Path, probabilities: torch.Tensor) -> Classification:
-        scores, numbers = probabilities.sort(descending=True)
-        labels = tuple(classes[number] for number in numbers[:topk].tolist())
-        return Classification(path, labels, tuple(scores[:topk].tolist()))
-
-    return {Detector: detection, Segmentor: segmentation, Classifier: classification}[task]
+def _guarded(action: Callable[[Picture], Any], picture: Picture, on_error: OnError | None) -> Any:
+    """What an action makes of a picture; nothing if it fails and there is somebody to tell."""
+    try:
+        return action(picture)
+    except (OSError, ValueError, RuntimeError) as error:
+        if on_error is None:
+            raise
+        on_error(picture.name, error)
+        return None

@@ -1,18 +1,27 @@
-"""What a network says of one picture: a line, rows of a table, an annotated picture."""
+"""What a network says of one picture: a line, a record, an annotated picture."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+from PIL import Image
 
-from visionattn.visualization.predictions import draw_detections, draw_segmentation
+from visionattn.visualization.colours import Colour
+from visionattn.visualization.predictions import (
+    class_colours,
+    draw_classification,
+    draw_detections,
+    draw_segmentation,
+)
+
+from .pictures import Picture
 
 __all__ = ["Classification", "Detection", "Prediction", "Segmentation"]
+
+_DRAWN = 3  # classes on an annotated picture
 
 
 @dataclass(frozen=True)
@@ -20,34 +29,42 @@ class Prediction(ABC):
     """What a network says of one picture.
 
     Args:
-        path: The picture.
+        picture: The picture.
     """
 
-    path: Path
+    picture: Picture
+
+    @property
+    def name(self) -> str:
+        """The picture's path, address or number."""
+        return self.picture.name
 
     @abstractmethod
     def summary(self) -> str:
         """One line."""
 
     @abstractmethod
-    def header(self) -> list[str]:
-        """Names of the columns of `rows`."""
+    def record(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
 
     @abstractmethod
-    def rows(self) -> Iterable[list[Any]]:
-        """Rows of a table."""
+    def draw(self, image: np.ndarray | None = None, inset: bool = False) -> np.ndarray:
+        """The picture, annotated.
 
-    @abstractmethod
-    def draw(self, image: np.ndarray) -> np.ndarray:
-        """The picture `(H, W, 3)` uint8, annotated."""
+        Args:
+            image: `(H, W, 3)` uint8 RGB; read again without it.
+            inset: Whether to write onto the picture alone instead of beneath it, as for the frames of a video.
 
-    def maps(self) -> dict[str, np.ndarray]:
+        Returns:
+            `(H', W', 3)` uint8 RGB.
+        """
+
+    def maps(self) -> dict[str, Image.Image]:
         """Further pictures, by the ending of their names."""
         return {}
 
-    def records(self) -> list[dict[str, Any]]:
-        """What goes into a json file."""
-        return []
+    def _read(self, image: np.ndarray | None) -> np.ndarray:
+        return self.picture.read() if image is None else image
 
 
 @dataclass(frozen=True)
@@ -57,34 +74,27 @@ class Classification(Prediction):
     Args:
         labels: Their names, best first.
         scores: Their probabilities.
+        numbers: Their class numbers.
     """
 
     labels: tuple[str, ...]
     scores: tuple[float, ...]
+    numbers: tuple[int, ...] | None = None
 
     def summary(self) -> str:
         return f"{self.labels[0]} {100 * self.scores[0]:.1f} %"
 
-    def header(self) -> list[str]:
-        return [f"{what}_{k}" for k in range(1, len(self.labels) + 1) for what in ("label", "score")]
+    def record(self) -> dict[str, Any]:
+        numbers = self.numbers or [None] * len(self.labels)
+        found = zip(self.labels, numbers, self.scores, strict=True)
+        return {"classes": [{"label": label, "class": n, "score": round(score, 6)} for label, n, score in found]}
 
-    def rows(self) -> Iterable[list[Any]]:
-        pairs = zip(self.labels, self.scores, strict=True)
-        yield [cell for label, score in pairs for cell in (label, f"{score:.6f}")]
-
-    def draw(self, image: np.ndarray, width: int = 320, lines: int = 3) -> np.ndarray:
-        scale = max(width / image.shape[1], 1.0)
-        interpolation = cv2.INTER_NEAREST if scale >= 4 else cv2.INTER_LINEAR
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=interpolation)
-        shown = list(zip(self.labels, self.scores, strict=True))[:lines]
-        panel = np.full((24 * len(shown) + 8, image.shape[1], 3), 255, np.uint8)
-        for row, (label, score) in enumerate(shown):
-            top = 24 * row + 6
-            right = 4 + round((image.shape[1] - 8) * score)
-            cv2.rectangle(panel, (4, top), (right, top + 20), (135, 206, 235), cv2.FILLED)
-            text = f"{label}  {100 * score:.1f} %"
-            cv2.putText(panel, text, (10, top + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
-        return np.vstack([image, panel])
+    def draw(self, image: np.ndarray | None = None, inset: bool = False) -> np.ndarray:
+        best = slice(0, _DRAWN)
+        numbers = self.numbers[best] if self.numbers else None
+        return draw_classification(
+            self._read(image), self.labels[best], self.scores[best], numbers=numbers, inset=inset
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class Detection(Prediction):
         scores: `(N,)`.
         masks: `(N, H, W)` bool; none from detectors of boxes.
         classes: Names of the classes.
+        size: Height and width of the picture.
     """
 
     boxes: np.ndarray
@@ -104,38 +115,31 @@ class Detection(Prediction):
     scores: np.ndarray
     masks: np.ndarray | None
     classes: Sequence[str]
+    size: tuple[int, int]
 
     def summary(self) -> str:
         counts = Counter(self.classes[label] for label in self.labels)
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
 
-    def header(self) -> list[str]:
-        return ["label", "score", "left", "top", "right", "bottom"]
-
-    def rows(self) -> Iterable[list[Any]]:
-        for box, label, score in zip(self.boxes, self.labels, self.scores, strict=True):
-            yield [self.classes[label], f"{score:.6f}", *(f"{side:.2f}" for side in box)]
-
-    def draw(self, image: np.ndarray) -> np.ndarray:
-        return draw_detections(image, self.boxes, self.labels, self.scores, self.masks, self.classes)
-
-    def records(self) -> list[dict[str, Any]]:
-        """As COCO's results, but with the picture's file name and the class's name."""
-        from faster_coco_eval.core import mask as coco
-
-        records = []
+    def record(self) -> dict[str, Any]:
+        objects = []
         for number, (left, top, right, bottom) in enumerate(self.boxes.tolist()):
-            record = {
-                "file_name": str(self.path),
-                "category": self.classes[self.labels[number]],
-                "bbox": [left, top, right - left, bottom - top],
-                "score": float(self.scores[number]),
+            label = int(self.labels[number])
+            found: dict[str, Any] = {
+                "label": self.classes[label],
+                "class": label,
+                "score": round(float(self.scores[number]), 6),
+                "bbox": [round(side, 2) for side in (left, top, right - left, bottom - top)],
             }
             if self.masks is not None:
-                code = coco.encode(np.asfortranarray(self.masks[number], np.uint8))
-                record["segmentation"] = {"size": list(code["size"]), "counts": code["counts"].decode()}
-            records.append(record)
-        return records
+                found["segmentation"] = _run_lengths(self.masks[number])
+            objects.append(found)
+        return {"height": self.size[0], "width": self.size[1], "objects": objects}
+
+    def draw(self, image: np.ndarray | None = None, inset: bool = False) -> np.ndarray:
+        return draw_detections(
+            self._read(image), self.boxes, self.labels, self.scores, self.masks, self.classes, inset=inset
+        )
 
 
 @dataclass(frozen=True)
@@ -145,30 +149,41 @@ class Segmentation(Prediction):
     Args:
         mask: `(H, W)` class numbers.
         classes: Names of the classes.
-        colours: Their colours, each three bytes; chosen without it.
+        colours: Their colours; chosen without it.
     """
 
     mask: np.ndarray
     classes: Sequence[str]
-    colours: Sequence[tuple[int, int, int]] | None = None
-
-    def _shares(self) -> list[tuple[str, float]]:
-        counts = np.bincount(self.mask.ravel(), minlength=len(self.classes))
-        return [(self.classes[number], counts[number] / self.mask.size) for number in np.flatnonzero(counts)]
+    colours: Sequence[Colour] | None = None
 
     def summary(self) -> str:
-        largest = sorted(self._shares(), key=lambda pair: -pair[1])[:4]
-        return ", ".join(f"{name} {100 * share:.1f} %" for name, share in largest)
+        largest = sorted(self._shares(), key=lambda share: -share[1])[:4]
+        return ", ".join(f"{self.classes[number]} {100 * share:.1f} %" for number, share in largest)
 
-    def header(self) -> list[str]:
-        return ["label", "share"]
+    def record(self) -> dict[str, Any]:
+        shares = [{"label": self.classes[n], "class": n, "share": round(share, 6)} for n, share in self._shares()]
+        return {"height": self.mask.shape[0], "width": self.mask.shape[1], "shares": shares}
 
-    def rows(self) -> Iterable[list[Any]]:
-        return ([name, f"{share:.6f}"] for name, share in self._shares())
+    def draw(self, image: np.ndarray | None = None, inset: bool = False) -> np.ndarray:
+        return draw_segmentation(self._read(image), self.mask, self.classes, self.colours, inset=inset)
 
-    def draw(self, image: np.ndarray) -> np.ndarray:
-        return draw_segmentation(image, self.mask, self.classes, self.colours)
+    def maps(self) -> dict[str, Image.Image]:
+        """The class numbers of the pixels, as a picture with a palette; in grey of 16 bits above 256 classes."""
+        if len(self.classes) > 256:
+            return {"_classes": Image.fromarray(self.mask.astype(np.uint16))}
+        picture = Image.fromarray(self.mask.astype(np.uint8), mode="P")
+        colours = self.colours or class_colours(self.classes)
+        picture.putpalette([int(part) for colour in colours for part in colour])
+        return {"_classes": picture}
 
-    def maps(self) -> dict[str, np.ndarray]:
-        """The class numbers themselves, as a grey picture."""
-        return {"_classes": self.mask.astype(np.uint8 if len(self.classes) <= 256 else np.uint16)}
+    def _shares(self) -> list[tuple[int, float]]:
+        counts = np.bincount(self.mask.ravel(), minlength=len(self.classes))
+        return [(number, counts[number] / self.mask.size) for number in np.flatnonzero(counts).tolist()]
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """A mask as COCO's compressed run lengths."""
+    from faster_coco_eval.core import mask as coco
+
+    code = coco.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(code["size"]), "counts": code["counts"].decode()}

@@ -1,31 +1,20 @@
-"""Token mixers for vision transformers: `(B, H, W, C) -> (B, H, W, C)`, any H, W."""
+"""Token mixers for vision transformers, `(B, H, W, C) -> (B, H, W, C)`, any H, W: one paper a file.
 
-from .boat import FeatureSpaceLocalAttention
-from .cswin import CrossShapedWindowAttention
-from .davit import ChannelAttention, SpatialWindowAttention
-from .dwconv import DepthwiseConvMixer
-from .flatten import FocusedLinearAttention
-from .halo import HaloAttention
-from .lkca import LargeKernelConvAttention
-from .pool import AveragePool
-from .softmax import SoftmaxAttention
-from .spatial_reduction import SpatialReductionAttention
-from .twins import GlobalSubsampledAttention, LocallyGroupedAttention
-from .window import WindowAttention
+Every mixer takes its width first and everything else by name.
+"""
 
-__all__ = [
-    "AveragePool",
-    "ChannelAttention",
-    "CrossShapedWindowAttention",
-    "DepthwiseConvMixer",
-    "FeatureSpaceLocalAttention",
-    "FocusedLinearAttention",
-    "GlobalSubsampledAttention",
-    "HaloAttention",
-    "LargeKernelConvAttention",
-    "LocallyGroupedAttention",
-    "SoftmaxAttention",
-    "SpatialReductionAttention",
-    "SpatialWindowAttention",
-    "WindowAttention",
-]
+from typing import Any
+
+from visionattn.utils.exports import find_export, list_exports
+
+from ._resolve import list_mixers as list_mixers
+from ._resolve import resolve_mixer as resolve_mixer
+
+
+def __getattr__(name: str) -> Any:
+    """The mixers, each imported from the module of its paper, and `__all__`."""
+    return __dir__() if name == "__all__" else find_export(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({"list_mixers", "resolve_mixer", *list_exports(__name__)})

@@ -8,33 +8,14 @@ from torch.nn import functional as F
 
 from visionattn.catalog import Floor
 from visionattn.ops import attention, window_attention
+from visionattn.utils.arguments import check_choice, check_heads, check_positive, pair
+from visionattn.utils.factory import FactoryKwargs
 
-__all__ = ["SR_RATIOS", "WINDOWS", "KVReducedAttention", "WindowMixer", "check_heads", "check_positive", "pair"]
+__all__ = ["SR_RATIOS", "WINDOWS", "KVReducedAttention", "WindowMixer"]
 
 WINDOWS = Floor(10, 19, "q, k, v in, o out: 4; back q, k, v, do in, dq, dk, dv out: 7; the rest are projections")
 # Sides of the patches that become one key, in the stages of a pyramid.
 SR_RATIOS = (8, 4, 2, 1)
-
-
-def check_heads(dim: int, num_heads: int) -> None:
-    """Raises unless a width splits into a number of heads."""
-    if dim < 1 or num_heads < 1 or dim % num_heads:
-        raise ValueError(f"num_heads must divide dim, got dim={dim}, num_heads={num_heads}")
-
-
-def check_positive(**values: int) -> None:
-    """Raises unless every argument, given by its name, is at least 1."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width from one number for both or from two. `name` is what an error calls them."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2:
-        raise ValueError(f"{name} must be one number or two, got {value}")
-    return values
 
 
 class WindowMixer(nn.Module):
@@ -56,7 +37,7 @@ class WindowMixer(nn.Module):
         ValueError: If an argument is out of range.
     """
 
-    pad_masks = ("none", "exact")
+    pad_masks: tuple[str, ...] = ("none", "exact")
 
     def __init__(
         self,
@@ -73,11 +54,9 @@ class WindowMixer(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads)
+        check_choice("pad_mask", pad_mask, self.pad_masks)
         self.window_size = pair("window_size", window_size)
-        check_positive(window_size=min(self.window_size))
-        if pad_mask not in self.pad_masks:
-            raise ValueError(f"pad_mask must be one of {', '.join(self.pad_masks)}, got {pad_mask}")
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.pad_mask = pad_mask
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
@@ -147,9 +126,8 @@ class KVReducedAttention(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         check_positive(sr_ratio=sr_ratio)
-        if edge not in ("crop", "pad"):
-            raise ValueError(f"edge must be one of crop, pad, got {edge}")
-        dd = {"device": device, "dtype": dtype}
+        check_choice("edge", edge, ("crop", "pad"))
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
         self.edge = edge
@@ -171,7 +149,7 @@ class KVReducedAttention(nn.Module):
 
     def summary(self, x: torch.Tensor) -> torch.Tensor:
         """What keys and values are made of, `(B, H', W', C)`."""
-        if self.sr is None:
+        if self.sr is None or self.norm is None:
             return x
         short = [-side % self.sr_ratio if self.edge == "pad" or side < self.sr_ratio else 0 for side in x.shape[1:3]]
         if any(short):

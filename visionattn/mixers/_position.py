@@ -48,7 +48,7 @@ class PositionEmbedding(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight
+        weight: torch.Tensor = self.weight
         if weight.shape[1:3] != x.shape[1:3]:
             size = (x.shape[1], x.shape[2])
             weight = F.interpolate(weight.permute(0, 3, 1, 2), size=size, mode=self.mode).permute(0, 2, 3, 1)

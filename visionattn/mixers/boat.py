@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from visionattn.catalog import BlockContext, Card, Floor, get
-from visionattn.ops import balanced_bisection, cluster_attention, is_unmodified, use_eager_kernel
+from visionattn.ops import balanced_bisection, cluster_attention
+from visionattn.utils.arguments import check_heads
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["FeatureSpaceLocalAttention"]
 
@@ -67,15 +69,14 @@ class FeatureSpaceLocalAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1 or num_heads < 1 or dim % num_heads:
-            raise ValueError(f"dim must be a positive multiple of num_heads, got dim={dim}, num_heads={num_heads}")
+        check_heads(dim, num_heads)
         if cluster_size < 2:
             raise ValueError(f"cluster_size must be at least 2, got {cluster_size}")
         if not 0 <= overlap <= cluster_size:
             raise ValueError(f"overlap must be from 0 to cluster_size ({cluster_size}), got {overlap}")
         if iterations < 0:
             raise ValueError(f"iterations must be at least 0, got {iterations}")
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.cluster_size = cluster_size
         self.overlap = overlap
@@ -103,19 +104,16 @@ class FeatureSpaceLocalAttention(nn.Module):
             iterations=self.iterations,
             temperature=self.temperature,
         )
-        joined = use_eager_kernel(qkv) and is_unmodified(self.get_v, nn.Conv2d)
-        out, local = cluster_attention(
+        out, values = cluster_attention(
             qkv,
             order,
             overlap=self.overlap,
             scale=self.scale,
             dropout_p=self.attn_drop.p if self.training else 0.0,
             pair_images=pair_images,
-            conv=(self.get_v.weight, self.get_v.bias, (height, width)) if joined else None,
         )
-        out, local = (part.view(batch, height, width, dim) for part in (out, local))
-        if not joined:
-            local = self.get_v(local.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out, values = (part.view(batch, height, width, dim) for part in (out, values))
+        local = self.get_v(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj_drop(self.proj(out + local))
 
 

@@ -15,8 +15,10 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import stripe_attention
+from visionattn.utils.arguments import check_heads, check_positive
+from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS, check_heads
+from ._common import WINDOWS
 
 __all__ = ["CrossShapedWindowAttention", "StripeAttention"]
 
@@ -104,9 +106,8 @@ class CrossShapedWindowAttention(nn.Module):
         check_heads(dim, num_heads)
         if num_heads % 2 and not full:
             raise ValueError(f"num_heads must be even to be halved between the two stripes, got {num_heads}")
-        if split_size < 1:
-            raise ValueError(f"split_size must be at least 1, got {split_size}")
-        dd = {"device": device, "dtype": dtype}
+        check_positive(split_size=split_size)
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         stripes = [(None, None)] if full else [(None, split_size), (split_size, None)]
         share = {"dim": dim // len(stripes), "num_heads": num_heads // len(stripes)}
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
@@ -138,4 +139,5 @@ CARD = Card(
     cost="N^1.5",
     keeps_weights=True,
     maps=True,
+    reference="cswin",
 )

@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from visionattn.catalog import BlockContext, Card, Floor
-from visionattn.ops import channel_attention, moments_pay, projected_channel_attention
+from visionattn.ops import channel_attention, prefer_moments, projected_channel_attention
+from visionattn.utils.arguments import check_choice, check_heads
+from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS, WindowMixer, check_heads
+from ._common import WINDOWS, WindowMixer
 from ._position import PositionConv
 
 __all__ = ["ChannelAttention", "SpatialWindowAttention"]
@@ -83,9 +85,8 @@ class ChannelAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads)
-        if scale not in _ROLES:
-            raise ValueError(f"scale must be one of {', '.join(_ROLES)}, got {scale}")
-        dd = {"device": device, "dtype": dtype}
+        check_choice("scale", scale, _ROLES)
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.scale = scale
         self.moments = moments
@@ -103,7 +104,7 @@ class ChannelAttention(nn.Module):
             "roles": _ROLES[self.scale],
             "dropout_p": self.attn_drop.p if self.training else 0.0,
         }
-        moments = moments_pay(count, dim) if self.moments is None else self.moments
+        moments = prefer_moments(count, dim) if self.moments is None else self.moments
         if moments:
             layers = (self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
             out = projected_channel_attention(tokens, *layers, **arguments)
@@ -131,7 +132,7 @@ def _position(context: BlockContext, **dd: Any) -> nn.Module:
 _WINDOWS = Card(
     **_DAVIT,
     name="davit_windows",
-    title="DaViT's spatial window attention",
+    title="DaViT: spatial window attention",
     factory=SpatialWindowAttention,
     summary="attention in windows side by side",
     placement="in every first of two blocks",
@@ -140,11 +141,12 @@ _WINDOWS = Card(
     cost="N w",
     keeps_weights=True,
     maps=True,
+    reference="window",
 )
 _CHANNELS = Card(
     **_DAVIT,
     name="davit_channels",
-    title="DaViT's channel group attention",
+    title="DaViT: channel group attention",
     factory=ChannelAttention,
     summary="attention between the channels of a group, over the whole map",
     placement="in every second of two blocks",
@@ -152,12 +154,13 @@ _CHANNELS = Card(
     keywords=lambda context: {"attn_drop": 0.0},
     cases={"": {"num_heads": 3}},
     floor=Floor(3, 5, "x' x from R, then R and W: no projected map; back R x, R dy twice, W dx"),
+    reference="davit",
 )
 CARDS = (
     Card(
         **_DAVIT,
         name="davit",
-        title="DaViT: Dual Attention Vision Transformers",
+        title="DaViT: windows and channels in turns",
         factory=None,
         summary="attention between tokens in windows and between channels in groups, in turns",
         placement="in every block in place of attention",

@@ -16,6 +16,8 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import nhwc_conv
+from visionattn.utils.arguments import check_odd, check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["DepthwiseConvMixer"]
 
@@ -44,11 +46,9 @@ class DepthwiseConvMixer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-        dd = {"device": device, "dtype": dtype}
+        check_positive(dim=dim)
+        check_odd(kernel_size=kernel_size)
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.dw_input_proj = nn.Conv2d(dim, dim, 1, bias=bias, **dd)
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias, **dd)
         self.dw_out_proj = nn.Conv2d(dim, dim, 1, bias=bias, **dd)
@@ -56,13 +56,13 @@ class DepthwiseConvMixer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         conv = self.dwconv
         x = nhwc_conv(x, self.dw_input_proj.weight, self.dw_input_proj.bias)
-        x = nhwc_conv(x, conv.weight, conv.bias, padding=conv.padding[0], groups=conv.groups)
+        x = nhwc_conv(x, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2, groups=conv.groups)
         return nhwc_conv(x, self.dw_out_proj.weight, self.dw_out_proj.bias)
 
 
 CARD = Card(
     name="convnext",
-    title="ConvNeXt's depthwise convolution between pointwise ones",
+    title="ConvNeXt: depthwise convolution between pointwise ones",
     kind="mixer",
     factory=DepthwiseConvMixer,
     summary="a depthwise convolution between two pointwise ones",

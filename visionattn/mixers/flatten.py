@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import focused_attention, nhwc_conv
+from visionattn.utils.arguments import check_heads, check_positive, pair
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["FocusedLinearAttention"]
 
@@ -75,28 +77,26 @@ class FocusedLinearAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim < 1 or dim % num_heads:
-            raise ValueError(f"dim must be a positive multiple of num_heads, got dim={dim}, num_heads={num_heads}")
+        check_heads(dim, num_heads)
         if focusing_factor < 1 or focusing_factor != int(focusing_factor):
             raise ValueError(f"focusing_factor must be an integer of at least 1, got {focusing_factor}")
         smallest = 3 if lepe else 1
         if kernel_size < smallest or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least {smallest} (lepe={lepe}), got {kernel_size}")
-        if sr_ratio < 1 or (pool_size is not None and pool_size < 1):
-            raise ValueError(f"sr_ratio and pool_size must be at least 1, got {sr_ratio} and {pool_size}")
+        check_positive(sr_ratio=sr_ratio, pool_size=1 if pool_size is None else pool_size)
         if (window_size is not None) + (sr_ratio > 1) + (pool_size is not None) > 1:
             raise ValueError(
                 "only one of window_size, sr_ratio and pool_size can be used, got "
                 f"window_size={window_size}, sr_ratio={sr_ratio}, pool_size={pool_size}"
             )
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.focusing_factor = int(focusing_factor)
-        self.window_size = _pair("window_size", window_size)
+        self.window_size = None if window_size is None else pair("window_size", window_size)
         self.sr_ratio = sr_ratio
         self.pool_size = pool_size
         self.legacy_interpolation = legacy_interpolation
-        self.grid_size = _pair("grid_size", grid_size)
+        self.grid_size = None if grid_size is None else pair("grid_size", grid_size)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         reduced = sr_ratio > 1 or pool_size is not None
         self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, **dd) if reduced else None
@@ -106,9 +106,9 @@ class FocusedLinearAttention(nn.Module):
             self.register_parameter("positional_encoding", None)
         else:
             # Of the keys' map.
-            self.grid_size = tuple(pool_size or max(side // sr_ratio, 1) for side in self.grid_size)
-            positions = self.grid_size[0] * self.grid_size[1]
-            self.positional_encoding = nn.Parameter(torch.empty(1, positions, dim, **dd))
+            height, width = (pool_size or max(side // sr_ratio, 1) for side in self.grid_size)
+            self.grid_size = (height, width)
+            self.positional_encoding = nn.Parameter(torch.empty(1, height * width, dim, **dd))
         head_dim = dim // num_heads
         self.dwc = nn.Conv2d(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim, **dd)
         self.get_v = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if lepe else None
@@ -151,7 +151,7 @@ class FocusedLinearAttention(nn.Module):
         """Everything between the projections. Maps `(B, H, W, C)`, those of k and v perhaps smaller; as q."""
         if self.window_size is None:
             return self._attend(q, k, v)
-        size = tuple(min(side, limit) for side, limit in zip(q.shape[1:3], self.window_size, strict=True))
+        size = (min(q.shape[1], self.window_size[0]), min(q.shape[2], self.window_size[1]))
         out = self._attend(_windows(q, size), _windows(k, size, _SHUT), _windows(v, size))
         return _from_windows(out, q.shape)
 
@@ -170,9 +170,10 @@ class FocusedLinearAttention(nn.Module):
         if not reduced:
             return out
         restored = self._restore(v, q.shape)
-        return nhwc_conv(restored, weight, bias, padding=weight.size(3) // 2, groups=q.size(3)).add_(out)
+        return nhwc_conv(restored, weight, bias, padding=weight.size(3) // 2, groups=q.size(3)) + out
 
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.sr is not None and self.norm is not None
         x = x.permute(0, 3, 1, 2)
         if self.pool_size is not None:
             x = F.adaptive_avg_pool2d(x, self.pool_size)
@@ -182,7 +183,7 @@ class FocusedLinearAttention(nn.Module):
         return x if self.pool_size is None else F.gelu(x)
 
     def _encoding(self, size: torch.Size) -> torch.Tensor | None:
-        encoding = self.positional_encoding
+        encoding: torch.Tensor | None = self.positional_encoding
         if encoding is not None and tuple(size) != self.grid_size:
             encoding = _resize(encoding.unflatten(1, self.grid_size), size, "bicubic").flatten(1, 2)
         return None if encoding is None else encoding.squeeze(0)
@@ -195,22 +196,14 @@ class FocusedLinearAttention(nn.Module):
 
     def _convolution(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias over the channels of all heads."""
-        weight = self.dwc.weight.repeat(self.num_heads, 1, 1, 1)
-        bias = self.dwc.bias.repeat(self.num_heads)
+        assert self.dwc.bias is not None
+        weight, bias = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.dwc.bias.repeat(self.num_heads)
         if self.get_v is not None:
+            assert self.get_v.bias is not None
             # Convolutions of the same map add up to one with the sum of the kernels.
-            weight = weight + F.pad(self.get_v.weight, [self.dwc.padding[0] - 1] * 4)
+            weight = weight + F.pad(self.get_v.weight, [self.dwc.kernel_size[0] // 2 - 1] * 4)
             bias = bias + self.get_v.bias
         return weight, bias
-
-
-def _pair(name: str, size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"{name} must be None, a positive integer or two of them, got {size}")
-    return pair
 
 
 def _resize(x: torch.Tensor, size: torch.Size, mode: str) -> torch.Tensor:

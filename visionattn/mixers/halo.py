@@ -14,8 +14,10 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import halo_attention, nhwc_conv
+from visionattn.utils.arguments import check_heads, check_positive
+from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS, check_heads
+from ._common import WINDOWS
 
 __all__ = ["HaloAttention"]
 
@@ -69,11 +71,10 @@ class HaloAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads)
-        if block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {block_size}")
+        check_positive(block_size=block_size)
         if halo_size < 0:
             raise ValueError(f"halo_size must be at least 0, got {halo_size}")
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.block_size = block_size
         self.halo_size = halo_size
@@ -121,4 +122,5 @@ CARD = Card(
     floor=WINDOWS,
     cost="N w",
     maps=True,
+    reference="halo",
 )

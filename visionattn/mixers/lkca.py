@@ -19,6 +19,8 @@ from torch import nn
 
 from visionattn.catalog import BlockContext, Card
 from visionattn.ops import interpolate_kernel, large_kernel_conv, toeplitz_matrix
+from visionattn.utils.arguments import check_choice, check_heads, check_positive, pair
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["LargeKernelConvAttention"]
 
@@ -79,23 +81,18 @@ class LargeKernelConvAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ("groups", groups, _GROUPS),
-            ("resize", resize, _RESIZES),
-            ("backend", backend, _BACKENDS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
-        if groups == "heads" and (num_heads < 1 or dim % num_heads):
-            raise ValueError(f"num_heads must divide dim, got num_heads={num_heads}, dim={dim}")
-        grid, taps = _pair("grid_size", grid_size), None
+        check_choice("groups", groups, _GROUPS)
+        check_choice("resize", resize, _RESIZES)
+        check_choice("backend", backend, _BACKENDS)
+        check_positive(dim=dim)
+        if groups == "heads":
+            check_heads(dim, num_heads)
+        grid, taps = pair("grid_size", grid_size), None
         if kernel_size is not None:
-            taps = _pair("kernel_size", kernel_size)
+            taps = pair("kernel_size", kernel_size)
             if not all(side % 2 for side in taps):
                 raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.resize = "extend" if taps else resize
         self.backend = backend
         self.identity_start = identity_start
@@ -133,13 +130,6 @@ class LargeKernelConvAttention(nn.Module):
         return interpolate_kernel(self.kernel, height, width) if self.resize == "interpolate" else self.kernel
 
 
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"{name} must be a side or (height, width), at least 1, got {value}")
-    return pair
-
-
 def _keywords(context: BlockContext) -> dict[str, Any]:
     return {"groups": "heads", **({"grid_size": context.grid} if context.grid else {})}
 
@@ -157,4 +147,5 @@ CARD = Card(
     cases={"": {"grid_size": 8}, "depthwise": {"grid_size": 8, "groups": "channels"}},
     cost="N^2, or N log N by FFT",
     maps=True,
+    reference="lkca",
 )

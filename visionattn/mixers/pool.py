@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card, Floor
+from visionattn.utils.arguments import check_odd
 
 __all__ = ["AveragePool"]
 
@@ -26,8 +27,7 @@ class AveragePool(nn.Module):
 
     def __init__(self, dim: int, *, pool_size: int = 3, device=None, dtype=None) -> None:
         super().__init__()
-        if pool_size < 1 or pool_size % 2 == 0:
-            raise ValueError(f"pool_size must be a positive odd number, got {pool_size}")
+        check_odd(pool_size=pool_size)
         self.pool_size = pool_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -37,7 +37,7 @@ class AveragePool(nn.Module):
 
 CARD = Card(
     name="pool",
-    title="PoolFormer's average pooling",
+    title="PoolFormer: average pooling",
     kind="mixer",
     factory=AveragePool,
     summary="the mean of the neighbours less the position itself, no parameters",

@@ -8,15 +8,15 @@ Differs from the official code in: queries, keys and values are one layer `qkv`,
 Golden: none; the test compares it with timm's attention.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import attention
+from visionattn.utils.arguments import check_heads
+from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS, check_heads
+from ._common import WINDOWS
 
 __all__ = ["SoftmaxAttention"]
 
@@ -54,7 +54,7 @@ class SoftmaxAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(dim, num_heads)
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.q_norm, self.k_norm = (

@@ -78,7 +78,7 @@ class SpatialReductionAttention(KVReducedAttention):
             self.norm = nn.LayerNorm(dim, eps=1e-5, device=device, dtype=dtype)
 
     def summary(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.pool_size:
+        if not self.pool_size or self.sr is None or self.norm is None:
             return super().summary(x)
         x = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.pool_size).permute(0, 2, 3, 1)
         return F.gelu(self.norm(nhwc_conv(x, self.sr.weight, self.sr.bias)))

@@ -90,7 +90,7 @@ def _summary_size(context: BlockContext) -> dict[str, Any]:
 _LOCAL = Card(
     **_TWINS,
     name="twins_local",
-    title="LSA: Twins' locally grouped attention",
+    title="Twins: locally grouped attention (LSA)",
     factory=LocallyGroupedAttention,
     summary="attention in windows side by side",
     placement="in every first of two blocks",
@@ -98,11 +98,12 @@ _LOCAL = Card(
     floor=WINDOWS,
     cost="N w",
     keeps_weights=True,
+    reference="window",
 )
 _GLOBAL = Card(
     **_TWINS,
     name="twins_global",
-    title="GSA: Twins' global sub-sampled attention",
+    title="Twins: global sub-sampled attention (GSA)",
     factory=GlobalSubsampledAttention,
     summary="attention to a map reduced by a strided convolution",
     placement="in every second of two blocks",

@@ -22,8 +22,9 @@ from torch import nn
 
 from visionattn.catalog import BlockContext, Card
 from visionattn.ops import relative_position_bias
+from visionattn.utils.arguments import pair
 
-from ._common import WINDOWS, WindowMixer, pair
+from ._common import WINDOWS, WindowMixer
 
 __all__ = ["WindowAttention"]
 
@@ -77,9 +78,9 @@ class WindowAttention(WindowMixer):
             device=device,
             dtype=dtype,
         )
-        self.shift_size = pair("shift_size", shift_size)
-        if not all(0 <= by < side for by, side in zip(self.shift_size, self.window_size, strict=True)):
-            raise ValueError(f"shift_size must be at least 0 and less than window_size, got {shift_size}")
+        self.shift_size = pair("shift_size", shift_size, least=0)
+        if not all(by < side for by, side in zip(self.shift_size, self.window_size, strict=True)):
+            raise ValueError(f"shift_size must be less than window_size={window_size}, got {shift_size}")
         self.fit_window = fit_window
         self.relative_position_bias_table = None
         if rel_pos:
@@ -132,4 +133,5 @@ CARD = Card(
     cost="N w",
     keeps_weights=True,
     maps=True,
+    reference="window",
 )

@@ -1,15 +1,17 @@
 """Building networks through timm with weights that are checked: state dicts, their names and what must fit."""
 
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
-from visionattn.utils.files import read_checkpoint
-from visionattn.utils.quantization import unpack
+from visionattn.utils.quantization import SCALE
+from visionattn.utils.state_dict import StateDict, check_finite, name_some, network_weights, unwrap
+
+from .modifications import apply_modifications
 
 __all__ = [
     "Converter",
@@ -21,16 +23,12 @@ __all__ = [
     "unwrap",
 ]
 
-StateDict = dict[str, torch.Tensor]
+_logger = logging.getLogger(__name__)
+
+# What our training, DistributedDataParallel and torch.compile put before a network's names.
+_FOREIGN = ("backbone.", "module.", "_orig_mod.")
+
 Converter = Callable[[StateDict, nn.Module], StateDict]
-
-
-def unwrap(checkpoint: dict[str, Any]) -> StateDict:
-    """The flat state dict in a checkpoint, unpacked: no `state_dict` or `model` around it, no `module.` prefixes."""
-    for key in ("state_dict", "model"):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-    return unpack({key.removeprefix("module."): value for key, value in checkpoint.items()})
 
 
 def rename_keys(
@@ -46,7 +44,7 @@ def rename_keys(
 
 
 def check_state_dict(state_dict: StateDict, model: nn.Module, free: Iterable[str] = ()) -> None:
-    """Raises one error that names every missing, unknown or wrongly shaped entry of a state dict.
+    """Raises one error that names every missing, unknown, wrongly shaped or wrongly typed entry of a state dict.
 
     Counters of batch normalisation may be missing (old files lack them); they do not change what a network computes.
 
@@ -70,11 +68,13 @@ def check_state_dict(state_dict: StateDict, model: nn.Module, free: Iterable[str
         for k, v in state_dict.items()
         if k in own and v.shape != own[k].shape and not _below(k, adaptable)
     ]
-    faults = [
-        f"{what}: {', '.join(found[:8])}{f' and {len(found) - 8} more' if len(found) > 8 else ''}"
-        for what, found in (("missing", missing), ("not in the model", unknown), ("wrong shape", shapes))
-        if found
+    types = [
+        f"{k} is {v.dtype}, the model has {own[k].dtype}"
+        for k, v in state_dict.items()
+        if k in own and own[k].is_floating_point() and not v.is_floating_point()
     ]
+    found = {"missing": missing, "not in the model": unknown, "wrong shape": shapes, "wrong type": types}
+    faults = [f"{what}: {name_some(names, 8)}" for what, names in found.items() if names]
     if faults:
         raise ValueError(f"the weights do not fit {type(model).__name__}; " + "; ".join(faults))
 
@@ -106,6 +106,7 @@ def build_model(
     to_native: Converter,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
+    modifications: Sequence[dict[str, Any]] = (),
     **kwargs: Any,
 ) -> nn.Module:
     """timm's builder with checked weights.
@@ -117,28 +118,36 @@ def build_model(
         to_native: Maps a flat state dict in any format the family knows to the network's own keys.
         pretrained_cfg: As in timm.
         pretrained_cfg_overlay: As in timm; `dict(file=PATH)` loads a local file.
+        modifications: What to do to the network before it gets its weights, as `model.modifications` lists it.
         **kwargs: For the network's constructor and timm's builder.
 
     Raises:
-        FileNotFoundError: If the file of weights is missing.
-        ValueError: If it is damaged or does not fit the network.
+        ValueError: If the weights do not fit the network.
     """
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
-    if pretrained and cfg.file:
-        read_checkpoint(cfg.file)  # timm reads it again, but what it says of a bad file is no help
 
     def filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> StateDict:
-        state_dict = to_native(unwrap(checkpoint), model)
-        free = [cfg.classifier] if getattr(model, "num_classes", cfg.num_classes) != cfg.num_classes else []
+        state_dict = to_native(network_weights(checkpoint), model)
+        source = str(cfg.file or cfg.hf_hub_id or cfg.url or "the weights")
+        check_finite(state_dict, source)
+        free: list[str] = []
+        if getattr(model, "num_classes", cfg.num_classes) != cfg.num_classes:
+            free.append(str(cfg.classifier))
+            _report_new_head(state_dict, model, cfg, source)
         if getattr(model, "in_chans", 3) != cfg.input_size[0]:
-            free.append(cfg.first_conv)
+            free.append(str(cfg.first_conv))
         check_state_dict(state_dict, model, free)
         # timm loads strictly: entries that may be missing are given the network's own values.
         own = model.state_dict()
         return {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **state_dict}
 
-    return build_model_with_cfg(
-        model_cls,
+    def modified(**arguments: Any) -> nn.Module:
+        model = model_cls(**arguments)
+        vars(model)["pretrained_cfg"] = {"input_size": cfg.input_size}  # `attach` runs the network on that size
+        return apply_modifications(model, modifications)
+
+    model = build_model_with_cfg(
+        modified if modifications else model_cls,
         variant,
         pretrained,
         pretrained_cfg=pretrained_cfg,
@@ -146,6 +155,34 @@ def build_model(
         pretrained_filter_fn=filter_fn,
         **kwargs,
     )
+    model.register_load_state_dict_pre_hook(_with_own_names)
+    return model
+
+
+def _report_new_head(state_dict: StateDict, model: nn.Module, cfg: Any, source: str) -> None:
+    """Says which entries are not loaded because another number of classes was asked for.
+
+    Raises:
+        ValueError: If the weights have as many classes as the network after all, which timm would drop.
+    """
+    own = model.state_dict()
+    new = [key for key in own if _below(key, (cfg.classifier,))]
+    if new and all(key in state_dict and state_dict[key].shape == own[key].shape for key in new):
+        raise ValueError(
+            f"{source} has {model.num_classes} classes, its pretrained_cfg says {cfg.num_classes}: give "
+            f"pretrained_cfg_overlay=dict(..., num_classes={model.num_classes})"
+        )
+    if new:
+        text = "%s are new, for %d classes instead of %d; all other weights are loaded from %s"
+        _logger.warning(text, ", ".join(new), model.num_classes, cfg.num_classes, source)
+
+
+def _with_own_names(model: nn.Module, state_dict: StateDict, prefix: str, *args: Any) -> None:
+    """Lets `load_state_dict`, and so timm's `checkpoint_path`, take published files and training checkpoints."""
+    if not prefix and any(key.startswith(_FOREIGN) or key.endswith(SCALE) for key in state_dict):
+        renamed = network_weights(state_dict)
+        state_dict.clear()
+        state_dict.update(renamed)
 
 
 def _below(key: str, modules: tuple[str, ...]) -> bool:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from visionattn.catalog import Card
-from visionattn.utils.progress import download_bars
 from visionattn.utils.resources import read_manifest
-from visionattn.utils.weight_files import find, obtain, sources
+from visionattn.utils.weight_files import find, sources
 
 from .builder import Converter, StateDict, build_model
+from .published import with_checkpoint
 
 __all__ = ["CONVERTERS", "Network", "card_source", "register_family"]
 
@@ -102,7 +102,7 @@ def _entrypoint(module: str, name: str, network: Network) -> Callable[..., nn.Mo
     """What timm calls to create a network."""
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        merged = {**network.arguments, **_as_published(name, pretrained, kwargs)}
+        merged = {**network.arguments, **with_checkpoint(name, pretrained, kwargs)}
         features = network.features(**merged) if callable(network.features) else network.features
         # timm takes entries out of feature_cfg.
         return build_model(
@@ -113,27 +113,3 @@ def _entrypoint(module: str, name: str, network: Network) -> Callable[..., nn.Mo
     create.__module__ = module
     create.__doc__ = network.doc
     return create
-
-
-def _as_published(name: str, pretrained: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with what the manifest says of the tag that they ask for: the network's arguments, and its local file.
-
-    Raises:
-        FileNotFoundError: If the file of weights can't be fetched.
-    """
-    tag, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
-    cfg = resolve_pretrained_cfg(name, tag, overlay)
-    entry = read_manifest().get(f"{name}.{cfg.tag}")
-    other_weights = any(overlay.get(source) for source in ("file", "url", "hf_hub_id", "state_dict"))
-    if entry is None or other_weights or not (pretrained or tag):
-        return kwargs
-    kwargs = {**entry.get("arguments", {}), **kwargs}
-    if not pretrained or cfg.file:
-        return kwargs
-    found = find(entry)
-    if found is None:
-        if sources(entry, "hub", "id"):
-            return kwargs  # timm asks the hub itself
-        with download_bars() as bar:
-            found = obtain(entry, bar(f"{name}.{cfg.tag}"))
-    return {**kwargs, "pretrained_cfg_overlay": {**overlay, "file": str(found)}}

@@ -1,11 +1,11 @@
-"""Where autocast may not choose the precision."""
+"""Where autocast may not choose the precision, and which one is wide enough."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-__all__ = ["without_autocast"]
+__all__ = ["wide", "without_autocast"]
 
 # Asked once: compilers of PyTorch 2.11 cannot ask, and other devices, such as meta, do not even say that it is off.
 _DEVICES = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")))
@@ -17,3 +17,8 @@ def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
     if device in _DEVICES and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
+
+
+def wide(x: torch.Tensor) -> torch.dtype:
+    """Float32, or float64 for such a tensor: what sums are added up in."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ._modes import transformed
+
 __all__ = ["Choice", "explain", "has_kernel", "use_backend"]
 
 BACKENDS = ("auto", "torch", "triton")
@@ -74,7 +76,7 @@ def explain(op: Callable[..., Any], *args: Any, backend: str | None = None, **kw
     """
     if not hasattr(op, "refuses"):
         return Choice("torch", "there are no kernels of it")
-    choice, refused = _choose(op.refuses, backend, args, kwargs)
+    choice, refused = _choose(op.refuses, backend, *_positional(op, args, kwargs))
     return Choice("torch", f"asked for triton, but {choice.reason}") if refused else choice
 
 
@@ -82,7 +84,8 @@ def has_kernel(module: str, refuses: Callable[..., str]) -> Callable[[Callable[.
     """Lets a torch function hand over to the function of its name in `visionattn.ops.triton.<module>`.
 
     The function gets a keyword `backend`, as in `use_backend`, None for what holds there. Kernels run on CUDA devices
-    of compute capability 8.0 and up, in half precision and float32; never for exporters, which get the torch code.
+    of compute capability 8.0 and up, in half precision and float32; never for exporters and the transforms of
+    `torch.func`, which get the torch code, as does forward-mode differentiation.
 
     Args:
         module: Name of the module of the kernels; its function has the same arguments.
@@ -93,14 +96,15 @@ def has_kernel(module: str, refuses: Callable[..., str]) -> Callable[[Callable[.
     def decorate(reference: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(reference)
         def op(*args: Any, backend: str | None = None, **kwargs: Any) -> Any:
+            args, kwargs = _positional(op, args, kwargs)
             choice, refused = _choose(refuses, backend, args, kwargs)
             if refused:
                 raise ValueError(f"{reference.__name__} has no kernel for this: {choice.reason}")
             if choice.backend == "triton":
-                return _kernel(module, reference.__name__)(*args, **kwargs)
+                return _launch(_kernel(module, reference.__name__), args, kwargs)
             return reference(*args, **kwargs)
 
-        op.refuses = refuses
+        op.refuses, op.first = refuses, next(iter(inspect.signature(reference).parameters))
         signature = inspect.signature(reference)
         parameters = list(signature.parameters.values())
         own = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
@@ -110,15 +114,24 @@ def has_kernel(module: str, refuses: Callable[..., str]) -> Callable[[Callable[.
     return decorate
 
 
+def _positional(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with the map, or what stands for one, in first place, though it may be given by its name."""
+    if args or op.first not in kwargs:
+        return args, kwargs
+    return (kwargs[op.first],), {name: value for name, value in kwargs.items() if name != op.first}
+
+
 def _choose(
     refuses: Callable[..., str], backend: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Choice, bool]:
     """The choice, and whether it goes against an explicit wish for kernels."""
     wish = _default if backend is None else _checked(backend, "backend")
-    if wish == "torch":
+    if wish == "torch" or not args:  # without a map the torch code says what is missing
         return Choice("torch", "asked for"), False
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return Choice("torch", "exporters get the torch code"), False
+    if transformed():
+        return Choice("torch", "torch.func and forward-mode differentiation get the torch code"), False
     x = args[0]
     reason = _cannot_run(x, forced=wish == "triton") or refuses(*args, **kwargs)
     if not reason and wish == "auto" and x.numel() * x.element_size() < WORTHWHILE:
@@ -156,6 +169,14 @@ def _without_gpu(index: int) -> str:
 def _interpreting() -> bool:
     """Whether kernels are interpreted on the CPU, for tests; Triton reads the same variable when it is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _launch(kernel: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs kernels on the GPU of the first argument, whichever is current; backwards PyTorch sees to that."""
+    if torch.compiler.is_compiling() or not args[0].is_cuda:
+        return kernel(*args, **kwargs)
+    with torch.cuda.device_of(args[0]):
+        return kernel(*args, **kwargs)
 
 
 def _kernel(module: str, name: str) -> Callable[..., Any]:

@@ -1,11 +1,15 @@
 """Softmax attention, the one way every mixer calls it."""
 
+from contextlib import nullcontext
+
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ._eager import use_eager_kernel
+from ._autocast import wide
+from ._modes import traced, transformed
 
-__all__ = ["attention"]
+__all__ = ["attention", "softmax_attention"]
 
 
 def attention(
@@ -27,14 +31,44 @@ def attention(
         scale: Of the scores; none is `d ** -0.5`.
         dropout_p: Probability of dropping a weight.
     """
-    if mask is None or not mask.requires_grad or not use_eager_kernel(q):
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
-    else:
-        # A bias that learns keeps the operator from its fast CPU kernel, and what it does then is slower than this.
-        scores = (q * (q.size(-1) ** -0.5 if scale is None else scale)) @ k.mT + mask
-        out = F.dropout(scores.softmax(-1), dropout_p, training=dropout_p > 0) @ v
-    out = out.transpose(1, 2)
+    out = softmax_attention(q, k, v, mask=mask, scale=scale, dropout_p=dropout_p).transpose(1, 2)
     if torch.compiler.is_exporting():
         # An exporter takes the operator apart more than once, and each time its result may lie otherwise in memory.
         out = out.clone(memory_format=torch.contiguous_format)
     return out.flatten(2)
+
+
+def softmax_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    mask: torch.Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> torch.Tensor:
+    """PyTorch's attention where each of its forms is right. Arguments as for `attention`. `-> (B, heads, N, d)`."""
+    dtype = q.dtype
+    if _loses_digits(q, k, mask, scale):
+        q, k, v = (part.double() for part in (q, k, v))
+        mask = mask if mask is None or mask.dtype == torch.bool else mask.double()
+    # The fused forms have no rule for forward-mode differentiation.
+    with sdpa_kernel(SDPBackend.MATH) if transformed() else nullcontext():
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
+    return out.to(dtype) if q.dtype != dtype else out
+
+
+def _loses_digits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float | None) -> bool:
+    """Whether the gradients of PyTorch's fused CPU form would be wrong: it keeps the logarithm of each sum of weights.
+
+    A weight that is made again from that has the logarithm's absolute error, which grows with the scores.
+    """
+    if traced() or transformed() or q.device.type != "cpu" or q.dtype == torch.float64 or not q.numel():
+        return False
+    if not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad):
+        return False
+    if mask is not None and mask.requires_grad:  # no fused form
+        return False
+    longest = (part.detach().float().square().sum(-1).amax() for part in (q, k))
+    bound = torch.stack(list(longest)).prod().sqrt() * (q.size(-1) ** -0.5 if scale is None else scale)
+    return bool(bound > 1e-3 / torch.finfo(wide(q)).eps)

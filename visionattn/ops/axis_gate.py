@@ -5,17 +5,14 @@ from typing import Any
 
 import torch
 
-from ._axis_rules import fits_gates, refuses_gates, refuses_map
+from ._axis import JOINS, fits_gates, join_gates, refuses_gates, refuses_map
 from ._dispatch import has_kernel
-from ._eager import traced
-from .axis_pool import axis_pools, refuses_pools
+from ._modes import needs_formula
+from .axis_pools import axis_pools, refuses_pools
+from .eager.strip_gate import StripGate
 from .layout import memory_format
-from .strip import strip_gate
 
 __all__ = ["axis_attention", "axis_gate"]
-
-# Name -> how many gates it joins.
-JOINS = {"product": (1, 2, 3), "sum": (2, 3), "mixed": (3,)}
 
 
 def _refuses_gate(
@@ -59,41 +56,28 @@ def axis_gate(
     for gate in gates:
         if not fits_gates(x, gate):
             raise ValueError(f"gates must have sizes of the map or 1, got {tuple(gate.shape)} for {tuple(x.shape)}")
-    if _are_strips(x, gates, join) and residual is None:
-        y = strip_gate(x, *gates, backend="torch")
+    # In the map's layout, so that the products over all positions run densely.
+    gates = tuple(gate.to(x.dtype).contiguous(memory_format=memory_format(x)) for gate in gates)
+    if residual is None and _are_strips(x, gates, join) and not needs_formula():
+        y = StripGate.apply(_strips, x, *gates, *([None] * (3 - len(gates))))
     else:
-        # In the map's layout, so that the products over all positions run densely.
-        gates = tuple(gate.to(x.dtype).contiguous(memory_format=memory_format(x)) for gate in gates)
-        y = _gated(x, gates, join, residual)
+        gate = join_gates(gates, join)
+        y = x * gate if residual is None else torch.addcmul(residual, x, gate)
     return y.relu() if relu else y
 
 
-def _gated(x: torch.Tensor, gates: Sequence[torch.Tensor], join: str, residual: torch.Tensor | None) -> torch.Tensor:
-    *others, final = gates
-    if join == "product":
-        made = x
-        for gate in others:
-            made = made * gate
-        map_and_factor = made, final
-    else:
-        made = others[0] * gates[1] if join == "mixed" else others[0] + gates[1]
-        if len(gates) == 3:
-            made = made.add_(final) if made.shape == x.shape else made + final
-        map_and_factor = x, made
-    if residual is not None:
-        return torch.addcmul(residual, *map_and_factor)
-    # In place where no gradient needs what was made: fresh memory for a map costs more than the product.
-    needed = traced() or made is x or any(part.requires_grad for part in map_and_factor)
-    if needed or made.stride() != x.stride():
-        return torch.mul(*map_and_factor)
-    return torch.mul(*map_and_factor, out=made)
-
-
 def _are_strips(x: torch.Tensor, gates: Sequence[torch.Tensor], join: str) -> bool:
-    """Whether these are a gate of rows and one of columns, of all channels, and perhaps an offset."""
+    """Whether these are a gate of rows and one of columns, of all channels, and perhaps an offset of each channel."""
     wide = all(gate.shape[1] == x.shape[1] for gate in gates)
     count = {"product": 2, "mixed": 3}.get(join)
-    return wide and len(gates) == count and gates[0].shape[3] == gates[1].shape[2] == 1
+    if not wide or len(gates) != count or not gates[0].shape[3] == gates[1].shape[2] == 1:
+        return False
+    return count == 2 or tuple(gates[2].shape[2:]) == (1, 1)
+
+
+def _strips(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+    gate = rows * columns
+    return x * (gate if offset is None else gate + offset)
 
 
 def _refuses_attention(x: torch.Tensor, pools: Sequence[tuple[str, int]], *args: Any, **kwargs: Any) -> str:
@@ -104,7 +88,7 @@ def _refuses_attention(x: torch.Tensor, pools: Sequence[tuple[str, int]], *args:
 def axis_attention(
     x: torch.Tensor,
     pools: Sequence[tuple[str, int]],
-    lacks: Sequence[Sequence[int]],
+    broadcast_dims: Sequence[Sequence[int]],
     gates: Callable[..., Sequence[torch.Tensor]],
     *,
     join: str = "product",
@@ -118,7 +102,7 @@ def axis_attention(
     Args:
         x: The map.
         pools: As for `axis_pools`.
-        lacks: For each gate the axes along which it has size 1, among 1 (C), 2 (H) and 3 (W).
+        broadcast_dims: For each gate the axes along which it has size 1, among 1 (C), 2 (H) and 3 (W).
         gates: Makes the gates of the pools, as `axis_gate` takes them.
         join: As for `axis_gate`.
         residual: As there.

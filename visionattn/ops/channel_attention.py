@@ -5,15 +5,14 @@ tokens it is cheaper to take the moments once, to do everything else on matrices
 layer of its own for each image, than to project the tokens to queries, keys and values.
 """
 
-from typing import Any
-
 import torch
 from torch.nn import functional as F
 
-from ._autocast import without_autocast
-from ._eager import HandWritten, differentiable_backward, traced
+from ._autocast import wide, without_autocast
+from ._modes import needs_formula
+from .eager.token_moments import TokenMoments
 
-__all__ = ["channel_attention", "moments_pay", "projected_channel_attention"]
+__all__ = ["channel_attention", "prefer_moments", "projected_channel_attention"]
 
 Roles = tuple[int, int, int]
 
@@ -37,7 +36,7 @@ def channel_attention(
     rows, columns, values = (parts[role] for role in roles)
     with without_autocast(qkv):
         # Heads that lie one after another need no copies inside the product, not even transposed.
-        dense = {"dtype": _wide(qkv.dtype), "memory_format": torch.contiguous_format}
+        dense = {"dtype": wide(qkv), "memory_format": torch.contiguous_format}
         rows, columns = (part.to(**dense).contiguous() for part in (rows, columns))
         weights = _weights(rows.mT @ columns, scale, dropout_p)
     out = values @ weights.to(qkv.dtype).mT
@@ -58,7 +57,7 @@ def projected_channel_attention(
 ) -> torch.Tensor:
     """`channel_attention` between two linear layers, `proj(channel_attention(qkv(x)))`, by the moments of the tokens.
 
-    The same in exact arithmetic and faster where `moments_pay`; it keeps `x` alone for the backward pass. Everything
+    The same in exact arithmetic and faster where `prefer_moments`; it keeps `x` alone for the backward pass. Everything
     but the last product over the tokens is float32 at least. `(B, N, C) -> (B, N, C)`.
 
     Args:
@@ -75,9 +74,9 @@ def projected_channel_attention(
     batch, tokens, dim = x.shape
     shape = (num_heads, dim // num_heads)
     with without_autocast(x):
-        wide = _wide(x.dtype)
-        weights = qkv_weight.to(wide).view(3, dim, dim)
-        biases = weights.new_zeros(3, dim) if qkv_bias is None else qkv_bias.to(wide).view(3, dim)
+        dtype = wide(x)
+        weights = qkv_weight.to(dtype).view(3, dim, dim)
+        biases = weights.new_zeros(3, dim) if qkv_bias is None else qkv_bias.to(dtype).view(3, dim)
         (row_weight, column_weight, value_weight), (row_bias, column_bias, value_bias) = (
             [part[role] for role in roles] for part in (weights, biases)
         )
@@ -88,7 +87,7 @@ def projected_channel_attention(
         scores = crossed.view(batch, *shape, dim) @ column_weight.view(*shape, dim).mT
         scores = scores + totals.view(batch, *shape, 1) * column_bias.view(shape[0], 1, shape[1])
         weights = _weights(scores, scale, dropout_p)
-        mixed = (proj_weight.to(wide).view(dim, *shape).transpose(0, 1) @ weights).transpose(1, 2).flatten(2)
+        mixed = (proj_weight.to(dtype).view(dim, *shape).transpose(0, 1) @ weights).transpose(1, 2).flatten(2)
         bias = mixed @ value_bias
         if proj_bias is not None:
             bias = bias + proj_bias
@@ -96,7 +95,7 @@ def projected_channel_attention(
     return torch.baddbmm(bias.unsqueeze(1).to(x.dtype), x, weight.mT.to(x.dtype))
 
 
-def moments_pay(tokens: int, dim: int) -> bool:
+def prefer_moments(tokens: int, dim: int) -> bool:
     """Whether `projected_channel_attention` is the faster form, by what was measured on a CPU.
 
     It takes 2 N C^2 + 2 C^3 products where the plain form takes 4 N C^2: a gain beyond N = C, but small matrices one by
@@ -105,43 +104,17 @@ def moments_pay(tokens: int, dim: int) -> bool:
     return 2 * tokens >= 3 * dim
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _weights(scores: torch.Tensor, scale: float, dropout_p: float) -> torch.Tensor:
     return F.dropout((scores * scale).softmax(-1), dropout_p, training=dropout_p > 0)
 
 
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The tokens themselves, to be used in their place, and the sums over them of x x' and of x (as a row)."""
-    if x.requires_grad and torch.is_grad_enabled() and not traced():
-        return _Moments.apply(x)
-    return _plain_moments(x)
+    if x.requires_grad and torch.is_grad_enabled() and not needs_formula():
+        return TokenMoments.apply(_moments_formula, x)
+    return _moments_formula(x)
 
 
-def _plain_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    values = x.to(_wide(x.dtype))
+def _moments_formula(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    values = x.to(wide(x))
     return x, values.mT @ values, values.sum(1, keepdim=True)
-
-
-class _Moments(HandWritten):
-    """The tokens go through, so that the gradients of the moments are added in place to those of the tokens."""
-
-    @staticmethod
-    def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return x.view_as(x), *_plain_moments(x)[1:]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: tuple[torch.Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return differentiable_backward(_plain_moments, (x,), grads)[0]
-        grad, squares, sums = grads
-        # Both factors of x x' are x: one product with the sum of the two halves serves them together.
-        grad.baddbmm_(x, (squares + squares.mT).to(x.dtype))
-        return grad.add_(sums.to(x.dtype))

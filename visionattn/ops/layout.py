@@ -2,7 +2,7 @@
 
 import torch
 
-from ._eager import traced
+from ._modes import needs_formula
 
 __all__ = ["as_rows", "memory_format"]
 
@@ -10,9 +10,10 @@ __all__ = ["as_rows", "memory_format"]
 def memory_format(x: torch.Tensor) -> torch.memory_format:
     """`torch.channels_last` for a map `(B, C, H, W)` that lies so and not otherwise; else `torch.contiguous_format`.
 
-    Always the latter while compiling or exporting: a compiler chooses its own loops, and reading strides adds guards.
+    Always the latter where plain formulas run: compilers choose their own loops, and what `torch.func` maps over does
+    not say how it lies.
     """
-    if traced() or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+    if needs_formula() or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last
 

@@ -7,6 +7,8 @@ from torch import nn
 
 from visionattn.catalog import Floor
 from visionattn.ops import plane_conv
+from visionattn.utils.arguments import check_odd
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["ONE_POOL", "PlaneGate", "StripGates"]
 
@@ -35,9 +37,8 @@ class PlaneGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-        dd = {"device": device, "dtype": dtype}
+        check_odd(kernel_size=kernel_size)
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.zero_init = zero_init
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, **dd)
         self.bn = nn.BatchNorm2d(1, momentum=0.01, **dd)
@@ -68,7 +69,7 @@ class StripGates(nn.Module):
 
     # The strips as `visionattn.ops.axis_attention` makes them, and along which axes their gates have size 1.
     pools = (("mean", 3), ("mean", 2))
-    lacks = ((3,), (2,))
+    broadcast_dims = ((3,), (2,))
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class StripGates(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.conv1 = nn.Conv2d(channels, hidden, 1, bias=bias, **dd)
         self.bn1 = nn.BatchNorm2d(hidden, **dd)
         self.act = act()

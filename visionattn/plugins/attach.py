@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from visionattn.utils.modifications import record_modification
+
 from ._attached import AttachedModule, ZeroInitGate
 from ._insertion import SLOTS, SOUGHT, InsertionPoint, find_insertion_points
-from ._registry import resolve_plugin
+from ._resolve import list_plugins, resolve_plugin
 
 __all__ = ["Place", "Places", "attach"]
 
@@ -45,7 +47,8 @@ def attach(
 
     `model.attached` then lists the places (`print(model.attached)` shows a table) and a plug-in is
     `model.get_submodule(place.name)`. The entries of the network's state dict keep their names, so weights from before
-    still load with `strict=False`; weights saved afterwards load after the same `attach` on a fresh network.
+    still load with `strict=False`; weights saved afterwards load after the same `attach` on a fresh network, which
+    `model.modifications` notes as plain data for `visionattn.checkpoints.publish`.
 
     Args:
         model: A network of timm or torchvision, with or without classifier, also one made with `features_only`.
@@ -71,6 +74,7 @@ def attach(
     if start not in ("identity", "paper"):
         raise ValueError(f"start must be 'identity' or 'paper', got {start!r}")
     build = resolve_plugin(plugin)
+    stages = stages if stages is None or isinstance(stages, int) else list(stages)
     spots = find_insertion_points(model, where)
     if not spots:
         raise ValueError(f"{type(model).__name__} has no place for attention at {where!r}; looked for {SOUGHT}")
@@ -92,7 +96,19 @@ def attach(
         setattr(owner, name, joint)
     new = [Place(f"{s.path}.plugin", s.channels, s.stage, kind) for s, kind in zip(spots, kinds, strict=True)]
     model.attached = Places([*getattr(model, "attached", ()), *new])
+    arguments = {"plugin": _as_data(plugin), "where": where, "stages": stages, "start": start, **kwargs}
+    record_modification(model, "attach", arguments)
     return model
+
+
+def _as_data(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> str | dict[str, Any]:
+    """The name of a plug-in, or its config with names only; a class that has none is named by where it is defined."""
+    if isinstance(plugin, dict):
+        return {**plugin, "type": _as_data(plugin["type"])}
+    if isinstance(plugin, str):
+        return plugin
+    names = [name for name in list_plugins() if resolve_plugin(name) is plugin]
+    return names[0] if names else f"{getattr(plugin, '__module__', '')}.{getattr(plugin, '__qualname__', plugin)}"
 
 
 def _select(spots: list[InsertionPoint], stages: int | Iterable[int] | None) -> list[InsertionPoint]:

@@ -18,6 +18,8 @@ from torch import nn
 
 from visionattn.catalog import Card, Floor
 from visionattn.ops import cross_gate
+from visionattn.utils.arguments import check_choice, check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["BAM"]
 
@@ -64,23 +66,14 @@ class BAM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        numbers = {
-            "channels": channels,
-            "reduction": reduction,
-            "num_layers": num_layers,
-            "num_dilated": num_dilated,
-            "dilation": dilation,
-        }
-        for name, number in numbers.items():
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        if mode not in ("product", "sum"):
-            raise ValueError(f"mode must be 'product' or 'sum', got {mode!r}")
-        dd = {"device": device, "dtype": dtype}
+        check_positive(channels=channels, reduction=reduction, num_layers=num_layers)
+        check_positive(num_dilated=num_dilated, dilation=dilation)
+        check_choice("mode", mode, ("product", "sum"))
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.mode = mode
         hidden = max(channels // reduction, 1)
 
-        layers = OrderedDict()
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
         for index in range(num_layers):
             layers[f"fc{index}"] = nn.Linear(hidden if index else channels, hidden, **dd)
             # Counted from 1, as in the official checkpoints.
@@ -89,7 +82,9 @@ class BAM(nn.Module):
         layers["fc_out"] = nn.Linear(hidden, channels, **dd)
         self.channel_gate = nn.Sequential(layers)
 
-        layers = OrderedDict(conv_in=nn.Conv2d(channels, hidden, 1, **dd), bn_in=nn.BatchNorm2d(hidden, **dd))
+        layers = OrderedDict()
+        layers["conv_in"] = nn.Conv2d(channels, hidden, 1, **dd)
+        layers["bn_in"] = nn.BatchNorm2d(hidden, **dd)
         layers["act_in"] = nn.ReLU()
         for index in range(num_dilated):
             layers[f"conv{index}"] = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation, **dd)

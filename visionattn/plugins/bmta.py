@@ -15,6 +15,8 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import axis_attention
+from visionattn.utils.arguments import check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 from ._common import ONE_POOL, StripGates
 
@@ -54,12 +56,8 @@ class BalancedMultiTaskAttention(StripGates):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if channels < 1 or reduction < 1 or se_reduction < 1:
-            raise ValueError(
-                "channels, reduction and se_reduction must be at least 1, "
-                f"got channels={channels}, reduction={reduction}, se_reduction={se_reduction}"
-            )
-        dd = {"device": device, "dtype": dtype}
+        check_positive(channels=channels, reduction=reduction, se_reduction=se_reduction)
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__(channels, max(channels // reduction, 1), bias=False, act=nn.ReLU, **dd)
         hidden = max(channels // se_reduction, 1)
         self.fc1 = nn.Linear(channels, hidden, bias=False, **dd)
@@ -76,7 +74,7 @@ class BalancedMultiTaskAttention(StripGates):
         nn.init.constant_(self.alpha, self.start)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return axis_attention(x, self.pools, (*self.lacks, (2, 3)), self._mixed, join="mixed")
+        return axis_attention(x, self.pools, (*self.broadcast_dims, (2, 3)), self._mixed, join="mixed")
 
     def _mixed(self, row_means: torch.Tensor, column_means: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows, columns = self.gates(row_means, column_means)

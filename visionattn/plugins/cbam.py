@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from visionattn.catalog import Card, Floor
 from visionattn.ops import map_pools, nested_gate
+from visionattn.utils.arguments import check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 from ._common import PlaneGate
 
@@ -48,14 +50,11 @@ class ChannelGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if channels < 1 or reduction < 1:
-            raise ValueError(
-                f"channels and reduction must be at least 1, got channels={channels}, reduction={reduction}"
-            )
+        check_positive(channels=channels, reduction=reduction)
         unknown = [pool for pool in pool_types if pool not in _POOLS]
         if unknown or not pool_types:
             raise ValueError(f"pool_types must name at least one of {', '.join(_POOLS)}, got {tuple(pool_types)}")
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.pool_types = tuple(pool_types)
         hidden = max(channels // reduction, 1)
         self.fc1 = nn.Linear(channels, hidden, **dd)
@@ -120,14 +119,15 @@ class CBAM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.channel_gate = ChannelGate(channels, reduction=reduction, pool_types=pool_types, **dd)
         self.spatial_gate = None if no_spatial else PlaneGate(kernel_size, zero_init=True, **dd)
 
     def reset_parameters(self) -> None:
         """The official start of both gates."""
-        for gate in self.children():
-            gate.reset_parameters()
+        self.channel_gate.reset_parameters()
+        if self.spatial_gate is not None:
+            self.spatial_gate.reset_parameters()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.spatial_gate is None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import axis_attention
+from visionattn.utils.arguments import check_positive
 
 from ._common import ONE_POOL, StripGates
 
@@ -45,16 +46,12 @@ class CoordinateAttention(StripGates):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if channels < 1 or reduction < 1 or min_width < 1:
-            raise ValueError(
-                "channels, reduction and min_width must be at least 1, "
-                f"got channels={channels}, reduction={reduction}, min_width={min_width}"
-            )
+        check_positive(channels=channels, reduction=reduction, min_width=min_width)
         hidden = max(channels // reduction, min_width)
         super().__init__(channels, hidden, bias=True, act=nn.Hardswish, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return axis_attention(x, self.pools, self.lacks, self.gates)
+        return axis_attention(x, self.pools, self.broadcast_dims, self.gates)
 
 
 CARD = Card(

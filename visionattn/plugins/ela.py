@@ -18,6 +18,8 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import axis_attention
+from visionattn.utils.arguments import check_odd, check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 from ._common import ONE_POOL
 
@@ -60,14 +62,9 @@ class EfficientLocalAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if min(channels, group_size, norm_groups) < 1:
-            raise ValueError(
-                "channels, group_size and norm_groups must be at least 1, "
-                f"got channels={channels}, group_size={group_size}, norm_groups={norm_groups}"
-            )
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-        dd = {"device": device, "dtype": dtype}
+        check_positive(channels=channels, group_size=group_size, norm_groups=norm_groups)
+        check_odd(kernel_size=kernel_size)
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.residual = residual
         groups = _largest_divisor(channels, channels // group_size)
         self.conv = nn.Conv1d(

@@ -21,6 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card
+from visionattn.utils.arguments import check_choice
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["PKCAM"]
 
@@ -103,7 +105,7 @@ class GlobalGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.channels = channels
         self.upsample = None
         if upsample == "learned" and any(2 * width == channels for width in widths):
@@ -130,7 +132,7 @@ class PKCAM(nn.Module):
     the mean of each channel over the positions, before the scaling. A narrow one is repeated as a whole: channel c of
     the wide layer sees channel c modulo the narrow width. The scale is 1 plus a sigmoid, so it lies between 1 and 2.
 
-    A block that needs more than one map cannot stand in `PLUGINS`; `va_resnet*_pkcam` are its hosts.
+    It needs more than a map, so `list_plugins` leaves it out; `va_resnet*_pkcam` are its hosts.
 
     Args:
         channels: Width of the map.
@@ -174,11 +176,9 @@ class PKCAM(nn.Module):
             )
         if any(width < 1 or channels % width for width in stage_widths):
             raise ValueError(f"each of stage_widths must divide channels={channels}, got {tuple(stage_widths)}")
-        if inner not in _INNER:
-            raise ValueError(f"inner must be one of {', '.join(_INNER)}, got {inner!r}")
-        if upsample not in _UPSAMPLE:
-            raise ValueError(f"upsample must be one of {', '.join(_UPSAMPLE)}, got {upsample!r}")
-        dd = {"device": device, "dtype": dtype}
+        check_choice("inner", inner, _INNER)
+        check_choice("upsample", upsample, _UPSAMPLE)
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.stage_widths = tuple(stage_widths)
         self.block_widths = (channels,) * block_count
         self.local_gate = _INNER[inner](channels, **dd)
@@ -194,8 +194,9 @@ class PKCAM(nn.Module):
     def reset_parameters(self) -> None:
         """The official start: PyTorch's default everywhere."""
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
 
     def forward(
         self, x: torch.Tensor, stage: Sequence[torch.Tensor] = (), block: Sequence[torch.Tensor] = ()

@@ -15,6 +15,8 @@ from torch import nn
 
 from visionattn.catalog import Card
 from visionattn.ops import axis_attention
+from visionattn.utils.arguments import check_positive
+from visionattn.utils.factory import FactoryKwargs
 
 from ._common import ONE_POOL, PlaneGate
 
@@ -57,17 +59,17 @@ class TripletAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels}")
-        dd = {"device": device, "dtype": dtype}
+        check_positive(channels=channels)
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.cw = PlaneGate(kernel_size, **dd)
         self.hc = PlaneGate(kernel_size, **dd)
         self.hw = None if no_spatial else PlaneGate(kernel_size, zero_init=zero_init_spatial, **dd)
 
     def reset_parameters(self) -> None:
         """The official start of the gates."""
-        for gate in self.children():
-            gate.reset_parameters()
+        for gate in (self.cw, self.hc, self.hw):
+            if gate is not None:
+                gate.reset_parameters()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         axes = (2, 3) if self.hw is None else (2, 3, 1)
@@ -78,7 +80,8 @@ class TripletAttention(nn.Module):
         over_h, over_w, *over_c = (torch.stack(pair, dim=1) for pair in zip(pools[::2], pools[1::2], strict=True))
         # The kernel of the second gate has its rows along H and its columns along C; the pool has these swapped.
         gates = [self.cw(over_h).transpose(1, 2), self.hc(over_w.mT).permute(0, 3, 2, 1)]
-        gates += [self.hw(pooled) for pooled in over_c]
+        if self.hw is not None:
+            gates.append(self.hw(over_c[0]))
         # The small gates take the division.
         return [gate / len(gates) for gate in gates]
 

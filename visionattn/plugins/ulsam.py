@@ -12,13 +12,15 @@ Golden: tests/golden/ulsam_module_*.npz (outputs, input gradients, running stati
 
 import re
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card, Floor
-from visionattn.ops import channel_moments, residual_gate, subspace_pays, subspace_scores
+from visionattn.ops import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["ULSAM"]
 
@@ -58,7 +60,7 @@ class ULSAM(nn.Module):
             )
         if not 0 < bn_momentum <= 1:
             raise ValueError(f"bn_momentum must be above 0 and at most 1, got {bn_momentum}")
-        dd = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_splits = num_splits
         self.conv_dws = nn.Conv2d(channels, channels, 1, groups=channels, **dd)
         self.bn_dws = nn.BatchNorm2d(channels, momentum=bn_momentum, **dd)
@@ -67,8 +69,8 @@ class ULSAM(nn.Module):
 
     def reset_parameters(self) -> None:
         """The official start: PyTorch's defaults."""
-        for module in self.children():
-            module.reset_parameters()
+        for layer in (self.conv_dws, self.bn_dws, self.conv_point, self.bn_point):
+            layer.reset_parameters()
 
     @staticmethod
     def merge_subspaces(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -103,12 +105,14 @@ class ULSAM(nn.Module):
         return residual_gate(x, self.attention(x))
 
     def _scores(self, x: torch.Tensor) -> torch.Tensor:
-        conv, bn = self.conv_dws, self.bn_dws
+        conv, bn, point_bias = self.conv_dws, self.bn_dws, self.conv_point.bias
+        running: Any = (bn.running_mean, bn.running_var)
+        momentum: Any = bn.momentum
         count = x.numel() // x.shape[1]
         # Other normalisations (synchronised, frozen, averaging over all batches) have their own statistics; one value
         # has none.
-        plain = type(bn) is nn.BatchNorm2d and bn.running_mean is not None and bn.momentum is not None
-        if not subspace_pays(x) or not plain or (bn.training and count < 2):
+        plain = type(bn) is nn.BatchNorm2d and running[0] is not None and momentum is not None
+        if not prefer_subspace_scores(x) or not plain or (bn.training and count < 2):
             activated = F.relu(bn(conv(x)), inplace=True)
             return self.conv_point(F.max_pool2d(activated, 3, stride=1, padding=1))
         weight = conv.weight.flatten()
@@ -116,15 +120,16 @@ class ULSAM(nn.Module):
             mean, var = channel_moments(x)
             mean, var = weight * mean + conv.bias, weight.square() * var
             with torch.no_grad():
-                bn.num_batches_tracked.add_(1)
-                bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), bn.momentum)
-                bn.running_var.lerp_((var * (count / (count - 1))).to(bn.running_var.dtype), bn.momentum)
+                if bn.num_batches_tracked is not None:
+                    bn.num_batches_tracked.add_(1)
+                running[0].lerp_(mean.to(running[0].dtype), momentum)
+                running[1].lerp_((var * (count / (count - 1))).to(running[1].dtype), momentum)
         else:
-            mean, var = bn.running_mean, bn.running_var
+            mean, var = running
         inverse = bn.weight * (var + bn.eps).rsqrt()
         scale, shift = weight * inverse, bn.bias + (conv.bias - mean) * inverse
         scores = subspace_scores(x, scale, shift, self.conv_point.weight.flatten(1))
-        return scores + self.conv_point.bias.to(scores.dtype).view(-1, 1, 1)
+        return scores if point_bias is None else scores + point_bias.to(scores.dtype).view(-1, 1, 1)
 
 
 CARD = Card(

@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionattn.models  # noqa: F401  (registers the networks)
-from visionattn.plugins import PLUGINS
+from visionattn.plugins import list_plugins
 from visionattn.utils.files import replacing
 
 from .operator_counter import saved_bytes
 
-__all__ = ["Cost", "count_macs", "measure", "write_table"]
+__all__ = ["Cost", "count_macs", "format_table", "measure", "write_table"]
 
 # In training, BAM normalises single vectors and so needs two images.
 BATCH = 2
@@ -61,7 +61,7 @@ PUBLISHED = {
     "pkcam": Published(
         "25,557,293", "", "official code", "theirs holds 44 weights that nothing uses, in the first block of each stage"
     ),
-    **{name: _ELA for name in PLUGINS if name.startswith("ela_")},
+    **dict.fromkeys(("ela_t", "ela_b", "ela_s", "ela_l"), _ELA),
 }
 
 
@@ -90,7 +90,7 @@ def measure(size: int = 224, names: Sequence[str] = ()) -> list[Cost]:
         names: Which plug-ins; all by default.
     """
     networks: dict[str, tuple[str, dict[str, str]]] = {"none": ("resnet50", {})}
-    networks |= {name: ("va_resnet50_cbam", {"plugin": name}) for name in PLUGINS}
+    networks |= {name: ("va_resnet50_cbam", {"plugin": name}) for name in list_plugins()}
     networks |= {"bam, after stages 1 to 3": ("va_resnet50_bam", {}), "pkcam": ("va_resnet50_pkcam", {})}
     return [
         _measure(name, model, kwargs, size)
@@ -112,16 +112,12 @@ def count_macs(network: nn.Module, input_size: Sequence[int], batch: int = 1) ->
     return counter.get_total_flops() // (2 * batch)
 
 
-def write_table(costs: Sequence[Cost], size: int, path: Path) -> str:
-    """Writes the costs as Markdown to `path`, and as CSV with all digits beside it.
+def format_table(costs: Sequence[Cost], size: int) -> str:
+    """The costs as Markdown.
 
     Args:
         costs: What `measure` gives: the network without attention first.
         size: Side of the picture they were counted for.
-        path: A `.md` file.
-
-    Returns:
-        The Markdown text.
     """
     lines = [
         f"# What plug-ins cost in a ResNet-50 at {size} px",
@@ -145,7 +141,21 @@ def write_table(costs: Sequence[Cost], size: int, path: Path) -> str:
         counted = [f"{cost.params:,}", f"{added:,} ({added / costs[0].params:.2%})", f"{cost.macs / 1e9:.3f}"]
         counted += [f"{cost.saved / 1e6:.1f}", stated.params, stated.gflops, stated.source, stated.remark]
         lines.append(f"| {cost.name} | {' | '.join(counted)} |")
-    text = "\n".join([*lines, "", "Made by `visionattn cost`.", ""])
+    return "\n".join([*lines, "", "Made by `visionattn cost`.", ""])
+
+
+def write_table(costs: Sequence[Cost], size: int, path: Path) -> str:
+    """Writes the costs as Markdown to `path`, and as CSV with all digits beside it.
+
+    Args:
+        costs: What `measure` gives: the network without attention first.
+        size: Side of the picture they were counted for.
+        path: A `.md` file.
+
+    Returns:
+        The Markdown text.
+    """
+    text = format_table(costs, size)
     with replacing(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(field.name for field in fields(Cost))

@@ -11,52 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from visionattn import mixers, ops
-from visionattn.plugins import PLUGINS
+from visionattn import ops
+from visionattn.catalog import BlockContext, Card, Floor, cards
 
 from .operator_counter import CATEGORIES, Pass, Traffic, count_traffic
 
-__all__ = ["FLOORS", "Block", "Floor", "blocks", "count", "format_table"]
-
-
-@dataclass(frozen=True)
-class Floor:
-    """The least that any implementation moves through memory, in T; what fits on the chip is free.
-
-    Token mixers read and write 6 T in their projections forward, 12 T backward, which stay separate products.
-
-    Args:
-        forward: Forward pass.
-        backward: Backward pass, which computes anew what is cheaper than to keep.
-        reason: Which passes these are; R reads the map or one as large, W writes one.
-    """
-
-    forward: float
-    backward: float
-    reason: str
-
-
-_POOLS = Floor(3, 4, "all pools are of x: R, then R and W; back R dy, R x, then R dy, W dx")
-_WINDOWS = Floor(10, 19, "q, k, v in, o out: 4; back q, k, v, do in, dq, dk, dv out: 7; the rest are projections")
-FLOORS = {
-    "bam": Floor(3, 5, "both scores R, gate R and W; back R dy, R x, then R dy, W dx, and R x for the convolution"),
-    "bmta": _POOLS,
-    "cbam": Floor(4, 6, "the second pool needs the first gate, the product both: R, R, R and W; back R dy, R x twice"),
-    "coord": _POOLS,
-    **{f"ela_{size}": _POOLS for size in "tbsl"},
-    "triplet": _POOLS,
-    "ulsam": Floor(3, 6, "statistics R (training), scores R, gate W; back two reductions of dy and x, then R and W"),
-    "boat": Floor(14, 24, "windows, and k, v once more for siblings, v for the convolution"),
-    "cswin": _WINDOWS,
-    "davit channels": Floor(3, 5, "x' x from R, then R and W: no projected map; back R x, R dy twice, W dx"),
-    "davit windows": _WINDOWS,
-    "flatten": Floor(11, 22, "k, v in: 2, then q, v in, o out: 3; back recomputes the features; projections"),
-    "halo": _WINDOWS,
-    "pool": Floor(2, 2, "R and W, each way"),
-    "twins global": Floor(7, 16, "q and o of full size, keys of an eighth of the side; projections"),
-    "twins local": _WINDOWS,
-    "windows": _WINDOWS,
-}
+__all__ = ["Block", "blocks", "count", "format_table"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +27,13 @@ class Block:
         name: A plug-in, a mixer, or `ops.` and a function.
         shapes: Of its inputs, the map first.
         build: Gives the module or the function of the inputs.
+        floor: The least that is moved; none if nobody has worked it out.
     """
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
     build: Callable[[], Callable[..., Any]]
+    floor: Floor | None = None
 
 
 def blocks(batch: int, side: int) -> list[Block]:
@@ -81,11 +43,25 @@ def blocks(batch: int, side: int) -> list[Block]:
         batch: Images.
         side: Of the map, a multiple of 7; with N = side * side positions, N / 49 must be a power of 2.
     """
-    plugins = [Block(name, ((batch, 256, side, side),), partial(PLUGINS[name], 256)) for name in PLUGINS]
-    token_mixers = [
-        Block(name, ((batch, side, side, dim),), partial(build, dim, side)) for name, (dim, build) in _MIXERS.items()
+    plugins = [
+        Block(card.name, ((batch, 256, side, side),), partial(card.constructor, 256), card.floor)
+        for card in cards("plugin")
+        if card.standalone
     ]
-    return [*plugins, *token_mixers, *_ops(batch, side, 96)]
+    mixers = [block for card in cards("mixer") if card.standalone for block in _mixer_blocks(card, batch, side)]
+    return [*plugins, *mixers, *_ops(batch, side, 96)]
+
+
+def _mixer_blocks(card: Card, batch: int, side: int) -> list[Block]:
+    """A mixer in the first stage of a network of the size base: in its first block, and in its second if it differs."""
+    places = [BlockContext(stage=0, block=block, dim=128, num_heads=4, grid=(side, side)) for block in (0, 1)]
+    differ = card.keywords and card.keywords(places[0]) != card.keywords(places[1])
+    names = (card.name, f"{card.name}, second block") if differ else (card.name,)
+    shape = (batch, side, side, places[0].dim)
+    return [
+        Block(name, (shape,), partial(card.build_in, place), card.floor)
+        for name, place in zip(names, places, strict=False)
+    ]
 
 
 def count(block: Block, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Traffic:
@@ -129,7 +105,7 @@ def format_table(counted: Sequence[tuple[Block, Traffic]], itemsize: int, bandwi
         for size in block.shapes[0]:
             unit *= size
         both = (traffic.forward, traffic.backward)
-        floor = FLOORS.get(block.name)
+        floor = block.floor
         cells = [block.name, "x".join(map(str, block.shapes[0]))]
         cells += [f"{amount / unit:.1f}" for amount in (traffic.forward.bytes, traffic.backward.bytes, traffic.saved)]
         cells.append(f"{floor.forward:g} + {floor.backward:g}" if floor else "")
@@ -148,23 +124,6 @@ def _least(moved: float, counted: Pass, bandwidth: float, peak: float) -> float:
     return max(moved / bandwidth, counted.flops / peak)
 
 
-# Each with its width in the first stage of its network, and how to build it for a width and a side.
-_MIXERS: dict[str, tuple[int, Callable[[int, int], nn.Module]]] = {
-    "boat": (96, lambda dim, side: mixers.FeatureSpaceLocalAttention(dim, num_heads=3)),
-    "cswin": (64, lambda dim, side: mixers.CrossShapedWindowAttention(dim, num_heads=2, split_size=2)),
-    "davit channels": (96, lambda dim, side: mixers.ChannelAttention(dim, num_heads=3)),
-    "davit windows": (96, lambda dim, side: mixers.SpatialWindowAttention(dim, num_heads=3)),
-    "dwconv": (96, lambda dim, side: mixers.DepthwiseConvMixer(dim)),
-    "flatten": (64, lambda dim, side: mixers.FocusedLinearAttention(dim, num_heads=2, grid_size=side)),
-    "halo": (64, lambda dim, side: mixers.HaloAttention(dim, num_heads=2)),
-    "lkca": (96, lambda dim, side: mixers.LargeKernelConvAttention(dim, grid_size=side, groups="heads", num_heads=3)),
-    "pool": (64, lambda dim, side: mixers.AveragePool(dim)),
-    "spatial reduction": (64, lambda dim, side: mixers.SpatialReductionAttention(dim, num_heads=1, sr_ratio=8)),
-    "twins global": (64, lambda dim, side: mixers.GlobalSubsampledAttention(dim, num_heads=2, sr_ratio=8)),
-    "twins local": (64, lambda dim, side: mixers.LocallyGroupedAttention(dim, num_heads=2, pad_mask="none")),
-    "windows": (96, lambda dim, side: mixers.WindowAttention(dim, num_heads=3)),
-    "windows, shifted": (96, lambda dim, side: mixers.WindowAttention(dim, num_heads=3, shift_size=3)),
-}
 _HEAD = 32
 
 
@@ -197,8 +156,6 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
         "max_first": (lambda x: ops.max_first(x, 1), (image,)),
         "axis_gate": (ops.axis_gate, (image, (*image[:2], 1, 1), pixel)),
         "axis_attention": (lambda x: ops.axis_attention(x, strips, ((3,), (2,)), strip_gates), (image,)),
-        "strip_means": (ops.strip_means, (image,)),
-        "strip_gate": (ops.strip_gate, (image, (*image[:3], 1), (*image[:2], 1, side))),
         "cross_gate": (partial(ops.cross_gate, mode="product"), (image, (*image[:2], 1, 1), pixel)),
         "nested_gate": (lambda x, c: ops.nested_gate(x, c, lambda p: p.mean(1, True)), (image, image[:2])),
         "plane_conv": (ops.plane_conv, ((batch, 2, side, side), (1, 2, 7, 7))),
@@ -207,8 +164,8 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
         "subspace_scores": (ops.subspace_scores, (image, width_, width_, (4, width // 4))),
         "residual_gate": (ops.residual_gate, (image, maps)),
         "attention": (lambda qkv: ops.attention(*qkv.transpose(1, 3).unbind(2)), (parts,)),
-        "gathered_attention": (
-            lambda qkv: ops.gathered_attention(qkv, ops.Windows((side, side), (7, 7))),
+        "block_sparse_attention": (
+            lambda qkv: ops.block_sparse_attention(qkv, ops.Windows((side, side), (7, 7))),
             (parts,),
         ),
         "window_attention": (windows, (grid, projection[::-1], square, (heads, 49, 49))),
@@ -235,7 +192,6 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
             lambda qkv, *rest: ops.focused_attention(*qkv.chunk(3, 2), *rest, **split),
             (qkv, width_, tokens[1:]),
         ),
-        "mlp": (ops.mlp, (tokens, (4 * width, width), (4 * width,), (width, 4 * width), width_)),
         "large_kernel_conv": (ops.large_kernel_conv, (grid, (heads, 1, 2 * side - 1, 2 * side - 1))),
     }
     return [Block(f"ops.{name}", shapes, lambda f=function: f) for name, (function, shapes) in table.items()]

@@ -1,9 +1,8 @@
 """BAM (arXiv 1807.06514) written as its formulas read, with no eye on speed."""
 
-from copy import deepcopy
-
-from torch import nn
 from torch.nn import functional as F
+
+from ._literal import Literal
 
 
 def bam(module, x):
@@ -14,15 +13,6 @@ def bam(module, x):
     return (1 + joined.sigmoid()) * x
 
 
-class NaiveBAM(nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.module = deepcopy(module)
-
-    def forward(self, x):
-        return bam(self.module, x)
-
-
 def naive_of(module):
     """The literal module with the weights of a `BAM`."""
-    return NaiveBAM(module)
+    return Literal(bam, module)

@@ -1,10 +1,8 @@
 """Balanced multi-task attention (arXiv 2510.15527) written as its formulas read, with no eye on speed."""
 
-from copy import deepcopy
-
-from torch import nn
 from torch.nn import functional as F
 
+from ._literal import Literal
 from .coord import strip_gates
 
 
@@ -18,15 +16,6 @@ def balanced_attention(module, x):
     return mix * coordinate + (1 - mix) * squeezed
 
 
-class NaiveBalancedAttention(nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.module = deepcopy(module)
-
-    def forward(self, x):
-        return balanced_attention(self.module, x)
-
-
 def naive_of(module):
     """The literal module with the weights of a `BalancedMultiTaskAttention`."""
-    return NaiveBalancedAttention(module)
+    return Literal(balanced_attention, module)

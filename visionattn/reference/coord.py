@@ -1,10 +1,9 @@
 """Coordinate attention (arXiv 2103.02907) written as its formulas read, with no eye on speed."""
 
-from copy import deepcopy
-
 import torch
-from torch import nn
 from torch.nn import functional as F
+
+from ._literal import Literal
 
 
 def strip_gates(x, conv1, bn1, act, conv_h, conv_w):
@@ -27,15 +26,6 @@ def coordinate_attention(module, x):
     return x * columns * rows
 
 
-class NaiveCoordinateAttention(nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.module = deepcopy(module)
-
-    def forward(self, x):
-        return coordinate_attention(self.module, x)
-
-
 def naive_of(module):
     """The literal module with the weights of a `CoordinateAttention`."""
-    return NaiveCoordinateAttention(module)
+    return Literal(coordinate_attention, module)

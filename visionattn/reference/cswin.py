@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-__all__ = ["naive_cswin"]
+from ._literal import Literal
+
+__all__ = ["naive_cswin", "naive_of"]
 
 
 def _stripes(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -39,3 +41,8 @@ def naive_cswin(mixer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     branches = len(mixer.attns)
     parts = zip(mixer.attns, q.chunk(branches, 1), k.chunk(branches, 1), v.chunk(branches, 1), strict=True)
     return mixer.proj(torch.cat([_branch(*part) for part in parts], dim=1).permute(0, 2, 3, 1))
+
+
+def naive_of(module: nn.Module) -> nn.Module:
+    """The literal module with the weights of a `CrossShapedWindowAttention`."""
+    return Literal(naive_cswin, module)

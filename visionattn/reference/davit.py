@@ -2,6 +2,8 @@
 
 import torch
 
+from ._literal import Literal
+
 
 def channel_attention(x, qkv, proj, num_heads, scale):
     """`x` is `(B, N, C)`."""
@@ -16,3 +18,10 @@ def channel_attention(x, qkv, proj, num_heads, scale):
             weights = ((q_ * tokens**-0.5).mT @ k_).softmax(-1)
             out.append((weights @ v_.mT).mT)
     return proj(torch.cat(out, -1))
+
+
+def naive_of(module):
+    """The literal module with the weights of a `ChannelAttention`."""
+    return Literal(
+        lambda m, x: channel_attention(x.flatten(1, 2), m.qkv, m.proj, m.num_heads, m.scale).view(x.shape), module
+    )

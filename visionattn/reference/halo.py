@@ -1,34 +1,42 @@
-"""Halo attention position by position, as its formula says it."""
+"""Halo attention block by block, as its formula says it."""
 
 import torch
 from torch import nn
 
-__all__ = ["naive_halo"]
+from ._literal import Literal
+
+__all__ = ["naive_halo", "naive_of"]
 
 
 def naive_halo(mixer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a `HaloAttention` gives for `(B, H, W, C)`, by one small softmax for each query and head."""
-    height, width, dim = x.shape[1:]
-    block, halo, heads = mixer.block_size, mixer.halo_size, mixer.num_heads
-    middle = block + 2 * halo - 1
-    q = x @ mixer.q.weight.T
-    kv = x @ mixer.kv.weight[:, :, 0, 0].T
-    out = torch.zeros_like(x)
-    size = dim // heads
-    for head in range(heads):
-        own_q = q[..., head * size : (head + 1) * size]
-        k, v = kv[..., 2 * head * size : 2 * (head + 1) * size].split(size, dim=-1)
-        for y in range(height):
-            for x_ in range(width):
-                top, left = y // block * block - halo, x_ // block * block - halo
-                query, logits, values = own_q[:, y, x_], [], []
-                for i in range(max(top, 0), min(top + block + 2 * halo, height)):
-                    for j in range(max(left, 0), min(left + block + 2 * halo, width)):
-                        row = mixer.pos_embed.height_rel[(i - top) - y % block + middle]
-                        column = mixer.pos_embed.width_rel[(j - left) - x_ % block + middle]
-                        logits.append((query * (k[:, i, j] * size**-0.5 + row + column)).sum(-1))
-                        values.append(v[:, i, j])
-                weights = torch.stack(logits, dim=-1).softmax(-1)
-                mixed = (weights.unsqueeze(-1) * torch.stack(values, dim=1)).sum(1)
-                out[:, y, x_, head * size : (head + 1) * size] = mixed
-    return out @ mixer.proj.weight.T + mixer.proj.bias
+    """What a `HaloAttention` gives for `(B, H, W, C)`: the queries of a block, and the keys in and around it."""
+    sides, block, halo, heads = x.shape[1:3], mixer.block_size, mixer.halo_size, mixer.num_heads
+    q = (x @ mixer.q.weight.T).unflatten(-1, (heads, -1))
+    k, v = (x @ mixer.kv.weight[:, :, 0, 0].T).unflatten(-1, (heads, 2, -1)).unbind(-2)
+    out = torch.zeros_like(q)
+    for top in range(0, sides[0], block):
+        for left in range(0, sides[1], block):
+            at = [range(start, min(start + block, side)) for start, side in zip((top, left), sides, strict=True)]
+            near = [
+                range(max(own.start - halo, 0), min(own.start + block + halo, side))
+                for own, side in zip(at, sides, strict=True)
+            ]
+            queries = q[:, at[0].start : at[0].stop, at[1].start : at[1].stop]
+            keys, values = (t[:, near[0].start : near[0].stop, near[1].start : near[1].stop] for t in (k, v))
+            logits = torch.einsum("byxhd,bijhd->bhyxij", queries, keys) * q.shape[-1] ** -0.5
+            rows, columns = (
+                table[torch.tensor([[key - query + halo + block + 2 * halo - 1 for key in near[a]] for query in at[a]])]
+                for a, table in enumerate((mixer.pos_embed.height_rel, mixer.pos_embed.width_rel))
+            )
+            logits = logits + torch.einsum("byxhd,yid->bhyxi", queries, rows).unsqueeze(-1)
+            logits = logits + torch.einsum("byxhd,xjd->bhyxj", queries, columns).unsqueeze(-2)
+            weights = logits.flatten(4).softmax(-1).view(logits.shape)
+            out[:, at[0].start : at[0].stop, at[1].start : at[1].stop] = torch.einsum(
+                "bhyxij,bijhd->byxhd", weights, values
+            )
+    return mixer.proj(out.flatten(3))
+
+
+def naive_of(module: nn.Module) -> nn.Module:
+    """The literal module with the weights of a `HaloAttention`."""
+    return Literal(naive_halo, module)

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-__all__ = ["NaiveLKCA", "attention_map"]
+__all__ = ["NaiveLKCA", "attention_map", "naive_of"]
+
+LOOPS = True
 
 
 def attention_map(kernel: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -39,3 +41,13 @@ class NaiveLKCA(nn.Module):
         if self.bias is not None:
             out = out + self.bias
         return self.proj(out).reshape(x.shape)
+
+
+def naive_of(module: nn.Module) -> nn.Module:
+    """The literal module with the weights of a `LargeKernelConvAttention`, for maps of its grid."""
+    height, width = ((taps + 1) // 2 for taps in module.kernel.shape[2:])
+    projected = isinstance(module.v, nn.Linear)
+    dim = module.v.in_features
+    naive = NaiveLKCA(dim, height, width, len(module.kernel), value_proj=projected, bias=module.bias is not None)
+    naive.load_state_dict(module.state_dict())
+    return naive

@@ -2,6 +2,10 @@
 
 import torch
 
+from ._literal import Literal
+
+LOOPS = True
+
 
 def window_attention(x, qkv, num_heads, window, shift=(0, 0), bias=None, mask_padding=False):
     """`bias(head, dy, dx)` is the bias of a query that lies dy below and dx to the right of its key."""
@@ -36,3 +40,20 @@ def window_attention(x, qkv, num_heads, window, shift=(0, 0), bias=None, mask_pa
                 scores = (key @ q[:, y, x_].unsqueeze(-1)).squeeze(-1) * q.shape[-1] ** -0.5 + torch.stack(biases, -1)
                 out[:, y, x_] = (scores.softmax(-1).unsqueeze(-2) @ value).squeeze(-2)
     return out[:, :height, :width].flatten(3)
+
+
+def naive_of(module):
+    """The literal module with the weights of a `WindowAttention`, or of another mixer in windows."""
+
+    def formula(mixer, x):
+        height, width = x.shape[1:3]
+        arguments = {"mask_padding": mixer.masks_padding(height, width)}
+        if not hasattr(mixer, "relative_position_bias_table"):
+            return mixer.proj(window_attention(x, mixer.qkv, mixer.num_heads, mixer.window_size, **arguments))
+        window, shift = mixer.windows(height, width)
+        tall, wide = mixer.window_size
+        table = mixer.relative_position_bias_table.view(2 * tall - 1, 2 * wide - 1, -1)
+        arguments["bias"] = lambda head, dy, dx: table[dy + tall - 1, dx + wide - 1, head]
+        return mixer.proj(window_attention(x, mixer.qkv, mixer.num_heads, window, shift, **arguments))
+
+    return Literal(formula, module)

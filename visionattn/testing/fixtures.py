@@ -57,7 +57,7 @@ class Golden:
 
 def load(name: str, folder: str | Path = FOLDER) -> Golden:
     """Reads the fixture `<folder>/<name>.npz`, `tests/golden` of a checkout by default."""
-    with np.load(Path(folder) / f"{name}.npz") as file:
+    with np.load(Path(folder) / f"{name}.npz", allow_pickle=False) as file:
         arrays = {key: torch.from_numpy(file[key]) for key in file.files if key != "meta"}
         return Golden(json.loads(str(file["meta"])), arrays)
 
@@ -80,7 +80,7 @@ def check_module(module: torch.nn.Module, golden: Golden, tolerance: float) -> N
     out = module(x)
     (out * normal(golden.meta["input_seed"] + 1, out.shape)).sum().backward()
     assert relative_error(out, golden.arrays["out_0"]) < tolerance
-    assert relative_error(x.grad, golden.arrays["grad_x"]) < tolerance
+    assert x.grad is not None and relative_error(x.grad, golden.arrays["grad_x"]) < tolerance
 
 
 def authors_file(golden: Golden, path: Path) -> dict[str, str]:

@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import http.client
+import ipaddress
 import json
 import os
 import shutil
 import ssl
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +17,13 @@ from typing import Any
 
 from visionattn.version import __version__
 
-__all__ = ["FetchError", "Part", "PermanentError", "Progress", "TransientError", "request"]
+__all__ = ["FetchError", "Part", "PermanentError", "Progress", "TransientError", "check_url", "request"]
 
 Progress = Callable[[int, int | None], None]
 
 
 class FetchError(FileNotFoundError):
-    """A file could not be had; nothing lies under its name."""
+    """A file could not be downloaded; there is none under its name."""
 
 
 class TransientError(Exception):
@@ -57,7 +59,7 @@ class Part:
         """What the server shall compare, so that no two versions of a file get mixed. Removes what can't go on."""
         note: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
-            note = json.loads(self.note.read_text())
+            note = json.loads(self.note.read_bytes())
         validator = note.get("validator") if note.get("url") == url else None
         if validator is None and not self.known:
             self.remove()
@@ -66,7 +68,7 @@ class Part:
     def describe(self, url: str, headers: http.client.HTTPMessage) -> None:
         etag = headers.get("ETag", "")
         validator = headers.get("Last-Modified") if not etag or etag.startswith("W/") else etag
-        self.note.write_text(json.dumps({"url": url, "validator": validator}))
+        self.note.write_text(json.dumps({"url": url, "validator": validator}), "utf-8")
 
 
 def request(url: str, part: Part, size: int | None, validator: str | None, progress: Progress, timeout: float) -> None:
@@ -85,6 +87,7 @@ def request(url: str, part: Part, size: int | None, validator: str | None, progr
         PermanentError: If this server can't help.
         FetchError: If the disk is full.
     """
+    check_url(url, part.known)
     start = part.size
     if size is not None and start == size:
         return
@@ -94,10 +97,13 @@ def request(url: str, part: Part, size: int | None, validator: str | None, progr
         if validator is not None:
             headers["If-Range"] = validator
     try:
-        with _OPENER.open(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
+        opener = urllib.request.build_opener(_Redirects(part.known))
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
             if answer.status != 206:
                 start = 0
             length = answer.headers.get("Content-Length")
+            if length is not None and not length.strip().isdecimal():
+                raise PermanentError(f"sends a Content-Length that is not a number: {length[:40]!r}")
             total = None if length is None else start + int(length)
             _check_answer(answer.headers, part, start, size, total)
             part.describe(url, answer.headers)
@@ -119,12 +125,12 @@ def _check_answer(
     headers: http.client.HTTPMessage, part: Part, start: int, size: int | None, total: int | None
 ) -> None:
     if headers.get_content_type() == "text/html":
-        raise PermanentError("answers with a web page in place of the file")
+        raise PermanentError("returned HTML instead of the file")
     if start and not headers.get("Content-Range", "").startswith(f"bytes {start}-"):
         part.remove()
-        raise TransientError("continues at another place than was asked for")
+        raise TransientError("resumed at another byte than was requested")
     if None not in (size, total) and size != total:
-        raise PermanentError(f"offers {total} bytes, not {size}")
+        raise PermanentError(f"has {total} bytes, not {size}")
     if total is not None and total - start > (free := shutil.disk_usage(part.path.parent).free):
         raise _no_room(part, f"{total - start} bytes are to come, {free} are free")
 
@@ -159,8 +165,8 @@ def _receive(
 
 
 def _no_room(part: Part, why: str) -> FetchError:
-    kept = f"; what has arrived is kept in {part.path.name}" if part.size else ""
-    return FetchError(f"no room in {part.path.parent}: {why}{kept}")
+    kept = f"; what was received is kept in {part.path.name}" if part.size else ""
+    return FetchError(f"no space left in {part.path.parent}: {why}{kept}")
 
 
 def _explain(error: urllib.error.HTTPError, part: Part) -> None:
@@ -177,15 +183,40 @@ def _explain(error: urllib.error.HTTPError, part: Part) -> None:
     raise PermanentError(text) from error
 
 
+def check_url(url: str, verified: bool) -> None:
+    """Refuses what is not fetched from: anything but https, and http of files that nothing else verifies.
+
+    Args:
+        url: The source.
+        verified: Whether the file's hash is known.
+
+    Raises:
+        PermanentError: If it is refused.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise PermanentError(f"only https:// and http:// are downloaded from, not {parts.scheme or 'a path'}")
+    if parts.scheme == "http" and not verified and not _is_this_machine(parts.hostname):
+        raise PermanentError("plain http is refused where no sha256 is known: anybody on the way could change the file")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, 308 too (which Python 3.10 leaves out), but never out of an encrypted connection."""
+    """Follows redirects, 308 too (which Python 3.10 leaves out), to what `check_url` allows and never out of https."""
+
+    def __init__(self, verified: bool) -> None:
+        self.verified = verified
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
             raise PermanentError(f"redirects to {newurl}, which is not encrypted")
+        check_url(newurl, self.verified)
         return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
-
-
-_OPENER = urllib.request.build_opener(_Redirects)

@@ -2,24 +2,26 @@
 
 It is looked for among the packaged files, in the folder that the environment variable VISIONATTN_CHECKPOINTS names, and
 in torch.hub's cache; then its sources are asked. Repositories of the Hugging Face hub are cached as that library does.
+
+Where the authors state no hash, the one of the first file that was used is recorded in the cache
+(`<file>.sha256`), and every later file of that checkpoint is held to it.
 """
 
 import logging
-import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .download import FetchError, Progress, RetryPolicy, fetch, recorded_hash
+from .download import FetchError, Progress, RetryPolicy, fetch, record_hash, recorded_hash
 from .files import sha256, verify_file
-from .resources import checkpoint_dir
+from .resources import USER_FOLDER, checkpoint_dir, user_folder
 
-__all__ = ["OFFLINE", "cache_dir", "find", "instruction", "obtain", "sources"]
+__all__ = ["cache_dir", "find", "instruction", "obtain", "sources"]
 
 _logger = logging.getLogger(__name__)
 
-OFFLINE = "VISIONATTN_CHECKPOINTS"
 Entry = dict[str, Any]
 
 
@@ -37,23 +39,22 @@ def find(entry: Entry) -> Path | None:
     """The file of an entry, if it is on this machine; the hub's cache is not looked into.
 
     Raises:
-        ValueError: If there is no such offline folder, or the file in it is another than the manifest says.
+        ValueError: If VISIONATTN_CHECKPOINTS names no folder, the file in it is not the one that the manifest or the
+            recorded hash says, or the entry's file is not a plain name.
     """
+    name = _file_name(entry)
     if {"kind": "packaged"} in entry["sources"]:
-        return checkpoint_dir() / entry["file"]  # its name holds its hash, checked by whoever reads it
-    if folder := os.environ.get(OFFLINE):
-        if not Path(folder).expanduser().is_dir():
-            raise ValueError(f"{OFFLINE} names {folder}, which is no folder")
-        path = Path(folder).expanduser() / entry["file"]
-        if path.is_file():
-            if fault := _fault(path, entry):
-                raise ValueError(f"{path} (found by {OFFLINE}) {fault}")
-            return path
-    path = cache_dir() / entry["file"]
+        return checkpoint_dir() / name  # its name holds its hash, checked by whoever reads it
+    folder = user_folder()
+    if folder is not None and (folder / name).is_file():
+        if fault := _fault(folder / name, entry, cache_dir() / name):
+            raise ValueError(f"{folder / name} (found by {USER_FOLDER}) {fault}")
+        return folder / name
+    path = cache_dir() / name
     if not path.is_file():
         return None
-    if fault := _fault(path, entry):
-        _logger.warning("%s %s: it is left aside", path, fault)
+    if fault := _fault(path, entry, path):
+        _logger.warning("%s %s: it is ignored", path, fault)
         return None
     return path
 
@@ -61,18 +62,18 @@ def find(entry: Entry) -> Path | None:
 def obtain(
     entry: Entry,
     progress: Progress = lambda done, total: None,
-    patience: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is immutable)
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is immutable)
 ) -> Path:
     """The file of an entry, from this machine or else from the first source that has it.
 
     Args:
         entry: Of the manifest.
         progress: Told how many bytes have come, and of how many, if known.
-        patience: How long to go on.
+        retry: How long to go on.
 
     Raises:
-        FetchError: If no source has it, or a person must fetch it; the message says how.
-        ValueError: If the file in the offline folder is another than the manifest says.
+        FetchError: If no source has it, or a person must download it; the message says how.
+        ValueError: As `find`, or if the hub's file is not the one whose hash was recorded.
     """
     if found := find(entry):
         if {"kind": "packaged"} in entry["sources"]:
@@ -83,25 +84,20 @@ def obtain(
     faults = []
     for repository in sources(entry, "hub", "id"):
         try:
-            return _from_hub(repository)
+            path = _from_hub(repository)
         except (OSError, ValueError, EntryNotFoundError) as error:
             faults.append(f"{repository} on the hub: {str(error).splitlines()[0]}")
+            continue
+        # The hub's file is another than the authors'.
+        if fault := _fault(path, {"bytes": None, "sha256": None}, _hub_record(repository, path)):
+            raise ValueError(f"{path} (of {repository} on the hub) {fault}")
+        return path
     if urls := sources(entry, "url"):
+        known = {"size": entry["bytes"], "sha256": entry["sha256"]}
         try:
-            path = fetch(
-                urls,
-                cache_dir() / entry["file"],
-                size=entry["bytes"],
-                sha256=entry["sha256"],
-                progress=progress,
-                patience=patience,
-            )
+            return fetch(urls, cache_dir() / _file_name(entry), **known, progress=progress, retry=retry)
         except FetchError as error:
             faults.append(str(error))
-        else:
-            if entry["sha256"] is None:
-                _logger.warning("%s: its authors state no hash; found sha256 %s", path.name, recorded_hash(path))
-            return path
     raise FetchError(". ".join([*faults, instruction(entry)]))
 
 
@@ -111,20 +107,32 @@ def instruction(entry: Entry) -> str:
     pages += [f"https://huggingface.co/{repository}" for repository in sources(entry, "hub", "id")]
     return (
         f"To get {entry['model']}.{entry['tag']} by hand, open {' or '.join(pages)} in a browser, save the file as "
-        f"{entry['file']} and set the environment variable {OFFLINE} to its folder"
+        f"{entry['file']} and set the environment variable {USER_FOLDER} to its folder"
     )
 
 
-def _fault(path: Path, entry: Entry) -> str | None:
-    """What is wrong with a file, as far as its size and hash are known."""
+def _file_name(entry: Entry) -> str:
+    """The entry's file, which must be a name: a path could lead out of the folders that files belong in."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", entry["file"]):
+        raise ValueError(f"a checkpoint's file must be a plain name, got {entry['file']!r}")
+    return entry["file"]
+
+
+def _fault(path: Path, entry: Entry, record: Path) -> str | None:
+    """What is wrong with a file: its size, or its hash, which is recorded for `record` if nobody has stated it."""
     if entry["bytes"] is not None and path.stat().st_size != entry["bytes"]:
         return f"has {path.stat().st_size} bytes, the manifest says {entry['bytes']}"
-    expected = entry["sha256"] or recorded_hash(path)
+    found, expected = sha256(path), entry["sha256"] or recorded_hash(record)
     if expected is None:
-        _logger.info("%s is not verified: its authors state no hash", path)
-    elif (found := sha256(path)) != expected:
-        return f"is damaged: its sha256 is {found[:16]}..., not {expected[:16]}..."
+        record_hash(record, found)
+    elif found != expected:
+        where = "" if entry["sha256"] else f" ({record}.sha256, recorded at first use; delete it to accept this file)"
+        return f"is damaged or was changed: its sha256 is {found[:16]}..., not {expected[:16]}...{where}"
     return None
+
+
+def _hub_record(repository: str, path: Path) -> Path:
+    return cache_dir() / f"{repository.replace('/', '--')}--{path.name}"
 
 
 def _from_hub(repository: str) -> Path:

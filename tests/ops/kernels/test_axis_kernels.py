@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from kernels import DTYPES, LAYOUTS, check, check_compiles, check_exports, check_operator, laid_out, random
+from kernels import (
+    DTYPES,
+    LAYOUTS,
+    check,
+    check_compiles,
+    check_exports,
+    check_operator,
+    check_second_derivatives,
+    laid_out,
+    random,
+)
 
 from visionattn.ops import (
     axis_attention,
@@ -12,7 +22,6 @@ from visionattn.ops import (
     explain,
     map_pools,
     nested_gate,
-    strip_gate,
     use_backend,
 )
 from visionattn.ops.triton import _axis_launch as launch
@@ -37,8 +46,8 @@ def maps(size, layout, dtype=torch.float32, seed=0):
     return laid_out(random(*size, seed=seed, levels=2, dtype=dtype), layout)
 
 
-def gates(size, dtype, *lacks):
-    shapes = [[1 if axis in axes else number for axis, number in enumerate(size)] for axes in lacks]
+def gates(size, dtype, *broadcast_dims):
+    shapes = [[1 if axis in axes else number for axis, number in enumerate(size)] for axes in broadcast_dims]
     return [random(*shape, seed=3 + i, dtype=dtype).sigmoid() for i, shape in enumerate(shapes)]
 
 
@@ -59,7 +68,7 @@ CASES = {
     "nested_gate": lambda x: check(
         nested_gate, x, gates(x.shape, x.dtype, (2, 3))[0].flatten(1), spatial, tolerance=loose(x)
     ),
-    "strip_gate": lambda x: check(strip_gate, x, *gates(x.shape, x.dtype, (3,), (2,), (2, 3))),
+    "axis_gate of strips": lambda x: check(axis_gate, x, *gates(x.shape, x.dtype, (3,), (2,), (2, 3)), join="mixed"),
     "cross_gate": lambda x: check(cross_gate, x, *gates(x.shape, x.dtype, (2, 3), (1,)), "product"),
     "axis_gate": lambda x: check(axis_gate, x, *gates(x.shape, x.dtype, (2,), (3,), (1,)), join="sum"),
     "axis_attention": lambda x: check(
@@ -104,7 +113,7 @@ def test_residual_and_relu(residual, relu, layout):
 
 
 @pytest.mark.parametrize(
-    ("join", "lacks"),
+    ("join", "broadcast_dims"),
     [
         ("product", [(2, 3)]),
         ("product", [(1, 2, 3)]),
@@ -116,8 +125,20 @@ def test_residual_and_relu(residual, relu, layout):
     ids=str,
 )
 @LAYOUT
-def test_any_gates(join, lacks, layout, in_parts):
-    check(axis_gate, maps(ODD, layout), *gates(ODD, torch.float32, *lacks), join=join)
+def test_any_gates(join, broadcast_dims, layout, in_parts):
+    check(axis_gate, maps(ODD, layout), *gates(ODD, torch.float32, *broadcast_dims), join=join)
+
+
+@LAYOUT
+def test_second_derivatives(layout):
+    x, small = maps((2, 3, 2, 5), layout), (2, 3, 2, 5)
+    rows, columns, channel = gates(small, x.dtype, (3,), (2,), (2, 3))
+    check_second_derivatives(axis_pools, x, POOLS)
+    check_second_derivatives(axis_gate, x, rows, columns, channel, join="mixed", residual=x + 1, relu=True)
+    check_second_derivatives(axis_attention, x, POOLS, [(2,), (3,), (1,)], of_pools, join="sum", residual=x)
+    check_second_derivatives(cross_gate, x, channel, gates(small, x.dtype, (1,))[0], "product")
+    check_second_derivatives(nested_gate, x, channel.flatten(1), spatial)
+    check_second_derivatives(map_pools, x)
 
 
 def test_scores_may_be_added_before_the_sigmoid():

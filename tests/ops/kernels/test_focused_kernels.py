@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from kernels import DEVICE, TOLERANCES, check, check_compiles, check_exports, check_operator, close, random
+from kernels import (
+    DEVICE,
+    TOLERANCES,
+    check,
+    check_compiles,
+    check_exports,
+    check_operator,
+    check_second_derivatives,
+    close,
+    random,
+)
 from launches import Call, launches
 
 from visionattn.mixers import FocusedLinearAttention
@@ -114,6 +124,12 @@ def test_compilers_and_exporters():
 
     check_compiles(function, weight, bias, *args)
     check_exports(function, weight, bias, *args)
+
+
+@pytest.mark.parametrize("complete", [True, False], ids=["all", "least"])
+def test_second_derivatives(complete):
+    args, kwargs = operands(1, 2, 3, 12, 2, 2, 3 if complete else None)
+    check_second_derivatives(focused_attention, *args[: 4 + complete], tolerance=1e-3, **kwargs)
 
 
 def test_what_kernels_do_not_take_is_said():

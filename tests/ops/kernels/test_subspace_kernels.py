@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from kernels import DTYPES, LAYOUTS, check, check_compiles, check_exports, check_operator, close, laid_out, random
+from kernels import (
+    DTYPES,
+    LAYOUTS,
+    check,
+    check_compiles,
+    check_exports,
+    check_operator,
+    check_second_derivatives,
+    close,
+    laid_out,
+    random,
+)
+from launches import Call, launches, meta
 
 from visionattn.ops import channel_moments, residual_gate, subspace_scores
 from visionattn.ops.triton import _axis_launch as launch
@@ -57,6 +69,30 @@ def test_all_sizes(layout, size, in_parts):
 def test_moments_of_large_means(layout, in_parts):
     x = laid_out(random(3, 5, 7, 9) + 1000, layout)
     check(channel_moments, x, tolerance=1e-4)  # float32 knows the mean itself no better
+
+
+@LAYOUT
+def test_nan_is_kept_as_by_the_torch_code(layout):
+    x = maps((1, 6, 5, 4), layout)
+    x[0, 1, 2, 3] = torch.nan
+    actual, expected = (subspace_scores(x, *numbers(6), backend=backend) for backend in ("triton", "torch"))
+    assert torch.equal(actual.isnan(), expected.isnan()) and actual.isnan().sum() == 6  # at the right border
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@LAYOUT
+def test_moments_are_divided_among_as_many_programs_as_a_gpu_takes(layout):
+    x = meta(2, 256, 56, 56, layout=layout)
+    (launch,) = launches(Call("moments", subspace.image_moments, (x,)))
+    assert launch.grid[0] == {"NCHW": 512, "NHWC": 112}[layout]  # NHWC: 8 without a division of the rows
+    check(channel_moments, laid_out(random(1, 5, 67, 3) + 100, layout), tolerance=1e-5)
+
+
+def test_second_derivatives():
+    x = maps((2, 6, 3, 4), "NHWC")
+    check_second_derivatives(subspace_scores, x, *numbers(6))
+    check_second_derivatives(residual_gate, x, random(2, GROUPS, 3, 4, seed=4).sigmoid())
+    check_second_derivatives(channel_moments, x)
 
 
 def test_operators():

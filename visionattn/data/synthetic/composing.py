@@ -1,4 +1,4 @@
-"""Composing pictures of cut-out objects: the generator behind the scenes of digits and of stamps."""
+"""Composing pictures of cut-out objects: the generator behind the synthetic digits and objects."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Scenes composed on the fly: handwritten digits on photographs, with boxes, instance masks and semantic masks.
+"""Synthetic digits: scenes of handwritten digits on photographs, with boxes, instance masks and semantic masks.
 
 The digits ship with scikit-learn, the photographs with scikit-learn and scikit-image: a detection and segmentation data
 set that needs no download. No digit and no photograph is in both splits.
@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 from mmengine.registry import DATASETS
-from torch.utils.data import Dataset
 
+from ..base import PictureDataset
 from ..objects import Objects
 from ..pipeline import DetectionPipeline, SegmentationPipeline
 from .composing import Cutout, compose, load_photographs, square_piece
@@ -33,7 +33,7 @@ _TASKS = ("detection", "instance", "semantic")
 
 
 @DATASETS.register_module()
-class SyntheticDigits(Dataset):
+class SyntheticDigits(PictureDataset):
     """Digits of random size, place and colour on a piece of a photograph, some in front of others.
 
     A scene is a function of (seed, split, index) alone, with `renew` also of the epoch. Boxes and masks tell what can
@@ -80,7 +80,7 @@ class SyntheticDigits(Dataset):
         self.digits = tuple(digits)
         kind = SegmentationPipeline if task == "semantic" else DetectionPipeline
         self.pipeline = kind(pipeline, original=split == "test")
-        self.metainfo = {"classes": ("background", *DIGITS) if task == "semantic" else DIGITS}
+        super().__init__(("background", *DIGITS) if task == "semantic" else DIGITS, "synthetic digits")
 
     def __len__(self) -> int:
         return self.length

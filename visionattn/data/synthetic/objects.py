@@ -1,4 +1,4 @@
-"""Scenes of cut-out photographs: the stamps of the drawing program Tux Paint, composed on photographs.
+"""Synthetic objects: scenes of cut-out photographs, the stamps of the drawing program Tux Paint, on photographs.
 
 Debian's package tuxpaint-stamps-default has them, with transparent surroundings. Eight classes are made of its folders;
 drawings, toys and what is in the wrong folder are left out. The result is a composed benchmark, not one of natural
@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from visionattn.utils.files import replacing
 
+from ..files import find_files
 from ..objects import Objects
 from .composing import Cutout, compose, load_photographs, square_piece
 
@@ -63,7 +64,9 @@ def find_stamps(folder: Path, split: str) -> list[tuple[Path, int]]:
     found = []
     for label, (name, places) in enumerate(STAMPS.items()):
         things: dict[str, list[Path]] = {}
-        for path in sorted(path for place in places for path in (folder / place).rglob("*.png")):
+        for path in (
+            path for place in places if (folder / place).is_dir() for path in find_files(folder / place, (".png",))
+        ):
             stem = path.stem
             if _NO_PHOTOGRAPHS & set(path.relative_to(folder).parts) or stem in _LEFT_OUT or stem.endswith("_mirror"):
                 continue
@@ -118,7 +121,8 @@ def prepare_stamps(
             _write(temporary, split, scenes)
         (temporary / "README.txt").write_text(
             f"Stamps of Tux Paint on photographs from scikit-learn and scikit-image (seed {seed}, {size} px).\n"
-            "The stamps are under the GNU GPL; see the copyright file of Debian's package tuxpaint-stamps-default.\n"
+            "The stamps are under the GNU GPL; see the copyright file of Debian's package tuxpaint-stamps-default.\n",
+            encoding="utf-8",
         )
 
 
@@ -191,7 +195,7 @@ def _write(folder: Path, split: str, scenes: Iterable[tuple[np.ndarray, Objects]
                     "segmentation": {"size": [height, width], "counts": _text(runs["counts"])},
                 }
             )
-    (folder / f"{split}.json").write_text(json.dumps(content))
+    (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _text(counts: bytes | str) -> str:

@@ -2,7 +2,8 @@
 
 A map is taken as it lies, `(B, L, M, N)` with N dense: L, M, N are C, H, W of an NCHW map and H, W, C of an NHWC one.
 So one kernel serves both layouts. A set of axes is a number: 4 for L, 2 for M, 1 for N, and their sums. "Without" such
-a set, a tensor holds a number for each image and each position of the other axes, in their order.
+a set, a tensor holds a number for each image and each position of the other axes, in their order. Of the sizes a kernel
+is compiled for one only, the power of 2 that divides N, so that whole rows of any such map load in wide words.
 
 Programs own a tile `(LB, MP, NP)` of one image, or walk along L with one, while the next tiles are on their way. What
 they find of an axis that several programs share, they store as parts `(splits, B, ...)`, which `finish` adds up in
@@ -25,6 +26,7 @@ from ._axis_tiles import (
     order_of,
     part_of,
     position,
+    program,
     size_of,
     spread,
     store,
@@ -39,21 +41,20 @@ __all__ = ["finish", "gate", "gate_backward", "pool"]
 def pool(
     x, weight,
     mean0, max0, index0, mean1, max1, index1, mean2, max2, index2,
-    B, L, chunk,
-    M: tl.constexpr, N: tl.constexpr, WEIGHT: tl.constexpr,
+    B, L, M, units, chunk,
+    UNIT: tl.constexpr, WEIGHT: tl.constexpr,
     AXES0: tl.constexpr, AXES1: tl.constexpr, AXES2: tl.constexpr,
     WHOLE0: tl.constexpr, WHOLE1: tl.constexpr, WHOLE2: tl.constexpr,
     LB: tl.constexpr, MP: tl.constexpr, NP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Means and maxima of `x [* weight]` over up to three sets of axes.
 
-    x is read once, by programs `(image, chunk of L, tile of M and N)`. A set of axes 0 is none. Where a set is WHOLE,
-    each program has all of it and stores results; else sums and keys, for `finish`. `weight` lacks the axes WEIGHT.
+    x is read once, by programs for an image, a chunk of L and a tile of M and N. A set of axes 0 is none. Where a set
+    is WHOLE, each program has all of it and stores results; else sums and keys, for `finish`. `weight` lacks the axes
+    WEIGHT.
     """
-    image, part_l = tl.program_id(0), tl.program_id(1)
-    PN: tl.constexpr = (N + NP - 1) // NP
-    PM: tl.constexpr = (M + MP - 1) // MP
-    part_m, part_n = tl.program_id(2) // PN, tl.program_id(2) % PN
+    N = units * UNIT
+    image, part_l, part_m, part_n, parts_m, parts_n = program(L, M, N, chunk, MP, NP)
     mo = part_m * MP + tl.arange(0, MP)[None, :, None]
     no = part_n * NP + tl.arange(0, NP)[None, None, :]
     end = tl.minimum(part_l * chunk + chunk, L)
@@ -65,9 +66,9 @@ def pool(
     best0 = tl.full((LB, MP, NP), least, wide)
     best1 = tl.full((LB, MP, NP), least, wide)
     best2 = tl.full((LB, MP, NP), least, wide)
-    at0 = part_of(image, B, part_l, part_m, part_n, PM, PN, AXES0)
-    at1 = part_of(image, B, part_l, part_m, part_n, PM, PN, AXES1)
-    at2 = part_of(image, B, part_l, part_m, part_n, PM, PN, AXES2)
+    at0 = part_of(image, B, part_l, part_m, part_n, parts_m, parts_n, AXES0)
+    at1 = part_of(image, B, part_l, part_m, part_n, parts_m, parts_n, AXES1)
+    at2 = part_of(image, B, part_l, part_m, part_n, parts_m, parts_n, AXES2)
     for first in tl.range(part_l * chunk, end, LB, num_stages=STAGES):
         lo = first + tl.arange(0, LB)[:, None, None]
         value = load(x, image, lo, mo, no, end, L, M, N, 0)
@@ -141,8 +142,8 @@ def finish(sums, keys, total, maximum, index, size, splits, BLOCK: tl.constexpr)
 def gate(
     x, other, out, gate0, gate1, gate2,
     mean0, max0, index0, mean1, max1, index1, mean2, max2, index2,
-    L,
-    M: tl.constexpr, N: tl.constexpr,
+    L, M, units,
+    UNIT: tl.constexpr,
     COUNT: tl.constexpr, JOIN: tl.constexpr, ONE: tl.constexpr, SIGMOID: tl.constexpr, RELU: tl.constexpr,
     GATE0: tl.constexpr, GATE1: tl.constexpr, GATE2: tl.constexpr,
     AXES0: tl.constexpr, AXES1: tl.constexpr, AXES2: tl.constexpr,
@@ -152,11 +153,11 @@ def gate(
 
     The gate is joined of COUNT gates, which lack the axes GATE0 to GATE2, then its sigmoid, then 1 more.
     """
-    image = tl.program_id(0)
-    PN: tl.constexpr = (N + NP - 1) // NP
-    lo = tl.program_id(1) * LB + tl.arange(0, LB)[:, None, None]
-    mo = (tl.program_id(2) // PN) * MP + tl.arange(0, MP)[None, :, None]
-    no = (tl.program_id(2) % PN) * NP + tl.arange(0, NP)[None, None, :]
+    N = units * UNIT
+    image, part_l, part_m, part_n, _m, _n = program(L, M, N, LB, MP, NP)
+    lo = part_l * LB + tl.arange(0, LB)[:, None, None]
+    mo = part_m * MP + tl.arange(0, MP)[None, :, None]
+    no = part_n * NP + tl.arange(0, NP)[None, None, :]
     value = tl.zeros((LB, MP, NP), tl.float32)
     if x is not None:
         value = load(x, image, lo, mo, no, L, L, M, N, 0)
@@ -189,8 +190,8 @@ def gate_backward(
     dy, y, x, other, gate0, gate1, gate2,
     mean, maximum, index,
     dx, dz, d0, d1, d2,
-    B, L, chunk,
-    M: tl.constexpr, N: tl.constexpr,
+    B, L, M, units, chunk,
+    UNIT: tl.constexpr,
     COUNT: tl.constexpr, JOIN: tl.constexpr, ONE: tl.constexpr, SIGMOID: tl.constexpr,
     GATE0: tl.constexpr, GATE1: tl.constexpr, GATE2: tl.constexpr, AXES: tl.constexpr,
     LB: tl.constexpr, MP: tl.constexpr, NP: tl.constexpr, STAGES: tl.constexpr,
@@ -200,19 +201,17 @@ def gate_backward(
     The gradient of the product, dz, is `dy` where `y > 0` (everywhere if y is None); or, if dy is None, that of a mean
     and a maximum of the product over AXES. Programs as in `pool`; sums of gates that several share are parts.
     """
-    image, part_l = tl.program_id(0), tl.program_id(1)
-    PN: tl.constexpr = (N + NP - 1) // NP
-    PM: tl.constexpr = (M + MP - 1) // MP
-    part_m, part_n = tl.program_id(2) // PN, tl.program_id(2) % PN
+    N = units * UNIT
+    image, part_l, part_m, part_n, parts_m, parts_n = program(L, M, N, chunk, MP, NP)
     mo = part_m * MP + tl.arange(0, MP)[None, :, None]
     no = part_n * NP + tl.arange(0, NP)[None, None, :]
     end = tl.minimum(part_l * chunk + chunk, L)
     total0 = tl.zeros((LB, MP, NP), tl.float32)
     total1 = tl.zeros((LB, MP, NP), tl.float32)
     total2 = tl.zeros((LB, MP, NP), tl.float32)
-    at0 = part_of(image, B, part_l, part_m, part_n, PM, PN, GATE0)
-    at1 = part_of(image, B, part_l, part_m, part_n, PM, PN, GATE1)
-    at2 = part_of(image, B, part_l, part_m, part_n, PM, PN, GATE2)
+    at0 = part_of(image, B, part_l, part_m, part_n, parts_m, parts_n, GATE0)
+    at1 = part_of(image, B, part_l, part_m, part_n, parts_m, parts_n, GATE1)
+    at2 = part_of(image, B, part_l, part_m, part_n, parts_m, parts_n, GATE2)
     for first in tl.range(part_l * chunk, end, LB, num_stages=STAGES):
         lo = first + tl.arange(0, LB)[:, None, None]
         if dy is not None:

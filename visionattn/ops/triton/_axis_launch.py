@@ -1,19 +1,30 @@
 """The kernels for pools over axes and gates without axes as operators of PyTorch, for maps `(B, C, H, W)`.
 
 Here a set of axes is a number: 4 for C, 2 for H, 1 for W, and their sums. Gates are `(B, C, H, W)` with size 1 along
-the axes that they lack; pools lack the pooled axes altogether. Both get the map's order of axes in memory.
+the axes over which they broadcast; pools lack the pooled axes altogether. Both get the map's order of axes in memory.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 
-from ._axis_kernels import finish, gate, gate_backward, pool
-from ._register import register, wrap_triton
+from visionattn.ops._axis import join_gates
 
-__all__ = ["axis_gate", "axis_gate_backward", "axis_pool", "axis_pool_backward", "axis_spread", "is_nhwc"]
+from ._axis_kernels import finish, gate, gate_backward, pool
+from ._register import formula_gradients, power_of_2, register, unit_of, wrap_triton
+
+__all__ = [
+    "axis_gate",
+    "axis_gate_backward",
+    "axis_pool",
+    "axis_pool_backward",
+    "axis_spread",
+    "gate_gradients",
+    "is_nhwc",
+]
 
 # Numbers in a tile, by the bytes of one and how many a thread has: the most that all generations of GPUs hold in
 # registers. A thread has eight, which it loads at once, or four where rows are not aligned for that.
@@ -73,14 +84,20 @@ class _Map(NamedTuple):
         return torch.empty(self.shape, dtype=dtype, device=device, memory_format=layout)
 
     def tile(self, dtype: torch.dtype, share: int = 1) -> dict[str, int]:
-        each = 8 if self.sizes[2] % 8 == 0 else 4
+        unit = unit_of(self.sizes[2])
+        each = 8 if unit >= 8 else 4
         numbers = TILES[dtype.itemsize, each] // share
-        steps, rows, columns = (triton.next_power_of_2(size) for size in self.sizes)
-        columns = min(columns, 64)
-        rows = min(rows, 64, numbers // columns)
-        steps = min(steps, numbers // (rows * columns))
+        columns = power_of_2(self.sizes[2], 64)
+        rows = power_of_2(self.sizes[1], min(64, numbers // columns))
+        steps = power_of_2(self.sizes[0], numbers // (rows * columns))
         warps = max(1, min(steps * rows * columns // (32 * each), 16))
-        return {"LB": steps, "MP": rows, "NP": columns, "num_warps": warps}
+        return {"UNIT": unit, "LB": steps, "MP": rows, "NP": columns, "num_warps": warps}
+
+    @property
+    def run_time(self) -> tuple[int, int, int]:
+        """L, M and N in units of what the kernels are compiled for."""
+        length, m, n = self.sizes
+        return length, m, n // unit_of(n)
 
 
 class _Walk(NamedTuple):
@@ -100,22 +117,23 @@ class _Walk(NamedTuple):
         chunk = triton.cdiv(triton.cdiv(length, max(1, wanted)), tile["LB"]) * tile["LB"]
         return cls(tile, chunk, (triton.cdiv(length, chunk), parts_m, parts_n))
 
-    def grid(self, batch: int) -> tuple[int, int, int]:
-        return batch, self.parts[0], self.parts[1] * self.parts[2]
+    def grid(self, batch: int) -> tuple[int]:
+        # One axis: the others of a GPU's grid end at 65,535.
+        return (batch * math.prod(self.parts),)
 
     def count(self, bits: int) -> int:
         """How many programs share the same results without some axes."""
         return math.prod(part for part, bit in zip(self.parts, (4, 2, 1), strict=True) if bits & bit)
 
 
-def _lacks(x: torch.Tensor) -> int:
+def _broadcast_axes(x: torch.Tensor) -> int:
     return sum(8 >> axis for axis in (1, 2, 3) if x.shape[axis] == 1)
 
 
 def _gates(x: _Map, gates: list[torch.Tensor], join: str, one: bool, sigmoid: bool) -> tuple[list, dict]:
     """The kernels' arguments for gates."""
-    axes = [_lacks(part) for part in gates]
-    dense = [x.dense(_squeezed(part, lacking), lacking) for part, lacking in zip(gates, axes, strict=True)]
+    axes = [_broadcast_axes(part) for part in gates]
+    dense = [x.dense(_squeezed(part, over), over) for part, over in zip(gates, axes, strict=True)]
     dense += [None] * (3 - len(gates))
     names = {f"GATE{i}": x.bits(axes[i]) if i < len(axes) else 0 for i in range(3)}
     return dense, {"COUNT": len(gates), "JOIN": join, "ONE": one, "SIGMOID": sigmoid, **names}
@@ -160,8 +178,8 @@ def axis_pool(x: torch.Tensor, weight: torch.Tensor | None, means: list[int], ma
     max_of = dict(zip(maxima, results[len(means) :], strict=False))
     index_of = dict(zip(maxima, results[len(means) + len(maxima) :], strict=True))
     walk = _Walk.over(lies, x.dtype)
-    lacking = 0 if weight is None else _lacks(weight)
-    dense = None if weight is None else lies.dense(_squeezed(weight, lacking), lacking)
+    over = 0 if weight is None else _broadcast_axes(weight)
+    dense = None if weight is None else lies.dense(_squeezed(weight, over), over)
     sets = sorted({*means, *maxima})
     for first in range(0, len(sets), 3):
         group = sets[first : first + 3]
@@ -178,10 +196,9 @@ def axis_pool(x: torch.Tensor, weight: torch.Tensor | None, means: list[int], ma
                 mean, maximum, index = sums, keys, None
             pointers += [mean, maximum, index]
             names |= {f"AXES{place}": bits, f"WHOLE{place}": parts == 1}
-        length, m, n = lies.sizes
         wrap_triton(pool)[walk.grid(x.shape[0])](
-            x, dense, *pointers, x.shape[0], length, walk.chunk,
-            M=m, N=n, WEIGHT=lies.bits(lacking), **names, **walk.tile,
+            x, dense, *pointers, x.shape[0], *lies.run_time, walk.chunk,
+            WEIGHT=lies.bits(over), **names, **walk.tile,
         )  # fmt: skip
         for parts in open_:
             _finish(*parts)
@@ -240,9 +257,11 @@ def _launch_gate(
     tensors, names = _gates(lies, gates, join, one, sigmoid)
     names |= {f"AXES{i}": lies.bits(part) for i, part in enumerate(axes)}
     tile = lies.tile(out.dtype, share=2)
-    length, m, n = lies.sizes
-    grid = (lies.shape[0], triton.cdiv(length, tile["LB"]), triton.cdiv(m, tile["MP"]) * triton.cdiv(n, tile["NP"]))
-    wrap_triton(gate)[grid](x, other, out, *tensors, *pointers, length, M=m, N=n, RELU=relu, **names, **tile)
+    sides = (tile["LB"], tile["MP"], tile["NP"])
+    tiles = math.prod(triton.cdiv(size, side) for size, side in zip(lies.sizes, sides, strict=True))
+    wrap_triton(gate)[(lies.shape[0] * tiles,)](
+        x, other, out, *tensors, *pointers, *lies.run_time, RELU=relu, **names, **tile
+    )
 
 
 def _gate_result(x: torch.Tensor, *others: Any) -> torch.Tensor:
@@ -255,8 +274,25 @@ def _save_gate(ctx, inputs, output) -> None:
     ctx.save_for_backward(x, output if ctx.relu else None, *gates)
 
 
+def gate_gradients(
+    dz: torch.Tensor, x: torch.Tensor, gates: Sequence[torch.Tensor], join: str, one: bool, sigmoid: bool
+) -> list[torch.Tensor]:
+    """The gradients of x and of the gates, as a formula that can be differentiated once more."""
+
+    def product(x: torch.Tensor, *gates: torch.Tensor) -> torch.Tensor:
+        joined = join_gates(gates, join)
+        joined = joined.sigmoid() if sigmoid else joined
+        return x * (joined + 1 if one else joined)
+
+    return list(formula_gradients(product, (x, *gates), (dz,)))
+
+
 def _differentiate_gate(ctx, dy):
     x, y, *gates = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        dz = dy if y is None else dy * (y > 0)
+        dx, *grads = gate_gradients(dz, x, gates, ctx.join, ctx.one, ctx.sigmoid)
+        return dx, grads, dz if ctx.residual else None, None, None, None, None
     store = ctx.residual and ctx.relu  # Without a ReLU the residual's gradient is dy.
     dx, dz, *grads = axis_gate_backward(dy, y, x, gates, ctx.join, ctx.one, ctx.sigmoid, True, store)
     return dx, grads, (dz if store else dy) if ctx.residual else None, None, None, None, None
@@ -293,9 +329,9 @@ def _gate_gradients(
     lies = _Map.of(x)
     dx = lies.new(x.dtype, x.device) if want_x else x.new_empty(0)
     dz = lies.new(x.dtype, x.device) if want_dz else x.new_empty(0)
-    axes = [_lacks(part) for part in gates]
-    grads = [lies.empty(lacking, part.dtype, x.device) for lacking, part in zip(axes, gates, strict=True)]
-    return [dx, dz, *(_unsqueezed(grad, lacking) for lacking, grad in zip(axes, grads, strict=True))]
+    axes = [_broadcast_axes(part) for part in gates]
+    grads = [lies.empty(over, part.dtype, x.device) for over, part in zip(axes, gates, strict=True)]
+    return [dx, dz, *(_unsqueezed(grad, over) for over, grad in zip(axes, grads, strict=True))]
 
 
 @register(_gate_gradients)
@@ -327,25 +363,24 @@ def _launch_gate_backward(
     tensors, names = _gates(lies, gates, join, one, sigmoid)
     outs, open_ = [], []
     for part, grad in zip(gates, grads, strict=True):
-        lacking = _lacks(part)
-        count = walk.count(lies.bits(lacking))
+        over = _broadcast_axes(part)
+        count = walk.count(lies.bits(over))
         outs.append(grad)
         if count > 1:
-            outs[-1] = lies.empty(lacking, torch.float32, x.device, count)
+            outs[-1] = lies.empty(over, torch.float32, x.device, count)
             open_.append((outs[-1], None, grad, None, None))
     outs += [None] * (3 - len(gates))
-    length, m, n = lies.sizes
     wrap_triton(gate_backward)[walk.grid(lies.shape[0])](
-        dy, y, x, other, *tensors, *pointers, dx, dz, *outs, lies.shape[0], length, walk.chunk,
-        M=m, N=n, AXES=lies.bits(axes), **names, **walk.tile,
+        dy, y, x, other, *tensors, *pointers, dx, dz, *outs, lies.shape[0], *lies.run_time, walk.chunk,
+        AXES=lies.bits(axes), **names, **walk.tile,
     )  # fmt: skip
     for parts in open_:
         _finish(*parts)
 
 
 def _pool_gradients(base: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *others: Any) -> list[torch.Tensor]:
-    lies, lacking = _Map.of(x), _lacks(weight)
-    grad = _unsqueezed(lies.empty(lacking, weight.dtype, x.device), lacking)
+    lies, over = _Map.of(x), _broadcast_axes(weight)
+    grad = _unsqueezed(lies.empty(over, weight.dtype, x.device), over)
     return [lies.new(x.dtype, x.device), grad]
 
 

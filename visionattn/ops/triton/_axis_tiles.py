@@ -5,6 +5,19 @@ import triton.language as tl
 
 
 @triton.jit
+def program(L, M, N, chunk, MP: tl.constexpr, NP: tl.constexpr):
+    """The image of a program and its part of each axis, and how many parts M and N have."""
+    number = tl.program_id(0)
+    parts_m, parts_n = tl.cdiv(M, MP), tl.cdiv(N, NP)
+    part_n = number % parts_n
+    number = number // parts_n
+    part_m = number % parts_m
+    number = number // parts_m
+    parts_l = tl.cdiv(L, chunk)
+    return number // parts_l, number % parts_l, part_m, part_n, parts_m, parts_n
+
+
+@triton.jit
 def image_at(pointer, image, L, M, N, AXES: tl.constexpr):
     """Where an image, or a part of one, begins in a tensor without some axes."""
     size = 1
@@ -153,15 +166,15 @@ def store_maximum(maximum, index, keys, image, lo, mo, no, end, L, M, N, AXES: t
 
 
 @triton.jit
-def part_of(image, B, part_l, part_m, part_n, PM: tl.constexpr, PN: tl.constexpr, AXES: tl.constexpr):
+def part_of(image, B, part_l, part_m, part_n, parts_m, parts_n, AXES: tl.constexpr):
     """Number of the part of an image that a program stores, given which part of each axis is the program's."""
     part = 0
     if AXES & 4:
         part += part_l
     if AXES & 2:
-        part = part * PM + part_m
+        part = part * parts_m + part_m
     if AXES & 1:
-        part = part * PN + part_n
+        part = part * parts_n + part_n
     return part * B + image
 
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._register import register, wrap_triton
+from ._register import power_of_2, register, wrap_triton
 
 __all__ = ["convolved", "depthwise_weight_gradients"]
 
@@ -114,8 +114,8 @@ def depthwise_weight_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Float32 gradients of weight `(C, 1, side, side)` and bias `(C,)`, from x and that of the result `(B, N, C)`."""
     images, tokens, channels = x.shape
-    taps = triton.next_power_of_2(side * side + 1)
-    block = min(64, triton.next_power_of_2(channels))
+    taps = power_of_2(side * side + 1, 128)
+    block = power_of_2(channels, 64)
     rows = max(1, 128 // taps)
     splits = max(1, min(-(-1024 // images), tokens // 128))
     split_tokens = -(-tokens // splits)

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["INTERPRETED", "register", "wrap_triton"]
+from visionattn.ops.eager._function import formula_gradients
+
+__all__ = ["INTERPRETED", "formula_gradients", "power_of_2", "register", "unit_of", "wrap_triton"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -32,7 +34,8 @@ def register(
     Args:
         fake: With the same arguments, gives empty tensors of the results' shapes, strides and dtypes.
         setup_context: As in `torch.library.register_autograd`.
-        backward: As there; it may call registered operators only.
+        backward: As there; it may call registered operators only, or a formula where gradients are enabled, for then
+            it is differentiated once more.
     """
 
     def decorate(run: Callable[..., Any]) -> Any:
@@ -45,3 +48,22 @@ def register(
         return op
 
     return decorate
+
+
+def power_of_2(size: int, most: int) -> int:
+    """The smallest power of 2 that is not below a size, or `most`, itself such a power, if that is smaller.
+
+    In comparisons alone, so that compilers that know no size get a few guards.
+    """
+    power = 1
+    while power < most and power < size:
+        power *= 2
+    return power
+
+
+def unit_of(size: int) -> int:
+    """The largest power of 2 up to 16 that divides a size: what kernels are compiled for in its place."""
+    unit = 16
+    while size % unit:
+        unit //= 2
+    return unit

@@ -14,6 +14,17 @@ __all__ = ["affine", "moments", "scores", "scores_backward"]
 
 
 @triton.jit
+def _program(H, W, HB: tl.constexpr, WB: tl.constexpr):
+    """What a program is for besides its rows and columns, and the part of these that it has."""
+    number = tl.program_id(0)
+    parts_w = tl.cdiv(W, WB)
+    part_w = number % parts_w
+    number = number // parts_w
+    parts_h = tl.cdiv(H, HB)
+    return number // parts_h, number % parts_h, part_w
+
+
+@triton.jit
 def _axes(part_h, part_w, first_c, HB: tl.constexpr, WB: tl.constexpr, CB: tl.constexpr, NHWC: tl.constexpr):
     """Rows, columns and channels of a tile, each along its axis."""
     if NHWC:
@@ -28,7 +39,7 @@ def _axes(part_h, part_w, first_c, HB: tl.constexpr, WB: tl.constexpr, CB: tl.co
 
 
 @triton.jit
-def _offsets(c, h, w, C, H: tl.constexpr, W: tl.constexpr, NHWC: tl.constexpr):
+def _offsets(c, h, w, C, H, W, NHWC: tl.constexpr):
     at = (h * W + w) * C + c if NHWC else (c * H + h) * W + w
     return at
 
@@ -41,7 +52,7 @@ def _over_positions(x, NHWC: tl.constexpr):
 
 
 @triton.jit
-def _activation(x, c, h, w, scale, shift, inside_c, C, H: tl.constexpr, W: tl.constexpr, NHWC: tl.constexpr):
+def _activation(x, c, h, w, scale, shift, inside_c, C, H, W, NHWC: tl.constexpr):
     """`scale * x + shift`, and -1 beyond the border, where nothing can win."""
     inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
     value = tl.load(x + _offsets(c, h, w, C, H, W, NHWC), inside & inside_c, other=0).to(tl.float32)
@@ -51,14 +62,14 @@ def _activation(x, c, h, w, scale, shift, inside_c, C, H: tl.constexpr, W: tl.co
 @triton.jit
 def scores(
     x, scale, shift, weight, out,
-    C, GROUP, GROUPS,
-    H: tl.constexpr, W: tl.constexpr, NHWC: tl.constexpr,
+    C, GROUP, GROUPS, H, units,
+    UNIT: tl.constexpr, NHWC: tl.constexpr,
     HB: tl.constexpr, WB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """`sum_c weight * max3x3(relu(scale * x + shift))` over the GROUP channels of each group: `(B, GROUPS, H, W)`."""
-    image, group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
-    PW: tl.constexpr = (W + WB - 1) // WB
-    part_h, part_w = tl.program_id(1) // PW, tl.program_id(1) % PW
+    W = units * UNIT
+    place, part_h, part_w = _program(H, W, HB, WB)
+    image, group = place // GROUPS, place % GROUPS
     x += image.to(tl.int64) * C * H * W
     total = tl.zeros((HB, WB, CB), tl.float32) if NHWC else tl.zeros((CB, HB, WB), tl.float32)
     for first in range(0, GROUP, CB):
@@ -71,29 +82,30 @@ def scores(
         for dh in tl.static_range(-1, 2):
             for dw in tl.static_range(-1, 2):
                 value = _activation(x, c, h + dh, w + dw, factor, summand, inside, C, H, W, NHWC)
-                best = tl.maximum(best, value)
+                best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
         total += best * tl.load(weight + c, inside, other=0).to(tl.float32)
     h, w, c = _axes(part_h, part_w, 0, HB, WB, CB, NHWC)
     total = tl.sum(total, 2, keep_dims=True) if NHWC else tl.sum(total, 0, keep_dims=True)
-    tl.store(out + tl.program_id(0).to(tl.int64) * H * W + h * W + w, total, (h < H) & (w < W))
+    tl.store(out + place.to(tl.int64) * H * W + h * W + w, total, (h < H) & (w < W))
 
 
 @triton.jit
 def scores_backward(
     grad, x, scale, shift, weight, base,
     dx, totals, moments,
-    B, C, GROUP,
-    H: tl.constexpr, W: tl.constexpr, NHWC: tl.constexpr,
+    B, C, GROUP, H, units,
+    UNIT: tl.constexpr, NHWC: tl.constexpr,
     HB: tl.constexpr, WB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """The gradient of x, added to `base`; and for each part of an image, `(parts, B, C)`, sums over its positions.
 
     The sums are of what the windows hand to each cell, without the weights: alone (totals) and times x (moments).
     """
-    image = tl.program_id(0)
-    PW: tl.constexpr = (W + WB - 1) // WB
-    part_h, part_w = tl.program_id(1) // PW, tl.program_id(1) % PW
-    h, w, c = _axes(part_h, part_w, tl.program_id(2) * CB, HB, WB, CB, NHWC)
+    W = units * UNIT
+    place, part_h, part_w = _program(H, W, HB, WB)
+    chunks = tl.cdiv(C, CB)
+    image, chunk = place // chunks, place % chunks
+    h, w, c = _axes(part_h, part_w, chunk * CB, HB, WB, CB, NHWC)
     start = image.to(tl.int64) * C * H * W
     x += start
     grad += image.to(tl.int64) * (C // GROUP) * H * W
@@ -127,8 +139,8 @@ def scores_backward(
     if base is not None:
         result += tl.load(base + start + at, inside, other=0).to(tl.float32)
     tl.store(dx + start + at, result, inside)
-    channel = tl.program_id(2) * CB + tl.arange(0, CB)
-    part = (tl.program_id(1) * B + image).to(tl.int64) * C + channel
+    channel = chunk * CB + tl.arange(0, CB)
+    part = ((part_h * tl.cdiv(W, WB) + part_w) * B + image).to(tl.int64) * C + channel
     tl.store(totals + part, _over_positions(routed, NHWC), channel < C)
     tl.store(moments + part, _over_positions(routed * value, NHWC), channel < C)
 
@@ -156,7 +168,7 @@ def _beats(
 
 
 @triton.jit
-def _window(grad, c, h, w, GROUP, C, H: tl.constexpr, W: tl.constexpr):
+def _window(grad, c, h, w, GROUP, C, H, W):
     """The gradients of the maxima around these positions; none beyond the border."""
     inside = (c < C) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
     return tl.load(grad + ((c // GROUP) * H + h) * W + w, inside, other=0).to(tl.float32)
@@ -164,16 +176,21 @@ def _window(grad, c, h, w, GROUP, C, H: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def moments(
-    x, means, squares,
-    C,
-    H: tl.constexpr, W: tl.constexpr, NHWC: tl.constexpr,
+    x, sums, squares,
+    B, C, H, units, chunk,
+    UNIT: tl.constexpr, NHWC: tl.constexpr,
     HB: tl.constexpr, WB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """Of each channel of each image the mean and the sum of squares around it, `(B, C)`, in one pass.
+    """Of each channel of each image the sum of values and of their squares over a chunk of rows, `(parts, B, C)`.
 
-    The squares are taken around the first value and moved to the mean in the end, so large means do no harm.
+    Both are taken around the first value of the channel, so large means do no harm.
     """
-    image = tl.program_id(0)
+    W = units * UNIT
+    channels = tl.cdiv(C, CB)
+    first_c = tl.program_id(0) % channels * CB
+    number = tl.program_id(0) // channels
+    parts = tl.cdiv(H, chunk)
+    part, image = number % parts, number // parts
     x += image.to(tl.int64) * C * H * W
     if NHWC:
         total = tl.zeros((HB, WB, CB), tl.float32)
@@ -181,44 +198,41 @@ def moments(
     else:
         total = tl.zeros((CB, HB, WB), tl.float32)
         square = tl.zeros((CB, HB, WB), tl.float32)
-    h, w, c = _axes(0, 0, tl.program_id(1) * CB, HB, WB, CB, NHWC)
+    h, w, c = _axes(0, 0, first_c, HB, WB, CB, NHWC)
     origin = tl.load(x + _offsets(c, 0, 0, C, H, W, NHWC), c < C, other=0).to(tl.float32)
-    for first_h in range(0, H, HB):
+    end = tl.minimum(part * chunk + chunk, H)
+    for first_h in range(part * chunk, end, HB):
         for first_w in range(0, W, WB):
             rows, columns = first_h + h, first_w + w
-            inside = (c < C) & (rows < H) & (columns < W)
+            inside = (c < C) & (rows < end) & (columns < W)
             value = tl.load(x + _offsets(c, rows, columns, C, H, W, NHWC), inside, other=0).to(tl.float32)
             value = tl.where(inside, value - origin, 0.0)
             total += value
             square += value * value
-    channel = tl.program_id(1) * CB + tl.arange(0, CB)
-    if NHWC:
-        first = tl.load(x + channel, channel < C, other=0).to(tl.float32)
-    else:
-        first = tl.load(x + channel * (H * W), channel < C, other=0).to(tl.float32)
-    sums = _over_positions(total, NHWC)
-    moved = _over_positions(square, NHWC) - sums * sums / (H * W)
-    at = image.to(tl.int64) * C + channel
-    tl.store(means + at, first + sums / (H * W), channel < C)
-    tl.store(squares + at, moved, channel < C)
+    channel = first_c + tl.arange(0, CB)
+    at = (part * B + image).to(tl.int64) * C + channel
+    tl.store(sums + at, _over_positions(total, NHWC), channel < C)
+    tl.store(squares + at, _over_positions(square, NHWC), channel < C)
 
 
 @triton.jit
 def affine(
     x, scale, shift, base, out,
-    C,
-    H: tl.constexpr, W: tl.constexpr, NHWC: tl.constexpr,
+    C, H, units,
+    UNIT: tl.constexpr, NHWC: tl.constexpr,
     HB: tl.constexpr, WB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """`scale * x + shift` for numbers of each channel of each image, added to `base`."""
-    start = tl.program_id(0).to(tl.int64) * C * H * W
-    PW: tl.constexpr = (W + WB - 1) // WB
-    part_h, part_w = tl.program_id(1) // PW, tl.program_id(1) % PW
-    h, w, c = _axes(part_h, part_w, tl.program_id(2) * CB, HB, WB, CB, NHWC)
+    W = units * UNIT
+    place, part_h, part_w = _program(H, W, HB, WB)
+    chunks = tl.cdiv(C, CB)
+    image, chunk = place // chunks, place % chunks
+    start = image.to(tl.int64) * C * H * W
+    h, w, c = _axes(part_h, part_w, chunk * CB, HB, WB, CB, NHWC)
     inside = (c < C) & (h < H) & (w < W)
     at = _offsets(c, h, w, C, H, W, NHWC)
     value = tl.load(x + start + at, inside, other=0).to(tl.float32)
-    own = tl.program_id(0) * C + c
+    own = image * C + c
     value = value * tl.load(scale + own, c < C, other=0) + tl.load(shift + own, c < C, other=0)
     if base is not None:
         value += tl.load(base + start + at, inside, other=0).to(tl.float32)

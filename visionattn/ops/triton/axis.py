@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from visionattn.ops._eager import HandWritten
+from visionattn.ops._axis import join_gates, spread_pools
+from visionattn.ops.eager._function import Function, formula_gradients
+from visionattn.ops.nested_gate import gated_pools
 
 from . import _axis_launch as launch
 
-__all__ = ["axis_attention", "axis_gate", "axis_pools", "cross_gate", "map_pools", "nested_gate", "strip_gate"]
+__all__ = ["axis_attention", "axis_gate", "axis_pools", "cross_gate", "map_pools", "nested_gate"]
 
 
 def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
@@ -39,7 +41,7 @@ def axis_gate(
 def axis_attention(
     x: torch.Tensor,
     pools: Sequence[tuple[str, int]],
-    lacks: Sequence[Sequence[int]],
+    broadcast_dims: Sequence[Sequence[int]],
     gates: Callable[..., Sequence[torch.Tensor]],
     *,
     join: str = "product",
@@ -51,17 +53,10 @@ def axis_attention(
     if not (x.requires_grad and torch.is_grad_enabled()):
         made = gates(*axis_pools(x, pools))
         return axis_gate(x, *made, join=join, residual=residual, relu=relu)
-    through, *found = _Pools.apply(x, tuple(means), tuple(maxima), tuple(_axes(*axes) for axes in lacks), join, own)
+    broadcast = tuple(_axes(*axes) for axes in broadcast_dims)
+    through, *found = _Pools.apply(x, tuple(means), tuple(maxima), broadcast, join, own)
     made = [gate.to(x.dtype) for gate in gates(*_in_order(pools, found))]
-    return _Gate.apply(through, None if own else residual, join, own, relu, *made, *found[count:])
-
-
-def strip_gate(
-    x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, offset: torch.Tensor | None = None
-) -> torch.Tensor:
-    if offset is None:
-        return axis_gate(x, rows, columns)
-    return axis_gate(x, rows, columns, offset, join="mixed")
+    return _Gate.apply(through, x, None if own else residual, join, own, relu, *made, *found[count:])
 
 
 def cross_gate(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mode: str) -> torch.Tensor:
@@ -79,31 +74,31 @@ def nested_gate(
 ) -> torch.Tensor:
     channel = channel[:, :, None, None]
     if torch.is_grad_enabled() and (x.requires_grad or channel.requires_grad):
-        x, mean, maximum = _ProductPools.apply(x, channel)[:3]
+        x, maximum, mean = _ProductPools.apply(x, channel)[:3]
     else:
         mean, maximum, _ = launch.axis_pool(x, channel, [4], [4])
     return axis_gate(x, channel, spatial(torch.stack((maximum, mean), dim=1)))
 
 
-class _Pools(HandWritten):
-    """The map itself, its means, maxima and their indices, and tickets for gates that lack some axes."""
+class _Pools(Function):
+    """The map itself, its means, maxima and their indices, and tickets for gates that broadcast over some axes."""
 
     @staticmethod
     def forward(
         x: torch.Tensor,
         means: tuple[int, ...],
         maxima: tuple[int, ...],
-        lacks: tuple[int, ...],
+        broadcast: tuple[int, ...],
         join: str,
         own: bool,
     ) -> tuple[torch.Tensor, ...]:
-        tickets = [x.new_zeros(()).expand(_without(x, axes)) for axes in lacks]
+        tickets = [x.new_zeros(()).expand(_without(x, axes)) for axes in broadcast]
         return x.view_as(x), *launch.axis_pool(x, None, list(means), list(maxima)), *tickets
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        x, ctx.means, ctx.maxima, lacks, ctx.join, ctx.own = inputs
-        ctx.shape, ctx.nhwc, ctx.tickets = x.shape, launch.is_nhwc(x), len(lacks)
+        x, ctx.means, ctx.maxima, broadcast, ctx.join, ctx.own = inputs
+        ctx.shape, ctx.nhwc, ctx.tickets = x.shape, launch.is_nhwc(x), len(broadcast)
         first = 1 + len(ctx.means) + len(ctx.maxima)
         indices = output[first : first + len(ctx.maxima)]
         ctx.save_for_backward(*indices)
@@ -118,6 +113,12 @@ class _Pools(HandWritten):
         if grad is None and not means and not maxima:
             return None, None, None, None, None, None
         gates = [] if grad is None else list(grads[len(grads) - ctx.tickets :])
+        if torch.is_grad_enabled():
+            if gates:
+                grad = grad * (join_gates(gates, ctx.join) + int(ctx.own))
+            named = [(_named(axes), mean) for axes, mean in means]
+            named_maxima = [(_named(axes), maximum, index.long()) for axes, maximum, index in maxima]
+            return spread_pools(grad, ctx.shape, named, named_maxima), None, None, None, None, None
         x_grad = launch.axis_spread(
             grad, gates, ctx.join, ctx.own, list(ctx.shape), ctx.nhwc,
             [mean for _, mean in means], [axes for axes, _ in means],
@@ -126,11 +127,15 @@ class _Pools(HandWritten):
         return x_grad, None, None, None, None, None
 
 
-class _Gate(HandWritten):
-    """The gate of a map that went through `_Pools`, whose backward multiplies with the gates that the tickets get."""
+class _Gate(Function):
+    """The gate of a map that went through `_Pools`, whose backward multiplies with the gates that the tickets get.
+
+    The map itself is what second derivatives lead to: what went through gets nothing but what is to be multiplied.
+    """
 
     @staticmethod
     def forward(
+        through: torch.Tensor,
         x: torch.Tensor,
         residual: torch.Tensor | None,
         join: str,
@@ -139,11 +144,11 @@ class _Gate(HandWritten):
         *gates_and_tickets: torch.Tensor,
     ) -> torch.Tensor:
         gates = list(gates_and_tickets[: len(gates_and_tickets) // 2])
-        return launch.axis_gate(x, gates, residual, join, own, False, relu)
+        return launch.axis_gate(through, gates, residual, join, own, False, relu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, residual, ctx.join, ctx.own, relu, *gates_and_tickets = inputs
+        _, x, residual, ctx.join, ctx.own, relu, *gates_and_tickets = inputs
         ctx.residual = residual is not None
         gates = gates_and_tickets[: len(gates_and_tickets) // 2]
         ctx.save_for_backward(x, output if relu else None, *gates)
@@ -152,17 +157,22 @@ class _Gate(HandWritten):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, y, *gates = ctx.saved_tensors
         relu = y is not None
+        if torch.is_grad_enabled():
+            dz = dy * (y > 0) if relu else dy
+            _, *grads = launch.gate_gradients(dz, x, gates, ctx.join, ctx.own, False)
+            return dz, None, dz if ctx.residual else None, None, None, None, *grads, *gates
         _, dz, *grads = launch.axis_gate_backward(dy, y, x, gates, ctx.join, ctx.own, False, False, relu)
         dz = dz if relu else dy
-        return dz, dz if ctx.residual else None, None, None, None, *grads, *gates
+        return dz, None, dz if ctx.residual else None, None, None, None, *grads, *gates
 
 
-class _ProductPools(HandWritten):
-    """The map itself, and the mean and maximum over the channels of its product with a gate, and the index of that."""
+class _ProductPools(Function):
+    """The map itself, the maximum and mean over the channels of its product with a gate, and the index of that."""
 
     @staticmethod
     def forward(x: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return x.view_as(x), *launch.axis_pool(x, gate, [4], [4])
+        mean, maximum, index = launch.axis_pool(x, gate, [4], [4])
+        return x.view_as(x), maximum, mean, index
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -171,10 +181,21 @@ class _ProductPools(HandWritten):
 
     @staticmethod
     def backward(
-        ctx: Any, grad: torch.Tensor, mean: torch.Tensor, maximum: torch.Tensor, _: None
+        ctx: Any, grad: torch.Tensor, maximum: torch.Tensor, mean: torch.Tensor, _: None
     ) -> tuple[torch.Tensor, ...]:
         x, gate, index = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return formula_gradients(_product_pools, (x, gate), (grad, maximum, mean))
         return tuple(launch.axis_pool_backward(grad, x, gate, mean, maximum, index, 4))
+
+
+def _product_pools(x: torch.Tensor, gate: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return gated_pools(x, gate.flatten(1))
+
+
+def _named(axes: int) -> list[int]:
+    """A set of axes by their numbers in `(B, C, H, W)`."""
+    return [axis for axis in (1, 2, 3) if axes & (8 >> axis)]
 
 
 def _axes(*axes: int) -> int:

@@ -9,10 +9,13 @@ import torch
 import triton
 from torch.nn import functional as F
 
+from visionattn.ops.focused_attention import formula
+from visionattn.ops.nhwc_conv import nhwc_conv
+
 from ._depthwise import depthwise_weight_gradients
 from ._focused_backward import keys_backward_kernel, queries_backward_kernel
 from ._focused_forward import means_kernel, result_kernel
-from ._register import register, wrap_triton
+from ._register import formula_gradients, power_of_2, register, wrap_triton
 
 __all__ = ["focused_attention"]
 
@@ -59,7 +62,7 @@ def _shapes(t: torch.Tensor, heads: int, power: int) -> dict[str, Any]:
         "PRECISION": _precision(t.dtype),
         "BLOCK_N": 16 if t.dtype.itemsize == 4 else 64 if side <= 32 else 32,
         "BLOCK_C": 64,
-        "BLOCK_D": max(16, triton.next_power_of_2(side)),
+        "BLOCK_D": max(16, power_of_2(side, 64)),
     }
 
 
@@ -112,7 +115,7 @@ def _means(
         splits,
         1.0 / count,
         GROUP=group,
-        BLOCK_G=max(16, triton.next_power_of_2(group * side)),
+        BLOCK_G=max(16, power_of_2(group * side, 64)),
         BLOCK_N=block,
         num_warps=_warps(x),
         num_stages=1,
@@ -237,6 +240,8 @@ def _backward(ctx: Any, grad: torch.Tensor, *_: None) -> tuple[torch.Tensor | No
     q, k, v, positions, factor, weight, kv, mean = ctx.saved_tensors
     if grad.stride(2) != 1:
         grad = grad.contiguous()
+    if torch.is_grad_enabled():
+        return _differentiable_backward(ctx, grad)
     q_grad, k_grad, v_grad, factor_grad = focused_linear_attention_backward(
         grad, q, k, v, positions, factor, weight, kv, mean, ctx.width, ctx.heads, ctx.power
     )
@@ -247,6 +252,29 @@ def _backward(ctx: Any, grad: torch.Tensor, *_: None) -> tuple[torch.Tensor | No
         weight_grad, bias_grad = depthwise_weight_gradients(v, grad, ctx.width, weight.size(3))
         weight_grad, bias_grad = weight_grad.to(weight.dtype), bias_grad.to(ctx.bias)
     return q_grad, k_grad, v_grad, positions_grad, factor_grad, weight_grad, bias_grad, None, None, None
+
+
+def _differentiable_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of the torch code."""
+
+    def torch_code(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        positions: torch.Tensor | None,
+        factor: torch.Tensor,
+        weight: torch.Tensor | None,
+    ) -> torch.Tensor:
+        positions = k.new_zeros(()) if positions is None else positions
+        out = formula(*(t.float() for t in (q, k, v, positions)), factor, ctx.heads, ctx.power).to(v.dtype)
+        if weight is None:
+            return out
+        grid = v.unflatten(1, (-1, ctx.width))
+        return out + nhwc_conv(grid, weight, padding=weight.size(3) // 2, groups=v.size(2)).flatten(1, 2)
+
+    grads = formula_gradients(torch_code, ctx.saved_tensors[:6], (grad,))
+    bias_grad = None if ctx.bias is None else grad.sum((0, 1)).to(ctx.bias)
+    return *grads, bias_grad, None, None, None
 
 
 @register(_fake, _setup, _backward)

@@ -1,0 +1,157 @@
+"""Every operation under `torch.func` and forward-mode differentiation, and every plug-in."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from visionattn import ops
+from visionattn.plugins import list_plugins, resolve_plugin
+
+DOUBLE = torch.float64
+# Large enough for the pass by hand of nested gates.
+SIZE = (8, 96, 96)
+POOLS = [(kind, axis) for axis in (1, 2, 3) for kind in ("max", "mean")]
+
+
+@cache  # drawn before anything is mapped: vmap knows no random numbers
+def numbers(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=DOUBLE)
+
+
+def qkv_of(x):
+    """`(B, N, 3, heads, d)` from a map `(B, C, H, W)`."""
+    return torch.stack((x, x.sin(), x.cos()), dim=1).flatten(3).permute(0, 3, 1, 2).unflatten(3, (2, -1))
+
+
+def spatial(pools):
+    return (pools[:, :1].sin() + pools[:, 1:]).sigmoid()
+
+
+def strips(rows, columns):
+    return rows.sigmoid().unsqueeze(3), columns.sigmoid().unsqueeze(2)
+
+
+def tokens(x):
+    return x.flatten(2).mT
+
+
+# Of a map (B, 8, H, W); what is not the map is made of it or constant.
+OPS = {
+    "axis_pools": lambda x: ops.axis_pools(x, POOLS),
+    "axis_attention": lambda x: ops.axis_attention(x, (("mean", 3), ("mean", 2)), ((3,), (2,)), strips),
+    "axis_gate": lambda x: ops.axis_gate(x, x.mean(1, True), x.mean((2, 3), True), residual=x, relu=True),
+    "cross_gate": lambda x: ops.cross_gate(x, x.mean((2, 3), True), x.mean(1, True), "product"),
+    "nested_gate": lambda x: ops.nested_gate(*ops.map_pools(x)[:2], spatial),
+    "map_pools": lambda x: ops.map_pools(x)[1:],
+    "plane_conv": lambda x: ops.plane_conv(x, numbers(1, 8, 3, 3)),
+    "channel_moments": ops.channel_moments,
+    "subspace_scores": lambda x: ops.subspace_scores(x, numbers(8), numbers(8).cos(), numbers(2, 4)),
+    "residual_gate": lambda x: ops.residual_gate(x, x[:, :2].sigmoid()),
+    "large_kernel_conv": lambda x: ops.large_kernel_conv(x.permute(0, 2, 3, 1), numbers(8, 1, 11, 11), backend="conv"),
+    "projected_channel_attention": lambda x: ops.projected_channel_attention(
+        tokens(x), numbers(24, 8), None, numbers(8, 8), None, num_heads=2, scale=0.01
+    ),
+    "channel_attention": lambda x: ops.channel_attention(qkv_of(x).flatten(2), num_heads=2, scale=0.01),
+    "focused_attention": lambda x: ops.focused_attention(
+        tokens(x), tokens(x).sin(), tokens(x).cos(), numbers(8), num_heads=2,
+        convolution=(numbers(8, 1, 3, 3), numbers(8)), grid=x.shape[2:],
+    ),
+    "stripe_attention": lambda x: ops.stripe_attention(
+        qkv_of(x).flatten(3).unflatten(1, x.shape[2:]), numbers(8, 1, 3, 3), num_heads=2, stripe=(None, 2)
+    ),
+    "window_attention": lambda x: ops.window_attention(
+        x.permute(0, 2, 3, 1), lambda t: torch.cat((t, t.sin(), t.cos()), -1), lambda t: t, num_heads=2, window=(3, 4),
+        shift=(1, 2), bias=numbers(2, 12, 12),
+    ),
+    "halo_attention": lambda x: ops.halo_attention(
+        *qkv_of(x).unflatten(1, x.shape[2:]).unbind(3), numbers(7, 4), numbers(7, 4), block_size=2, halo_size=1
+    ),
+    "block_sparse_attention": lambda x: ops.block_sparse_attention(
+        qkv_of(x), ops.Windows(tuple(x.shape[2:]), (3, 4)), pad_kv=numbers(2, 2, 4)
+    ),
+    "cluster_attention": lambda x: ops.cluster_attention(
+        qkv_of(x), ops.balanced_bisection(qkv_of(x)[:, :, 0].transpose(1, 2), cluster_size=10), overlap=3
+    ),
+}  # fmt: skip
+LARGE = {"nested_gate", "map_pools"}
+
+
+def operand(name, copies=2):
+    return numbers(copies, 2, *(SIZE if name in LARGE else (8, 5, 6)))
+
+
+def total(function):
+    """One number that all results have part in."""
+
+    def run(x):
+        out = function(x)
+        return sum((part * part.detach().cos()).sum() for part in (out if isinstance(out, tuple) else (out,)))
+
+    return run
+
+
+def check(function, x):
+    """`x` holds copies of the input side by side."""
+    # The results and gradients that plain calls give, where the passes by hand run.
+    expected = [function(part) for part in x]
+    leaves = [part.clone().requires_grad_() for part in x]
+    grads = torch.stack([torch.autograd.grad(total(function)(leaf), leaf)[0] for leaf in leaves])
+    mapped = torch.vmap(function)(x)
+    if not isinstance(mapped, tuple):
+        mapped, expected = (mapped,), [(part,) for part in expected]
+    for at, part in enumerate(mapped):
+        torch.testing.assert_close(part, torch.stack([result[at] for result in expected]))
+    torch.testing.assert_close(torch.func.grad(total(function))(x[0]), grads[0])
+    torch.testing.assert_close(torch.vmap(torch.func.grad(total(function)))(x), grads)
+    tangent = torch.linspace(-1, 1, x[0].numel(), dtype=x.dtype).view_as(x[0])
+    value, forward = torch.func.jvp(total(function), (x[0],), (tangent,))
+    torch.testing.assert_close(value, total(function)(x[0]))
+    torch.testing.assert_close(forward, (grads[0] * tangent).sum())
+    with forward_ad.dual_level():
+        out = forward_ad.unpack_dual(total(function)(forward_ad.make_dual(x[0], tangent)))
+    torch.testing.assert_close(out.tangent, forward)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_operations(name):
+    check(OPS[name], operand(name))
+
+
+def test_every_operation_is_here():
+    others = {"axis_pools", "memory_format", "merge_windows", "partition_windows", "relative_position_bias", "explain"}
+    others |= {"interpolate_kernel", "toeplitz_matrix", "focused_features", "max_first", "nhwc_conv", "use_backend"}
+    others |= {"prefer_moments", "prefer_subspace_scores", "attention", "balanced_bisection", "Windows"}
+    assert set(ops.__all__) - others <= OPS.keys()
+
+
+@pytest.mark.parametrize("name", list_plugins())
+def test_plugins(name):
+    torch.manual_seed(0)
+    block = resolve_plugin(name)(16).eval().double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(torch.rand_like(parameter), alpha=0.2)
+    check(block, numbers(2, 2, 16, 6, 5))
+
+
+@pytest.mark.parametrize(
+    "name", ["cross_gate", "axis_attention", "subspace_scores", "residual_gate", "channel_moments"]
+)
+def test_batched_gradients_of_plain_calls(name):
+    x = operand(name)[0].clone().requires_grad_()
+    out = OPS[name](x)
+    out = out[-1] if isinstance(out, tuple) else out
+    weights = numbers(3, *out.shape)
+    batched = torch.vmap(lambda weight: torch.autograd.grad(out, x, weight, retain_graph=True)[0])(weights)
+    single = torch.stack([torch.autograd.grad(out, x, weight, retain_graph=True)[0] for weight in weights])
+    torch.testing.assert_close(batched, single)
+
+
+@pytest.mark.parametrize(
+    "name", ["subspace_scores", "residual_gate", "channel_moments", "large_kernel_conv", "plane_conv"]
+)
+def test_second_derivatives(name):
+    x = numbers(1, 8, 4, 3).clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(OPS[name], (x,), fast_mode=True)

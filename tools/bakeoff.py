@@ -1,3 +1,0 @@
-from visionattn.cli import main
-
-main("bakeoff")

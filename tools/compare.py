@@ -1,0 +1,3 @@
+from visionattn.cli import main
+
+main("compare")

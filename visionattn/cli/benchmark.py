@@ -1,0 +1,131 @@
+"""`visionattn benchmark`."""
+
+import argparse
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+SUMMARY = "compare the speed of plug-ins, mixers and networks with other implementations of the same weights"
+EXAMPLES = (
+    "--plugins cbam --shapes 4x128x28x28              # a table on the terminal",
+    "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, 15 minutes",
+    "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
+    "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
+    "--suite mixers --json new.json --compare old.json --fail-below 0.9",
+    "--from docs/results/*.json --readme README.md    # tables and pictures of earlier runs",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument(
+        "--suite",
+        choices=("plugins", "mixers", "windows", "networks", "cpu", "gpu"),
+        default="plugins",
+        help="plugins (default): against the literal formulas of their papers and the layers of timm and "
+        "fightingcv-attention; mixers: against timm's modules or literal formulas; windows: focused linear attention "
+        "against window attention; networks: against timm's, or with literal formulas inside; cpu, gpu: all suites of "
+        "that device",
+    )
+    parser.add_argument("--json", type=Path, help="keep the record of a new run here, tables and pictures beside it")
+    parser.add_argument(
+        "--from", dest="records", nargs="+", type=Path, default=[], help="report on these records and run nothing"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
+    parser.add_argument("--plugins", nargs="+", default=[], help="names of plug-ins (default: all)")
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        metavar="BxCxHxW",
+        default=[],
+        help="shapes of the plug-ins' maps (default: an early and a late stage of a ResNet-50; on the CPU also a small "
+        "map)",
+    )
+    parser.add_argument(
+        "--layouts",
+        nargs="+",
+        choices=("NCHW", "NHWC"),
+        default=["NCHW", "NHWC"],
+        help="memory layouts (default: both)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="time per contender and row, on average (default: 0.5 s of CPU time, 0.1 s on a GPU)",
+    )
+    parser.add_argument(
+        "--limit", type=float, help="start no row after this many seconds (default: 480 on a GPU, none on the CPU)"
+    )
+    parser.add_argument(
+        "--compile-seconds", type=float, default=150.0, help="time budget of all compilations (default: 150)"
+    )
+    parser.add_argument("--readme", type=Path, help="update the speed tables between the two markers of this page")
+    parser.add_argument("--compare", type=Path, help="an earlier record: print the speed-up of each row")
+    parser.add_argument(
+        "--fail-below",
+        type=float,
+        help="with --compare: exit with status 1 if a row is slower than this ratio and the noise",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Times plug-ins, mixers or networks against other implementations, and reports what was measured."""
+    from visionattn import benchmark as bench
+    from visionattn.utils.files import replacing
+
+    if options.json and options.records:
+        raise ValueError("give either --json, the file of a new run, or --from, the files of earlier runs, not both")
+    base = bench.load(options.compare) if options.compare else None
+    if options.records:
+        records = {path: bench.load(path) for path in options.records}
+    else:
+        device = {"gpu": "cuda", "cpu": "cpu"}.get(options.suite, options.device)
+        cases = bench.suite_cases(
+            options.suite,
+            device,
+            plugins=options.plugins,
+            shapes=[_shape(text) for text in options.shapes],
+            layouts=options.layouts,
+        )
+        seconds = options.seconds or {"cpu": 0.5, "cuda": 0.1}[device]
+        limit = options.limit or {"cpu": float("inf"), "cuda": 480.0}[device]
+        plan = bench.make_plan(
+            options.suite, device, cases, seconds=seconds, limit=limit, compilers=options.compile_seconds
+        )
+        with TemporaryDirectory() as folder:
+            record = bench.run(plan, options.json or Path(folder) / "record.json")
+        records = {options.json: record}
+    for path, record in records.items():
+        text = bench.write_report(record, path) if path else bench.format_record(record)
+        if not options.records:
+            print(text)
+    if options.readme:
+        text = bench.update_readme(options.readme.read_text(encoding="utf-8"), list(records.values()))
+        with replacing(options.readme) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    if base is not None:
+        lines = [line for record in records.values() for line in bench.compare(record, base)]
+        _compare_speed(lines, options.fail_below)
+    refused = [row for record in records.values() for row in record["rows"] if "refused" in row]
+    if refused:
+        sys.exit(f"visionattn: {len(refused)} rows were refused: their contenders disagree or failed")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sides = text.split("x")
+    if len(sides) != 4 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"--shapes must be like 8x256x56x56, got {text}")
+    return tuple(map(int, sides))
+
+
+def _compare_speed(lines: list[tuple[str, float, tuple[float, float]]], fail_below: float | None) -> None:
+    """Prints how fast the head is over the base, and ends with 1 if a row fell below the limit and its noise."""
+    worse = 0
+    for name, ratio, (low, high) in lines:
+        regressed = fail_below is not None and ratio < min(fail_below, low)
+        worse += regressed
+        mark = "  REGRESSION" if regressed else "  slower than noise" if ratio < low else ""
+        print(f"{ratio:6.2f}x (noise {low:.2f}-{high:.2f})  {name}{mark}")
+    print(f"{len(lines)} rows in both records" + (f", {worse} regressed" if fail_below is not None else ""))
+    if worse:
+        sys.exit(1)

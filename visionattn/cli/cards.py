@@ -1,0 +1,34 @@
+"""`visionattn cards`."""
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "write the cards of the packaged checkpoints, and README's table of them, from the manifest"
+EXAMPLES = ("",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        default=Path("checkpoints/manifest.json"),
+        help="the manifest (default: checkpoints/manifest.json)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("checkpoints/README.md"), help="the cards (default: checkpoints/README.md)"
+    )
+    parser.add_argument(
+        "--readme", type=Path, default=Path("README.md"), help="the page with the table (default: README.md)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes what the manifest says for people."""
+    from visionattn.checkpoints import write_cards, write_table
+
+    if not options.manifest.is_file():
+        raise FileNotFoundError(f"no manifest at {options.manifest}; run this in a checkout, or name it by --manifest")
+    write_cards(options.manifest, options.out)
+    print(write_table(options.manifest, options.readme))
+    print(f"\nwritten into {options.readme}; the cards are in {options.out}")

@@ -1,0 +1,121 @@
+"""`visionattn train`."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._common import add_run_options, command_line, is_first_process, leave, load, use_device
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from visionattn.engine import Runner
+
+SUMMARY = "train a network by a config, evaluate it and keep the best weights"
+EXAMPLES = (
+    "quickstart",
+    "quickstart --work-dir runs/a --cfg-options train_cfg.max_epochs=5 optim_wrapper.optimizer.lr=1e-3",
+    "quickstart --resume",
+    "quickstart --model va_resnet10n_triplet --amp",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    add_run_options(parser)
+    parser.add_argument(
+        "--work-dir", type=Path, help="where checkpoints, logs and pictures go; work_dirs/<config> by default"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="resume from the last checkpoint in the work folder, or from this one",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="if the work folder holds a run, back it up and start over"
+    )
+    parser.add_argument(
+        "--amp", action="store_true", help="mixed precision: bfloat16 where the device has it, float16 elsewhere"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains by a config, then says how good the result is and what to do next."""
+    if is_first_process():
+        print(f"training  {options.config}", flush=True)
+    use_device(options.device, hide_others=True)
+    config = load(options, "work_dirs/{}", needs=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
+    work_dir = Path(config.work_dir)
+    config.resume = options.resume is not None
+    if options.resume not in (None, "auto"):
+        config.load_from = options.resume
+    if options.amp:
+        config.optim_wrapper.type = "AutocastOptimWrapper"
+    if options.resume is None and is_first_process() and (work_dir / "last_checkpoint").exists():
+        if not options.fresh:
+            raise ValueError(f"{work_dir} holds a run: --resume continues it, --fresh backs it up and starts over")
+        aside = work_dir.with_name(f"{work_dir.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
+        work_dir.rename(aside)
+        print(f"the earlier run is now in {aside}")
+
+    from ._header import choose_threads, describe_run
+
+    runner = _build(config)
+    started = time.monotonic()
+    try:
+        choose_threads(runner)
+        if runner.rank == 0:
+            print(describe_run(runner), flush=True)
+        runner.train()
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_resumption(options, work_dir) if runner.rank == 0 else "") from error
+    if runner.rank == 0:
+        _summarise(options, runner, time.monotonic() - started)
+    leave(options)
+
+
+def _build(config: "Config") -> "Runner":
+    from visionattn.engine import Runner
+
+    try:
+        return Runner.from_cfg(config)
+    except OSError as error:
+        backbone = config.model.get("backbone", {})
+        if not backbone.get("pretrained") or error.errno:
+            raise
+        hint = f"to train from scratch: --model {backbone.model_name.partition('.')[0]}"
+        raise FileNotFoundError(f"{' '.join(str(error).split())} ({hint})") from error
+
+
+def _resumption(options: argparse.Namespace, work_dir: Path) -> str:
+    if not (work_dir / "last_checkpoint").exists():
+        return "no checkpoint has been saved yet"
+    again = command_line("train", options.config, resume=True, **_kept(options), amp=options.amp)
+    if options.launcher != "none":
+        again = f"start it as before, with {again.partition(' ')[2]}"
+    return f"to resume: {again}"
+
+
+def _kept(options: argparse.Namespace) -> dict[str, object]:
+    """What a command that goes on with this run must repeat."""
+    names = ("model", "work_dir", "device", "cfg_options")
+    return {name: getattr(options, name) for name in names}
+
+
+def _summarise(options: argparse.Namespace, runner: "Runner", seconds: float) -> None:
+    from visionattn.engine import training_summary
+
+    lines = training_summary(runner, seconds)
+    print()
+    for heading, text in lines.items():
+        print(f"{heading:9} {text}")
+    if best := runner.message_hub.runtime_info.get("best_checkpoint"):
+        weights = Path(runner.work_dir) / best
+        kept = _kept(options)
+        folder = kept.pop("work_dir")
+        testing = {**kept, "work_dir": folder and f"{folder}-test"}
+        print(f"next      {command_line('test', options.config, weights, **testing)}")
+        print(f"          {command_line('predict', 'PICTURES', config=options.config, checkpoint=weights, **kept)}")

@@ -1,0 +1,83 @@
+"""A signal, a full disk or a dead process ends a run in one line, which says how to resume it."""
+
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from .peers import PeerWatch
+from .progress import ProgressHook
+
+__all__ = ["guarded"]
+
+
+class _Terminated(SystemExit):
+    """SIGTERM, as an exception: files that are being written are cleaned up on its way."""
+
+
+@contextmanager
+def guarded(runner: Any, hint: Callable[[], str]) -> Iterator[None]:
+    """Runs a block in which a runner trains or evaluates.
+
+    Args:
+        runner: An mmengine runner.
+        hint: What to add to messages, such as how to resume.
+
+    Raises:
+        ConnectionError: If another process of a distributed run has died.
+        ChildProcessError: If a worker of a data loader has died.
+        OSError: As it came, with the file and the hint in one text, if a file could not be read or written.
+        KeyboardInterrupt: On SIGINT, with the hint.
+        SystemExit: On SIGTERM, with 143, as shells have it.
+    """
+    with _exit_on_sigterm(), PeerWatch(runner.logger, hint) as peers:
+        try:
+            yield
+        except (_Terminated, RuntimeError) as error:
+            # An agent ends the others when one process has died, and communication with a dead one fails.
+            if message := peers.message(wait=2.0):
+                raise ConnectionError(message) from error
+            if isinstance(error, _Terminated):
+                _say(runner, f"Stopped by SIGTERM; {hint()}")
+            elif worker := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error)):
+                raise ChildProcessError(
+                    f"the data loader's worker process {worker[1]} has died, often for want of memory: try fewer "
+                    f"(train_dataloader.num_workers) or free memory; {hint()}"
+                ) from error
+            raise
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(hint()) from error
+        except OSError as error:
+            # Before the first step there is nothing to resume.
+            if error.errno is None or "loop_stage" not in runner.message_hub.runtime_info:
+                raise
+            where = f": {error.filename}" if error.filename else ""
+            raise type(error)(f"{error.strerror}{where}; {hint()}") from error
+        finally:
+            for hook in runner.hooks:
+                if isinstance(hook, ProgressHook):
+                    hook.close(runner)
+
+
+def _say(runner: Any, text: str) -> None:
+    with suppress(OSError):  # the log may be what can't be written
+        runner.logger.warning(text)
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there Python takes signals
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated(128 + number)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,56 @@
+"""Loading weights into a network, or all of them that fit when the number of classes is another."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from visionattn.utils.state_dict import StateDict, name_some
+
+from .builder import check_state_dict
+
+__all__ = ["LoadReport", "load_fitting"]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded.
+
+    Args:
+        loaded: Number of entries that were loaded.
+        new: Entries of the network that were not, because the classes are others; they are as they were before.
+    """
+
+    loaded: int
+    new: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.new:
+            return f"all {self.loaded} entries are loaded"
+        return f"{self.loaded} entries are loaded; new, for other classes: {name_some(self.new, 12)}"
+
+
+def load_fitting(model: nn.Module, state_dict: StateDict, other_classes: bool = False) -> LoadReport:
+    """Loads weights that must fit; only counters of batch normalisation may be missing.
+
+    Args:
+        model: The network or task.
+        state_dict: Its weights.
+        other_classes: Whether the network may have other classes: entries with another number of outputs, and else the
+            same shape, are left as they are.
+
+    Raises:
+        ValueError: If anything else is missing, unknown or of another shape; then nothing is loaded.
+    """
+    own = model.state_dict()
+    new = tuple(
+        key
+        for key, value in state_dict.items()
+        if other_classes
+        and key in own
+        and value.shape[:1] != own[key].shape[:1]
+        and value.shape[1:] == own[key].shape[1:]
+    )
+    fitting = {key: value for key, value in state_dict.items() if key not in new}
+    check_state_dict({**fitting, **{key: own[key] for key in new}}, model)
+    model.load_state_dict(fitting, strict=False)
+    return LoadReport(len(fitting), new)

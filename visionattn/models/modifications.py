@@ -1,0 +1,30 @@
+"""Modifying a network again as its published file says."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from visionattn.plugins import attach
+
+__all__ = ["MODIFICATIONS", "apply_modifications"]
+
+# Kind, as `record_modification` notes it -> what does it; called with the network and the noted arguments.
+MODIFICATIONS: dict[str, Callable[..., nn.Module]] = {"attach": attach}
+
+
+def apply_modifications(model: nn.Module, modifications: Iterable[dict[str, Any]]) -> nn.Module:
+    """Does to a network, in their order, what `model.modifications` of another one lists.
+
+    Raises:
+        ValueError: If a kind, or a name among its arguments, is unknown.
+    """
+    for modification in modifications:
+        kind, arguments = modification.get("kind"), modification.get("arguments")
+        if kind not in MODIFICATIONS or not isinstance(arguments, dict):
+            raise ValueError(f"a modification's kind must be one of {', '.join(MODIFICATIONS)}, got {modification}")
+        try:
+            model = MODIFICATIONS[kind](model, **arguments)
+        except TypeError as error:
+            raise ValueError(f"cannot repeat {kind}({arguments}): {error}") from error
+    return model

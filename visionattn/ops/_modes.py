@@ -1,0 +1,34 @@
+"""Which form of an operation runs: its plain formula, or a pass written by hand for eager PyTorch."""
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = ["needs_formula", "traced", "transformed", "use_eager_kernel"]
+
+
+def traced() -> bool:
+    """Whether a compiler or exporter reads the code: it fuses and translates plain formulas itself."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+# Compilers ask while they trace, with the same transforms under way.
+@torch.compiler.assume_constant_result
+def transformed() -> bool:
+    """Whether `torch.func` transforms the code (vmap, grad, jvp, ...) or forward-mode differentiation is under way.
+
+    Such tensors cannot be written into, and a pass by hand has no rule for them.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def needs_formula() -> bool:
+    """Whether the plain formula must run: it is all that compilers, exporters and transforms understand."""
+    return traced() or transformed()
+
+
+def use_eager_kernel(x: torch.Tensor) -> bool:
+    """Whether this tensor takes the hand-written CPU passes.
+
+    Half precision does not: PyTorch's own operators accumulate it in float32.
+    """
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not needs_formula()

@@ -1,0 +1,35 @@
+"""Means and maxima of a map over its axes."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ._axis import refuses_map, refuses_maxima
+from ._dispatch import has_kernel
+from ._modes import needs_formula
+from .eager.axis_pools import axis_pools as eager_axis_pools
+from .max_first import max_first
+
+__all__ = ["axis_pools", "refuses_pools"]
+
+
+def refuses_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> str:
+    """Why kernels cannot pool a map so, or ""."""
+    maxima = (refuses_maxima(x, x.shape[axis]) for kind, axis in pools if kind == "max")
+    return refuses_map(x) or next(filter(None, maxima), "")
+
+
+@has_kernel("axis", refuses_pools)
+def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
+    """Pools a map `(B, C, H, W)` over single axes: the results of `x.mean(axis)` and `max_first(x, axis)`.
+
+    Args:
+        x: The map, in any layout.
+        pools: `("mean", axis)` and `("max", axis)` in any number, each axis 1 (C), 2 (H) or 3 (W).
+
+    Returns:
+        One tensor for each pool, with the other axes in their order.
+    """
+    if needs_formula():
+        return tuple(x.mean(axis) if kind == "mean" else max_first(x, axis) for kind, axis in pools)
+    return eager_axis_pools(x, tuple(pools))

@@ -1,0 +1,26 @@
+"""A literal formula as a module."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+__all__ = ["Literal"]
+
+
+class Literal(nn.Module):
+    """Computes a formula with the weights of a module, which it copies.
+
+    Args:
+        formula: Called with the module and the input.
+        module: The module.
+    """
+
+    def __init__(self, formula: Callable[[nn.Module, torch.Tensor], torch.Tensor], module: nn.Module) -> None:
+        super().__init__()
+        self.formula = formula
+        self.module = deepcopy(module)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.formula(self.module, x)

@@ -1,0 +1,152 @@
+"""Parts of a checkout's files that are made of the cards: tables in README.md, the list of official codes in NOTICE.
+
+    python -m visionattn.testing.generated
+
+writes them anew, and the byte budgets of blocks that have none. Tests hold that nothing is stale.
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import timm
+
+import visionattn.models  # noqa: F401  (registers the networks)
+from visionattn.catalog import Card, Kind, cards
+from visionattn.utils.files import replacing
+from visionattn.utils.marks import put_between
+
+from . import byte_budgets
+
+__all__ = ["COMMAND", "mechanism_table", "network_table", "notice", "renew", "stale"]
+
+COMMAND = "python -m visionattn.testing.generated"
+ROOT = Path(__file__).parents[2]
+_NOTICE = ("Official implementations of the mechanisms:", "(end of the official implementations)")
+
+
+def mechanism_table(kind: Kind) -> str:
+    """Markdown of the mechanisms of a kind: names, class and what it does, paper."""
+    rows = ["| name | what it is | paper |", "|---|---|---|"]
+    for group in _grouped(cards(kind), lambda card: (_class_name(card), card.summary)):
+        names, first = " ".join(f"`{card.name}`" for card in group), group[0]
+        name = _class_name(first)
+        what = f"`{name}`: {first.summary}" if name else first.summary
+        rows.append(f"| {names} | {what} | {_link(first.paper)} |")
+    return "\n".join([*rows, ""])
+
+
+def network_table() -> str:
+    """Markdown of the networks that are a host with a plug-in, or a mixer in a size, and the size of their pictures."""
+    plugins, mixers = ("|".join(card.name for card in cards(kind)) for kind in ("plugin", "mixer"))
+    rows = ["| networks | pictures |", "|---|---|"]
+    for family, pattern in (
+        ("va", f"(.+)_({plugins})"),
+        ("va_stm", f"({mixers})_(.+)"),
+        ("va_vit", f"({mixers})_(.+)"),
+    ):
+        # First part of a name and the size of its pictures -> the second parts that it goes with.
+        found: dict[tuple[str, str], list[str]] = {}
+        for name in timm.list_models(f"{family}_*"):
+            if match := re.fullmatch(f"{family}_{pattern}", name):
+                cfg = timm.get_pretrained_cfg(name)
+                side = cfg.input_size[-1] if cfg else 0
+                size = "28 to 64 px" if side <= 64 else f"{side} px"
+                found.setdefault((match[1], size), []).append(match[2])
+        groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for (first, size), second in found.items():
+            groups.setdefault((size, tuple(second)), []).append(first)
+        rows += [
+            f"| `{family}_{_choice(heads)}_{_choice(tails)}` | {size} |" for (size, tails), heads in groups.items()
+        ]
+    return "\n".join([*rows, ""])
+
+
+def notice() -> str:
+    """Plain text: the names of mechanisms, their official code and its licence, a line for each repository."""
+    lines = []
+    for group in _grouped((card for card in cards() if card.code), lambda card: card.code):
+        names = list(dict.fromkeys(card.title.partition(":")[0] for card in group))
+        lines.append(f"  {', '.join(names)}\n      {group[0].code} ({group[0].license or 'no licence file'})\n")
+    return "".join(sorted(lines, key=str.casefold))
+
+
+def stale(root: Path = ROOT) -> dict[Path, str]:
+    """Files with generated parts that are not what the cards say, and what they should hold.
+
+    Args:
+        root: Folder of the checkout.
+
+    Raises:
+        ValueError: If a file lacks the lines between which its generated part goes.
+    """
+    wanted = {
+        "README.md": {
+            _marks("plugins"): mechanism_table("plugin"),
+            _marks("mixers"): mechanism_table("mixer"),
+            _marks("networks"): network_table(),
+        },
+        "NOTICE": {_NOTICE: notice()},
+    }
+    found = {}
+    for name, parts in wanted.items():
+        old = new = (root / name).read_text(encoding="utf-8")
+        for (start, end), part in parts.items():
+            new = put_between(new, start, end, part)
+        if new != old:
+            found[root / name] = new
+    return found
+
+
+def renew(root: Path = ROOT) -> list[str]:
+    """Writes what is stale or missing, and returns what was written.
+
+    Args:
+        root: Folder of the checkout.
+    """
+    changed = stale(root)
+    for path, text in changed.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    path = root / "tests" / byte_budgets.FILE.name
+    budgets = byte_budgets.read(path)
+    if missing := [name for name in byte_budgets.subjects() if name not in budgets]:
+        byte_budgets.write({**budgets, **byte_budgets.measure(missing)}, path)
+    return [path.name for path in changed] + [f"byte budget of {name}" for name in missing]
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: made by `{COMMAND}` -->", f"<!-- /{name} -->"
+
+
+def _grouped(chosen: Iterable[Card], key: Callable[[Card], object]) -> Iterator[list[Card]]:
+    """Cards with equal keys together, in the order in which the keys come."""
+    groups: dict[object, list[Card]] = {}
+    for card in chosen:
+        groups.setdefault(key(card), []).append(card)
+    yield from groups.values()
+
+
+def _class_name(card: Card) -> str:
+    factory = getattr(card.factory, "func", card.factory)
+    return factory.__name__ if factory else ""
+
+
+def _choice(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
+
+
+def _link(paper: str) -> str:
+    number = paper.removeprefix("arXiv:")
+    return paper if number == paper else f"[{number}](https://arxiv.org/abs/{number})"
+
+
+def main() -> None:
+    """Writes the parts of README.md and NOTICE that are made of the cards, and missing byte budgets."""
+    argparse.ArgumentParser(prog=COMMAND, description=main.__doc__).parse_args()
+    print("\n".join(f"written: {name}" for name in renew()) or "nothing was stale")
+
+
+if __name__ == "__main__":
+    main()
