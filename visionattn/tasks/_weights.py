@@ -7,7 +7,7 @@ import timm
 from torch import nn
 
 from visionattn.models import check_state_dict
-from visionattn.models.loading import LoadReport
+from visionattn.models.loading import LoadReport, load_fitting, other_outputs
 from visionattn.utils.files import read_checkpoint
 from visionattn.utils.state_dict import StateDict, check_finite, network_weights
 
@@ -44,7 +44,8 @@ def with_known_names(backbone: dict[str, Any]) -> tuple[dict[str, Any], StateDic
     if not given.keys() & own.keys() and shapes[0] == shapes[1]:
         given = dict(zip(own, given.values(), strict=True))
     overlay = {key: value for key, value in overlay.items() if key != "file"} | {"state_dict": given}
-    head = given.get(f"{timm.get_pretrained_cfg(name).classifier}.weight")
+    cfg = timm.get_pretrained_cfg(name)
+    head = given.get(f"{cfg.classifier}.weight") if cfg else None
     if head is not None:  # or timm would take the file to have as many classes as its own weights
         overlay.setdefault("num_classes", len(head))
     return {**backbone, "pretrained_cfg_overlay": overlay}, given
@@ -109,18 +110,13 @@ def load_except_head(module: nn.Module, given: StateDict, file: str, new_head: b
     Raises:
         ValueError: If anything else does not fit, or something is left without `new_head`.
     """
-    own = module.state_dict()
-    head = [
-        key
-        for key, value in given.items()
-        if key in own and value.shape != own[key].shape and value.ndim and value.shape[1:] == own[key].shape[1:]
-    ]
-    check_state_dict({**given, **{key: own[key] for key in head}}, module)
-    left = [f"{key} ({len(given[key])} -> {len(own[key])})" for key in head]
+    head = other_outputs(module, given)
+    left = [f"{key} ({len(given[key])} -> {len(module.state_dict()[key])})" for key in head]
     if left and not new_head:
+        check_state_dict({**given, **{key: module.state_dict()[key] for key in head}}, module)
         raise ValueError(
             f"{file} was trained on another number of classes: {', '.join(left)}. model.start_from.new_head=True "
             "starts these anew and keeps everything else"
         )
-    module.load_state_dict({key: value for key, value in given.items() if key not in head}, strict=False)
+    load_fitting(module, given, new_head)
     return left
