@@ -31,7 +31,7 @@ def published(run_cli, tmp_path, monkeypatch):
     monkeypatch.setattr("visionattn.checkpoints.push_to_hub", lambda *args, **how: pushed.append((*args, how)) or "URL")
     (tmp_path / "my.py").write_text(CONFIG.format(base=str(config_dir() / "classification" / "quickstart.py")))
     torch.manual_seed(0)
-    task = Classifier({"model_name": "va_resnet10n", "num_classes": 10, "stem_stride": 1}, {"plugin": "ela_l"})
+    task = Classifier({"model_name": "va_resnet10n", "num_classes": 10, "stem_stride": 1}, attach={"plugin": "ela_l"})
     torch.save({"state_dict": task.state_dict(), "meta": {"dataset_meta": {"classes": tuple("0123456789")}}}, "w.pth")
     options = ["--name", NAME, "--license", "mit", "--hub", "me/photos", "--private"]
     code, out, err = run_cli("publish", "my.py", "w.pth", *options)
@@ -89,13 +89,9 @@ def test_a_network_that_started_from_a_published_one_is_published_whole(publishe
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "va_resnet10n_cbam.digits", "--checkpoint", "w.pth"], "--model stands alone"),
-        (["--model", "va_resnet10n_cbam.digits", "--config", "quickstart"], "--model stands alone"),
-        (["--config", "quickstart"], "--config needs --checkpoint"),
-        ([], "name a network: --model NAME|FILE, or --config CONFIG --checkpoint FILE"),
         (["--model", "gone.safetensors"], "no checkpoint at gone.safetensors"),
         (["--model", "va_resnet10n_cbam.gone"], "no checkpoint 'va_resnet10n_cbam.gone', neither packaged nor in"),
-        (["--model", "w.pth"], "w.pth does not say of which network it is; give its config: --config"),
+        (["--model", "w.pth"], "w.pth does not say which network it is of: give"),
     ],
 )
 def test_predict_refuses(arguments, message, run_cli):
