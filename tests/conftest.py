@@ -51,7 +51,8 @@ model = dict(
     backbone=dict(drop_path_rate=0.2, drop_rate=0.1),
     mixup=dict(mixup_alpha=0.2, cutmix_alpha=1.0, prob=0.8),
 )
-train_dataloader = dict(batch_size=256, drop_last=False)
+train_dataloader = dict(batch_size=32, drop_last=False, num_batch_per_epoch=6)
+val_dataloader = dict(batch_size=64, num_batch_per_epoch=2)
 train_cfg = dict(max_epochs=4)
 default_hooks = dict(logger=dict(interval=3))
 """

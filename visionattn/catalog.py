@@ -138,6 +138,10 @@ class Card:
         if self.factory is None and self.mixers is None:
             raise ValueError(f"the card of {self.name!r} needs a factory or mixers")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Card":
+        """The card itself, which never changes: networks that were built from one can be copied."""
+        return self
+
     @property
     def standalone(self) -> bool:
         """Whether the mechanism is a module of its own that needs nothing but a map."""

@@ -2,6 +2,7 @@ custom_imports = dict(imports=["visionattn.engine.registration"], allow_failed_i
 default_hooks = dict(
     logger=dict(type="JsonLoggerHook", interval=50),
     checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=3, save_best="top1"),
+    classes=dict(type="ClassesHook"),
     step_seed=dict(type="StepSeedHook"),
     data_check=dict(type="DataCheckHook"),
     finite_loss=dict(type="FiniteLossHook"),

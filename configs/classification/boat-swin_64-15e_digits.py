@@ -1,4 +1,4 @@
-# BOAT-Swin, narrow and with patches of 2 px.
+# BOAT-Swin on digits, narrow and with patches of 2 px.
 _base_ = ["./stm-swin-nano_64-15e_digits.py"]
 model = dict(
     backbone=dict(

@@ -1,4 +1,4 @@
-# FLatten-CSwin, narrow and with a stem that halves the picture only.
+# FLatten-CSwin on digits, narrow and with a stem that halves the picture only.
 _base_ = ["./stm-swin-nano_64-15e_digits.py"]
 model = dict(
     backbone=dict(

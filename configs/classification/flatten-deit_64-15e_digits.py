@@ -1,4 +1,4 @@
-# FLatten-DeiT, narrow and with patches of 4 px.
+# FLatten-DeiT on digits, narrow and with patches of 4 px.
 _base_ = ["./stm-swin-nano_64-15e_digits.py"]
 model = dict(
     backbone=dict(

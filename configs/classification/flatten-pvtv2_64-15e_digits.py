@@ -1,4 +1,4 @@
-# FLatten-PVTv2, narrow and with a stem that halves the picture only.
+# FLatten-PVTv2 on digits, narrow and with a stem that halves the picture only.
 _base_ = ["./stm-swin-nano_64-15e_digits.py"]
 model = dict(
     backbone=dict(

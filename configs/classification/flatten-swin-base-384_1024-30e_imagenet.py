@@ -1,6 +1,7 @@
-# Fine-tuning at 384 px for 30 epochs from the weights for 224 px (load them with load_from). Published: top1 85.0 %.
-_base_ = ["./flatten-swin-base_1024-300e_imagenet.py"]
-model = dict(backbone=dict(model_name="va_flatten_swin_base_384"))
+# Fine-tunes FLatten-Swin's base size at 384 px for 30 epochs from its weights for 224 px (load them with load_from).
+# Published: top-1 85.0 %.
+_base_ = ["./boat-swin-tiny_1024-300e_imagenet.py"]
+model = dict(backbone=dict(model_name="va_flatten_swin_base_384", drop_path_rate=0.5))
 train_pipeline = [
     dict(type="RandomResizedCrop", size=(384, 384), scale=(0.08, 1.0), interpolation=2),
     dict(type="HorizontalFlip", p=0.5),

@@ -1,4 +1,4 @@
-# FLatten-Swin, narrow and with patches of 2 px.
+# FLatten-Swin on digits, narrow and with patches of 2 px.
 _base_ = ["./stm-swin-nano_64-15e_digits.py"]
 model = dict(
     backbone=dict(

@@ -1,5 +1,6 @@
-# 200 epochs with a cosine (arXiv 2103.02907); rate and weight decay are the usual ones for MobileNetV2.
-# Published: top1 74.30 % (arXiv 2103.02907).
+# MobileNetV2 with coordinate attention on ImageNet-1K, 200 epochs with a cosine (arXiv 2103.02907); rate and weight
+# decay are the usual ones for MobileNetV2. Published: top-1 74.30 %. The training script of ULSAM (arXiv 2006.15102) is
+# not published: for it this recipe is ours.
 _base_ = [
     "../_base_/models/imagenet.py",
     "../_base_/datasets/imagenet.py",
@@ -8,3 +9,4 @@ _base_ = [
 ]
 model = dict(backbone=dict(model_name="va_mobilenetv2_100_coord"))
 default_hooks = dict(logger=dict(interval=100))
+variants = {"va_mobilenetv1_100_ulsam": {}, "va_mobilenetv2_100_ulsam": {}}

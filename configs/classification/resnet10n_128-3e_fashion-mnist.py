@@ -1,5 +1,5 @@
-# A narrow network on Fashion-MNIST without attention: less than two minutes on a core. The recipe of the bake-off; the
-# configs that inherit from this one change the network's name only.
+# A narrow ResNet on Fashion-MNIST for three epochs, less than two minutes on a core: the recipe that plug-ins are
+# compared by.
 _base_ = [
     "../_base_/models/small.py",
     "../_base_/datasets/fashion_mnist.py",
@@ -8,3 +8,4 @@ _base_ = [
 ]
 model = dict(backbone=dict(model_name="va_resnet10n"), channels_last=True)
 train_cfg = dict(max_epochs=3)
+variants = {"va_resnet10n_*": {}, "va_resnet18n*": {}}

@@ -1,4 +1,4 @@
-# Twins-SVT, narrow and with patches of 2 px.
+# Twins-SVT on digits, narrow and with patches of 2 px.
 _base_ = ["./stm-swin-nano_64-15e_digits.py"]
 model = dict(
     backbone=dict(

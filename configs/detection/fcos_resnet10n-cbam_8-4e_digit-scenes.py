@@ -1,7 +1,7 @@
-# A small detector for scenes of digits. It starts from the packaged weights of a classifier of the same digits. Objects
-# are 20 to 70 px large: maps of strides 8 and 16, and two coarser ones, suffice. Scenes to learn from hold more digits
-# than those of the test (1 to 6): each costs the same.
-# Another backbone is one line: `backbone=dict(_delete_=True, model_name="va_resnet18_ela_l")`.
+# A small FCOS on synthetic scenes of digits, from the packaged weights of a classifier of the same digits. Objects are
+# 20 to 70 px large: maps of strides 8 and 16, and two coarser ones, suffice. Scenes to train on hold more digits than
+# those of the test (1 to 6): each costs the same.
+# Another backbone is one line: `model.backbone.model_name=va_davit_tiny` starts from scratch.
 _base_ = [
     "../_base_/models/fcos_fpn.py",
     "../_base_/datasets/digit_scenes_detection.py",
@@ -9,7 +9,7 @@ _base_ = [
     "../_base_/detection_runtime.py",
 ]
 model = dict(
-    backbone=dict(model_name="va_resnet10n_cbam.digits", pretrained=True, out_indices=(3, 4)),
+    backbone=dict(model_name="va_resnet10n_cbam.digits", pretrained="packaged", strides=(8, 16)),
     num_classes=10,
     pyramid_channels=64,
     pyramid_norm=True,

@@ -1,5 +1,6 @@
-# Mask R-CNN 1x on COCO over DaViT-T (arXiv 2204.03645), from the authors' ImageNet weights: 8 processes
-# with 2 pictures each. Published: box AP 45.0, mask AP 41.1.
+# Mask R-CNN 1x on COCO over DaViT-T (arXiv 2204.03645), from the authors' ImageNet weights, 8 processes with 2 pictures
+# each. Published: box AP 45.0, mask AP 41.1. `visionattn download va_davit_tiny.msft_in1k` fetches the weights or says
+# where they are.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/coco_instance.py",
@@ -8,9 +9,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_davit_tiny",
+        model_name="va_davit_tiny.msft_in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/davit_tiny.pth"),
         drop_path_rate=0.1,
     ),
     frozen_stages=0,

@@ -1,5 +1,5 @@
-# Mask R-CNN 1x on COCO over FLatten-Swin-T (arXiv 2308.00442), from the authors' ImageNet weights: 8 processes
-# with 2 pictures each.
+# Mask R-CNN 1x on COCO over FLatten-Swin-T (arXiv 2308.00442), from the authors' ImageNet weights, 8 processes with 2
+# pictures each. `visionattn download va_flatten_swin_tiny.in1k` fetches the weights or says where they are.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/coco_instance.py",
@@ -8,9 +8,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_flatten_swin_tiny",
+        model_name="va_flatten_swin_tiny.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/flatten_swin_t.pth"),
         drop_path_rate=0.2,
     ),
     frozen_stages=0,

@@ -1,4 +1,4 @@
-# The detector's config with masks: the data set gives them, and they are scored.
+# Mask R-CNN on synthetic scenes of digits: the data set also gives masks, and they are scored.
 _base_ = ["./faster-rcnn_resnet10n-cbam_8-4e_digit-scenes.py"]
 model = dict(detector=dict(type="MaskRCNN"))
 train_dataloader = dict(dataset=dict(task="instance"))

@@ -1,5 +1,5 @@
 # Mask R-CNN 1x on COCO over timm's ImageNet weights of a ResNet-50, with ELA put into its blocks (arXiv 2403.01123,
-# which tells of no weights): 8 processes with 2 pictures each. The blocks start as an identity.
+# which names no weights), 8 processes with 2 pictures each. The blocks start as an identity.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/coco_instance.py",

@@ -1,6 +1,6 @@
-# Mask R-CNN 1x on COCO over a ResNet-50 with triplet attention, from the authors' ImageNet weights: 8 processes with 2
-# pictures each.
-# Published (arXiv 2010.03045): box AP 39.8, mask AP 35.8.
+# Mask R-CNN 1x on COCO over a ResNet-50 with triplet attention, from the authors' ImageNet weights, 8 processes with 2
+# pictures each. Published (arXiv 2010.03045): box AP 39.8, mask AP 35.8. `visionattn download va_resnet50_triplet.in1k`
+# fetches the weights or says where they are.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/coco_instance.py",
@@ -9,8 +9,7 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_resnet50_triplet",
+        model_name="va_resnet50_triplet.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/resnet50_triplet.pth.tar"),
     ),
 )

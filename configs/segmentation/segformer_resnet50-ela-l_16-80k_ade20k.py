@@ -1,4 +1,4 @@
-# SegFormer's decoder on ADE20K over timm's ResNet-50 with ELA put into its blocks: 4 processes with 4 pictures each.
+# SegFormer's decoder on ADE20K over timm's ResNet-50 with ELA put into its blocks, 4 processes with 4 pictures each.
 _base_ = [
     "../_base_/models/segformer.py",
     "../_base_/datasets/ade20k.py",

@@ -1,5 +1,5 @@
-# UPerNet on ADE20K over DaViT-T (arXiv 2204.03645), from the authors' ImageNet weights: 8 processes with
-# 2 pictures each. Published: mIoU 46.3.
+# UPerNet on ADE20K over DaViT-T (arXiv 2204.03645), from the authors' ImageNet weights, 8 processes with 2 pictures
+# each. Published: mIoU 46.3. `visionattn download va_davit_tiny.msft_in1k` fetches the weights or says where they are.
 _base_ = [
     "../_base_/models/upernet.py",
     "../_base_/datasets/ade20k.py",
@@ -8,9 +8,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_davit_tiny",
+        model_name="va_davit_tiny.msft_in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/davit_tiny.pth"),
         drop_path_rate=0.3,
     ),
 )

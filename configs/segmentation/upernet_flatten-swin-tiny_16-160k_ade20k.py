@@ -1,5 +1,5 @@
-# UPerNet on ADE20K over FLatten-Swin-T (arXiv 2308.00442), from the authors' ImageNet weights: 8 processes with
-# 2 pictures each.
+# UPerNet on ADE20K over FLatten-Swin-T (arXiv 2308.00442), from the authors' ImageNet weights, 8 processes with 2
+# pictures each. `visionattn download va_flatten_swin_tiny.in1k` fetches the weights or says where they are.
 _base_ = [
     "../_base_/models/upernet.py",
     "../_base_/datasets/ade20k.py",
@@ -8,9 +8,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_flatten_swin_tiny",
+        model_name="va_flatten_swin_tiny.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/flatten_swin_t.pth"),
         drop_path_rate=0.2,
     ),
 )

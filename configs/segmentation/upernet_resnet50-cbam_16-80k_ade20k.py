@@ -1,4 +1,5 @@
-# UPerNet on ADE20K over a ResNet-50 with CBAM, from the author's ImageNet weights: 4 processes with 4 pictures each.
+# UPerNet on ADE20K over a ResNet-50 with CBAM, from the author's ImageNet weights, 4 processes with 4 pictures each.
+# `visionattn download va_resnet50_cbam.in1k` fetches the weights or says where they are.
 _base_ = [
     "../_base_/models/upernet.py",
     "../_base_/datasets/ade20k.py",
@@ -7,8 +8,7 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_resnet50_cbam",
+        model_name="va_resnet50_cbam.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/RESNET50_CBAM_new_name_wrap.pth"),
     ),
 )

@@ -1,5 +1,6 @@
-# UPerNet on ADE20K over Twins-PCPVT-S (arXiv 2104.13840), from the authors' ImageNet weights: 8 processes with
-# 2 pictures each. Published: mIoU 46.2.
+# UPerNet on ADE20K over Twins-PCPVT-S (arXiv 2104.13840), from the authors' ImageNet weights, 8 processes with 2
+# pictures each. Published: mIoU 46.2. `visionattn download va_twins_pcpvt_small.in1k` fetches the weights or says where
+# they are.
 _base_ = [
     "../_base_/models/upernet.py",
     "../_base_/datasets/ade20k.py",
@@ -8,9 +9,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_twins_pcpvt_small",
+        model_name="va_twins_pcpvt_small.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/pcpvt_small.pth"),
         drop_path_rate=0.2,
     ),
 )

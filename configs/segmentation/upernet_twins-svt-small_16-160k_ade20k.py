@@ -1,5 +1,5 @@
-# UPerNet on ADE20K over Twins-SVT-S (arXiv 2104.13840), from the authors' ImageNet weights: 8 processes with
-# 2 pictures each. Published: mIoU 46.2.
+# UPerNet on ADE20K over Twins-SVT-S (arXiv 2104.13840), from the authors' ImageNet weights, 8 processes with 2 pictures
+# each. Published: mIoU 46.2. `visionattn download va_twins_svt_small.in1k` fetches the weights or says where they are.
 _base_ = [
     "../_base_/models/upernet.py",
     "../_base_/datasets/ade20k.py",
@@ -8,9 +8,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_twins_svt_small",
+        model_name="va_twins_svt_small.in1k",
         pretrained=True,
-        pretrained_cfg_overlay=dict(file="weights/alt_gvt_small.pth"),
         drop_path_rate=0.2,
     ),
 )

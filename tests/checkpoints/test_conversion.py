@@ -1,8 +1,10 @@
 """Files in the authors' formats, made from the fixtures' key lists, become ours and theirs again."""
 
+import os
 import shlex
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -265,3 +267,23 @@ def test_command(tmp_path, monkeypatch, capsys):
     ):
         code, _, err = run(line)
         assert code == 2 and fault in err, err
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("hacked",)
+
+
+def test_nothing_that_lies_beside_the_weights_is_run(tmp_path, run_cli):
+    """A folder may look like a checkout of ours."""
+    folder = tmp_path / "tests" / "golden"
+    folder.mkdir(parents=True)
+    (tmp_path / "tests" / "golden.py").write_text("import os; os.mkdir('hacked')")
+    (folder / "__init__.py").write_text("import os; os.mkdir('hacked')")
+    np.savez(folder / "evil_eval.npz", meta=np.array([Evil()], dtype=object))
+    (folder / "broken_eval.npz").write_bytes(b"x")
+    np.savez(folder / "other_eval.npz", meta="[1, 2]")
+    authors_file("stm_swin_micro", tmp_path / "w.pth")
+    code, out, err = run_cli("convert", "w.pth", "--to", "va_stm_swin_micro", "--out", "ours")
+    assert code == 0, err
+    assert "not verified" in out and not (tmp_path / "hacked").exists()

@@ -12,6 +12,7 @@ from visionattn.comparison import SUITES
 from visionattn.comparison.runs import Run
 from visionattn.engine import load_config, read_scalars
 from visionattn.utils.files import read_checkpoint
+from visionattn.utils.published import published_in, read_facts
 from visionattn.utils.quantization import pack, unpack
 
 NETWORKS = ("resnet10n", "resnet10n-cbam")
@@ -33,11 +34,11 @@ def test_from_training_to_published_networks(run_cli, tmp_path):
     assert float(rows[1]["training_time"]) > 0.5 and float(rows[1]["kept_bytes"]) > float(rows[0]["kept_bytes"])
     assert f"visionattn compare {' '.join(CONFIGS)} --cfg-options train_cfg.max_epochs=2 --seeds 3" in out
 
-    entries = json.loads((tmp_path / "published" / "manifest.json").read_text())["checkpoints"]
-    assert list(entries) == ["va_resnet10n.comparison", "va_resnet10n_cbam.comparison"]
-    for (name, entry), config in zip(entries.items(), CONFIGS, strict=True):
-        path = tmp_path / "published" / entry["file"]
-        assert entry["bytes"] < 1.15 * entry["params"], "not in eight bits"
+    published = sorted(published_in(tmp_path / "published"))
+    assert [name for name, _ in published] == ["va_resnet10n.comparison", "va_resnet10n_cbam.comparison"]
+    for (name, path), config in zip(published, CONFIGS, strict=True):
+        entry = read_facts(path)
+        assert path.stat().st_size < 1.15 * entry["params"], "not in eight bits"
         assert run_cli("test", config, path, "--out", f"{name}.json")[0] == 0
         assert json.loads((tmp_path / f"{name}.json").read_text()) == pytest.approx(entry["metrics"], abs=1e-9)
         model = timm.create_model(entry["model"], pretrained=True, pretrained_cfg_overlay={"file": str(path)})

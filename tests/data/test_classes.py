@@ -16,6 +16,7 @@ from visionattn.data import (
     SeededSampler,
     SyntheticDigits,
     VOCSegmentation,
+    innermost_config,
     share_classes,
 )
 
@@ -44,7 +45,7 @@ class TestImageFolder:
         meta = val.metainfo
         share_classes(val, train.metainfo["classes"])
         assert val.labels.tolist() == [1, 1, 2] and meta["classes"] == ("ant", "bee", "cow")
-        assert "val) has nothing of 'ant'" in said()
+        assert "val) lacks classes of the training set: ant" in said()
 
     def test_a_class_too_many_is_an_error(self, tmp_path):
         val = ImageFolder(folder(tmp_path / "val", ant=1, dog=1), [])
@@ -107,7 +108,7 @@ def test_coco_files_with_other_ids(tmp_path, said):
     assert [val[index]["data_samples"]["labels"].tolist() for index in range(3)] == [[2], [0], [0]]
     assert val[0]["data_samples"]["original"]["labels"].tolist() == [2]
     assert val.metainfo == {"classes": ("ant", "bee", "cow"), "class_ids": (9, None, 7)}
-    assert "val.json) has nothing of 'bee'" in said()
+    assert "val.json) lacks classes of the training set: bee" in said()
     extra = coco(tmp_path / "extra.json", {1: "ant", 5: "dog"}, [1, 5])
     with pytest.raises(ValueError, match=r"extra\.json\) has 'dog', which the training set does not have"):
         share_classes(extra, train.metainfo["classes"])
@@ -152,6 +153,13 @@ class TestJoined:
         assert len(joined) == 8 and len(repeated) == 12
         assert joined.metainfo["classes"] == repeated.metainfo["classes"] == ("ant", "bee")
         assert [joined[index]["data_samples"]["label"] for index in range(8)] == [0, 0, 1, 1] * 2
+
+    def test_the_pipeline_within(self, config):
+        joined = {
+            "type": "ConcatDataset",
+            "datasets": [{"type": "RepeatDataset", "times": 2, "dataset": config}, config],
+        }
+        assert innermost_config(joined) is config and innermost_config(config) is config
 
     def test_classes_of_training_reach_the_parts(self, config):
         repeated = {"type": "RepeatDataset", "times": 2, "dataset": config}

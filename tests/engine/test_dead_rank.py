@@ -13,8 +13,10 @@ import torch
 from engine.small import small_runner
 from mmengine.hooks import Hook
 
+from visionattn.engine import read_scalars
+
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["visionattn.engine"])
+CONTEXT.set_forkserver_preload(["visionattn.engine.runner"])
 
 
 class Die(Hook):
@@ -31,14 +33,14 @@ class Die(Hook):
                 time.sleep(300)  # as a long evaluation without communication
 
 
-def train(config, work_dir, doomed, busy):
+def train(config, work_dir, doomed, busy, resume=False, **overrides):
     torch.set_num_threads(1)
-    runner = small_runner(config, work_dir, launcher="pytorch")
+    runner = small_runner(config, work_dir, resume, launcher="pytorch", **overrides)
     runner.register_hook(Die(doomed, busy))
     runner.train()
 
 
-def child(config, work_dir, rank, port, doomed, busy):
+def child(config, work_dir, rank, port, doomed, busy, resume=False, overrides=()):
     with open(work_dir.parent / f"printed{rank}", "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -46,7 +48,7 @@ def child(config, work_dir, rank, port, doomed, busy):
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     try:
-        train(config, work_dir, doomed, busy)
+        train(config, work_dir, doomed, busy, resume, **dict(overrides))
     except OSError as error:
         print(f"{type(error).__name__}: {error}")
         sys.stdout.flush()
@@ -97,11 +99,23 @@ def test_with_an_agent(tiny_config, tmp_path):
     assert "the process of rank 1 has died, so that rank 0 ends too; no checkpoint" in done.stdout + done.stderr
 
 
-def test_nobody_is_taken_for_dead(tiny_config, tmp_path):
-    """A run of two that ends well, or in which one is refused."""
-    port = free_port()
+WHOLE = {  # 359 samples an epoch
+    "train_dataloader__num_batch_per_epoch": None,  # 9 batches, or 5 for each of two processes
+    "train_dataloader__dataset__split": "test",
+    "train_dataloader__batch_size": 36,
+    "train_dataloader__drop_last": True,
+}
+
+
+def test_resumes_with_more_processes_and_nobody_is_taken_for_dead(tiny_config, tmp_path):
+    """Half as many steps an epoch; epochs and schedules go on where they would be with two processes all along."""
+    small_runner(tiny_config, tmp_path / "run", **WHOLE).train()
+    port, overrides = free_port(), {**WHOLE, "train_cfg__max_epochs": 3, "param_scheduler": SCHEDULE}
     ranks = [
-        CONTEXT.Process(target=child, args=(tiny_config, tmp_path / "run", rank, port, None, False)) for rank in (0, 1)
+        CONTEXT.Process(
+            target=child, args=(tiny_config, tmp_path / "run", rank, port, None, False, True, list(overrides.items()))
+        )
+        for rank in (0, 1)
     ]
     for process in ranks:
         process.start()
@@ -109,3 +123,11 @@ def test_nobody_is_taken_for_dead(tiny_config, tmp_path):
         process.join(100)
     printed = [(tmp_path / f"printed{rank}").read_text() for rank in (0, 1)]
     assert [process.exitcode for process in ranks] == [0, 0] and "died" not in "".join(printed), printed
+    assert "processes 1 -> 2, batches an epoch 9 -> 5" in printed[0]
+    assert "Resumed after epoch 2, iteration 10" in printed[0] and "processes" not in printed[1]
+    last = [record for record in read_scalars(tmp_path / "run")[0] if record["epoch"] == 3]
+    assert [record["step"] for record in last] == [11, 12, 13, 14, 15]
+    assert [record["lr"] for record in last] == pytest.approx([0.004 * (15 - step) / 15 for step in range(10, 15)])
+
+
+SCHEDULE = [{"type": "LinearLR", "start_factor": 1.0, "end_factor": 0.0, "by_epoch": False, "end": 16}]

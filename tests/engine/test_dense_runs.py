@@ -12,9 +12,11 @@ import pytest
 import torch
 from engine.test_resume import run
 
+import visionattn
 from visionattn.engine import load_config, read_scalars
 from visionattn.inference import read_records
 from visionattn.utils.files import read_checkpoint
+from visionattn.utils.resources import USER_FOLDER
 
 CONFIGS = {"detection": ("quickstart-detection", "bbox/map"), "segmentation": ("quickstart-segmentation", "seg/miou")}
 TINY = {
@@ -82,7 +84,7 @@ def test_best_weights_are_those_of_the_best_evaluation(trained, run_cli, tmp_pat
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert code == 0 and metrics[metric] == pytest.approx(max(scores), abs=1e-9) and f"{metrics[metric]:.6f}" in out
     kind = "precision_recall_bbox" if task == "detection" else "confusion_seg"
-    (drawn,) = (tmp_path / "work_dirs").glob(f"*/{kind}.png")
+    (drawn,) = (tmp_path / "work_dirs").glob(f"*/*/{kind}.png")
     assert str(drawn.relative_to(tmp_path)) in out and cv2.imread(str(drawn)).std() > 1
 
 
@@ -133,25 +135,33 @@ def test_published_as_a_file_that_the_config_and_a_name_take(trained, run_cli, p
     name, metric = CONFIGS[task]
     config = tmp_path / "tiny.py"
     base = load_config(name)
-    base.merge_from_dict({key: value for key, value in TINY.items() if key.startswith("test")})
+    base.merge_from_dict({key: value for key, value in TINY.items() if key.startswith("test")} | OWN[task])
     base.dump(config)
     tag = f"va_resnet10n_cbam.{task}"
     code, _, err = run_cli("publish", config, best_of(trained), "--name", tag, "--license", "mit", "--out", "mine")
     assert code == 0, err
-    entry = json.loads((tmp_path / "mine" / "manifest.json").read_text())["checkpoints"][tag]
-    assert entry["task"] == task and entry["model"] == "va_resnet10n_cbam" and metric in entry["metrics"]
-    code, _, err = run_cli("test", config, tmp_path / "mine" / entry["file"], "--out", "metrics.json")
+    (path,) = (tmp_path / "mine").iterdir()
+    facts = visionattn.checkpoints.info(path)
+    assert facts["task"] == task and facts["name"] == tag and metric in facts["metrics"]
+    code, _, err = run_cli("test", config, path, "--out", "metrics.json")
     assert code == 0, err
-    assert json.loads((tmp_path / "metrics.json").read_text())[metric] == pytest.approx(entry["metrics"][metric])
+    assert json.loads((tmp_path / "metrics.json").read_text())[metric] == pytest.approx(facts["metrics"][metric])
 
-    # As if it travelled with the package.
-    monkeypatch.setattr("visionattn.inference.network.read_manifest", lambda: {tag: entry})
-    monkeypatch.setattr("visionattn.inference.network.packaged_path", lambda _: tmp_path / "mine" / entry["file"])
+    # By name and by file, without the config; as the config and the training checkpoint do.
+    monkeypatch.setenv(USER_FOLDER, str(tmp_path / "mine"))
+    ways = {
+        "name": ["--model", tag],
+        "file": ["--model", path],
+        "config": ["--config", config, "--checkpoint", best_of(trained)],
+    }
     score = ["--score", "0"] if task == "detection" else []
-    code, _, err = run_cli("predict", picture, "--model", tag, *score, "--out", "out")
-    assert code == 0, err
-    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
-    assert {row["label"] for row in rows} <= set(entry["input"]["label_names"])
+    tables = []
+    for out, way in ways.items():
+        code, _, err = run_cli("predict", picture, *way, *score, "--out", out)
+        assert code == 0, err
+        tables.append(list(csv.DictReader((tmp_path / out / "predictions.csv").open())))
+    assert all(table == tables[0] for table in tables)
+    assert {row["label"] for row in tables[0]} <= set(facts["input"]["label_names"])
 
 
 @pytest.mark.parametrize("task", ["detection", pytest.param("segmentation", marks=pytest.mark.slow)])

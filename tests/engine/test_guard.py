@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from visionattn.engine import latest_checkpoint, verify_checkpoint, work_dir_lock
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["visionattn.engine"])
+CONTEXT.set_forkserver_preload(["visionattn.engine.runner"])
 
 
 class At(Hook):
@@ -120,10 +120,10 @@ def assert_clean(work_dir):
 
 CASES = {
     "term": (143, "Stopped by SIGTERM; --resume resumes from {}/epoch_1.pth"),
-    "int": (1, "Interrupted; --resume resumes from {}/epoch_1.pth"),
+    "int": (1, "KeyboardInterrupt: --resume resumes from {}/epoch_1.pth"),
     "term in write": (143, "Stopped by SIGTERM; --resume resumes from {}/epoch_1.pth"),
-    "full disk": (2, r"OSError: \[Errno 27\] File too large: {}/(best_top1|epoch_2)\.pth; --resume"),
-    "full disk of logs": (2, r"OSError: \[Errno 27\] File too large: {}/.*\.log; --resume"),
+    "full disk": (2, r"OSError: File too large: {}/(best_top1|epoch_2)\.pth; --resume"),
+    "full disk of logs": (2, r"OSError: File too large: {}/.*\.log; --resume"),
     "dead worker": (2, "ChildProcessError: the data loader's worker process"),
 }
 

@@ -13,7 +13,7 @@ from visionattn.engine import latest_checkpoint, read_scalars
 from visionattn.utils.files import read_checkpoint
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["visionattn.cli", "visionattn.engine"])
+CONTEXT.set_forkserver_preload(["visionattn.cli", "visionattn.engine.runner"])
 
 
 def train(config, work_dir, done, die_at=None, overrides=()):

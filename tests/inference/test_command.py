@@ -1,8 +1,10 @@
 """`visionattn predict`: what it prints, what it refuses, and how little a classifier needs."""
 
+import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionattn.inference import read_records
+from visionattn.inference import ResultFolder, read_records
 
 NAME = "va_resnet10n_cbam.digits"
 
@@ -75,7 +77,7 @@ def test_a_file_takes_the_place_of_the_published_weights(run_cli, folder):
         ),
         (["a.png", "--model", NAME, "--cfg-options", "a=1"], "--cfg-options changes a config: it needs --config"),
         (["a.png", "--model", NAME, "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["a.png", "--model", NAME, "--device", "gpu"], "device 'gpu' cannot be used"),
+        (["a.png", "--model", NAME, "--device", "gpu"], "--device must be cpu, cuda or cuda:NUMBER, got 'gpu'"),
         (["a.png", "--model", "va_resnet10n_cban"], "no network 'va_resnet10n_cban'; did you mean"),
     ],
 )
@@ -100,20 +102,32 @@ def test_score_leaves_out_what_is_below_it(run_cli, scene, tmp_path):
     assert counts[0] > counts[1] > 0
 
 
-def test_ctrl_c_says_what_is_finished(run_cli, folder, tmp_path, monkeypatch):
-    from visionattn.inference import ResultFolder
-
+@pytest.mark.parametrize(
+    ("number", "code", "how"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_run_that_is_stopped_says_what_is_finished(number, code, how, run_cli, folder, tmp_path, monkeypatch):
     add = ResultFolder.add
 
     def stop_at_the_second(self, prediction):
         if self.count == 1:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         add(self, prediction)
 
     monkeypatch.setattr(ResultFolder, "add", stop_at_the_second)
-    code, _, err = run_cli("predict", folder, "--model", NAME, "--out", "out")
-    assert code == 130 and "visionattn: interrupted; 1 pictures are finished in out" in err
+    found, _, err = run_cli("predict", folder, "--model", NAME, "--out", "out")
+    assert found == code and f"visionattn: {how}; 1 pictures are finished in out" in err
     assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 2
+
+
+def test_a_full_disk_ends_in_one_line(run_cli, folder, monkeypatch):
+    def fail(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    code, _, err = run_cli("predict", folder, "--model", NAME, "--out", "out")
+    assert (
+        code == 2 and err.count("\n") == 1 and "a.png: No space left on device; 0 pictures are finished in out" in err
+    )
 
 
 LIGHT = """

@@ -113,6 +113,8 @@ class TestColumnar:
         model = columnar(num_registers=2, num_prompts=3, class_token=True)
         tokens = model.forward_features(X)
         assert tokens.shape == (2, 6 + 5 * 4, 16)  # 36 x 30 px are 5 x 4 patches of 8 px
+        given = torch.cat([model.cls_token, model.reg_token, model.prompt_token], 1).expand(2, -1, -1)
+        assert torch.equal(model.start(X).x[:, :6], given)
         assert model.no_weight_decay() == {"cls_token", "reg_token", "prompt_token", "position.weight"}
         for name in ("cls_token", "reg_token", "prompt_token"):
             changed = columnar(num_registers=2, num_prompts=3, class_token=True)
@@ -141,6 +143,22 @@ class TestColumnar:
         assert torch.equal(map_nhwc.permute(0, 3, 1, 2), map_nchw) and map_nchw.shape == (2, 16, 5, 4)
         with pytest.raises(ValueError, match="output_fmt must be 'NCHW' or 'NHWC', got 'NLC'"):
             model.forward_intermediates(X, output_fmt="NLC")
+
+    def test_contexts_tell_where_a_block_is(self):
+        seen = []
+
+        def softmax(context, **dd):
+            seen.append(context)
+            return {"attn": SoftmaxAttention(context.dim, **context.keywords, **dd)}
+
+        rates = {"drop_path_rate": 0.2, "attn_drop_rate": 0.3, "proj_drop_rate": 0.4}
+        model = columnar(softmax, depth=3, img_size=(64, 90), **rates)
+        assert [(c.stage, c.block, c.dim, c.num_heads, c.grid) for c in seen] == [
+            (0, i, 16, 2, (8, 12)) for i in range(3)
+        ]
+        assert [c.drop_path for c in seen] == pytest.approx([0, 0.1, 0.2])
+        assert [block.mlp.drop_path.drop_prob for block in model.blocks[1:]] == pytest.approx([0.1, 0.2])
+        assert (model.blocks[0].attn.fn.attn_drop.p, model.blocks[0].mlp.fn.drop.p) == (0.3, 0.4)
 
     def test_mixers_of_maps_take_no_extra_tokens(self):
         def windows(context, **dd):
@@ -200,7 +218,7 @@ class TestColumnar:
         shape = {"img_size": (64, 96), "depth": 2}
         model = timm.create_model(theirs, **shape, **arguments).eval()
         torch.save(model.state_dict(), tmp_path / "timm.pth")
-        arguments.pop("fc_norm", None)
+        arguments = {key: value for key, value in arguments.items() if key != "fc_norm"}
         loaded = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "timm.pth")}}
         ours = timm.create_model("va_vit_softmax_tiny", **shape, **arguments, **loaded).eval()
         x = torch.randn(2, 3, 64, 96)

@@ -1,6 +1,6 @@
 """PKCAM's promises: any map, any layout, any dtype, compile, export, ONNX; each gate and each error.
 
-The golden blocks are in tests/models/test_pkcam_models.py, since the reference records whole residual blocks.
+The golden blocks are in tests/models/test_va_pkcam_resnet.py, since the reference records whole residual blocks.
 """
 
 import pytest

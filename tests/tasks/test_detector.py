@@ -198,7 +198,7 @@ def test_names_for_the_rest_of_the_house():
     ("arguments", "message"),
     [
         ({"detector": {"type": "YOLO"}}, "detector type must be one of RetinaNet, FCOS, FasterRCNN, MaskRCNN, got 'YO"),
-        ({"detector": {"type": "FCOS", "min_size": 8}}, "FCOS of torchvision takes no min_size here; it takes anchor"),
+        ({"detector": {"type": "FCOS", "min_size": 8}}, "FCOS of torchvision takes no min_size here; it takes cent"),
         ({"detector": {"type": "MaskRCNN", "score_thresh": 0.1}}, "MaskRCNN of torchvision takes no score_thresh"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
         ({"pyramid_channels": 32}, "FCOS needs pyramid_channels of 64, 96, .* got 32"),

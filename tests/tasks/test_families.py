@@ -4,9 +4,12 @@ import pytest
 import timm
 import torch
 from dense import detection_batch, segmentation_batch
+from mmengine.config import Config
+from mmengine.registry import MODELS
 
 import visionattn  # noqa: F401
 from visionattn.tasks import Detector, Segmentor
+from visionattn.utils.resources import config_dir
 
 _NARROW = {"dims": (16, 32, 64, 128), "depths": (2, 1, 1, 1), "num_heads": (2, 2, 4, 8)}
 # Module of a family -> its smallest network, made narrow where it has no small one.
@@ -85,3 +88,21 @@ def test_segmentor(backbone, head):
         sample = {"size": (64, 51), "original_mask": torch.zeros(129, 101, dtype=torch.uint8)}
         (result,) = model.eval()(inputs[:1, :, :, :51], [sample], "predict")
     assert result["preds"].shape == (129, 101) and result["preds"].max() < 5
+
+
+@pytest.mark.filterwarnings("ignore:.*meta")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_one_line_changes_the_backbone_of_a_quickstart(family, task):
+    """`--cfg-options model.backbone.model_name=...`, on the meta device: what is tested is what fits together."""
+    config = Config.fromfile(config_dir() / task / f"quickstart-{task}.py")
+    config.merge_from_dict({f"model.backbone.{key}": value for key, value in FAMILIES[family].items()})
+    with torch.device("meta"):
+        model = MODELS.build(config.model).eval()
+        outputs = model(torch.empty(1, 3, 64, 96))
+    strides = model.backbone.strides
+    assert len(strides) == {"detection": 2, "segmentation": 3}[task] and max(strides) <= 16
+    if task == "segmentation":
+        assert outputs.shape == (1, 11, 64, 96)
+    else:
+        assert [64 // m.shape[-2] for m in outputs[:2]] == strides

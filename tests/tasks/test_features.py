@@ -21,6 +21,36 @@ def test_last_maps_or_chosen_ones():
     assert dilated.strides == [2, 4, 8, 8]
 
 
+@pytest.mark.parametrize(
+    ("backbone", "wanted", "given", "channels"),
+    [
+        ({"model_name": NAME}, (8, 16), [8, 16], [64, 128]),
+        ({"model_name": NAME}, (16,), [16], [128]),
+        ({"model_name": "resnet18"}, (4, 16), [4, 16], [64, 256]),
+        # One map would serve 8 and 16 of a dilated network: the deepest others come along.
+        ({"model_name": NAME, "output_stride": 16}, (4, 8, 16), [4, 8, 8], [32, 64, 128]),
+        ({"model_name": "va_balanced12_bmta"}, (8, 16), [4, 8], [256, 512]),
+        # Of plain transformers all maps have one stride: they are resized.
+        ({"model_name": "va_lkca_vit_mini"}, (2, 8), [2, 8], [96, 96]),
+    ],
+)
+def test_maps_chosen_by_their_strides(backbone, wanted, given, channels):
+    maps = FeatureMaps({**backbone, "strides": wanted}, levels=4)
+    assert maps.strides == given and maps.channels == channels
+    x = torch.zeros(1, 3, 64, 96)
+    assert [tuple(m.shape) for m in maps(x)] == [(1, c, 64 // s, 96 // s) for c, s in zip(channels, given, strict=True)]
+
+
+def test_a_network_that_cannot_be_dilated_keeps_its_strides(capfd):
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_instance("dilated")
+    small = {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)}
+    maps = FeatureMaps({"model_name": "va_davit_tiny", "output_stride": 16, "strides": (4, 8, 16), **small}, levels=4)
+    assert maps.strides == [4, 8, 16]
+    assert "va_davit_tiny knows no output_stride: its maps keep their strides" in "".join(capfd.readouterr())
+
+
 def test_nhwc_networks_give_nchw():
     small = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 2, "img_size": 64}
     maps = FeatureMaps({"model_name": "swin_tiny_patch4_window7_224", **small}, levels=4, frozen_stages=1)
@@ -126,6 +156,14 @@ def test_padding():
         ({"model_name": "va_resnet"}, {}, r"unknown model 'va_resnet' \(model\.backbone\.model_name\)"),
         ({"model_name": NAME, "num_classes": 3}, {}, "num_classes belongs to the model itself"),
         ({"model_name": NAME, "features_only": True}, {}, "model.backbone may not set features_only"),
+        (
+            {"model_name": NAME, "strides": (1, 8)},
+            {},
+            "has maps with strides 2, 4, 8, 16, none as fine as 1: change model",
+        ),
+        ({"model_name": NAME, "strides": (8, 4)}, {}, r"model\.backbone\.strides must be rising, got \(8, 4\)"),
+        ({"model_name": NAME, "strides": (8,), "out_indices": (3,)}, {}, "strides and out_indices both choose maps"),
+        ({"model_name": NAME, "out_indices": (3, 9)}, {}, r"va_resnet10n_cbam gives no feature maps|choose from"),
         ({"model_name": NAME}, {"frozen_stages": 5}, r"frozen_stages must lie in 0\.\.4, got 5"),
         ({"model_name": "va_lkca_vit_mini"}, {"levels": 6}, "has maps with strides 4, 4, 4, 4; 6 with rising strides"),
         ({"model_name": NAME, "out_indices": (0, 1)}, {}, "has maps with strides 2, 2; 2 with rising strides"),

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import visionattn
 from visionattn import checkpoints
 from visionattn.checkpoints.files import published_content
+from visionattn.models.published import with_checkpoint
 from visionattn.tasks import Classifier, Detector, Segmentor, from_checkpoint
 from visionattn.utils.files import read_checkpoint
 from visionattn.utils.published import read_facts
@@ -37,6 +37,13 @@ TASKS = {
         "backbone": {**BACKBONE, "num_classes": 3, "stem_stride": 1},
         "attach": {"plugin": "cbam", "where": "stage_end", "stages": [1, 2]},
     },
+    "classification with a head": {
+        "type": "Classifier",
+        "backbone": {**BACKBONE, "num_classes": 3},
+        "head": {"type": "PooledHead", "drop_rate": 0.1},
+        "attach": {"plugin": "ela_l"},
+        "start_from": {"checkpoint": "/nowhere.pth"},
+    },
 }
 CLASSES = {"Classifier": Classifier, "Detector": Detector, "Segmentor": Segmentor}
 NAME = "va_resnet10n.mine"
@@ -44,7 +51,7 @@ NAME = "va_resnet10n.mine"
 
 def publish(kind, **facts):
     torch.manual_seed(0)
-    config = TASKS[kind]
+    config, alone = TASKS[kind], kind == "classification"
     arguments = {key: value for key, value in config.items() if key != "type"}
     task = CLASSES[config["type"]](**arguments, data_preprocessor=PREPROCESSOR).eval()
     with torch.no_grad():
@@ -52,18 +59,19 @@ def publish(kind, **facts):
             if value.is_floating_point():
                 value.add_(0.05 * torch.rand_like(value))
     facts = {
-        "task": kind,
+        "task": kind.partition(" ")[0],
         "dataset": "scenes",
         "metrics": {"a": 0.5},
         "license": "mit",
         "origin": "me",
         "arguments": config["backbone"],
-        "task_config": {**config, "compile": True, "backbone": {**config["backbone"], "pretrained": True}},
         "preprocessor": PREPROCESSOR,
         "pipeline": [{"type": "Resize", "height": 64, "width": 64}],
         **facts,
     }
-    network = task.backbone if kind == "classification" else task
+    if not alone:
+        facts["task_config"] = {**config, "compile": True, "backbone": {**config["backbone"], "pretrained": True}}
+    network = task.backbone if alone else task
     about = {"classes": tuple("abc"), "mean": (0.5,) * 3, "std": (0.4,) * 3, "input_size": (3, 64, 64)}
     return task, checkpoints.publish(network, NAME, "checkpoints", facts=facts, **about)
 
@@ -83,7 +91,7 @@ def test_comes_back_as_it_was(kind):
         assert facts["input"]["label_names"] == ["a", "b", "c"] and facts["pipeline"][0]["height"] == 64
         own, again = task.state_dict(), loaded.state_dict()
         assert own.keys() == again.keys() and all(torch.equal(value, again[key]) for key, value in own.items())
-        network = loaded.backbone if kind == "classification" else loaded.backbone.network
+        network = loaded.backbone if isinstance(loaded, Classifier) else loaded.backbone.network
         assert {place.plugin for place in network.attached}
     pictures = [torch.randint(0, 256, (3, 40, 64), dtype=torch.uint8)]
     samples = [{"size": (40, 64), "original_size": (40, 64), "original": {"size": (40, 64)}}]
@@ -91,16 +99,17 @@ def test_comes_back_as_it_was(kind):
     for model in (task, loaded):
         batch = model.data_preprocessor({"inputs": pictures, "data_samples": samples})
         with torch.inference_mode():
-            out = model(batch["inputs"]) if kind == "classification" else model(**batch, mode="predict")[0]["preds"]
+            is_classifier = isinstance(model, Classifier)
+            out = model(batch["inputs"]) if is_classifier else model(**batch, mode="predict")[0]["preds"]
         results.append(out)
     torch.testing.assert_close(*results, rtol=0, atol=0)
     if kind != "classification":
         assert type(checkpoints.build(NAME)) is type(task)
-        with pytest.raises(ValueError, match=rf"is for {kind} and takes no further arguments"):
+        with pytest.raises(ValueError, match=r"is a whole task \(.*\) and takes no arguments"):
             checkpoints.build(NAME, num_classes=2)
         overlay = {"file": str(path)}
-        with pytest.raises(ValueError, match=f"is for {kind}, which timm does not build"):
-            visionattn.models.builder.with_checkpoint("va_resnet10n", True, {"pretrained_cfg_overlay": overlay})
+        with pytest.raises(ValueError, match=r"is a whole task \(.*\), which timm does not build"):
+            with_checkpoint("va_resnet10n", True, {"pretrained_cfg_overlay": overlay})
 
 
 @pytest.mark.parametrize("kind", ["detection", "segmentation"])
@@ -127,7 +136,10 @@ def rewritten(path, change):
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (lambda f: f["task_config"].update(type="os.system"), "task_config's type must be one of Detector, Segmentor"),
+        (
+            lambda f: f["task_config"].update(type="os.system"),
+            "task_config's type must be one of Classifier, ",
+        ),
         (lambda f: f["preprocessor"].update(type="subprocess.run"), "preprocessor's type must be one of ImgData"),
         (lambda f: f["task_config"]["backbone"].update(pretrained=True), "network's arguments may not set pretrained"),
         (

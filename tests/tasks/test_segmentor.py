@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 import visionattn  # noqa: F401
 from visionattn.tasks import Segmentor
-from visionattn.tasks.segmentor import _Predictor
+from visionattn.tasks.segmentor import _most_probable, _Predictor
 
 NAME = "va_resnet10n_cbam"
 SMALL = {"type": "FPN", "decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
@@ -23,6 +23,13 @@ def fake(model, logits):
     """Lets a model give these logits."""
     model._logits = lambda x: [logits[..., : x.shape[-2], : x.shape[-1]]]
     return model
+
+
+@pytest.mark.parametrize("classes", [2, 16, 37])
+def test_classes_are_enlarged_a_few_at_a_time(classes):
+    scores = torch.randn(classes, 5, 7, generator=torch.Generator().manual_seed(0)) - 3
+    whole = torch.nn.functional.interpolate(scores[None], (23, 31), mode="bilinear")[0].argmax(0)
+    assert torch.equal(_most_probable(scores, (23, 31)), whole)
 
 
 class TestLosses:
@@ -187,7 +194,7 @@ def test_library_registry_stays_as_it_was():
 
     before = set(smp.encoders.encoders)
     build()
-    with pytest.raises(ValueError, match="cannot build UPerNet"):
+    with pytest.raises(ValueError, match="cannot build decoder UPerNet"):
         build(decoder={"type": "UPerNet", "decoder_channels": "many"})
     assert set(smp.encoders.encoders) == before
 
@@ -199,13 +206,25 @@ def test_library_registry_stays_as_it_was():
         ({"decoder": {"type": "FPN", "channels": 3}}, "FPN takes no channels here; it takes decoder_dropout, "),
         ({"backbone": {"model_name": NAME, "output_stride": 16}}, "FPN needs four maps, each half as large"),
         ({"num_classes": 1}, "num_classes must be at least 2"),
-        ({"losses": [{"type": "Hinge"}]}, "a loss's type must be one of CrossEntropyLoss, DiceLoss, LovaszLoss, got"),
+        ({"losses": [{"type": "Hinge"}]}, "loss type must be one of CrossEntropyLoss, .*, got 'Hinge'"),
         ({"loss_stride": 0}, "loss_stride must be at least 1, got 0"),
         ({"losses": []}, "losses must name at least one loss"),
-        ({"losses": [{**DICE, "sharpness": 1}]}, "cannot build DiceLoss"),
-        ({"auxiliary": {"weight": 1}}, "auxiliary has only a loss_weight"),
+        (
+            {"losses": [{**DICE, "sharpness": 1}]},
+            "loss DiceLoss takes no sharpness here; it takes eps, log_loss, smooth",
+        ),
+        ({"auxiliary": {"weight": 1}}, "auxiliary head FCNHead takes no weight here"),
         ({"inference": {"stride": (2, 2)}}, "inference.stride needs inference.crop"),
         ({"inference": {"crop": (4, 4), "stride": (5, 4)}}, "0 < stride <= crop"),
+        ({"inference": {"crop": 8.5}}, r"inference.crop must be \(height, width\) or one number for both, got 8.5"),
+        ({"inference": {"crop": (8, 8, 8)}}, r"inference.crop must be \(height, width\) .* got \(8, 8, 8\)"),
+        ({"losses": [{**CE, "class_weights": [1, 2]}]}, "class_weights needs one for each of the 5 classes, got 2"),
+        ({"losses": [CE, CE]}, "two losses are called 'ce': give one another name"),
+        (
+            {"backbone": {"model_name": NAME, "widht": 3}},
+            r"cannot build va_resnet10n_cbam with widht \(model.backbone\)",
+        ),
+        ({"start_from": {"file": "x"}}, "start_from takes checkpoint and new_head, got file"),
         ({"inference": {"window": 3}}, "inference takes crop, stride and flip, got window"),
     ],
     ids=str,

@@ -6,7 +6,7 @@ the stopwatch of `timing`; `record` is what stays; `report` and `plots` are what
 
 from .cases import LAYOUTS, MODES, Case
 from .record import compare, load, save, surroundings
-from .report import update_readme, write_report
+from .report import format_record, update_readme, write_report
 from .rows import CompileBudget, Unequal, measure
 from .runs import run
 from .suites import SUITES, make_plan, suite_cases
@@ -20,6 +20,7 @@ __all__ = [
     "CompileBudget",
     "Unequal",
     "compare",
+    "format_record",
     "load",
     "make_plan",
     "measure",

@@ -14,7 +14,7 @@ from visionattn.models.modifications import apply_modifications
 from visionattn.models.published import published_cfg
 from visionattn.utils.download import Progress
 from visionattn.utils.locate import find_checkpoint, locate
-from visionattn.utils.published import list_published
+from visionattn.utils.published import is_network, list_published
 from visionattn.utils.resources import checkpoint_dir, read_manifest
 
 from .files import read_weights
@@ -114,9 +114,9 @@ def build(checkpoint: str | Path, **kwargs: Any) -> nn.Module:
         raise ValueError(
             f"{checkpoint} does not say which network it is of: `visionattn publish` makes a file that does"
         )
-    if facts.get("task", "classification") != "classification":
+    if not is_network(facts):
         if kwargs:
-            raise ValueError(f"{checkpoint} is for {facts['task']} and takes no further arguments, got {kwargs}")
+            raise ValueError(f"{checkpoint} is a whole task ({facts['task']}) and takes no arguments, got {kwargs}")
         from visionattn.tasks import from_checkpoint  # needs mmengine
 
         return from_checkpoint(checkpoint)[0]
@@ -125,7 +125,7 @@ def build(checkpoint: str | Path, **kwargs: Any) -> nn.Module:
     cfg = published_cfg(facts, file)
     model = timm.create_model(facts["model"], pretrained_cfg=cfg, **{**facts.get("arguments", {}), **kwargs})
     apply_modifications(model, facts.get("modifications", ()))
-    model.load_report = load_fitting(model, read_weights(file), other_classes="num_classes" in kwargs)
+    vars(model)["load_report"] = load_fitting(model, read_weights(file), other_classes="num_classes" in kwargs)
     return model
 
 

@@ -113,8 +113,8 @@ def convert(
                 near = len(str(error)), name, error
     if near is None:
         raise ValueError("the weights are in no format that a network of ours knows")
-    _, name, error = near
-    raise ValueError(f"of {name}, {error}" if model else f"the weights fit no network of ours: of {name}, {error}")
+    _, name, fault = near
+    raise ValueError(f"of {name}, {fault}" if model else f"the weights fit no network of ours: of {name}, {fault}")
 
 
 def export(conversion: Conversion, like: Layout | None, kind: str) -> tuple[StateDict, Layout, list[str]]:

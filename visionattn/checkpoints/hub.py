@@ -9,7 +9,7 @@ from typing import Any
 from visionattn.models.published import published_cfg
 from visionattn.utils.files import replacing
 from visionattn.utils.locate import locate
-from visionattn.utils.published import Facts
+from visionattn.utils.published import Facts, is_network
 from visionattn.version import __version__
 
 from .files import published_content, read_weights
@@ -95,7 +95,7 @@ def _check_repository(repository: str) -> None:
 def _config(facts: Facts) -> dict[str, Any]:
     """timm's config of a classifier; of other tasks what they are, which timm can't build."""
     stated = {"library_name": "visionattn", "task": facts["task"], "versions": facts.get("versions", {})}
-    if facts["task"] != "classification":
+    if not is_network(facts):
         return {**stated, "model": facts["model"], "label_names": facts["input"]["label_names"]}
     cfg = published_cfg(facts, Path())
     modifications = facts.get("modifications")
@@ -168,7 +168,7 @@ def _attention(modification: dict[str, Any]) -> str:
 
 
 def _usage(facts: Facts, repository: str) -> str:
-    if facts["task"] != "classification":
+    if not is_network(facts):
         return f"```sh\npip install visionattn\nvisionattn predict PICTURES --model hf-hub:{repository}\n```"
     if not facts["model"].startswith("va_") and facts.get("modifications"):
         return (

@@ -15,7 +15,7 @@ from visionattn.models import check_state_dict
 from visionattn.models.modifications import apply_modifications
 from visionattn.profiling.cost import count_macs
 from visionattn.utils.files import replacing, sha256
-from visionattn.utils.published import check_name, published_in, read_facts
+from visionattn.utils.published import check_name, is_network, published_in, read_facts
 from visionattn.utils.quantization import pack
 from visionattn.utils.resources import checkpoint_dir, read_manifest
 from visionattn.utils.state_dict import check_finite
@@ -26,7 +26,7 @@ from .files import write_published
 __all__ = ["manifest_entry", "publish"]
 
 # Of a config's `model`, what says where weights came from or how it ran: not what it is.
-_NOT_OF_THE_TASK = ("data_preprocessor", "compile", "init_cfg")
+_NOT_OF_THE_TASK = ("data_preprocessor", "compile", "init_cfg", "start_from")
 _NOT_OF_THE_NETWORK = ("model_name", "num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 # The fields of a manifest's entry that a file states itself.
 _ENTRY = (
@@ -53,7 +53,7 @@ def publish(
     A file of the same name in the folder is replaced. If the folder has a `manifest.json`, the file is entered into it.
 
     Args:
-        model: The trained timm network, with what `attach` put in; of other tasks than classification the whole task.
+        model: The trained timm network, with what `attach` put in; or with `task_config` the whole task.
         name: `<model>.<tag>`, such as `va_resnet10n_cbam.my_photos`.
         folder: Where the file goes; it is found by name in ./checkpoints and where VISIONATTN_CHECKPOINTS points.
         classes: Names of the classes.
@@ -62,8 +62,7 @@ def publish(
         input_size: Channels, height and width the network was trained for.
         facts: What else the file shall say. Needed: `task`, `dataset`, `metrics`, `license`, `origin`. If known:
             `arguments` of timm.create_model, `config`, `command`, `interpolation`, `crop_pct`, `crop_mode`, `palette`;
-            of a config `task_config` (its `model`, needed for other tasks than classification), `preprocessor` and
-            `pipeline`.
+            of a config `preprocessor`, `pipeline` and, for a whole task, `task_config` (its `model`).
             `visionattn.utils.published` tells what they mean.
         bits: 32 keeps the weights as they are, 8 rounds matrices and kernels to a quarter of the size.
         allow_nonfinite: Whether weights may be infinite or not a number.
@@ -134,14 +133,15 @@ def _statement(model: nn.Module, architecture: str, tag: str, facts: dict[str, A
         "versions": {"visionattn": __version__, "torch": torch.__version__, "timm": timm.__version__},
         **{key: facts[key] for key in ("preprocessor", "pipeline", "palette") if facts.get(key) is not None},
     }
-    if facts["task"] == "classification":
+    if is_network(facts):
         arguments = facts.get("arguments", {})
         elsewhere = (*_NOT_OF_THE_NETWORK, "modifications")
         statement["arguments"] = {k: v for k, v in arguments.items() if k not in elsewhere}
         statement["modifications"] = getattr(model, "modifications", [])
     else:
         task = {key: value for key, value in facts["task_config"].items() if key not in _NOT_OF_THE_TASK}
-        backbone = {k: v for k, v in task["backbone"].items() if k not in _NOT_OF_THE_NETWORK}
+        kept = ("num_classes",) if facts["task"] == "classification" else ()
+        backbone = {k: v for k, v in task["backbone"].items() if k in kept or k not in _NOT_OF_THE_NETWORK}
         statement["task_config"] = {**task, "backbone": {"model_name": architecture, **backbone}}
     return statement
 
@@ -167,7 +167,7 @@ def _check_rebuilds(statement: dict[str, Any], state_dict: dict[str, torch.Tenso
         ValueError: If the weights would not fit.
     """
     with torch.device("meta"):
-        if statement["task"] == "classification":
+        if is_network(statement):
             classes = statement["input"]["num_classes"]
             network = timm.create_model(statement["model"], num_classes=classes, **statement["arguments"])
             rebuilt = apply_modifications(network, statement["modifications"])

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["StoreSettings", "parse_value"]
+__all__ = ["StoreSettings", "format_setting", "parse_value"]
 
 _CONSTANTS = {"true": True, "false": False, "none": None}
 _BRACKETS = {"[": "]", "(": ")"}
@@ -54,6 +54,22 @@ def parse_value(text: str) -> Any:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     return _number(text)
+
+
+def format_setting(key: str, value: Any) -> str:
+    """`key=value` as `StoreSettings` reads it."""
+    return f"{key}={_format(value)}"
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        inner = ",".join(map(_format, value))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    text = str(value)
+    # Text that would be read as something else is put between quotes.
+    if isinstance(value, str) and (parse_value(text) != value or set(text) & set(",[]()")):
+        return f'"{text}"' if "'" in text else f"'{text}'"
+    return text
 
 
 def _number(text: str) -> Any:

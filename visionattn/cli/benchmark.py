@@ -3,14 +3,16 @@
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 SUMMARY = "compare the speed of plug-ins, mixers and networks with other implementations of the same weights"
 EXAMPLES = (
+    "--plugins cbam --shapes 4x128x28x28              # a table on the terminal",
     "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, 15 minutes",
     "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
     "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
     "--suite mixers --json new.json --compare old.json --fail-below 0.9",
-    "--from docs/results/*.json --readme README.md    # tables and pictures of earlier runs, made anew",
+    "--from docs/results/*.json --readme README.md    # tables and pictures of earlier runs",
 )
 
 
@@ -20,11 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         choices=("plugins", "mixers", "windows", "networks", "cpu", "gpu"),
         default="plugins",
-        help="plugins: against their papers' formulas written down literally, and timm's and fightingcv-attention's "
-        "layers (default); mixers: against timm's modules, or literal formulas; windows: focused linear attention "
-        "against windows; networks: against timm's, or with literal formulas inside; cpu, gpu: all of them there",
+        help="plugins (default): against the literal formulas of their papers and the layers of timm and "
+        "fightingcv-attention; mixers: against timm's modules or literal formulas; windows: focused linear attention "
+        "against window attention; networks: against timm's, or with literal formulas inside; cpu, gpu: all suites of "
+        "that device",
     )
-    parser.add_argument("--json", type=Path, help="the record of a new run; tables and pictures go beside it")
+    parser.add_argument("--json", type=Path, help="keep the record of a new run here, tables and pictures beside it")
     parser.add_argument(
         "--from", dest="records", nargs="+", type=Path, default=[], help="report on these records and run nothing"
     )
@@ -38,22 +41,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shapes of the plug-ins' maps (default: an early and a late stage of a ResNet-50; on the CPU also a small "
         "map)",
     )
-    parser.add_argument("--layouts", nargs="+", choices=("NCHW", "NHWC"), default=["NCHW", "NHWC"])
+    parser.add_argument(
+        "--layouts",
+        nargs="+",
+        choices=("NCHW", "NHWC"),
+        default=["NCHW", "NHWC"],
+        help="memory layouts (default: both)",
+    )
     parser.add_argument(
         "--seconds",
         type=float,
-        help="of each contender in each row, on average (default: 0.5 of CPU time, 0.1 on a GPU)",
+        help="time per contender and row, on average (default: 0.5 s of CPU time, 0.1 s on a GPU)",
     )
     parser.add_argument(
-        "--limit", type=float, help="seconds after which no row begins (default: 480 on a GPU, none on the CPU)"
+        "--limit", type=float, help="start no row after this many seconds (default: 480 on a GPU, none on the CPU)"
     )
     parser.add_argument(
-        "--compile-seconds", type=float, default=150.0, help="that compilers may take in all (default: 150)"
+        "--compile-seconds", type=float, default=150.0, help="time budget of all compilations (default: 150)"
     )
-    parser.add_argument("--readme", type=Path, help="renew the speed tables between its two marks")
-    parser.add_argument("--compare", type=Path, help="an earlier record: print how much faster each row became")
+    parser.add_argument("--readme", type=Path, help="update the speed tables between the two markers of this page")
+    parser.add_argument("--compare", type=Path, help="an earlier record: print the speed-up of each row")
     parser.add_argument(
-        "--fail-below", type=float, help="with --compare: end with 1 if a row is slower than this and than noise"
+        "--fail-below",
+        type=float,
+        help="with --compare: exit with status 1 if a row is slower than this ratio and the noise",
     )
 
 
@@ -62,8 +73,8 @@ def run(options: argparse.Namespace) -> None:
     from visionattn import benchmark as bench
     from visionattn.utils.files import replacing
 
-    if (options.json is None) == (not options.records):
-        raise ValueError("give either --json, the file of a new run, or --from, the files of earlier runs")
+    if options.json and options.records:
+        raise ValueError("give either --json, the file of a new run, or --from, the files of earlier runs, not both")
     base = bench.load(options.compare) if options.compare else None
     if options.records:
         records = {path: bench.load(path) for path in options.records}
@@ -81,15 +92,17 @@ def run(options: argparse.Namespace) -> None:
         plan = bench.make_plan(
             options.suite, device, cases, seconds=seconds, limit=limit, compilers=options.compile_seconds
         )
-        records = {options.json: bench.run(plan, options.json)}
+        with TemporaryDirectory() as folder:
+            record = bench.run(plan, options.json or Path(folder) / "record.json")
+        records = {options.json: record}
     for path, record in records.items():
-        text = bench.write_report(record, path)
+        text = bench.write_report(record, path) if path else bench.format_record(record)
         if not options.records:
             print(text)
     if options.readme:
-        text = bench.update_readme(options.readme.read_text(), list(records.values()))
+        text = bench.update_readme(options.readme.read_text(encoding="utf-8"), list(records.values()))
         with replacing(options.readme) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     if base is not None:
         lines = [line for record in records.values() for line in bench.compare(record, base)]
         _compare_speed(lines, options.fail_below)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ._common import add_cfg_options
+from ._common import add_config
 
 SUMMARY = "draw what a config's data pipeline feeds the network: pictures with their classes, boxes or masks"
 EXAMPLES = ("quickstart --count 32 --columns 8", "quickstart --split test --out test.png")
@@ -11,12 +11,11 @@ EXAMPLES = ("quickstart --count 32 --columns 8", "quickstart --split test --out 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("config", help="path of a config, or the name of a packaged one")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="train")
+    add_config(parser)
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="(default: train)")
     parser.add_argument("--count", type=int, default=16, help="how many samples (default: 16)")
     parser.add_argument("--columns", type=int, default=4, help="how many in a row (default: 4)")
     parser.add_argument("--out", type=Path, default=Path("browse.png"), help="the picture (default: browse.png)")
-    add_cfg_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -30,7 +29,9 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--count and --columns must be at least 1, got {options.count} and {options.columns}")
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"--out must end in .png or .jpg, got {options.out}")
-    config = load_config(options.config, options.cfg_options)
+    config = options.loaded = load_config(options.config, options.cfg_options, options.model)
+    if config.get(f"{options.split}_dataloader") is None:
+        raise ValueError(f"{options.config} says nothing about {options.split}_dataloader, which this needs")
     picture = Image.fromarray(draw_samples(config, options.split, options.count, options.columns))
     with replacing(options.out) as temporary:
         picture.save(temporary)

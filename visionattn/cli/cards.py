@@ -10,7 +10,10 @@ EXAMPLES = ("",)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument(
-        "--manifest", type=Path, default=Path("checkpoints/manifest.json"), help="(default: checkpoints/manifest.json)"
+        "--manifest",
+        type=Path,
+        default=Path("checkpoints/manifest.json"),
+        help="the manifest (default: checkpoints/manifest.json)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("checkpoints/README.md"), help="the cards (default: checkpoints/README.md)"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import publish
 from ._common import add_cfg_options
+from ._values import format_setting
 
 SUMMARY = (
     "train networks by one recipe with several seeds and report which differences are significant; continues an "
@@ -23,25 +24,36 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("configs", nargs="*", help="paths or names of configs of classifiers, the baseline first")
-    parser.add_argument("--suite", choices=("fashion-mnist", "mixers"), help="a comparison of docs/results instead")
     parser.add_argument(
-        "--smoke", action="store_true", help="the whole way in small, into a folder that is removed: train to publish"
+        "--suite",
+        choices=("fashion-mnist", "mixers"),
+        help="a predefined comparison, whose results are in docs/results",
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="everything from training to publishing at a small scale, in a temporary folder",
     )
     parser.add_argument("--seeds", nargs="+", type=int, help="seeds of the runs (default: 0 1 2, or the suite's)")
-    parser.add_argument("--jobs", type=int, default=2, help="how many runs at a time, on a thread each (default: 2)")
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/compare"), help="where the runs go")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, with one thread each (default: 2)")
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=Path("work_dirs/compare"),
+        help="where the runs go (default: work_dirs/compare)",
+    )
     parser.add_argument("--title", help="heading of the report")
     parser.add_argument(
         "--out", type=Path, help="the report, a .md file; a .csv and two pictures are written beside it"
     )
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="CPU time of each network in each timing, on average (default: 1)"
+        "--seconds", type=float, default=1.0, help="CPU seconds per network and timing, on average (default: 1)"
     )
     parser.add_argument(
         "--publish",
         type=Path,
         metavar="FOLDER",
-        help="publish the first seed's last weights into this folder's manifest",
+        help="publish the last weights of the first seed in this folder",
     )
     add_cfg_options(parser)
 
@@ -64,8 +76,8 @@ def run(options: argparse.Namespace) -> None:
     if len(options.configs) == 1:
         raise ValueError(f"nothing to compare {options.configs[0]} with: name a baseline and at least one config more")
     suite = SUITES[options.suite] if options.suite else Suite("Comparison", (options.configs,))
-    changes = ["--cfg-options", *(f"{key}={value}" for key, value in options.cfg_options.items())]
-    changes = changes if options.cfg_options else []
+    changes = [format_setting(*pair) for pair in options.cfg_options.items()]
+    asked = ["--suite", options.suite] if options.suite else options.configs
     print(
         run_suite(
             replace(
@@ -74,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
                 seeds=options.seeds or suite.seeds,
                 options={**suite.options, **options.cfg_options},
             ),
-            " ".join([f"--suite {options.suite}" if options.suite else shlex.join(options.configs), *changes]),
+            shlex.join([*asked, *(["--cfg-options", *changes] if changes else [])]),
             options.work_dir,
             options.out,
             jobs=options.jobs,

@@ -22,7 +22,9 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("file", type=Path, help="the weights")
-    parser.add_argument("--to", metavar="NAME", help="the network they are for (default: the one that they fit)")
+    parser.add_argument(
+        "--to", metavar="NAME", help="the network they belong to (default: recognised from the weights)"
+    )
     parser.add_argument(
         "--model-kwargs",
         nargs="+",
@@ -36,15 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--like",
         type=Path,
         metavar="FILE",
-        help="any file of the official format and the same network, which shows how to lay it out and gives what our "
-        "network does not have; not needed for what `convert` itself has made of an official file",
+        help="an official file of the same network, which gives the layout and the entries that our network lacks; not "
+        "needed for files that `convert` itself made of official ones",
     )
     parser.add_argument("--out", type=Path, help="a folder (default: here); with --export a file")
     parser.add_argument(
         "--golden",
         type=Path,
         default=Path("tests/golden"),
-        help="folder of recorded outputs to verify with, as a checkout has it (default: tests/golden)",
+        help="folder of recorded outputs to verify with, as in a checkout (default: tests/golden)",
     )
 
 

@@ -16,10 +16,12 @@ EXAMPLES = ("--list", "va_stm_swin_tiny.in1k", "'va_stm_*_micro' 'va_twins_*' --
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("names", nargs="*", help="names, or patterns such as 'va_stm_*'")
-    parser.add_argument("--list", action="store_true", help="show what fits in a table, and download nothing")
-    parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default: 2)")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds without a byte to give up after (30)")
-    parser.add_argument("--attempts", type=int, default=5, help="how often to try a source that fails (default: 5)")
+    parser.add_argument("--list", action="store_true", help="list matching checkpoints instead of downloading them")
+    parser.add_argument("--jobs", type=int, default=2, help="downloads at a time (default: 2)")
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, help="give up after this many seconds without data (default: 30)"
+    )
+    parser.add_argument("--attempts", type=int, default=5, help="attempts per source (default: 5)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -28,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
 
     patterns = options.names or (["*"] if options.list else [])
     if not patterns:
-        raise ValueError("say which checkpoints: names, patterns such as 'va_stm_*', or --list to see them")
+        raise ValueError("name checkpoints, or patterns such as 'va_stm_*'; --list shows them")
     names = list(dict.fromkeys(name for pattern in patterns for name in checkpoints.list(pattern)))
     if options.list:
         from rich.console import Console
@@ -37,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
         console = Console(width=None if sys.stdout.isatty() else 200)
         console.print(_table(names))
         console.print(
-            "* as the authors report it. no hash: the first file's sha256 is recorded and checked from then on"
+            "* reported by the authors. no hash: the first file's sha256 is recorded and checked from then on"
         )
         return
     if options.jobs < 1 or options.attempts < 1 or options.timeout <= 0:
@@ -99,6 +101,7 @@ def _verdict(entry: dict[str, Any]) -> str:
 
 
 def _table(names: list[str]) -> "Table":
+    from rich.markup import escape
     from rich.table import Column, Table
 
     from visionattn.checkpoints import info
@@ -107,7 +110,7 @@ def _table(names: list[str]) -> "Table":
     table = Table(Column("name", overflow="fold"), *columns, Column("where", overflow="fold"), box=None)
     for name in names:
         entry = info(name)
-        table.add_row(
+        row = (
             name,
             entry["dataset"],
             _score(entry),
@@ -116,6 +119,7 @@ def _table(names: list[str]) -> "Table":
             entry["license"] or "not stated",
             _where(name, entry),
         )
+        table.add_row(*map(escape, row))  # square brackets are no markup
     return table
 
 

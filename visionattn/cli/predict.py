@@ -1,6 +1,7 @@
 """`visionattn predict`."""
 
 import argparse
+import os
 import signal
 import sys
 import warnings
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._common import add_cfg_options
+from ._common import add_cfg_options, add_device, use_device
 
 if TYPE_CHECKING:
     from visionattn.inference import FolderReport, Prediction
@@ -35,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME|FILE",
-        help="name or file of a published checkpoint, hf-hub:ORG/NAME, or a pretrained network of timm's",
+        help="name or file of a published checkpoint, hf-hub:ORG/NAME, or a pretrained network of timm's; with "
+        "--config the network that was trained in place of the config's",
     )
     parser.add_argument("--config", help="path or name of a config; needs --checkpoint")
     parser.add_argument(
@@ -47,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, help="a new folder for the results (default: predictions, predictions-2, ...)"
     )
     parser.add_argument("--topk", type=int, help="classification: top-k classes to report (default: 5)")
-    parser.add_argument("--score", type=float, help="detection: leave out what scores less than this (default: 0.5)")
-    parser.add_argument("--batch-size", type=int, default=1, help="most pictures a forward pass (default: 1)")
-    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--score", type=float, help="detection: lowest score to report (default: 0.5)")
+    parser.add_argument("--batch-size", type=int, default=1, help="pictures per forward pass (default: 1)")
+    add_device(parser, "cpu")
     parser.add_argument(
         "--strict",
         action="store_true",
@@ -61,8 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Predicts on pictures."""
-    if options.config and options.model:
-        raise ValueError("--config and --model exclude each other: both say which network it is")
     if options.config and not options.checkpoint:
         raise ValueError("--config needs --checkpoint")
     if not (options.model or options.checkpoint):
@@ -77,15 +77,16 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     if options.out is not None and options.out.exists():
         raise ValueError(f"--out {options.out} exists already; name another folder, so that no two runs mix")
+    use_device(options.device)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # broken pictures are reported by us
     inputs, total = _find(options.inputs)
+    results: list[tuple[str, str]] = []
     with _orderly():
-        predictor = _load(options)
-        results: list[tuple[str, str]] = []
         try:
-            report = _predict(predictor, inputs, total, options, results)
-        except KeyboardInterrupt as stop:
-            print(f"visionattn: interrupted; {stop}", file=sys.stderr)
-            sys.exit(130)
+            report = _predict(_load(options), inputs, total, options, results)
+        except _Terminated as stop:
+            print(f"visionattn: terminated{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+            sys.exit(143)
     _show(report, results)
 
 
@@ -120,7 +121,7 @@ def _load(options: argparse.Namespace) -> Any:
     if options.config:
         from visionattn.engine.config import load_config
 
-        model = load_config(options.config, options.cfg_options, register=False)
+        model = options.loaded = load_config(options.config, options.cfg_options, options.model, register=False)
     elif not model:
         model, checkpoint = checkpoint, None
     predictor = Predictor(model, checkpoint, device=options.device, **chosen)
@@ -184,13 +185,18 @@ def _show(report: "FolderReport", results: Sequence[tuple[str, str]]) -> None:
     )
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as if it were Ctrl-C."""
+
+
 @contextmanager
 def _orderly() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does, with its tables written; any name can be printed; warnings take one line."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """On SIGTERM the tables are written as on Ctrl-C, and warnings take one line."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"visionattn: warning: {message}", file=sys.stderr)

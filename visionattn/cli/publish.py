@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ._common import add_cfg_options, evaluate, load, self_contained
+from ._common import add_cfg_options, command_line, evaluate, load, self_contained
 
 SUMMARY = "evaluate a training checkpoint and write it as one file that loads by its name, here or from the hub"
 EXAMPLES = (
@@ -60,8 +60,9 @@ def run(options: argparse.Namespace) -> None:
     dataset, task = runner.test_dataloader.dataset, runner.model
     preprocessor, pipeline = config.data_preprocessor, config.test_dataloader.dataset.get("pipeline", [])
     model = config.model.to_dict()
+    alone = task.kind == "classification" and not model.get("head")
     path = publish(
-        task.backbone if task.kind == "classification" else task,
+        task.backbone if alone else task,
         options.name,
         options.out,
         classes=dataset.metainfo["classes"],
@@ -73,11 +74,11 @@ def run(options: argparse.Namespace) -> None:
             "dataset": type(dataset).__name__,
             "metrics": metrics,
             "config": options.config,
-            "command": f"visionattn test {options.config} {options.name}",
+            "command": command_line("test", options.config, options.name, cfg_options=options.cfg_options),
             "license": options.license,
             "origin": options.origin,
             "arguments": model["backbone"],
-            "task_config": model,
+            **({} if alone else {"task_config": model}),
             "preprocessor": preprocessor.to_dict(),
             "pipeline": [step.to_dict() for step in pipeline],
             "palette": dataset.metainfo.get("palette"),

@@ -10,13 +10,18 @@ EXAMPLES = ("", "triplet cbam ops.axis_pools --batch 64 --dtype float32 --bandwi
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("names", nargs="*", help="plug-ins, mixers and ops.FUNCTION (default: all)")
-    parser.add_argument("--batch", type=int, default=128, help="images (default: 128)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--batch", type=int, default=128, help="images per batch (default: 128)")
     parser.add_argument(
-        "--bandwidth", type=float, default=3.0, help="of the memory, TB/s read and written (default: 3.0, an H100)"
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="(default: bfloat16)"
     )
-    parser.add_argument("--peak", type=float, default=798.0, help="of matrix products, TFLOP/s (default: 798, an H100)")
-    parser.add_argument("--out", type=Path, help="write the table here, too")
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        default=3.0,
+        help="memory bandwidth in TB/s, read and written (default: 3.0, an H100)",
+    )
+    parser.add_argument("--peak", type=float, default=798.0, help="matrix products in TFLOP/s (default: 798, an H100)")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -38,5 +43,5 @@ def run(options: argparse.Namespace) -> None:
     text = format_table(counted, dtype.itemsize, options.bandwidth * 1e12, options.peak * 1e12)
     if options.out:
         with replacing(options.out) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     print(text)

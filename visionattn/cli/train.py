@@ -1,28 +1,29 @@
 """`visionattn train`."""
 
 import argparse
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._common import add_run_options, is_first_process, leave, load
+from ._common import add_run_options, command_line, is_first_process, leave, load, use_device
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+
+    from visionattn.engine import Runner
 
 SUMMARY = "train a network by a config, evaluate it and keep the best weights"
 EXAMPLES = (
     "quickstart",
     "quickstart --work-dir runs/a --cfg-options train_cfg.max_epochs=5 optim_wrapper.optimizer.lr=1e-3",
     "quickstart --resume",
-    "my_config.py --amp --cfg-options model.backbone.model_name=va_resnet18_cbam",
+    "quickstart --model va_resnet10n_triplet --amp",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("config", help="path of a config, or the name of a packaged one (see `visionattn configs`)")
+    add_run_options(parser)
     parser.add_argument(
         "--work-dir", type=Path, help="where checkpoints, logs and pictures go; work_dirs/<config> by default"
     )
@@ -39,54 +40,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--amp", action="store_true", help="mixed precision: bfloat16 where the device has it, float16 elsewhere"
     )
-    add_run_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Trains by a config, then says how good the result is and what to do next."""
-    config = load(options, default_dir="work_dirs/{}")
+    if is_first_process():
+        print(f"training  {options.config}", flush=True)
+    use_device(options.device, hide_others=True)
+    config = load(options, "work_dirs/{}", needs=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
     work_dir = Path(config.work_dir)
+    begun = (work_dir / "last_checkpoint").exists()
     config.resume = options.resume is not None
     if options.resume not in (None, "auto"):
         config.load_from = options.resume
+    elif config.resume and config.get("load_from"):
+        # The config's own `load_from` is where the run starts; it resumes from what it has saved since.
+        config.resume, config.load_from = begun, None if begun else config.load_from
     if options.amp:
         config.optim_wrapper.type = "AutocastOptimWrapper"
-    if options.resume is None and is_first_process() and (work_dir / "last_checkpoint").exists():
+    if options.resume is None and is_first_process() and begun:
         if not options.fresh:
             raise ValueError(f"{work_dir} holds a run: --resume continues it, --fresh backs it up and starts over")
+        from visionattn.engine import work_dir_lock
+
         aside = work_dir.with_name(f"{work_dir.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
-        work_dir.rename(aside)
+        with work_dir_lock(work_dir):  # not while another process trains in it
+            work_dir.rename(aside)
         print(f"the earlier run is now in {aside}")
 
-    from visionattn.engine import Runner
+    from ._header import choose_threads, describe_run
 
-    runner = Runner.from_cfg(config)
+    runner = _build(config)
     started = time.monotonic()
-    runner.train()
+    try:
+        choose_threads(runner)
+        if runner.rank == 0:
+            print(describe_run(runner), flush=True)
+        runner.train()
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_resumption(options, work_dir) if runner.rank == 0 else "") from error
     if runner.rank == 0:
-        _summarise(options.config, config, work_dir, time.monotonic() - started)
+        _summarise(options, runner, time.monotonic() - started)
     leave(options)
 
 
-def _summarise(name: str, config: "Config", work_dir: Path, seconds: float) -> None:
-    from visionattn.engine import draw_learning_curve, read_scalars
+def _build(config: "Config") -> "Runner":
+    from visionattn.engine import Runner
 
-    metric = config.default_hooks.checkpoint.get("save_best") or "top1"
-    picture = draw_learning_curve(work_dir, metric)
-    scores = [(r[metric], r["step"]) for r in read_scalars(work_dir)[1] if metric in r]
-    best = work_dir / f"best_{metric.replace('/', '_')}.pth"
-    print(f"\ntrained   {_duration(seconds)}")
-    if scores:
-        score, step = max(scores, key=lambda pair: pair[0])  # the first of equals is the one that was saved
-        unit = "epoch" if config.train_cfg.get("by_epoch") else "iteration"
-        print(f"score     {metric} {100 * scores[-1][0]:.2f} % at the end, {100 * score:.2f} % at best ({unit} {step})")
-    print(f"picture   {picture}")
-    print(f"weights   {best if best.exists() else work_dir}")
-    if best.exists():
-        print(f"next      visionattn test {shlex.quote(name)} {best}")
-        print(f"          visionattn predict PICTURES --config {shlex.quote(name)} --checkpoint {best}")
+    try:
+        return Runner.from_cfg(config)
+    except OSError as error:
+        backbone = config.model.get("backbone", {})
+        if not backbone.get("pretrained") or error.errno:
+            raise
+        hint = f"to train from scratch: --model {backbone.model_name.partition('.')[0]}"
+        raise FileNotFoundError(f"{' '.join(str(error).split())} ({hint})") from error
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _resumption(options: argparse.Namespace, work_dir: Path) -> str:
+    if not (work_dir / "last_checkpoint").exists():
+        return "no checkpoint has been saved yet"
+    again = command_line("train", options.config, resume=True, **_kept(options), amp=options.amp)
+    if options.launcher != "none":
+        again = f"start it as before, with {again.partition(' ')[2]}"
+    return f"to resume: {again}"
+
+
+def _kept(options: argparse.Namespace) -> dict[str, object]:
+    """What a command that goes on with this run must repeat."""
+    names = ("model", "work_dir", "device", "cfg_options")
+    return {name: getattr(options, name) for name in names}
+
+
+def _summarise(options: argparse.Namespace, runner: "Runner", seconds: float) -> None:
+    from visionattn.engine import training_summary
+
+    lines = training_summary(runner, seconds)
+    print()
+    for heading, text in lines.items():
+        print(f"{heading:9} {text}")
+    if best := runner.message_hub.runtime_info.get("best_checkpoint"):
+        weights = Path(runner.work_dir) / best
+        kept = _kept(options)
+        folder = kept.pop("work_dir")
+        testing = {**kept, "work_dir": folder and f"{folder}-test"}
+        print(f"next      {command_line('test', options.config, weights, **testing)}")
+        print(f"          {command_line('predict', 'PICTURES', config=options.config, checkpoint=weights, **kept)}")

@@ -3,13 +3,14 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
-__all__ = ["PictureDataset", "check_classes", "share_classes"]
+__all__ = ["PictureDataset", "check_classes", "innermost_config", "share_classes"]
 
 
 class PictureDataset(Dataset):
@@ -19,14 +20,27 @@ class PictureDataset(Dataset):
         classes: Names of the classes.
         source: Where the pictures come from, for messages.
 
+    Attributes:
+        skipped: How many pictures were left out because they can't be read.
+
     Raises:
         ValueError: If there are no classes, or one is named twice.
     """
+
+    skipped: int = 0
 
     def __init__(self, classes: Sequence[str], source: str) -> None:
         check_classes(classes, f"{type(self).__name__} ({source})")
         self.metainfo: dict[str, Any] = {"classes": tuple(classes)}
         self.source = source
+
+    def names(self) -> list[str]:
+        """What `names_file` calls its pictures, in order; none where they are no files."""
+        return []
+
+    def paths(self) -> list[Path]:
+        """The files of its pictures, in order; none where they are no files."""
+        return []
 
     def full_init(self) -> None:
         """Does nothing, for all is read when it is built; mmengine's joined data sets call it."""
@@ -49,7 +63,8 @@ class PictureDataset(Dataset):
                 f"{what} has {_listed(extra)}, which the training set does not have; its classes are {_listed(classes)}"
             )
         if missing := [name for name in classes if name not in occurring]:
-            print_log(f"{what} has nothing of {_listed(missing)}", "current", logging.WARNING)
+            names = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+            print_log(f"{what} lacks classes of the training set: {names}", "current", logging.WARNING)
         numbers = [classes.index(name) if name in classes else -1 for name in own]
         self.renumber(np.array(numbers, np.int64))
         self.metainfo["classes"] = tuple(classes)
@@ -97,6 +112,13 @@ def share_classes(dataset: Any, classes: Sequence[str]) -> None:
             f"{type(dataset).__name__} has the classes {_listed(own)}, but the training set {_listed(classes)}"
         )
     dataset.use_classes(tuple(classes))
+
+
+def innermost_config(config: Any) -> Any:
+    """The config of the data set within joined ones (`ConcatDataset`, `RepeatDataset`), the first of several."""
+    while "pipeline" not in config and ("dataset" in config or "datasets" in config):
+        config = config["dataset"] if "dataset" in config else config["datasets"][0]
+    return config
 
 
 def _listed(names: Sequence[str]) -> str:

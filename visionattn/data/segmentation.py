@@ -60,6 +60,7 @@ class SegmentedImages(PictureDataset):
         skip_unreadable: float = 0.0,
     ) -> None:
         super().__init__(classes, source)
+        self.root = root
         what = type(self).__name__
         if len(classes) > IGNORED:
             raise ValueError(f"{what}: at most {IGNORED} classes, got {len(classes)}")
@@ -81,6 +82,7 @@ class SegmentedImages(PictureDataset):
         if not pairs:
             raise ValueError(f"{what}: no images in {source}")
         columns = (check_files(column, lambda number: source) for column in zip(*pairs, strict=True))
+        found = len(pairs)
         pairs = drop_unreadable(
             list(zip(*columns, strict=True)),
             lambda pair: (read_image(pair[0]), read_mask(pair[1], self._colours())),
@@ -88,6 +90,7 @@ class SegmentedImages(PictureDataset):
             source,
             lambda pair: str(pair[0]),
         )
+        self.skipped = found - len(pairs)
         self.files = SerializedList((str(image), str(mask)) for image, mask in pairs)
         self.numbers: np.ndarray | None = None  # where `use_classes` has moved the classes
         if ignored is None and by_default:
@@ -101,6 +104,12 @@ class SegmentedImages(PictureDataset):
         mask = self._classes_of(read_mask(mask_path, self._colours()), mask_path)
         image = read_annotated_image(image_path, mask.shape)
         return self.pipeline(image, mask, int(index), getattr(index, "seed", None), image_path)
+
+    def names(self) -> list[str]:
+        return [relative_name(path, self.root) for path in self.paths()]
+
+    def paths(self) -> list[Path]:
+        return [Path(image) for image, _ in self.files]
 
     def renumber(self, numbers: np.ndarray) -> None:
         self.numbers = numbers if self.numbers is None else numbers[self.numbers]

@@ -16,8 +16,8 @@ from mmengine.runner import EpochBasedTrainLoop
 from visionattn.utils.files import remove_leftovers, replacing
 
 from .logs import naming
-from .metric_info import MetricInfo, metric_info
 from .resume import POINTER, resume_hint, run_settings
+from .units import MetricInfo, metric_info
 
 __all__ = ["AtomicCheckpointHook"]
 

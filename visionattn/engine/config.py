@@ -1,57 +1,84 @@
-"""Finding a config by path or by the name of a packaged one."""
+"""Configs by path or name, with other networks and settings."""
 
-import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+import timm
+from mmengine.config import Config, ConfigDict
 
-from visionattn.utils.resources import config_dir
+from visionattn.utils.config_files import arguments_for, find_config, list_configs
+
+from .config_reader import import_modules, read_config
+from .overrides import apply_overrides, did_you_mean
+from .schedule import stretch_schedule
 
 __all__ = ["list_configs", "load_config"]
 
-
-def list_configs() -> list[str]:
-    """Names of the packaged configs, such as `classification/quickstart`."""
-    root = config_dir()
-    return sorted(
-        path.relative_to(root).with_suffix("").as_posix()
-        for path in root.rglob("*.py")
-        if not path.relative_to(root).parts[0].startswith("_")
-    )
+# Settings of a backbone that belong to the task or the recipe and not to the network.
+_KEPT = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
 
 
-def load_config(name: str | Path, options: dict[str, Any] | None = None, register: bool = True) -> Config:
+def load_config(
+    name: str | Path, options: Mapping[str, Any] | None = None, model: str | None = None, register: bool = True
+) -> Config:
     """Reads a config.
 
     Args:
-        name: Path of a file, or a packaged config's name, with or without its folder and ending.
-        options: Overrides, `{'train_cfg.max_epochs': 3}`.
+        name: Path of a file, or a packaged config's name, with or without `visionattn::`, its folder and its ending.
+        options: Overrides, `{'train_cfg.max_epochs': 3}`. Another length of the run stretches the schedules with it,
+            unless they are overridden too.
+        model: Name of a timm network that takes the place of the config's own; with a tag, as in `resnet50.tv_in1k`,
+            its pretrained weights.
         register: Whether to import the config's `custom_imports`, which register the types it names.
 
     Raises:
         FileNotFoundError: If there is no such file or name.
-        ValueError: If several packaged configs have this name, or an override does not fit.
+        ValueError: If several packaged configs have this name, the file cannot be read, there is no such network, or
+            nothing would read an override.
     """
-    config = Config.fromfile(_find(str(name)), import_custom_modules=register)
+    file = find_config(str(name))
+    config = read_config(file.path, register)
+    config.pop("variants", None)
+    stem = file.name
+    if network := model or file.network:
+        _replace_network(config, network, arguments_for(file.path, network))
+        stem = f"{stem}-{model}" if model else stem
     if options:
-        try:
-            config.merge_from_dict(options)
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"cannot apply the overrides {options}: {error}") from error
-    return config
+        lengths = _lengths(config)
+        apply_overrides(config, options)
+        if any(key.startswith("custom_imports") for key in options):
+            import_modules(config)
+        if not any(key.startswith("param_scheduler") for key in options):
+            for key, length in _lengths(config).items():
+                if length != lengths.get(key, length):
+                    stretch_schedule(config, length / lengths[key])
+    # Work folders and copies of the config are named after what was asked for.
+    return Config(config._cfg_dict, cfg_text=config.text, filename=str(file.path.with_name(f"{stem}.py")))
 
 
-def _find(name: str) -> Path:
-    if Path(name).is_file():
-        return Path(name)
-    wanted = name.removesuffix(".py").removeprefix("configs/")
-    known = list_configs()
-    found = [config for config in known if wanted in (config, config.rpartition("/")[2])]
-    if len(found) == 1:
-        return config_dir() / f"{found[0]}.py"
-    if found:
-        raise ValueError(f"config {name!r} may be any of {', '.join(found)}")
-    close = difflib.get_close_matches(wanted, [*known, *(config.rpartition("/")[2] for config in known)])
-    hint = f"did you mean {' or '.join(close)}?" if close else "`visionattn configs` lists them"
-    raise FileNotFoundError(f"no config {name!r}, neither as a file nor among the packaged ones; {hint}")
+def _replace_network(config: Config, name: str, arguments: Mapping[str, Any]) -> None:
+    if not (":" in name or timm.is_model(name)):
+        known = timm.list_models()
+        raise ValueError(
+            f"timm has no network {name!r}{did_you_mean(name, known) or did_you_mean(f'va_{name}', known)}"
+        )
+    if "backbone" not in config.get("model", {}):
+        raise ValueError("the config has no model.backbone, where the network would go")
+    model = config.model
+    pretrained = "." in name or ":" in name
+    model.backbone = ConfigDict(
+        model_name=name,
+        **{key: model.backbone[key] for key in _KEPT if key in model.backbone and key not in arguments},
+        **arguments,
+        **({"pretrained": True} if pretrained else {}),
+    )
+    if not pretrained:  # what has not been trained yet must not be frozen
+        model.update({key: value for key, value in {"frozen_stages": 0, "norm_eval": False}.items() if key in model})
+    elif (cfg := timm.get_pretrained_cfg(name)) and "mean" in config.get("data_preprocessor", {}):
+        config.data_preprocessor.update(mean=[255 * v for v in cfg.mean], std=[255 * v for v in cfg.std])
+
+
+def _lengths(config: Config) -> dict[str, float]:
+    train = config.get("train_cfg") or {}
+    return {key: train[key] for key in ("max_epochs", "max_iters") if isinstance(train.get(key), int | float)}

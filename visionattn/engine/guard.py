@@ -29,7 +29,8 @@ def guarded(runner: Any, hint: Callable[[], str]) -> Iterator[None]:
     Raises:
         ConnectionError: If another process of a distributed run has died.
         ChildProcessError: If a worker of a data loader has died.
-        OSError: As it came, with the hint, if a file could not be read or written.
+        OSError: As it came, with the file and the hint in one text, if a file could not be read or written.
+        KeyboardInterrupt: On SIGINT, with the hint.
         SystemExit: On SIGTERM, with 143, as shells have it.
     """
     with _exit_on_sigterm(), PeerWatch(runner.logger, hint) as peers:
@@ -47,14 +48,14 @@ def guarded(runner: Any, hint: Callable[[], str]) -> Iterator[None]:
                     f"(train_dataloader.num_workers) or free memory; {hint()}"
                 ) from error
             raise
-        except KeyboardInterrupt:
-            _say(runner, f"Interrupted; {hint()}")
-            raise
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(hint()) from error
         except OSError as error:
-            if error.errno is None:
+            # Before the first step there is nothing to resume.
+            if error.errno is None or "loop_stage" not in runner.message_hub.runtime_info:
                 raise
             where = f": {error.filename}" if error.filename else ""
-            raise OSError(error.errno, f"{error.strerror}{where}; {hint()}") from error
+            raise type(error)(f"{error.strerror}{where}; {hint()}") from error
         finally:
             for hook in runner.hooks:
                 if isinstance(hook, ProgressHook):

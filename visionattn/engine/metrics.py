@@ -12,12 +12,14 @@ import torchmetrics.segmentation
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from visionattn.utils.building import build, hint
+
 from . import scores as own
-from .metric_info import MetricInfo, describe
+from .units import MetricInfo, describe
 
 __all__ = ["TorchMetrics"]
 
-_MODULES = (own, torchmetrics.classification, torchmetrics.detection, torchmetrics.segmentation)
+_MODULES = (torchmetrics.classification, torchmetrics.detection, torchmetrics.segmentation)
 
 
 @METRICS.register_module()
@@ -107,16 +109,22 @@ class TorchMetrics(BaseMetric):
 
 
 def _build(name: str, config: dict[str, Any]) -> torchmetrics.Metric:
-    arguments = dict(config)
-    kind = arguments.pop("type", None)
-    cls = next((getattr(module, str(kind)) for module in _MODULES if hasattr(module, str(kind))), None)
-    if cls is None:
-        raise ValueError(f"metric {name!r}: type must be a class of torchmetrics, got {kind!r}")
-    try:
-        # Only one process computes, over everything: nothing to synchronise.
-        return cls(**arguments, sync_on_compute=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metric {name!r}: {kind}({arguments}): {error}") from error
+    known = {key: value for module in _MODULES for key, value in vars(module).items() if isinstance(value, type)}
+    known |= own.SCORES.module_dict
+    kind = config.get("type")
+    if kind not in known:
+        raise ValueError(
+            f"metric {name!r}: type must be a class of torchmetrics, got {kind!r}{hint(str(kind), known)} (ours are "
+            f"{', '.join(own.SCORES.module_dict)})"
+        )
+    metric = build(known, config, f"metric {name!r}:")
+    metric.distributed_available_fn = _alone
+    return metric
+
+
+def _alone() -> bool:
+    """Only one process computes, over everything: nothing to synchronise."""
+    return False
 
 
 def _cpu(value: Any) -> Any:

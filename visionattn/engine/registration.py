@@ -1,9 +1,8 @@
 """Importing this module registers every type of ours that a config can name."""
 
-from visionattn import data, tasks
+from visionattn import data, tasks  # noqa: F401  (tasks are registered by importing their room)
 
-from . import amp, checkpoint, checks, finite, logs, metrics, optim, progress, seeding  # noqa: F401  (registered by importing)
+from . import amp, checkpoint, checks, classes, finite, logs, metrics, optim, progress, seeding  # noqa: F401  (registered by importing)
 
-for room in (data, tasks):
-    for name in room.__all__:
-        getattr(room, name)
+for name in data.__all__:
+    getattr(data, name)

@@ -11,9 +11,9 @@ import torch
 
 from visionattn.visualization import curves
 
-from .metric_info import FRACTION, MetricInfo
 from .metrics import TorchMetrics
 from .scores import DetectionScores, SegmentationScores
+from .units import FRACTION, MetricInfo
 
 __all__ = ["draw_learning_curve", "draw_scores", "read_scalars"]
 

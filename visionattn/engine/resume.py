@@ -159,9 +159,6 @@ def _objections(runner: Any, checkpoint: dict[str, Any], changed: dict[str, tupl
     seed = runner.cfg.get("randomness", {}).get("seed")
     if seed is not None and seed != meta["seed"]:
         yield f"its randomness.seed is {meta['seed']}, this run's {seed}"
-    classes = [(part or {}).get("classes") for part in (meta.get("dataset_meta"), _metainfo(runner))]
-    if None not in classes and list(classes[0]) != list(classes[1]):
-        yield "the classes of its training set are others, or in another order"
     if "ema_state_dict" in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
         yield "it holds averaged weights, but this run has no EMAHook (custom_hooks)"
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
@@ -182,10 +179,6 @@ def _samples_per_iteration(changed: dict[str, tuple[Any, Any]], new: dict[str, A
     names = ("processes", "train_dataloader.batch_size", "samples")
     processes, batch, samples = (changed[name][side] if name in changed else new[name] for name in names)
     return f"{processes * (batch or 1)} of {samples}"
-
-
-def _metainfo(runner: Any) -> dict[str, Any]:
-    return getattr(runner.train_dataloader.dataset, "metainfo", {})
 
 
 class Schedule:

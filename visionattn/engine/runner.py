@@ -29,6 +29,7 @@ from .guard import guarded
 from .lock import work_dir_lock
 from .logs import tidy_handlers
 from .resume import Schedule, changed_settings, latest_checkpoint, resume_hint, verify_checkpoint
+from .schedule import without_tiny_warmups
 
 __all__ = ["Runner"]
 
@@ -108,6 +109,12 @@ class Runner(mmengine.runner.Runner):
         with guarded(self, lambda: "start it again"):
             super().dump_config()
             return super().test()
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Builds the schedulers, without warm-ups that would leave the rate where it begins."""
+        if isinstance(scheduler, list) and all(isinstance(part, dict) for part in scheduler):
+            scheduler = without_tiny_warmups(scheduler, len(self.train_dataloader))
+        return super().build_param_scheduler(scheduler)
 
     def load_or_resume(self) -> None:
         """Resumes from the newest whole checkpoint in the work folder if the run is to be resumed and none is named."""

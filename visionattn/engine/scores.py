@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.registry import Registry
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-__all__ = ["DetectionScores", "PictureMetric", "SegmentationScores"]
+__all__ = ["SCORES", "DetectionScores", "PictureMetric", "SegmentationScores"]
 
+# Open to files of one's own: torchmetrics' metrics, or `PictureMetric`s, which keep a digest of each picture only.
+SCORES = Registry("score", scope="visionattn")
 
 _NAMES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
 
@@ -37,6 +40,7 @@ class PictureMetric(Metric):
                 getattr(self, name).extend(values)
 
 
+@SCORES.register_module()
 class DetectionScores(PictureMetric, MeanAveragePrecision):
     """COCO's average precision of boxes or masks, computed by faster-coco-eval.
 
@@ -88,6 +92,7 @@ class DetectionScores(PictureMetric, MeanAveragePrecision):
         return {name: value if value >= 0 else torch.tensor(math.nan) for name, value in means.items()} | {"ap": ap}
 
 
+@SCORES.register_module()
 class SegmentationScores(PictureMetric):
     """Overlap of predicted and true masks, counted over all pixels of all pictures.
 

@@ -7,8 +7,8 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from .checkpoint import AtomicCheckpointHook
 from .finite import FiniteLossHook
-from .metric_info import MetricInfo
 from .report import draw_learning_curve, read_scalars
+from .units import MetricInfo
 
 __all__ = ["training_summary"]
 
@@ -21,8 +21,8 @@ def training_summary(runner: Any, seconds: float) -> dict[str, str]:
         seconds: How long it took.
 
     Returns:
-        Lines by their headings: `trained`, `score` if the run was evaluated, `skipped` if something was, `picture`, and
-        `weights`: the best ones, or the last where none are kept.
+        Lines by their headings: `trained`, `score` if the run was evaluated, `skipped` if pictures or steps were,
+        `picture`, and `weights`: the best ones, or the last where none are kept.
     """
     checkpoint = _hook(runner, AtomicCheckpointHook)
     metric = checkpoint.metric if checkpoint is not None else None
@@ -57,9 +57,22 @@ def _score(runner: Any, metric: MetricInfo) -> str | None:
 
 def _skipped(runner: Any, finite: FiniteLossHook | None) -> str | None:
     parts = []
+    loaders = {"training": runner.train_dataloader}
+    if runner.val_loop is not None:
+        loaders["evaluation"] = runner.val_dataloader
+    for name, loader in loaders.items():
+        if unreadable := _unreadable(loader.dataset):
+            parts.append(f"{unreadable} pictures of the {name} set that cannot be read (named in the log)")
     if finite is not None and finite.skipped:
         parts.append(f"{finite.skipped} steps whose loss or gradients were not finite")
     return "; ".join(parts) or None
+
+
+def _unreadable(dataset: Any) -> int:
+    """Of a data set, or of those that are joined in it."""
+    if joined := getattr(dataset, "datasets", None):
+        return sum(map(_unreadable, joined))
+    return getattr(dataset, "skipped", 0) or (_unreadable(dataset.dataset) if hasattr(dataset, "dataset") else 0)
 
 
 def _short(path: Path) -> str:

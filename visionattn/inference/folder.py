@@ -45,7 +45,7 @@ def new_folder(path: str | Path | None, default: str = "predictions") -> Path:
         except FileExistsError:
             continue
         return folder
-    raise ValueError(f"{printable(path)} exists already: name another folder, so that no two runs mix")
+    raise ValueError(f"{printable(path or default)} exists already: name another folder, so that no two runs mix")
 
 
 class ResultFolder:
@@ -211,8 +211,8 @@ def predict_to_folder(
             for result in predictor(inputs, batch_size, on_error=None if strict else skip):
                 _add(results, result)
                 on_result(result)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{results.count} pictures are finished in {printable(folder)}") from None
+        except KeyboardInterrupt as stop:
+            raise type(stop)(f"{results.count} pictures are finished in {printable(folder)}") from None
         finally:
             if skipped and results.count:
                 _write_csv(folder / "skipped.csv", ["image", "reason"], skipped)

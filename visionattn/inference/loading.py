@@ -15,6 +15,7 @@ from torch import nn
 
 from visionattn.checkpoints import build
 from visionattn.models import check_state_dict
+from visionattn.utils.config_files import SCOPE, find_config
 from visionattn.utils.files import read_checkpoint
 from visionattn.utils.locate import find_checkpoint, is_file_name, locate
 from visionattn.utils.published import Facts, list_published
@@ -51,7 +52,7 @@ def load_network(
         if checkpoint is not None:
             raise ValueError("checkpoint must be left out for a model that is given as a module: load it beforehand")
         return from_module(model, device, classes)
-    if not isinstance(model, (str, Path)) or _is_config(str(model)):
+    if not isinstance(model, (str, Path)) or _is_config(model):
         return _from_config(model, checkpoint, device, classes)
     facts = _facts(model)
     if checkpoint is not None:
@@ -76,34 +77,40 @@ def _device(device: str | torch.device) -> torch.device:
     return wanted
 
 
-def _is_config(name: str) -> bool:
-    root = config_dir()
-    wanted = name.removesuffix(".py")
-    return name.endswith(".py") or any(
-        wanted in (path.stem, path.relative_to(root).with_suffix("").as_posix()) for path in root.glob("[!_]*/*.py")
-    )
+def _is_config(model: str | Path) -> bool:
+    """Whether this means a config, and not a checkpoint or a network of timm's.
+
+    Raises:
+        ValueError: If it means none of these.
+    """
+    name = str(model)
+    if name.endswith(".py") or name.startswith(SCOPE) or (config_dir() / f"{name}.py").is_file():
+        return True
+    if is_file_name(model) or ":" in name or timm.is_model(name.partition(".")[0]):
+        return False
+    try:
+        find_config(name)
+    except FileNotFoundError as error:
+        close = difflib.get_close_matches(name, [*timm.list_models(), *read_manifest(), *list_published()])
+        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models('va_*') lists ours"
+        raise ValueError(f"no network {name!r}; {hint}") from error
+    return True
 
 
 def _facts(model: str | Path) -> Facts | None:
     """What is known of a published checkpoint; nothing of a network that timm alone knows."""
     name = str(model)
-    published = (*read_manifest(), *list_published())
-    architecture, _, tag = name.partition(".")
-    ours = name.startswith("va_") and tag
-    if is_file_name(model) or name in published or ours or name.startswith("local-dir:"):
-        _, facts = find_checkpoint(model)
-        if facts is None:
-            raise ValueError(
-                f"{name} does not say which network it is of: give the network's name or config with it as checkpoint"
-            )
-        return facts
+    ours = name.startswith("va_") and "." in name
     if name.startswith("hf-hub:"):
         return find_checkpoint(name)[1]
-    if not timm.is_model(architecture):
-        close = difflib.get_close_matches(name, [*timm.list_models(), *published])
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models('va_*') lists ours"
-        raise ValueError(f"no network {name!r}; {hint}")
-    return None
+    if not (is_file_name(model) or ours or name.startswith("local-dir:") or name in list_published()):
+        return None
+    _, facts = find_checkpoint(model)
+    if facts is None:
+        raise ValueError(
+            f"{name} does not say which network it is of: give the network's name or config with it as checkpoint"
+        )
+    return facts
 
 
 def _has_task(facts: Facts) -> bool:
@@ -113,7 +120,8 @@ def _has_task(facts: Facts) -> bool:
 
 def _from_timm(name: str) -> nn.Module:
     try:
-        if ":" not in name and not timm.get_pretrained_cfg(name).has_weights:
+        cfg = None if ":" in name else timm.get_pretrained_cfg(name)
+        if ":" not in name and not (cfg and cfg.has_weights):
             raise ValueError(f"there are no published weights of {name}: give a checkpoint")
         return timm.create_model(name, pretrained=True)
     except RuntimeError as error:  # such as an unknown tag
@@ -144,7 +152,8 @@ def _with_weights(
             task = build_task(facts)
             task.load_weights(unwrap(content, str(path)))
             return _from_published(task.eval().to(device), {**facts, "input": {"label_names": names}}, classes)
-        network = timm.create_model(name, pretrained=False, **({} if width is None else {"num_classes": width}))
+        arguments: dict[str, Any] = {} if width is None else {"num_classes": width}
+        network: Any = timm.create_model(name, pretrained=False, **arguments)
         check_state_dict(weights, network)
     except ValueError as error:
         raise ValueError(f"{checkpoint} does not fit {name}: {error}") from error

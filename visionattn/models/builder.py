@@ -128,14 +128,14 @@ def build_model(
 
     def filter_fn(checkpoint: dict[str, Any], model: nn.Module) -> StateDict:
         state_dict = to_native(network_weights(checkpoint), model)
-        source = cfg.file or cfg.hf_hub_id or cfg.url or "the weights"
+        source = str(cfg.file or cfg.hf_hub_id or cfg.url or "the weights")
         check_finite(state_dict, source)
-        free = []
+        free: list[str] = []
         if getattr(model, "num_classes", cfg.num_classes) != cfg.num_classes:
-            free.append(cfg.classifier)
+            free.append(str(cfg.classifier))
             _report_new_head(state_dict, model, cfg, source)
         if getattr(model, "in_chans", 3) != cfg.input_size[0]:
-            free.append(cfg.first_conv)
+            free.append(str(cfg.first_conv))
         check_state_dict(state_dict, model, free)
         # timm loads strictly: entries that may be missing are given the network's own values.
         own = model.state_dict()
@@ -143,7 +143,7 @@ def build_model(
 
     def modified(**arguments: Any) -> nn.Module:
         model = model_cls(**arguments)
-        model.pretrained_cfg = {"input_size": cfg.input_size}  # `attach` runs the network on that size
+        vars(model)["pretrained_cfg"] = {"input_size": cfg.input_size}  # `attach` runs the network on that size
         return apply_modifications(model, modifications)
 
     model = build_model_with_cfg(

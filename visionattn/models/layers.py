@@ -1,6 +1,7 @@
 """The parts that networks of token mixers are put together from, all on channels-last maps `(B, H, W, C)`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.catalog import BlockContext
 from visionattn.mixers._position import PositionConv, PositionEmbedding
 from visionattn.ops.losses import Losses, call_with_losses
 
@@ -20,6 +22,7 @@ __all__ = [
     "PositionConv",
     "PositionEmbedding",
     "ResidualBranch",
+    "branch_builder",
 ]
 
 Norm = Callable[..., nn.Module]
@@ -57,7 +60,7 @@ class ResidualBranch(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = norm(dim, **dd)
         self.fn = fn
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale, **dd))
@@ -70,6 +73,16 @@ class ResidualBranch(nn.Module):
     def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """What came in and what the mixer gave for it, as one."""
         return x + self.drop_path(y if self.gamma is None else y * self.gamma)
+
+
+def branch_builder(context: BlockContext, **kwargs: Any) -> Callable[[nn.Module], ResidualBranch]:
+    """What makes the residual branches of a block from its mixers and its MLP.
+
+    Args:
+        context: Of the block.
+        **kwargs: As `ResidualBranch`: norm, layer_scale, device, dtype.
+    """
+    return partial(ResidualBranch, context.dim, drop_path=context.drop_path, **kwargs)
 
 
 class Block(nn.Sequential):
@@ -114,7 +127,7 @@ class Mlp(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = int(dim * ratio)
         self.fc1 = nn.Linear(dim, hidden, **dd)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd) if conv else None
@@ -160,7 +173,7 @@ class PatchConv(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.stride = stride
         self.pad_to_stride = pad_to_stride
         self.norm_first = norm_first(dim, **dd) if norm_first else nn.Identity()
@@ -192,7 +205,7 @@ class PatchMerging(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = norm(4 * dim, **dd)
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False, **dd)
 

@@ -8,7 +8,7 @@ from visionattn.utils.state_dict import StateDict, name_some
 
 from .builder import check_state_dict
 
-__all__ = ["LoadReport", "load_fitting"]
+__all__ = ["LoadReport", "load_fitting", "other_outputs"]
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,29 @@ class LoadReport:
         return f"{self.loaded} entries are loaded; new, for other classes: {name_some(self.new, 12)}"
 
 
+def other_outputs(model: nn.Module, state_dict: StateDict) -> tuple[str, ...]:
+    """Entries that differ in their first dimension only, as those that depend on the number of classes do."""
+    own = model.state_dict()
+    return tuple(
+        key
+        for key, value in state_dict.items()
+        if key in own and value.shape[:1] != own[key].shape[:1] and value.shape[1:] == own[key].shape[1:]
+    )
+
+
 def load_fitting(model: nn.Module, state_dict: StateDict, other_classes: bool = False) -> LoadReport:
     """Loads weights that must fit; only counters of batch normalisation may be missing.
 
     Args:
         model: The network or task.
         state_dict: Its weights.
-        other_classes: Whether the network may have other classes: entries with another number of outputs, and else the
-            same shape, are left as they are.
+        other_classes: Whether the network may have other classes: `other_outputs` are left as they are.
 
     Raises:
         ValueError: If anything else is missing, unknown or of another shape; then nothing is loaded.
     """
     own = model.state_dict()
-    new = tuple(
-        key
-        for key, value in state_dict.items()
-        if other_classes
-        and key in own
-        and value.shape[:1] != own[key].shape[:1]
-        and value.shape[1:] == own[key].shape[1:]
-    )
+    new = other_outputs(model, state_dict) if other_classes else ()
     fitting = {key: value for key, value in state_dict.items() if key not in new}
     check_state_dict({**fitting, **{key: own[key] for key in new}}, model)
     model.load_state_dict(fitting, strict=False)

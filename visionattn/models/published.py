@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg, is_model_pretrained, resolve_pretrained_c
 
 from visionattn.utils.files import read_checkpoint
 from visionattn.utils.progress import download_bars
-from visionattn.utils.published import Facts, find_published, read_facts
+from visionattn.utils.published import Facts, find_published, is_network, read_facts
 from visionattn.utils.resources import read_manifest
 from visionattn.utils.state_dict import class_names, network_weights
 from visionattn.utils.weight_files import obtain
@@ -89,7 +89,7 @@ def with_checkpoint(name: str, pretrained: bool, kwargs: dict[str, Any]) -> dict
     cfg = resolve_pretrained_cfg(name, tag, overlay)
     if cfg.source:  # hf-hub: and local-dir: bring their own arguments
         if pretrained and cfg.source == "local-dir":
-            read_checkpoint(_weights_in(Path(cfg.file)))
+            read_checkpoint(_weights_in(Path(cfg.file or "")))
         return kwargs
     entry = read_manifest().get(f"{name}.{cfg.tag}")
     other_weights = any(overlay.get(source) for source in ("url", "hf_hub_id", "state_dict"))
@@ -123,9 +123,9 @@ def _with_file(name: str, path: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
         return _with_sizes(name, path, checkpoint, kwargs)
     if facts["model"] != name:
         raise ValueError(f"{path} holds weights of {facts['model']}, not of {name}")
-    if facts.get("task", "classification") != "classification":
+    if not is_network(facts):
         raise ValueError(
-            f"{path} is for {facts['task']}, which timm does not build: visionattn.tasks.from_checkpoint does"
+            f"{path} is a whole task ({facts['task']}), which timm does not build: tasks.from_checkpoint does"
         )
     return {
         **facts.get("arguments", {}),

@@ -54,13 +54,13 @@ def register_family(module: str, networks: Mapping[str, Network], to_native: Con
         to_native: Maps a flat state dict in any format that the family knows to a network's own keys; without it there
             is no format but those.
     """
-    table = {}
+    table: dict[str, Any] = {}
     for name, network in networks.items():
         entries = _classifiers().get(name, {})
         published = {tag: {**network.cfg, **_published_cfg(entry)} for tag, entry in entries.items()}
         table |= published or {name: dict(network.cfg)}
     holder = sys.modules[module]
-    holder.default_cfgs = generate_default_cfgs(table)
+    setattr(holder, "default_cfgs", generate_default_cfgs(table))  # noqa: B010 (unknown to type checkers)
     for name, network in networks.items():
         CONVERTERS[name] = to_native or _as_it_is
         setattr(holder, name, register_model(_entrypoint(module, name, network)))

@@ -19,7 +19,7 @@ from visionattn.utils.files import replacing
 
 from .operator_counter import saved_bytes
 
-__all__ = ["Cost", "count_macs", "measure", "write_table"]
+__all__ = ["Cost", "count_macs", "format_table", "measure", "write_table"]
 
 # In training, BAM normalises single vectors and so needs two images.
 BATCH = 2
@@ -112,16 +112,12 @@ def count_macs(network: nn.Module, input_size: Sequence[int], batch: int = 1) ->
     return counter.get_total_flops() // (2 * batch)
 
 
-def write_table(costs: Sequence[Cost], size: int, path: Path) -> str:
-    """Writes the costs as Markdown to `path`, and as CSV with all digits beside it.
+def format_table(costs: Sequence[Cost], size: int) -> str:
+    """The costs as Markdown.
 
     Args:
         costs: What `measure` gives: the network without attention first.
         size: Side of the picture they were counted for.
-        path: A `.md` file.
-
-    Returns:
-        The Markdown text.
     """
     lines = [
         f"# What plug-ins cost in a ResNet-50 at {size} px",
@@ -145,7 +141,21 @@ def write_table(costs: Sequence[Cost], size: int, path: Path) -> str:
         counted = [f"{cost.params:,}", f"{added:,} ({added / costs[0].params:.2%})", f"{cost.macs / 1e9:.3f}"]
         counted += [f"{cost.saved / 1e6:.1f}", stated.params, stated.gflops, stated.source, stated.remark]
         lines.append(f"| {cost.name} | {' | '.join(counted)} |")
-    text = "\n".join([*lines, "", "Made by `visionattn cost`.", ""])
+    return "\n".join([*lines, "", "Made by `visionattn cost`.", ""])
+
+
+def write_table(costs: Sequence[Cost], size: int, path: Path) -> str:
+    """Writes the costs as Markdown to `path`, and as CSV with all digits beside it.
+
+    Args:
+        costs: What `measure` gives: the network without attention first.
+        size: Side of the picture they were counted for.
+        path: A `.md` file.
+
+    Returns:
+        The Markdown text.
+    """
+    text = format_table(costs, size)
     with replacing(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(field.name for field in fields(Cost))

@@ -1,18 +1,33 @@
-"""Networks with their losses, as mmengine trains them; each is imported, and so registered, when it is first used."""
+"""Networks with their losses, as mmengine trains them, and the tables that files of one's own add to.
+
+A task is imported when a config or a name asks for it: a classifier needs no detector, and no decoder.
+"""
 
 from typing import Any
 
+from mmengine.registry import MODELS
+
 from visionattn.utils.lazy import import_name
 
-_MODULES = {
-    "Classifier": "classifier",
-    "Detector": "detector",
-    "Segmentor": "segmentor",
-    "build_task": "published",
-    "from_checkpoint": "published",
-}
-__all__ = list(_MODULES)
+from . import heads, losses  # noqa: F401  (registered by importing)
+from .registry import DECODERS, DETECTORS, HEADS, LOSS_COLLECTORS, LOSSES
+
+_TASKS = {"Classifier": "classifier", "Detector": "detector", "Segmentor": "segmentor"}
+_MODULES = {**_TASKS, "build_task": "published", "from_checkpoint": "published"}
+__all__ = ["DECODERS", "DETECTORS", "HEADS", "LOSSES", "LOSS_COLLECTORS", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     return import_name(__name__, _MODULES, name)
+
+
+def _register(name: str) -> None:
+    def create(**arguments: Any) -> Any:
+        return __getattr__(name)(**arguments)
+
+    create.__name__ = name
+    MODELS.register_module(name=name, module=create)
+
+
+for _name in _TASKS:
+    _register(_name)

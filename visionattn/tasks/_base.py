@@ -1,33 +1,101 @@
-"""What the tasks share: a timm network that is created with checks, and weights that must fit exactly."""
+"""What the tasks share: a timm network that is created with checks, weights that must fit, losses of layers."""
 
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
+from timm.models import get_pretrained_cfg, is_model_pretrained
 from torch import nn
 
+from visionattn.models import unwrap
 from visionattn.models.loading import LoadReport, load_fitting
-from visionattn.ops.losses import collect_losses
 from visionattn.plugins import attach as attach_plugin
+from visionattn.utils.building import build, hint
+from visionattn.utils.files import read_checkpoint
 
-from ._weights import check_loaded, with_known_names
+from . import collectors as _own  # noqa: F401  (registered by importing)
+from ._weights import check_loaded, load_except_head, weights_with_plugins, with_known_names
+from .registry import LOSS_COLLECTORS
 
-__all__ = ["Task", "compile_network", "create_network", "with_mixer_losses"]
+__all__ = ["Task", "compile_network", "create_network"]
+
+Losses = dict[str, torch.Tensor]
+_logger = logging.getLogger(__name__)
+# What most networks of timm take, for messages that guess.
+_SETTINGS = (
+    "checkpoint_path",
+    "drop_path_rate",
+    "drop_rate",
+    "global_pool",
+    "img_size",
+    "in_chans",
+    "num_classes",
+    "pretrained",
+)
 
 
 class Task(BaseModel):
-    """A network with its losses, as mmengine trains it; `backbone` is the part that comes from timm."""
+    """A network with its losses, as mmengine trains it; `backbone` is the part that comes from timm.
+
+    Args:
+        in_chans: How many channels its pictures have.
+        channels_last: Keep weights and maps with their channels innermost, which convolutions are often faster with.
+        start_from: What training starts from instead of what `backbone` says: `checkpoint`, the file of a run of this
+            task with the same network; and `new_head=True` if that had other classes, so that the layers which depend
+            on their number start anew.
+        loss_collectors: What else is minimised; each `type` is a name in `LOSS_COLLECTORS`. By default what layers
+            report (`visionattn.ops.losses.add_loss`).
+        data_preprocessor: As in mmengine, usually `dict(type='ImgDataPreprocessor', mean=[...], std=[...])`.
+    """
 
     kind: str  # what it does: classification, detection or segmentation
 
-    def __init__(self, channels_last: bool, data_preprocessor: dict[str, Any] | nn.Module | None) -> None:
+    def __init__(
+        self,
+        in_chans: int,
+        channels_last: bool,
+        start_from: dict[str, Any] | None,
+        loss_collectors: Sequence[dict[str, Any]],
+        data_preprocessor: dict[str, Any] | nn.Module | None,
+    ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
+        self.in_chans = in_chans
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        start_from = dict(start_from or {})
+        if unknown := start_from.keys() - {"checkpoint", "new_head"}:
+            raise ValueError(f"start_from takes checkpoint and new_head, got {', '.join(sorted(unknown))}")
+        if start_from and "checkpoint" not in start_from:
+            raise ValueError("start_from needs the checkpoint to start from")
+        self.start_from = start_from
+        self.loss_collectors = [
+            build(LOSS_COLLECTORS, config, "loss collector", network=self) for config in loss_collectors
+        ]
 
     def init_weights(self) -> None:
-        """Does nothing: timm's networks start when they are built, and pretrained weights must stay."""
+        """Before training: takes the weights of `start_from`. All others are in place when the network is built.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: If it does not fit, or only without its head and `new_head` is not set.
+        """
+        if not self.start_from:
+            return
+        path = self.start_from["checkpoint"]
+        given = self.with_own_names(unwrap(read_checkpoint(path)))
+        new = load_except_head(self, given, path, self.start_from.get("new_head", False))
+        anew = f"; new start {', '.join(new)}" if new else ""
+        print_log(f"start_from {path}: {len(given) - len(new)} of {len(given)} tensors taken over{anew}", "current")
+
+    def with_own_names(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights by the task's names."""
+        return state_dict
 
     def load_weights(self, state_dict: dict[str, torch.Tensor], other_classes: bool = False) -> LoadReport:
         """Loads weights of this task.
@@ -44,48 +112,111 @@ class Task(BaseModel):
         """
         return load_fitting(self, state_dict, other_classes)
 
+    def checked(self, inputs: torch.Tensor) -> torch.Tensor:
+        """A batch in the network's memory format.
+
+        Raises:
+            ValueError: If it is no batch of normalised pictures with as many channels as the network takes.
+        """
+        if inputs.ndim != 4 or inputs.shape[1] != self.in_chans:
+            raise ValueError(
+                f"inputs must be (B, {self.in_chans}, H, W), got {tuple(inputs.shape)}: model.backbone.in_chans is "
+                f"{self.in_chans}, and data sets give RGB pictures"
+            )
+        if not inputs.is_floating_point():
+            raise ValueError(f"inputs must be normalised, got {inputs.dtype}: the config lacks a data_preprocessor")
+        return inputs.to(memory_format=self.memory_format)
+
+    def with_collected(self, compute: Callable[[], Losses]) -> Losses:
+        """Losses, and those that collectors find while they are computed.
+
+        Raises:
+            ValueError: If two have one name.
+        """
+        with ExitStack() as stack:
+            for collector in self.loss_collectors:
+                stack.enter_context(collector)
+            losses = compute()
+        for collector in self.loss_collectors:
+            for name, value in collector.losses().items():
+                if f"loss_{name}" in losses:
+                    raise ValueError(
+                        f"{type(collector).__name__} has a loss {name!r}, as the task or another collector"
+                    )
+                losses[f"loss_{name}"] = value
+        return losses
+
 
 def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = None, **fixed: Any) -> nn.Module:
     """A timm network as a config describes it.
 
     Args:
         backbone: Arguments of `timm.create_model`, `model_name` among them. Weights by file:
-            `pretrained=True, pretrained_cfg_overlay=dict(file=PATH)`; the file may name timm's layers differently.
+            `pretrained=True, pretrained_cfg_overlay=dict(file=PATH)`; the file may name timm's layers differently, and
+            may be a training checkpoint for other classes, whose head is left out.
+            `pretrained='packaged'` takes weights that come with the package and none if there are none.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the network, pretrained weights kept.
         **fixed: Further arguments of `timm.create_model`, which the task decides.
 
     Raises:
         FileNotFoundError: If a file of weights is missing.
-        ValueError: If the network is unknown, an argument is the task's to decide, or a file of weights does not fit.
+        ValueError: If the network is unknown, does not take an argument or has no weights, an argument is the task's to
+            decide, or a file of weights does not fit.
     """
     name = backbone.get("model_name")
     if not isinstance(name, str) or not (timm.is_model(name) or ":" in name):
         raise ValueError(f"unknown model {name!r} (model.backbone.model_name); timm.list_models('va_*') lists ours")
+    if "." in name and ":" not in name and not name.startswith("va_") and not is_model_pretrained(name):
+        raise ValueError(
+            f"timm has no weights {name!r}; a file published under this name is given by "
+            f"model_name={name.partition('.')[0]!r}, pretrained=True, pretrained_cfg_overlay=dict(file=...)"
+        )
     if clash := sorted(backbone.keys() & fixed.keys()):
         raise ValueError(f"model.backbone may not set {', '.join(clash)}: the task decides it")
-    arguments, given = with_known_names(backbone)
-    network = timm.create_model(**arguments, **fixed)
+    if attach and "features_only" not in fixed and (weights := weights_with_plugins(backbone)) is not None:
+        plain = {key: value for key, value in backbone.items() if not key.startswith("pretrained")}
+        network = attach_plugin(timm.create_model(**plain, **fixed), **attach)
+        report = load_fitting(network, weights, other_classes=True)
+        _logger.log(logging.WARNING if report.new else logging.INFO, "%s: %s", name, report)
+        return network
+    arguments, given = with_known_names({**backbone, "pretrained": _wanted(backbone)})
+    try:
+        network = timm.create_model(**arguments, **fixed)
+    except TypeError as error:
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            close = hint(unknown[1], _SETTINGS)
+            raise ValueError(f"model.backbone: {name} has no setting {unknown[1]!r}{close}") from error
+        keys = ", ".join(sorted(backbone.keys() - {"model_name"}))
+        raise ValueError(f"cannot build {name} with {keys} (model.backbone): {error}") from error
+    except RuntimeError as error:
+        if "pretrained" not in str(error):
+            raise
+        raise ValueError(
+            f"{error} (model.backbone.model_name={name}; model.backbone.pretrained=False trains from scratch)"
+        ) from error
     if given is not None:
         check_loaded(network, given, backbone["pretrained_cfg_overlay"]["file"])
     return attach_plugin(network, **attach) if attach else network
+
+
+def _wanted(backbone: dict[str, Any]) -> bool:
+    """Whether weights are to be loaded: True, False or whether they are `packaged`."""
+    pretrained = backbone.get("pretrained", False)
+    if pretrained in (True, False, None):
+        return bool(pretrained)
+    if pretrained != "packaged":
+        raise ValueError(f"model.backbone.pretrained must be True, False or 'packaged', got {pretrained!r}")
+    name = backbone["model_name"]
+    file = (backbone.get("pretrained_cfg_overlay") or {}).get("file")
+    if file is None and timm.is_model(name):
+        file = getattr(get_pretrained_cfg(name), "file", None)
+    if file is None or not Path(file).is_file():
+        print_log(f"no weights of {name} come with the package: its backbone starts from scratch", "current")
+        return False
+    return True
 
 
 def compile_network(network: nn.Module, compile: bool | dict[str, Any]) -> None:
     """Compiles a network in place if asked: True, or the arguments of torch.compile."""
     if compile:
         network.compile(**(compile if isinstance(compile, dict) else {}))
-
-
-def with_mixer_losses(compute: Callable[..., dict[str, torch.Tensor]], *args: Any) -> dict[str, torch.Tensor]:
-    """The losses of a task and those that the network's mixers report while it computes them.
-
-    Args:
-        compute: Runs the network and computes the task's own losses.
-        *args: Its arguments.
-
-    Returns:
-        The task's losses, and for each name that mixers report under the mean over the mixers, `loss_mixer_<name>`.
-    """
-    with collect_losses() as reported:
-        losses = compute(*args)
-    return losses | {f"loss_mixer_{name}": torch.stack(values).mean() for name, values in reported.items()}

@@ -6,7 +6,8 @@ them; nor do they take weights from a file. Here the maps are those that timm gi
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -14,10 +15,9 @@ import torch
 from torch import nn
 
 from ._features import FeatureMaps
+from .registry import DECODERS
 
 __all__ = ["build_decoder"]
-
-_DECODERS = ("UPerNet", "FPN", "Unet", "DeepLabV3Plus", "Segformer")
 
 
 class _Encoder(nn.Module):
@@ -51,20 +51,32 @@ class _Encoder(nn.Module):
         """Does nothing: timm dilates, by `output_stride`."""
 
 
-def build_decoder(config: dict[str, Any], build_maps: Callable[..., FeatureMaps], num_classes: int) -> nn.Module:
+class _Network(nn.Module):
+    """The parts of a network of the library. `(B, C, H, W) -> logits and maps`, the logits not yet enlarged."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.encoder = network.encoder
+        self.decoder = network.decoder
+        self.segmentation_head = network.segmentation_head
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        maps = self.encoder(x)
+        return self.segmentation_head(self.decoder(list(maps))), maps
+
+
+def build_decoder(name: str, build_maps: Callable[..., FeatureMaps], num_classes: int, **config: Any) -> nn.Module:
     """A network of segmentation-models-pytorch: `encoder`, `decoder` and `segmentation_head`, without upsampling.
 
     Args:
-        config: `type` and `decoder_*` arguments.
+        name: Its class.
         build_maps: Makes the feature maps, given how many (`levels`).
         num_classes: Width of the head.
+        **config: `decoder_*` arguments.
 
     Raises:
-        ValueError: If the decoder or an argument is unknown, or the maps do not suit it.
+        ValueError: If an argument is unknown, or the maps do not suit it.
     """
-    name = config.pop("type", None)
-    if name not in _DECODERS:
-        raise ValueError(f"decoder type must be one of {', '.join(_DECODERS)}, got {name!r}")
     cls = getattr(smp, name)
     taken = inspect.signature(cls.__init__).parameters
     known = sorted(key for key in taken if key.startswith("decoder_"))
@@ -85,10 +97,14 @@ def build_decoder(config: dict[str, Any], build_maps: Callable[..., FeatureMaps]
     try:
         network = cls(key, encoder_depth=depth, encoder_weights=None, classes=num_classes, **config)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"cannot build {name}({config}) over maps with strides {maps.strides}: {error}") from error
+        raise ValueError(f"over maps with strides {maps.strides}: {error}") from error
     finally:
         del smp.encoders.encoders[key]
     if name == "DeepLabV3Plus":
         # As many times as the last map is coarser than the first, dilated or not.
         network.decoder.up = nn.Upsample(scale_factor=maps.strides[-1] // maps.strides[0], mode="bilinear")
-    return network
+    return _Network(network)
+
+
+for _name in ("UPerNet", "FPN", "Unet", "DeepLabV3Plus", "Segformer"):
+    DECODERS.register_module(name=_name, module=partial(build_decoder, _name))

@@ -1,39 +1,45 @@
 """Image classification with any timm network."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.registry import MODELS
 from timm.data import Mixup
-from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from visionattn.models.loading import LoadReport, load_fitting
+from visionattn.utils.building import build
 
-from ._base import Task, compile_network, create_network, with_mixer_losses
+from ._base import Task, compile_network, create_network
+from .losses import build_loss
+from .registry import HEADS
 
 __all__ = ["Classifier"]
 
-_LOSSES = {"CrossEntropyLoss": nn.CrossEntropyLoss, "BinaryCrossEntropy": BinaryCrossEntropy}
 
-
-@MODELS.register_module()
 class Classifier(Task):
     """A timm network with a loss over its logits.
 
+    The pictures of a batch have one size: padding would change what the network sees.
+
     Args:
         backbone: Arguments of `timm.create_model`, `model_name` among them; `num_classes` sizes the head.
+            `pretrained='packaged'` takes weights that come with the package and none if there are none.
+        head: A head in place of the network's own, on its last feature map: `type` is a name in
+            `visionattn.tasks.HEADS`, the rest its arguments.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the network, pretrained weights kept.
-        loss: `type` is `CrossEntropyLoss` or timm's `BinaryCrossEntropy`, the rest its arguments (`label_smoothing`,
-            `smoothing`).
+        loss: `type` is a name in `visionattn.tasks.LOSSES`, as `CrossEntropyLoss` (`label_smoothing`, `class_weights`)
+            or timm's `BinaryCrossEntropy` (`smoothing`), the rest its arguments.
         mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, `switch_prob`, `mode`), which
             mixes the pictures of a training batch and their labels; batches must be even.
-        channels_last: Keep weights and maps with their channels innermost, which convolutions are often faster with.
+        channels_last: As for `Task`.
         compile: Compile the network with torch.compile: True, or its arguments.
-        data_preprocessor: As in mmengine, usually `dict(type='ImgDataPreprocessor', mean=[...], std=[...])`.
+        start_from: As for `Task`.
+        loss_collectors: As for `Task`.
+        data_preprocessor: As for `Task`.
 
     Raises:
-        ValueError: If the network or the loss is unknown.
+        ValueError: If the network, the loss or an argument is unknown or wrong.
     """
 
     kind = "classification"
@@ -41,35 +47,48 @@ class Classifier(Task):
     def __init__(
         self,
         backbone: dict[str, Any],
+        head: dict[str, Any] | None = None,
         attach: dict[str, Any] | None = None,
         loss: dict[str, Any] | None = None,
         mixup: dict[str, Any] | None = None,
         channels_last: bool = False,
         compile: bool | dict[str, Any] = False,
+        start_from: dict[str, Any] | None = None,
+        loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
-        super().__init__(channels_last, data_preprocessor)
-        self.backbone = create_network(backbone, attach)
-        loss = dict(loss or {"type": "CrossEntropyLoss"})
-        kind = loss.pop("type", None)
-        if kind not in _LOSSES:
-            raise ValueError(f"loss type must be one of {', '.join(_LOSSES)}, got {kind!r}")
-        self.loss = _LOSSES[kind](**loss)
+        in_chans = backbone.get("in_chans", 3)
+        super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
+        self.data_preprocessor.register_forward_pre_hook(_one_size)
+        self.head: nn.Module | None = None
+        if head is None:
+            self.backbone = create_network(backbone, attach)
+            self.num_classes: int = self.backbone.num_classes
+        else:
+            if "num_classes" not in backbone:
+                raise ValueError("model.head needs model.backbone.num_classes, the number of classes")
+            self.num_classes = backbone["num_classes"]
+            self.backbone = create_network({**backbone, "num_classes": 0}, attach)
+            channels = self.backbone.num_features
+            self.head = build(HEADS, head, "head", in_channels=channels, num_classes=self.num_classes)
+        if self.num_classes < 1:
+            raise ValueError(f"model.backbone.num_classes must be at least 1, got {self.num_classes}")
+        self.loss = build_loss(loss or {"type": "CrossEntropyLoss"}, self.num_classes, ignore_index=-100)
         # Smoothing belongs to the loss: applied after mixing it gives the same targets.
         mixup = {**mixup, "num_classes": self.num_classes, "label_smoothing": 0.0} if mixup else None
-        self.mixup = Mixup(**mixup) if mixup else None
-        self.backbone.to(memory_format=self.memory_format)
+        self.mixup = build({"Mixup": Mixup}, {"type": "Mixup", **mixup}, "mixup") if mixup else None
+        self.to(memory_format=self.memory_format)
         compile_network(self.backbone, compile)
-
-    @property
-    def num_classes(self) -> int:
-        """Width of the head."""
-        return self.backbone.num_classes
 
     def load_weights(self, state_dict: dict[str, torch.Tensor], other_classes: bool = False) -> LoadReport:
         """As `Task.load_weights`; also takes the weights of the network alone, without `backbone.` in their keys."""
-        whole = any(key.startswith("backbone.") for key in state_dict)
-        return load_fitting(self if whole else self.backbone, state_dict, other_classes)
+        return load_fitting(self, self.with_own_names(state_dict), other_classes)
+
+    def with_own_names(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights of the network alone, by the task's names."""
+        if any(key.startswith("backbone.") for key in state_dict):
+            return state_dict
+        return {f"backbone.{key}": value for key, value in state_dict.items()}
 
     def forward(
         self, inputs: torch.Tensor, data_samples: dict[str, torch.Tensor] | None = None, mode: str = "tensor"
@@ -81,17 +100,26 @@ class Classifier(Task):
             data_samples: `label` and `index`, each `(B,)`; needed for `loss` and `predict`.
             mode: `tensor` gives the logits, `loss` a dict of losses, `predict` one dict a picture with `preds`
                 (probability of each class) and `target`.
+
+        Raises:
+            ValueError: If the mode is unknown, or the inputs are no batch of normalised pictures.
         """
-        inputs = inputs.to(memory_format=self.memory_format)
+        inputs = self.checked(inputs)
         if mode == "loss":
-            return with_mixer_losses(self._loss, inputs, data_samples["label"])
-        logits = self.backbone(inputs)
+            return self.with_collected(lambda: self._loss(inputs, data_samples["label"]))
+        logits = self._logits(inputs)
         if mode == "tensor":
             return logits
         if mode == "predict":
             preds = logits.float().softmax(-1)
             return [{"preds": p, "target": t} for p, t in zip(preds, data_samples["label"], strict=True)]
         raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
+
+    def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.head is None:
+            return self.backbone(inputs)
+        (last,) = self.backbone.forward_intermediates(inputs, indices=1, norm=True, intermediates_only=True)
+        return self.head(last)
 
     def _loss(self, inputs: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.mixup is not None:
@@ -100,4 +128,17 @@ class Classifier(Task):
                     f"mixup needs batches of even size, got {len(inputs)}: set train_dataloader.drop_last=True"
                 )
             inputs, target = self.mixup(inputs, target)
-        return {"loss": self.loss(self.backbone(inputs), target)}
+        return {"loss": self.loss(self._logits(inputs), target)}
+
+
+def _one_size(preprocessor: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """The preprocessor would pad the smaller pictures with black, and scores would depend on the neighbours."""
+    pictures = inputs[0].get("inputs") if inputs and isinstance(inputs[0], dict) else None
+    if isinstance(pictures, (list, tuple)):
+        sizes = sorted({tuple(picture.shape[-2:]) for picture in pictures})
+        if len(sizes) > 1:
+            listed = ", ".join(f"{width}x{height}" for height, width in sizes[:4])
+            raise ValueError(
+                f"pictures to classify have different sizes in one batch, {listed}: end the pipeline with a Resize or "
+                "a crop, or use batches of one"
+            )

@@ -1,6 +1,7 @@
 """Tasks from published files: classifier, detector or segmentor as it was evaluated, with its weights."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from visionattn.models.modifications import apply_modifications
 from visionattn.utils.files import read_checkpoint
 from visionattn.utils.locate import locate
-from visionattn.utils.published import Facts
+from visionattn.utils.published import Facts, is_network
 from visionattn.utils.state_dict import check_finite, unwrap
 
 from ._base import Task
@@ -17,7 +18,7 @@ from ._base import Task
 __all__ = ["build_task", "from_checkpoint"]
 
 # What a file may ask for: names that mmengine would look up anywhere are refused.
-_TASKS = ("Detector", "Segmentor")
+_TASKS = ("Classifier", "Detector", "Segmentor")
 _PREPROCESSORS = ("ImgDataPreprocessor",)
 
 
@@ -55,13 +56,14 @@ def build_task(facts: Facts) -> Task:
     if preprocessor and preprocessor.get("type") not in _PREPROCESSORS:
         kind = preprocessor.get("type")
         raise ValueError(f"preprocessor's type must be one of {', '.join(_PREPROCESSORS)}, got {kind!r}")
-    if facts["task"] == "classification":
+    if is_network(facts):
         classes = facts["input"]["num_classes"]
         backbone = {"model_name": facts["model"], "num_classes": classes, **facts.get("arguments", {})}
         task = _task_class("Classifier")(backbone, data_preprocessor=preprocessor or None)
         apply_modifications(task.backbone, facts.get("modifications", ()))
         return task
-    arguments: dict[str, Any] = dict(facts.get("task_config", {}))
+    training = ("compile", "start_from")
+    arguments: dict[str, Any] = {k: v for k, v in facts.get("task_config", {}).items() if k not in training}
     kind = arguments.pop("type", None)
     if kind not in _TASKS:
         raise ValueError(f"task_config's type must be one of {', '.join(_TASKS)}, got {kind!r}")
@@ -74,6 +76,6 @@ def build_task(facts: Facts) -> Task:
         raise ValueError(f"cannot build {kind} from task_config: {error}") from error
 
 
-def _task_class(kind: str) -> type[Task]:
+def _task_class(kind: str) -> Callable[..., Task]:
     """Imported when it is needed: each task has large libraries of its own."""
     return getattr(importlib.import_module(f"{__package__}.{kind.lower()}"), kind)

@@ -1,4 +1,4 @@
-"""Semantic segmentation: decoders of segmentation-models-pytorch over any timm network.
+"""Semantic segmentation: decoders of segmentation-models-pytorch, or one's own, over any timm network.
 
 UPerNet (arXiv 1807.10221), FPN (arXiv 1901.02446), Unet (arXiv 1505.04597), DeepLabV3Plus (arXiv 1802.02611) and
 Segformer (arXiv 2105.15203).
@@ -8,35 +8,23 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import segmentation_models_pytorch as smp
 import torch
-from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.functional import interpolate
-from torchvision.models.segmentation.fcn import FCNHead
 
-from ._base import Task, with_mixer_losses
-from ._features import FeatureMaps, pad_to_multiple
-from ._smp import build_decoder
+from visionattn.utils.building import build
+
+from . import _smp  # noqa: F401  (registered by importing)
+from ._base import Task
+from ._features import FeatureMaps, find_maps, pad_to_multiple
+from .losses import build_losses
+from .registry import DECODERS, HEADS
 
 __all__ = ["Segmentor"]
 
 
-def _cross_entropy(class_weights: Sequence[float] | None = None, **kwargs: Any) -> nn.Module:
-    return nn.CrossEntropyLoss(weight=None if class_weights is None else torch.tensor(class_weights), **kwargs)
-
-
-# Type -> name in the log, and what builds it.
-_LOSSES = {
-    "CrossEntropyLoss": ("ce", _cross_entropy),
-    "DiceLoss": ("dice", partial(smp.losses.DiceLoss, "multiclass")),
-    "LovaszLoss": ("lovasz", partial(smp.losses.LovaszLoss, "multiclass")),
-}
-
-
-@MODELS.register_module()
 class Segmentor(Task):
-    """A decoder of segmentation-models-pytorch over the feature maps of a timm network.
+    """A decoder over the feature maps of a timm network.
 
     Pictures come normalised and padded from the data preprocessor; they are padded further to what the decoder needs,
     and its output is cut to the picture again, so any size will do. A picture is predicted the same alone and in a
@@ -44,26 +32,32 @@ class Segmentor(Task):
 
     Args:
         backbone: Arguments of `timm.create_model`, `model_name` among them. Decoders take the last four maps, as a rule
-            those with strides 4 to 32, Unet takes all; `out_indices` chooses others. DeepLabV3Plus is meant for
-            `output_stride=16`, where the network can do it.
-        decoder: `type` is `UPerNet`, `FPN`, `Unet`, `DeepLabV3Plus` or `Segformer`, the rest `decoder_*` arguments of
-            the class of that name in segmentation-models-pytorch.
+            those with strides 4 to 32, Unet takes all; `strides=(4, 8)` chooses others of any network, `out_indices`
+            those of one. DeepLabV3Plus is meant for
+            `output_stride=16`, which is left out where a network does not know it. `pretrained='packaged'` takes
+            weights that come with the package and none if there are none.
+        decoder: `type` is a name in `visionattn.tasks.DECODERS`: `UPerNet`, `FPN`, `Unet`, `DeepLabV3Plus`,
+            `Segformer`. The rest are its arguments: `decoder_*` of the class of that name in
+            segmentation-models-pytorch.
         num_classes: Classes of pixels, the background among them if it is one.
-        losses: Each with `type` `CrossEntropyLoss` (`class_weights`, `label_smoothing`), `DiceLoss` or `LovaszLoss`
-            (arguments of segmentation-models-pytorch), and `loss_weight`; plain cross-entropy without it.
+        losses: Each with `type`, a name in `visionattn.tasks.LOSSES`: `CrossEntropyLoss` (`class_weights`,
+            `label_smoothing`), `DiceLoss` or `LovaszLoss`; and `loss_weight`, 1 by default. Plain cross-entropy without
+            it.
         ignore_index: Value of mask pixels that are not learnt.
-        loss_stride: The losses look at every so-manieth row and column, the first ones drawn anew for each batch:
-            neighbours tell nearly the same, and the losses can take a quarter of a small network's time.
-        auxiliary: A second, convolutional head (FCN) with the same losses on the last map but one, for training only:
-            `loss_weight`, 0.4 by default.
-        inference: `crop` and `stride`, heights and widths of a sliding window; `flip`: average with the mirrored
-            picture. By default the whole picture at once.
+        loss_stride: The losses look at every n-th row and column, the first ones drawn anew for each batch: neighbours
+            tell nearly the same, and the losses can take a quarter of a small network's time.
+        auxiliary: A second head with the same losses on the last map but one, for training only: `type`, a name in
+            `visionattn.tasks.HEADS`, `FCNHead` by default, and `loss_weight`, 0.4 by default.
+        inference: `crop` and `stride` of a sliding window, (height, width) or one number for both; `flip`: average with
+            the mirrored picture. By default the whole picture at once.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the backbone, pretrained weights kept.
         frozen_stages: How many of the backbone's stages (with all before them) do not learn.
         norm_eval: Whether the backbone's batch normalisation keeps its statistics.
-        channels_last: Keep weights and maps with their channels innermost, which convolutions are often faster with.
+        channels_last: As for `Task`.
         compile: Compile the backbone with torch.compile: True, or its arguments.
-        data_preprocessor: As in mmengine, usually `dict(type='ImgDataPreprocessor', mean=[...], std=[...])`.
+        start_from: As for `Task`.
+        loss_collectors: As for `Task`.
+        data_preprocessor: As for `Task`.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -86,9 +80,12 @@ class Segmentor(Task):
         norm_eval: bool = False,
         channels_last: bool = False,
         compile: bool | dict[str, Any] = False,
+        start_from: dict[str, Any] | None = None,
+        loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
-        super().__init__(channels_last, data_preprocessor)
+        in_chans = backbone.get("in_chans", 3)
+        super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2 (the background counts), got {num_classes}")
         if loss_stride < 1:
@@ -96,24 +93,31 @@ class Segmentor(Task):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.loss_stride = loss_stride
-        build = partial(FeatureMaps, backbone, attach, compile, frozen_stages=frozen_stages, norm_eval=norm_eval)
-        self.network = build_decoder(dict(decoder), build, num_classes)
-        self.divisor = max(self.backbone.strides)
-        self.losses, self.loss_weights = _build_losses(losses, ignore_index)
-        auxiliary = None if auxiliary is None else {"loss_weight": 0.4, **auxiliary}
-        if auxiliary is not None and auxiliary.keys() != {"loss_weight"}:
-            raise ValueError(f"auxiliary has only a loss_weight, got {auxiliary}")
-        self.auxiliary_weight = auxiliary["loss_weight"] if auxiliary else 0.0
-        self.auxiliary = FCNHead(self.backbone.channels[-2], num_classes) if auxiliary else None
+        freezing = {"frozen_stages": frozen_stages, "norm_eval": norm_eval}
+        maps = partial(FeatureMaps, backbone, attach, compile, **freezing)
+        self.network = build(
+            DECODERS, decoder, "decoder", build_maps=lambda levels=None: maps(levels=levels), num_classes=num_classes
+        )
+        self.divisor = self.backbone.divisor
+        self.losses, self.loss_weights = build_losses(losses, num_classes, ignore_index)
+        self.auxiliary: nn.Module | None = None
+        self.auxiliary_weight = 0.0
+        if auxiliary is not None:
+            head = {"type": "FCNHead", **auxiliary}
+            self.auxiliary_weight = head.pop("loss_weight", 0.4)
+            channels = self.backbone.channels
+            if len(channels) < 2:
+                raise ValueError("auxiliary needs two maps: set it to None, or choose more (model.backbone.strides)")
+            self.auxiliary = build(HEADS, head, "auxiliary head", in_channels=channels[-2], num_classes=num_classes)
         if unknown := (inference or {}).keys() - {"crop", "stride", "flip"}:
-            raise ValueError(f"inference takes crop, stride and flip, got {', '.join(unknown)}")
+            raise ValueError(f"inference takes crop, stride and flip, got {', '.join(sorted(unknown))}")
         self.predictor = _Predictor(**(inference or {}))
         self.to(memory_format=self.memory_format)
 
     @property
     def backbone(self) -> FeatureMaps:
         """The part that comes from timm."""
-        return self.network.encoder.maps
+        return find_maps(self.network)
 
     def forward(
         self, inputs: torch.Tensor, data_samples: Sequence[dict[str, Any]] | None = None, mode: str = "tensor"
@@ -128,12 +132,13 @@ class Segmentor(Task):
                 picture with `preds`, class numbers of the original picture's size, and `target`.
 
         Raises:
-            ValueError: If the mode is unknown.
+            ValueError: If the mode is unknown, or the inputs are no batch of normalised pictures.
         """
+        inputs = self.checked(inputs)
         if mode == "tensor":
             return self._logits(inputs)[0]
         if mode == "loss":
-            return with_mixer_losses(self._loss, inputs, data_samples)
+            return self.with_collected(lambda: self._loss(inputs, data_samples))
         if mode == "predict":
             sizes = [tuple(map(int, sample["size"])) for sample in data_samples]
             if len(set(sizes)) == 1:
@@ -146,9 +151,9 @@ class Segmentor(Task):
 
     def _logits(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Logits of the decoder and, in training, of the auxiliary head, in the input's size."""
-        padded = pad_to_multiple(x.to(memory_format=self.memory_format), self.divisor)
-        maps = self.network.encoder(padded)
-        outputs = [self.network.segmentation_head(self.network.decoder(list(maps)))]
+        padded = pad_to_multiple(x, self.divisor)
+        logits, maps = self.network(padded)
+        outputs = [logits]
         if self.auxiliary is not None and self.training:
             outputs.append(self.auxiliary(maps[-2]))
         resized = (interpolate(y.float(), padded.shape[-2:], mode="bilinear") for y in outputs)
@@ -181,8 +186,26 @@ class Segmentor(Task):
         """Class numbers of the original picture's pixels."""
         target = sample.get("original_mask")
         size = sample.get("original_size", sample["size"]) if target is None else target.shape
-        labels = interpolate(scores[None], tuple(map(int, size)), mode="bilinear")[0].argmax(0)
+        labels = _most_probable(scores, tuple(map(int, size)))
         return {"preds": labels.to(torch.uint8) if self.num_classes <= 256 else labels, "target": target}
+
+
+def _most_probable(scores: torch.Tensor, size: tuple[int, int], at_once: int = 16) -> torch.Tensor:
+    """Number of the class with the highest score at each pixel of an enlarged picture.
+
+    Only some classes are enlarged at a time: 150 of them take 7 GB for a photograph of 12 megapixels.
+
+    Args:
+        scores: `(classes, h, w)`.
+        size: Height and width to enlarge to.
+        at_once: How many classes to enlarge at a time.
+    """
+    best, labels = scores.new_full(size, -torch.inf), torch.zeros(size, dtype=torch.int64, device=scores.device)
+    for start in range(0, len(scores), at_once):
+        values, numbers = interpolate(scores[None, start : start + at_once], size, mode="bilinear")[0].max(0)
+        labels = torch.where(values > best, numbers + start, labels)
+        best = torch.maximum(values, best)
+    return labels
 
 
 class _Predictor:
@@ -196,18 +219,19 @@ class _Predictor:
 
     def __init__(
         self,
-        crop: tuple[int, int] | None = None,
-        stride: tuple[int, int] | None = None,
+        crop: int | tuple[int, int] | None = None,
+        stride: int | tuple[int, int] | None = None,
         flip: bool = False,
     ) -> None:
+        crop, stride = (_pair(key, value) for key, value in (("crop", crop), ("stride", stride)))
         if crop is None and stride is not None:
             raise ValueError("inference.stride needs inference.crop")
         if crop is not None:
             stride = stride or tuple(max(2 * side // 3, 1) for side in crop)
-            if len(crop) != 2 or len(stride) != 2 or not all(0 < s <= c for s, c in zip(stride, crop, strict=True)):
+            if not all(0 < s <= c for s, c in zip(stride, crop, strict=True)):
                 raise ValueError(
                     "inference.crop and stride must be (height, width) with 0 < stride <= crop, got "
-                    f"crop={tuple(crop)}, stride={tuple(stride)}"
+                    f"crop={crop}, stride={stride}"
                 )
         self.crop, self.stride, self.flip = crop, stride, flip
 
@@ -241,22 +265,13 @@ def _windows(length: int, window: int, stride: int) -> Iterator[slice]:
             return
 
 
-def _build_losses(configs: Sequence[dict[str, Any]], ignore_index: int) -> tuple[nn.ModuleDict, dict[str, float]]:
-    losses, weights = nn.ModuleDict(), {}
-    for config in map(dict, configs):
-        kind = config.pop("type", None)
-        if kind not in _LOSSES:
-            raise ValueError(f"a loss's type must be one of {', '.join(_LOSSES)}, got {kind!r}")
-        name, build = _LOSSES[kind]
-        weight = config.pop("loss_weight", 1.0)
-        try:
-            losses[name] = build(**config, ignore_index=ignore_index)
-        except TypeError as error:
-            raise ValueError(f"cannot build {kind}({config}): {error}") from error
-        weights[name] = weight
-    if not losses:
-        raise ValueError("losses must name at least one loss")
-    return losses, weights
+def _pair(key: str, value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    sides = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+        raise ValueError(f"inference.{key} must be (height, width) or one number for both, got {value!r}")
+    return sides
 
 
 def _cut(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -12,7 +12,8 @@ def import_name(package: str, modules: Mapping[str, str], name: str) -> Any:
 
     Args:
         package: Name of the package.
-        modules: Public name -> the module of the package that defines it.
+        modules: Public name -> the module of the package that defines it, whose own name must be another: a module
+            that is imported takes its name's place in the package.
         name: The name that is asked for.
 
     Raises:

@@ -15,4 +15,4 @@ def record_modification(model: nn.Module, kind: str, arguments: dict[str, Any]) 
         kind: What was done, such as `attach`.
         arguments: How: names, numbers and lists or dicts of them.
     """
-    model.modifications = [*getattr(model, "modifications", ()), {"kind": kind, "arguments": arguments}]
+    vars(model)["modifications"] = [*getattr(model, "modifications", ()), {"kind": kind, "arguments": arguments}]

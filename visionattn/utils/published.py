@@ -7,7 +7,7 @@ the manifest (checkpoints/manifest.schema.json) without those about where a file
     name            <model>.<tag>
     arguments       of timm.create_model, beyond the number of classes
     modifications   what was done to the network then: [{"kind": "attach", "arguments": {...}}, ...]
-    task_config     of detectors and segmentors: the config's `model`
+    task_config     of detectors, segmentors and classifiers with a head of their own: the config's `model`
     preprocessor    the config's `data_preprocessor`
     pipeline        the config's test pipeline
     palette         colours of the classes, if the data set has some
@@ -26,7 +26,16 @@ from typing import Any
 from .resources import user_folder
 from .safetensors_header import read_metadata
 
-__all__ = ["KEY", "VERSION", "check_name", "find_published", "list_published", "published_in", "read_facts"]
+__all__ = [
+    "KEY",
+    "VERSION",
+    "check_name",
+    "find_published",
+    "is_network",
+    "list_published",
+    "published_in",
+    "read_facts",
+]
 
 Facts = dict[str, Any]
 
@@ -64,6 +73,11 @@ def check_name(name: str) -> tuple[str, str]:
             f"va_resnet10n_cbam.my_photos, got {name!r}"
         )
     return found[1], found[2]
+
+
+def is_network(facts: Facts) -> bool:
+    """Whether a file is of a network that timm can build, and not of a whole task."""
+    return facts.get("task", "classification") == "classification" and "task_config" not in facts
 
 
 def read_facts(path: str | Path) -> Facts | None:

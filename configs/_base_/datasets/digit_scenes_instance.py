@@ -1,4 +1,4 @@
-# The scenes of digits with boxes and masks.
+# Synthetic digits with boxes and masks.
 _base_ = ["./digit_scenes_detection.py"]
 train_dataloader = dict(dataset=dict(task="instance"))
 val_dataloader = dict(dataset=dict(task="instance"))

@@ -1,4 +1,4 @@
-# The scenes of digits with masks of class numbers: the background, then the ten digits.
+# Synthetic digits with masks of class numbers: the background, then the ten digits.
 _base_ = ["./digit_scenes_detection.py"]
 train_dataloader = dict(dataset=dict(task="semantic"))
 val_dataloader = dict(dataset=dict(task="semantic"))

@@ -1,4 +1,5 @@
 # The 8x8 digits that ship with scikit-learn, enlarged to 32 px. Every fifth image is for testing.
+_base_ = ["../loaders/classification.py"]
 data_preprocessor = dict(type="ImgDataPreprocessor", mean=[127.5] * 3, std=[127.5] * 3)
 test_pipeline = [dict(type="Resize", height=32, width=32)]
 train_pipeline = [
@@ -8,17 +9,12 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
-    drop_last=True,
     dataset=dict(type="Digits", split="train", pipeline=train_pipeline),
-    sampler=dict(type="SeededSampler", shuffle=True),
-    collate_fn=dict(type="default_collate"),
 )
 val_dataloader = dict(
     batch_size=256,
     num_workers=0,
     dataset=dict(type="Digits", split="test", pipeline=test_pipeline),
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    collate_fn=dict(type="default_collate"),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
@@ -29,5 +25,3 @@ val_evaluator = dict(
     ),
 )
 test_evaluator = val_evaluator
-val_cfg = dict()
-test_cfg = dict()

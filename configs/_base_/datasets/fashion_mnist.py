@@ -1,4 +1,5 @@
 # Fashion-MNIST at its own 28 px: 60,000 training and 10,000 test images.
+_base_ = ["../loaders/classification.py"]
 data_preprocessor = dict(type="ImgDataPreprocessor", mean=[73.0] * 3, std=[90.0] * 3)
 data_root = "data/fashion-mnist"
 train_pipeline = [
@@ -10,17 +11,12 @@ train_dataloader = dict(
     batch_size=128,
     num_workers=1,
     persistent_workers=True,
-    drop_last=True,
     dataset=dict(type="FashionMNIST", split="train", data_root=data_root, pipeline=train_pipeline),
-    sampler=dict(type="SeededSampler", shuffle=True),
-    collate_fn=dict(type="default_collate"),
 )
 val_dataloader = dict(
     batch_size=500,
     num_workers=0,
     dataset=dict(type="FashionMNIST", split="test", data_root=data_root, pipeline=[]),
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    collate_fn=dict(type="default_collate"),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
@@ -31,5 +27,3 @@ val_evaluator = dict(
     ),
 )
 test_evaluator = val_evaluator
-val_cfg = dict()
-test_cfg = dict()

@@ -1,4 +1,5 @@
 # ImageNet-1K in the usual folders: data/imagenet/{train,val}/<class>/*.JPEG.
+_base_ = ["../loaders/classification.py"]
 data_preprocessor = dict(type="ImgDataPreprocessor", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 data_root = "data/imagenet"
 train_pipeline = [
@@ -13,18 +14,13 @@ train_dataloader = dict(
     batch_size=32,
     num_workers=8,
     persistent_workers=True,
-    drop_last=True,
     dataset=dict(type="ImageFolder", data_root=f"{data_root}/train", pipeline=train_pipeline),
-    sampler=dict(type="SeededSampler", shuffle=True),
-    collate_fn=dict(type="default_collate"),
 )
 val_dataloader = dict(
     batch_size=64,
     num_workers=8,
     persistent_workers=True,
     dataset=dict(type="ImageFolder", data_root=f"{data_root}/val", pipeline=test_pipeline),
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    collate_fn=dict(type="default_collate"),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
@@ -35,5 +31,3 @@ val_evaluator = dict(
     ),
 )
 test_evaluator = val_evaluator
-val_cfg = dict()
-test_cfg = dict()

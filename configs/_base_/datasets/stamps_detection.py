@@ -1,10 +1,6 @@
-# Cut-out photographs on photographs, eight classes, made by `visionattn prepare-stamps`, with boxes and masks.
-data_preprocessor = dict(
-    type="ImgDataPreprocessor",
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    pad_size_divisor=32,
-)
+# Synthetic objects: cut-out photographs on photographs, eight classes, with boxes and masks, made by
+# `visionattn prepare-objects`.
+_base_ = ["../loaders/detection.py"]
 data_root = "data/stamps"
 train_pipeline = [
     dict(type="HorizontalFlip", p=0.5),
@@ -15,7 +11,6 @@ train_dataloader = dict(
     batch_size=8,
     num_workers=2,
     persistent_workers=True,
-    drop_last=True,
     dataset=dict(
         type="CocoDetection",
         ann_file=f"{data_root}/train.json",
@@ -24,8 +19,6 @@ train_dataloader = dict(
         pipeline=train_pipeline,
         drop_empty=True,
     ),
-    sampler=dict(type="SeededSampler", shuffle=True),
-    collate_fn=dict(type="list_collate"),
 )
 val_dataloader = dict(
     batch_size=8,
@@ -39,17 +32,7 @@ val_dataloader = dict(
         pipeline=[],
         test_mode=True,
     ),
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    collate_fn=dict(type="list_collate"),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    type="TorchMetrics",
-    scores=dict(
-        bbox=dict(type="DetectionScores"),
-        segm=dict(type="DetectionScores", iou_type="segm"),
-    ),
-)
+val_evaluator = dict(scores=dict(segm=dict(type="DetectionScores", iou_type="segm")))
 test_evaluator = val_evaluator
-val_cfg = dict()
-test_cfg = dict()

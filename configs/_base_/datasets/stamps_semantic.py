@@ -1,10 +1,6 @@
-# Cut-out photographs on photographs, eight classes and the background, made by `visionattn prepare-stamps`.
-data_preprocessor = dict(
-    type="ImgDataPreprocessor",
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    pad_size_divisor=32,
-)
+# Synthetic objects: cut-out photographs on photographs, eight classes and the background, as masks of class numbers,
+# made by `visionattn prepare-objects`.
+_base_ = ["../loaders/segmentation.py"]
 data_root = "data/stamps"
 classes = ["background", "bird", "mammal", "insect", "flower", "fruit or vegetable", "vehicle", "fish", "instrument"]
 train_pipeline = [
@@ -16,7 +12,6 @@ train_dataloader = dict(
     batch_size=8,
     num_workers=2,
     persistent_workers=True,
-    drop_last=True,
     dataset=dict(
         type="ImageMaskFolder",
         image_root=f"{data_root}/train",
@@ -24,8 +19,6 @@ train_dataloader = dict(
         classes=classes,
         pipeline=train_pipeline,
     ),
-    sampler=dict(type="SeededSampler", shuffle=True),
-    collate_fn=dict(type="list_collate"),
 )
 val_dataloader = dict(
     batch_size=8,
@@ -39,14 +32,7 @@ val_dataloader = dict(
         pipeline=[],
         test_mode=True,
     ),
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    collate_fn=dict(type="list_collate"),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    type="TorchMetrics",
-    scores=dict(seg=dict(type="SegmentationScores", num_classes=9)),
-)
+val_evaluator = dict(scores=dict(seg=dict(num_classes=9)))
 test_evaluator = val_evaluator
-val_cfg = dict()
-test_cfg = dict()

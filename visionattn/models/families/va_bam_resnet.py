@@ -52,7 +52,7 @@ class BAMResNet(ResNet):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(*args, **dd, **kwargs)
         for before, stage in ((1, "layer2"), (2, "layer3"), (3, "layer4")):
             gate = BAM(self.feature_info[before]["num_chs"], **(bam or {}), **dd)

@@ -16,7 +16,6 @@ exporter takes many minutes to optimise; runtimes do so themselves.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -27,7 +26,7 @@ from ..builder import StateDict, rename_keys
 from ..hosts.backbone import imagenet_cfg
 from ..hosts.published import OFFICIAL_KEYS, cswin_host, doubling, swin_host
 from ..hosts.pyramid import BlockContext, Pyramid
-from ..layers import Block, Mlp, ResidualBranch
+from ..layers import Block, Mlp, ResidualBranch, branch_builder
 from ..registry import Network, register_family
 
 __all__ = ["BOATCSwin", "BOATSwin"]
@@ -63,7 +62,7 @@ class BOATSwin(Pyramid):
     ) -> None:
         def block(context: BlockContext, **dd: Any) -> nn.Module:
             dim, shifted, given = context.dim, context.block % 2 == 1, {**context.keywords, **dd}
-            branch = partial(ResidualBranch, dim, drop_path=context.drop_path, **dd)
+            branch = branch_builder(context, **dd)
             shift = window_size // 2 if shifted else 0
             parts = {"attn": branch(WindowAttention(dim, window_size=window_size, shift_size=shift, **given))}
             if shifted and context.stage < len(dims) - 1:
@@ -104,13 +103,13 @@ class BOATCSwin(Pyramid):
     ) -> None:
         def block(context: BlockContext, **dd: Any) -> nn.Module:
             dim, given = context.dim, {**context.keywords, **dd}
-            branch = partial(ResidualBranch, dim, drop_path=context.drop_path, **dd)
+            branch = branch_builder(context, **dd)
             split, full = split_sizes[context.stage], context.stage == len(dims) - 1
             parts = {"attn": branch(CrossShapedWindowAttention(dim, split_size=split, full=full, **given))}
             if context.block % 2 == 0:
                 # The official code hands a flag over where the scale is expected: logits are not scaled.
-                clusters = {"cluster_size": cluster_size, "overlap": overlap, "scale": 1.0, "legacy": legacy}
-                parts["content"] = branch(FeatureSpaceLocalAttention(dim, **clusters, **given))
+                sizes: dict[str, Any] = {"cluster_size": cluster_size, "overlap": overlap}
+                parts["content"] = branch(FeatureSpaceLocalAttention(dim, **sizes, scale=1.0, legacy=legacy, **given))
             return Block(**parts, mlp=branch(Mlp(dim, drop=context.proj_drop, **dd)))
 
         super().__init__(dims, depths, num_heads, block=block, **cswin_host(patch_stride), **kwargs)

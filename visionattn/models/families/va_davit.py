@@ -24,7 +24,7 @@ from ..builder import StateDict, rename_keys
 from ..hosts.backbone import imagenet_cfg
 from ..hosts.published import doubling
 from ..hosts.pyramid import BlockContext, Pyramid
-from ..layers import Block, Mlp, PatchConv, PositionConv, ResidualBranch
+from ..layers import Block, Mlp, PatchConv, PositionConv, branch_builder
 from ..registry import Network, register_family
 
 __all__ = ["DaViT"]
@@ -64,9 +64,9 @@ class DaViT(Pyramid):
 
         def block(context: BlockContext, **dd: Any) -> nn.Module:
             dim = context.dim
-            branch = partial(ResidualBranch, dim, drop_path=context.drop_path, **dd)
+            branch = branch_builder(context, **dd)
             if context.block % 2 == 0:
-                mixer = SpatialWindowAttention(dim, window_size=window_size, **context.keywords, **dd)
+                mixer: nn.Module = SpatialWindowAttention(dim, window_size=window_size, **context.keywords, **dd)
             else:
                 mixer = ChannelAttention(dim, num_heads=context.num_heads, proj_drop=context.proj_drop, **dd)
             return Block(

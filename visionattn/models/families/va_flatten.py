@@ -25,7 +25,7 @@ from ..hosts.backbone import imagenet_cfg
 from ..hosts.columnar import STAGED_KEYS, Columnar, quarters
 from ..hosts.published import OFFICIAL_KEYS, cswin_host, doubling, pvt_host, pvtv2_host, swin_host
 from ..hosts.pyramid import BlockContext, Pyramid
-from ..layers import Block, Mlp, Norm, PositionEmbedding, ResidualBranch
+from ..layers import Block, Mlp, Norm, PositionEmbedding, branch_builder
 from ..registry import Network, register_family
 
 __all__ = ["FLatten", "flatten_deit"]
@@ -124,9 +124,10 @@ class FLatten(Pyramid):
                 )
             else:
                 mixer = table.own_mixer(context, stage == len(dims) - 1, window_size, split_sizes, **dd)
-            first = table.position and context.block == 0
-            parts = {"position": PositionEmbedding(dim, context.grid, **dd)} if first else {}
-            branch = partial(ResidualBranch, dim, norm=table.norm, drop_path=context.drop_path, **dd)
+            parts = {}
+            if table.position and context.block == 0 and context.grid:
+                parts["position"] = PositionEmbedding(dim, context.grid, **dd)
+            branch = branch_builder(context, norm=table.norm, **dd)
             ratio = (mlp_ratios or table.mlp_ratios)[stage]
             mlp = Mlp(dim, ratio=ratio, conv=table.mlp_conv, drop=context.proj_drop, **dd)
             return Block(**parts, attn=branch(mixer), mlp=branch(mlp))

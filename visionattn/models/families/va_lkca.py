@@ -33,8 +33,8 @@ def lkca_vit(*args: Any, groups: str = "heads", **kwargs: Any) -> Columnar:
     """
 
     def mixers(context: BlockContext, **dd: Any) -> dict[str, nn.Module]:
-        given = {"groups": groups, "num_heads": context.num_heads, "proj_drop": context.proj_drop, **dd}
-        return {"attn": LargeKernelConvAttention(context.dim, grid_size=context.grid, **given)}
+        given: dict[str, Any] = {"grid_size": context.grid, "num_heads": context.num_heads, **dd}
+        return {"attn": LargeKernelConvAttention(context.dim, groups=groups, proj_drop=context.proj_drop, **given)}
 
     return Columnar(*args, mixers=mixers, position=False, **kwargs)
 

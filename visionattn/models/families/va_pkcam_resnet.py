@@ -62,7 +62,9 @@ class HistoryPKCAM(PKCAM):
         stage_widths, block_widths = self._seen(widths)
         super().__init__(channels, stage_widths=stage_widths, block_count=len(block_widths), **kwargs)
 
-    def forward(self, x: torch.Tensor, history: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(  # type: ignore[override]  # the history stands for what PKCAM takes
+        self, x: torch.Tensor, history: Sequence[Sequence[torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The scaled map and the own descriptor."""
         return super().forward(x, *self._seen(history))
 

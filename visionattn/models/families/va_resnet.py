@@ -11,6 +11,7 @@ Golden: tests/golden/cbam_resnet*.npz and triplet_resnet*.npz (logits and the me
 """
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -35,7 +36,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
         state_dict: Flat weights, without prefixes.
         model: The network they are for.
     """
-    official = {type(m): m.official_keys for m in model.modules() if hasattr(m, "official_keys")}
+    official: dict[Any, Any] = {type(m): m.official_keys for m in model.modules() if hasattr(m, "official_keys")}
     patterns = [
         (rf"^(layer\d\.\d+)\.{_official_name(cls)}\.{pattern}", rf"\1.se.{replacement}")
         for cls, keys in official.items()

@@ -15,7 +15,7 @@ needs multiples of 224); the size nano for 32 px is ours.
 Golden: tests/golden/stm_*.npz (logits, means of the stages, blocks).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from visionattn.catalog import BlockContext, Card, cards, get
 from ..builder import StateDict, rename_keys
 from ..hosts.backbone import imagenet_cfg, narrow_normal
 from ..hosts.pyramid import Pyramid
-from ..layers import BatchNorm, Block, Mlp, PatchConv, ResidualBranch
+from ..layers import BatchNorm, Block, Mlp, PatchConv, branch_builder
 from ..registry import Network, register_family
 
 __all__ = ["STM"]
@@ -35,7 +35,7 @@ _Norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 def _stem(in_chans: int, dim: int, strides: tuple[int, int], **dd: Any) -> nn.Sequential:
-    conv = partial(PatchConv, kernel_size=3, padding=1, norm=_Norm, **dd)
+    conv: Callable[..., nn.Module] = partial(PatchConv, kernel_size=3, padding=1, norm=_Norm, **dd)
     return nn.Sequential(conv(in_chans, dim // 2, stride=strides[0]), nn.GELU(), conv(dim // 2, dim, stride=strides[1]))
 
 
@@ -79,10 +79,9 @@ class STM(Pyramid):
         norm = partial(nn.LayerNorm, eps=card.block_norm_eps)
 
         def block(context: BlockContext, **dd: Any) -> nn.Module:
-            dim, drop = context.dim, context.drop_path
-            branch = partial(ResidualBranch, dim, norm=norm, layer_scale=layer_scale, drop_path=drop, **dd)
+            branch = branch_builder(context, norm=norm, layer_scale=layer_scale, **dd)
             position = card.build_position(context, **dd)
-            mlp = Mlp(dim, ratio=mlp_ratios[context.stage], drop=context.proj_drop, **dd)
+            mlp = Mlp(context.dim, ratio=mlp_ratios[context.stage], drop=context.proj_drop, **dd)
             return Block(
                 **({} if position is None else {"position": position}),
                 **{name: branch(built) for name, built in card.build_mixers(context, **dd).items()},

@@ -23,7 +23,7 @@ from ..builder import StateDict, rename_keys
 from ..hosts.backbone import fan_out_normal, imagenet_cfg
 from ..hosts.published import doubling
 from ..hosts.pyramid import BlockContext, Pyramid
-from ..layers import Block, Mlp, PatchConv, PositionConv, ResidualBranch
+from ..layers import Block, Mlp, PatchConv, PositionConv, branch_builder
 from ..registry import Network, register_family
 
 __all__ = ["Twins"]
@@ -67,13 +67,14 @@ class Twins(Pyramid):
         **kwargs: Any,
     ) -> None:
         def block(context: BlockContext, **dd: Any) -> nn.Module:
-            stage, dim, drops = context.stage, context.dim, context.keywords
+            stage, dim, given = context.stage, context.dim, {**context.keywords, **dd}
             if window_sizes is not None and context.block % 2 == 0:
-                mixer = LocallyGroupedAttention(dim, window_size=window_sizes[stage], pad_mask=pad_mask, **drops, **dd)
+                side = window_sizes[stage]
+                mixer: nn.Module = LocallyGroupedAttention(dim, window_size=side, pad_mask=pad_mask, **given)
             else:
-                mixer = GlobalSubsampledAttention(dim, sr_ratio=sr_ratios[stage], edge=edge, **drops, **dd)
+                mixer = GlobalSubsampledAttention(dim, sr_ratio=sr_ratios[stage], edge=edge, **given)
             mlp = Mlp(dim, ratio=mlp_ratios[stage], drop=context.proj_drop, **dd)
-            branch = partial(ResidualBranch, dim, norm=_Norm, drop_path=context.drop_path, **dd)
+            branch = branch_builder(context, norm=_Norm, **dd)
             position = {"position": PositionConv(dim, **dd)} if context.block == 0 else {}
             return Block(attn=branch(mixer), mlp=branch(mlp), **position)
 

@@ -38,6 +38,7 @@ class Backbone(nn.Module, Generic[Flow]):
     grad_checkpointing = False
     stem: nn.Module
     final: nn.Module
+    head: Any  # one of timm's
 
     def build_head(
         self,

@@ -18,7 +18,7 @@ from torch import nn
 from visionattn.catalog import BlockContext
 from visionattn.ops.losses import Losses, call_with_losses
 
-from ..layers import Mlp, Norm, PatchConv, PositionEmbedding, ResidualBranch
+from ..layers import Mlp, Norm, PatchConv, PositionEmbedding, ResidualBranch, branch_builder
 from .backbone import Backbone, checkpoint_block
 
 __all__ = ["STAGED_KEYS", "Columnar", "ColumnarBlock", "quarters"]
@@ -196,14 +196,15 @@ class Columnar(Backbone[Tokens]):
         counts = {"cls_token": int(has_class), "reg_token": num_registers, "prompt_token": num_prompts}
         self.extra_tokens = tuple(name for name, count in counts.items() if count)
         for name in self.extra_tokens:
-            token = nn.Parameter(torch.empty(1, counts[name], dim, **dd))
-            self.register_parameter(name, nn.init.trunc_normal_(token, std=0.02))
+            token = torch.empty(1, counts[name], dim, **dd)
+            self.register_parameter(name, nn.Parameter(nn.init.trunc_normal_(token, std=0.02)))
         self.num_prefix_tokens = sum(counts.values())
         self.no_weight_decay_parts = ("position.", *counts, *no_weight_decay_parts)
         blocks = []
-        for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth)):
+        rates: Any = calculate_drop_path_rates(drop_path_rate, depth)
+        for i, rate in enumerate(rates):
             context = BlockContext(0, i, dim, rate, attn_drop_rate, proj_drop_rate, num_heads, (height, width))
-            branch = partial(ResidualBranch, dim, norm=norm, layer_scale=layer_scale, drop_path=rate, **dd)
+            branch = branch_builder(context, norm=norm, layer_scale=layer_scale, **dd)
             encoding = block_position(context, **dd) if block_position else None
             branches = {name: branch(mixer) for name, mixer in mixers(context, **dd).items()}
             mlp = branch(Mlp(dim, ratio=mlp_ratio, drop=proj_drop_rate, **dd))

@@ -21,8 +21,12 @@ Descriptors = tuple[torch.Tensor, ...]
 History = tuple[Descriptors, ...]
 
 
-class _CrossLayerBlock(nn.Module):
+class _CrossLayerBlock:
     """What the residual blocks share: `(B, C, H, W), history -> (B, C', H', W'), own descriptor`."""
+
+    se: nn.Module
+    drop_path: nn.Module | None
+    downsample: nn.Module | None
 
     def attend(self, x: torch.Tensor, residual: torch.Tensor, history: History) -> tuple[torch.Tensor, torch.Tensor]:
         """The attended residual plus the shortcut, and the residual's descriptor."""
@@ -97,7 +101,7 @@ class CrossLayerResNet(ResNet):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(_BLOCKS[block], layers, **dd, **kwargs)
         widths: tuple[tuple[int, ...], ...] = ((self.bn1.num_features,),)
         for info in self.feature_info[1:]:

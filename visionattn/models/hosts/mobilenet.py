@@ -105,7 +105,7 @@ class MobileNet(EfficientNet):
         if not chosen <= set(range(2, count + 1)):
             raise ValueError(f"layers must be among 2 to {count}, got {sorted(chosen)}")
         make = None if plugin is None else resolve_plugin(plugin)
-        dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         if not init_plugins:
             self.apply(_start)
         self.layer_names: dict[int, str] = {}
@@ -138,9 +138,7 @@ def _start(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _put(
-    make: Callable[..., nn.Module], where: str, block: nn.Module, number: int, dd: dict[str, Any]
-) -> list[nn.Module]:
+def _put(make: Callable[..., nn.Module], where: str, block: Any, number: int, dd: dict[str, Any]) -> list[nn.Module]:
     """The modules of one layer with its plug-in."""
     convs = [module for module in block.children() if isinstance(module, nn.Conv2d)]
     width = convs[-1].out_channels
@@ -169,7 +167,7 @@ _FLAT = (
 )
 
 
-def to_native(state_dict: StateDict, model: nn.Module) -> StateDict:
+def to_native(state_dict: StateDict, model: Any) -> StateDict:
     """Maps checkpoints in torchvision's and the plug-in authors' formats to our keys; our own and timm's pass through.
 
     Args:

@@ -105,7 +105,7 @@ class Pyramid(Backbone[torch.Tensor]):
         self.in_chans = in_chans
         self.no_weight_decay_parts = tuple(no_weight_decay_parts)
         self.stem = stem(in_chans, dims[0], **dd)
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
         self.feature_info = []
         stride = stride_of(self.stem)

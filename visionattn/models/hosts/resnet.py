@@ -67,6 +67,9 @@ class ResNet(_ResNet):
         ValueError: If `stem_stride` is neither 1, 2 nor 4, or the plug-in is unknown.
     """
 
+    conv1: Any  # a convolution or a sequence of them
+    feature_info: list[dict[str, Any]]
+
     def __init__(
         self,
         *args: Any,

@@ -1,3 +1,0 @@
-# CSwin's recipe. Published: top1 83.1 %.
-_base_ = ["./boat-cswin-tiny_2048-300e_imagenet.py"]
-model = dict(backbone=dict(model_name="va_flatten_cswin_tiny", drop_path_rate=0.2))

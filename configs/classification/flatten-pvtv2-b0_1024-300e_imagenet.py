@@ -1,3 +1,0 @@
-# Published: top1 71.1 %.
-_base_ = ["./flatten-pvt-tiny_1024-300e_imagenet.py"]
-model = dict(backbone=dict(model_name="va_flatten_pvtv2_b0", drop_path_rate=0.1))

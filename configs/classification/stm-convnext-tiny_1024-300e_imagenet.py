@@ -1,3 +1,0 @@
-# Published: top1 82.2 %.
-_base_ = ["./stm-swin-tiny_1024-300e_imagenet.py"]
-model = dict(backbone=dict(model_name="va_stm_convnext_tiny", drop_path_rate=0.1))
