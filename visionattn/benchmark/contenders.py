@@ -39,7 +39,7 @@ def literal(card: Card) -> Baseline | None:
     return None if getattr(module, "LOOPS", False) else module.naive_of
 
 
-def with_baseline_blocks(baseline: Baseline, cls: type[nn.Module]) -> Baseline:
+def with_baseline_blocks(baseline: Baseline, cls: Any) -> Baseline:
     """Makes a network whose blocks of a class are each replaced by the baseline.
 
     Args:
