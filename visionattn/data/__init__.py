@@ -6,7 +6,7 @@ albumentations' registered with its `TRANSFORMS`, both in a file that a config n
 
 from visionattn.data.synthetic.digits import SyntheticDigits
 
-from .base import PictureDataset, innermost_config, share_classes
+from .base import PictureDataset, check_dataset, innermost_config, share_classes
 from .coco import CocoDetection
 from .collate import list_collate, stack_collate
 from .detection import AnnotatedPicture, DetectionImages
@@ -42,6 +42,7 @@ __all__ = [
     "VOCDetection",
     "VOCSegmentation",
     "YOLODetection",
+    "check_dataset",
     "discover",
     "innermost_config",
     "list_collate",
