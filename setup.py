@@ -28,6 +28,7 @@ setup(
         "huggingface_hub>=0.34",
         "filelock>=3.12",
         "mmengine-lite>=0.10.7",
+        "pyyaml",
         "albumentations>=2.0.8,<3",
         "opencv-python-headless>=4.9",
         "torchmetrics>=1.9",

@@ -266,7 +266,7 @@ class TestCommands:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "last_checkpoint").write_text("epoch_1.pth")
         code, _, err = run_cli("train", "quickstart", "--work-dir", "run")
-        assert code == 2 and "run holds a run: --resume goes on with it, --fresh moves it aside" in err
+        assert code == 2 and "run holds a run: --resume continues it, --fresh backs it up" in err
 
     def test_predictions_are_not_overwritten(self, run_cli, pictures, tmp_path):
         (tmp_path / "out").mkdir()

@@ -111,7 +111,7 @@ def test_a_network_that_is_not_registered_is_no_variant(run_cli):
 
 def test_model_takes_the_place_and_what_it_cannot_use_goes():
     original = load_config("quickstart-detection").model.backbone
-    assert {"out_indices", "pretrained"} <= set(original)
+    assert {"strides", "pretrained"} <= set(original)
     scratch = load_config("quickstart-detection", model="va_davit_tiny").model
     assert scratch.backbone == {"model_name": "va_davit_tiny"}
     coco = load_config("mask-rcnn_resnet50-cbam_16-12e_coco")

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -65,12 +67,6 @@ def test_a_shortened_run_learns_with_its_whole_schedule(run_cli, tmp_path):
     assert next(record["top1"] for record in records if "top1" in record) > 0.5
 
 
-def test_scores_that_are_no_fractions_are_no_percents():
-    from visionattn.cli.train import _score
-
-    assert (_score(0.5), _score(-1.0), _score(7.25), _score(float("nan"))) == ("50.00 %", "-1", "7.25", "nan")
-
-
 def test_scores_without_a_value_are_null(run_cli, tmp_path, monkeypatch):
     from visionattn.cli import test as command
 
@@ -102,3 +98,37 @@ def test_every_setting_of_a_config_may_be_repeated(name):
     settings = dict(leaves({key: value for key, value in sections.items() if key != "data_root"}))
     assert len(settings) > 50
     assert load_config(name, settings)._cfg_dict == config._cfg_dict
+
+
+def test_resume_with_a_config_that_starts_from_weights(run_cli, tmp_path):
+    """`load_from` in a config: the run starts there, and resumes from what it has saved itself."""
+    assert run_cli("train", "quickstart", "--work-dir", "first", "--cfg-options", *QUICK)[0] == 0
+    options = ["--work-dir", "second", "--resume", "--cfg-options", *QUICK, "load_from=first/best_top1.pth"]
+    code, out, err = run_cli("train", "quickstart", *options)
+    assert code == 0 and "Loaded first/best_top1.pth" in out and "Resumed" not in out, err
+    code, out, err = run_cli("train", "quickstart", *options, "train_cfg.max_epochs=2")
+    assert code == 0 and "second/epoch_1.pth" in out and "Resumed after epoch 1, iteration 2" in out, err
+
+
+def test_fresh_leaves_a_running_run_alone(run_cli, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last_checkpoint").write_text("epoch_1.pth")
+    held = subprocess.Popen(
+        [sys.executable, "-c", "from visionattn.engine.lock import *\nwith work_dir_lock('run'): print(); input()"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        held.stdout.readline()
+        code, _, err = run_cli("train", "quickstart", "--work-dir", "run", "--fresh")
+        assert code == 2 and f"run is in use by another run (process {held.pid} on" in err
+        assert (tmp_path / "run" / "last_checkpoint").exists()
+    finally:
+        held.kill()
+
+
+def test_a_second_evaluation_keeps_the_pictures_of_the_first(run_cli, tmp_path):
+    printed = [run_cli("test", "quickstart", "va_resnet10n_cbam.digits")[1] for _ in range(2)]
+    first, second = (line.split()[1] for out in printed for line in out.splitlines() if line.startswith("picture"))
+    assert first != second and (tmp_path / first).exists() and (tmp_path / second).exists()

@@ -16,6 +16,7 @@ from visionattn.data import (
     SeededSampler,
     SyntheticDigits,
     VOCSegmentation,
+    innermost_config,
     share_classes,
 )
 
@@ -152,6 +153,13 @@ class TestJoined:
         assert len(joined) == 8 and len(repeated) == 12
         assert joined.metainfo["classes"] == repeated.metainfo["classes"] == ("ant", "bee")
         assert [joined[index]["data_samples"]["label"] for index in range(8)] == [0, 0, 1, 1] * 2
+
+    def test_the_pipeline_within(self, config):
+        joined = {
+            "type": "ConcatDataset",
+            "datasets": [{"type": "RepeatDataset", "times": 2, "dataset": config}, config],
+        }
+        assert innermost_config(joined) is config and innermost_config(config) is config
 
     def test_classes_of_training_reach_the_parts(self, config):
         repeated = {"type": "RepeatDataset", "times": 2, "dataset": config}

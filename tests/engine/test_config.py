@@ -57,7 +57,8 @@ def config(**sections):
 
 def test_overrides_reach_lists_and_replace_dicts():
     found = config(
-        param_scheduler=[{"type": "MultiStepLR", "milestones": [3, 6]}], model={"type": "X", "loss": {"a": 1}}
+        param_scheduler=[{"type": "MultiStepLR", "milestones": [3, 6]}],
+        model={"type": "X", "loss": {"a": 1}, "head": {"a": 1}},
     )
     apply_overrides(
         found,
@@ -67,8 +68,10 @@ def test_overrides_reach_lists_and_replace_dicts():
             "model.loss._delete_": True,
             "train_dataloader": {"batch_size": 4},
             "train_cfg": {"max_epochs": 5},
+            "model.head": {"_delete_": True, "b": 1},
         },
     )
+    assert found.model.head == {"b": 1}
     assert found.param_scheduler[0].milestones == [3, 7] and found.model.loss == {"b": 2}
     assert found.train_dataloader == {"batch_size": 4} and found.train_cfg == {"by_epoch": True, "max_epochs": 5}
 

@@ -84,7 +84,7 @@ def test_best_weights_are_those_of_the_best_evaluation(trained, run_cli, tmp_pat
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert code == 0 and metrics[metric] == pytest.approx(max(scores), abs=1e-9) and f"{metrics[metric]:.6f}" in out
     kind = "precision_recall_bbox" if task == "detection" else "confusion_seg"
-    (drawn,) = (tmp_path / "work_dirs").glob(f"*/{kind}.png")
+    (drawn,) = (tmp_path / "work_dirs").glob(f"*/*/{kind}.png")
     assert str(drawn.relative_to(tmp_path)) in out and cv2.imread(str(drawn)).std() > 1
 
 

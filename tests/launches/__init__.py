@@ -1,6 +1,6 @@
 """What each module of kernels launches for maps of real networks: `CALLS` of the module of the same name in here.
 
-`tests/ops/test_compile_gate.py` compiles these launches for GPUs that need not be there.
+`tests/ops/test_compile_gate.py` compiles these launches, and those of the whole zoo, for GPUs that need not be there.
 """
 
 import re
@@ -13,15 +13,19 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch.library import CustomOpDef
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-__all__ = ["Call", "Launch", "compile_for", "launches", "meta"]
+from visionattn.ops import use_backend
+
+__all__ = ["Call", "Launch", "compile_for", "constants", "launches", "launches_of", "meta"]
 
 # A wide map of the first stage of a ResNet-50.
 SHAPE = (128, 256, 56, 56)
 # Bytes of shared memory that a block can have, by compute capability.
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 _TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
@@ -101,30 +105,77 @@ def launches(call: Call) -> list[Launch]:
     return found
 
 
+def launches_of(run: Callable[[], Any]) -> list[Launch]:
+    """What a computation on the meta device would launch on a GPU that takes every kernel, each compilation once."""
+    found: dict[Any, Launch] = {}
+    operators = {
+        value._qualname.split("::")[1]: value
+        for name, module in list(sys.modules.items())
+        if name.startswith("visionattn.ops.triton.")
+        for value in vars(module).values()
+        if isinstance(value, CustomOpDef)
+    }
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "visionattn":
+                for launch in launches(Call("", operators[func._opname], args)):
+                    found.setdefault(_Compilation.of(launch).key(), launch)
+            return func(*args, **(kwargs or {}))
+
+    with use_backend("triton"), Operators():
+        run()
+    return list(found.values())
+
+
+class _Compilation(NamedTuple):
+    """What Triton compiles a launch for, as at run time: arguments that are 1 or multiples of 16 are known to be."""
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    hints: dict[tuple[int, ...], list[list[Any]]]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, launch: Launch) -> "_Compilation":
+        names = launch.kernel.arg_names
+        options = {name: value for name, value in launch.kwargs.items() if name not in names}
+        given = {**dict(zip(names, launch.args, strict=False)), **launch.kwargs}
+        found = cls(launch.kernel, {}, {}, {}, options)
+        for index, parameter in enumerate(launch.kernel.params):
+            value = given.get(parameter.name, parameter.default)
+            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+                found.signature[parameter.name], found.constants[parameter.name] = "constexpr", value
+                continue
+            if isinstance(value, torch.Tensor):
+                found.signature[parameter.name] = f"*{_TYPES[value.dtype]}"
+                # PyTorch's allocations are aligned; views need not be.
+                aligned = value.storage_offset() * value.element_size() % 16 == 0
+            elif isinstance(value, (bool, float)):
+                found.signature[parameter.name] = "i1" if isinstance(value, bool) else "fp32"
+                aligned = False
+            else:
+                found.signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                aligned = value % 16 == 0
+            if aligned:
+                found.hints[(index,)] = [["tt.divisibility", 16]]
+        return found
+
+    def key(self) -> Any:
+        parts = (self.signature, self.constants, self.options)
+        return self.kernel.__name__, *(tuple(sorted(p.items(), key=str)) for p in parts), tuple(self.hints)
+
+
+def constants(launch: Launch) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    return {p.name: launch.kwargs[p.name] for p in launch.kernel.params if p.is_constexpr}
+
+
 def compile_for(launch: Launch, capability: int) -> Any:
-    """Compiles a launch as Triton would at run time: arguments that are 1 or multiples of 16 are known to be."""
-    names = launch.kernel.arg_names
-    options = {name: value for name, value in launch.kwargs.items() if name not in names}
-    given = {**dict(zip(names, launch.args, strict=False)), **launch.kwargs}
-    signature, constants, hints = {}, {}, {}
-    for index, parameter in enumerate(launch.kernel.params):
-        value = given.get(parameter.name, parameter.default)
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        if isinstance(value, torch.Tensor):
-            signature[parameter.name] = f"*{_TYPES[value.dtype]}"
-            # PyTorch's allocations are aligned; views need not be.
-            aligned = value.storage_offset() * value.element_size() % 16 == 0
-        elif isinstance(value, (bool, float)):
-            signature[parameter.name] = "i1" if isinstance(value, bool) else "fp32"
-            aligned = False
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            aligned = value % 16 == 0
-        if aligned:
-            hints[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=hints)
+    """Compiles a launch as Triton would at run time."""
+    kernel, signature, values, hints, options = _Compilation.of(launch)
+    source = ASTSource(kernel, signature=signature, constexprs=values, attrs=hints)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

@@ -133,7 +133,9 @@ def test_a_kernel_size_given_stays():
     torch.testing.assert_close(module(torch.ones(1, 9, 9, 4))[0, 4, 4], module.kernel.sum().expand(4))
 
 
-@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize(
+    "groups", [name if name == "heads" else pytest.param(name, marks=pytest.mark.slow) for name in GROUPS]
+)
 def test_compiles_for_sizes_that_change(groups):
     torch.manual_seed(0)
     module = LargeKernelConvAttention(16, grid_size=5, groups=groups, num_heads=2)

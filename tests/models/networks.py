@@ -31,6 +31,15 @@ def settled(name, **kwargs):
     return model.eval()
 
 
+def record_calls(model):
+    """A list that every convolution and linear layer of a network enters each time it runs."""
+    calls = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(lambda module, args, out: calls.append(module))
+    return calls
+
+
 def rounding(model, x):
     """What float32 itself loses: deep networks of random weights magnify what other kernels round otherwise."""
     return relative_error(model(x), copy.deepcopy(model).double()(x.double()))

@@ -5,12 +5,13 @@ of a family's table; numbers once for each host, on a network of it. With `-m sl
 What a plug-in or mixer promises on its own is tested over the cards.
 """
 
+import copy
 import os
 
 import pytest
 import timm
 import torch
-from networks import NARROW, create, rounding, settled
+from networks import NARROW, create, record_calls, rounding, settled
 from timm.models import group_parameters
 
 from visionattn.testing.fixtures import relative_error
@@ -126,10 +127,7 @@ class TestOnCpu:
         """Every parameter gets a gradient, the same either way."""
         model = create(name, num_classes=42, drop_path_rate=0.1, drop_rate=0.0, **arguments).double().train()
         x = torch.randn(2, 3, 64, 64).double()
-        results, calls = [], []
-        for module in model.modules():
-            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
-                module.register_forward_hook(lambda module, args, out: calls.append(module))
+        results, calls = [], record_calls(model)
         for enable in (False, True):
             model.set_grad_checkpointing(enable)
             model.zero_grad()
@@ -158,14 +156,23 @@ class TestOnCpu:
             # A convolution may follow the last stage, as in MobileNetV2.
             if intermediates[-1].shape == final.shape:
                 torch.testing.assert_close(intermediates[-1], final)
-            stopped = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
-            torch.testing.assert_close(stopped, model.forward_intermediates(x, indices=[1])[1])
+            expected = model.forward_intermediates(x, indices=[1])[1]
+            stopping = copy.deepcopy(model)
+            calls = record_calls(stopping)
+            stopping(x)
+            whole = len(calls)
+            stopped = stopping.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+            torch.testing.assert_close(stopped, expected)
+            assert len(calls) - whole < 0.7 * whole, "all levels were run"
             features = create(name, features_only=True, out_indices=(1, 2), **arguments).eval()
             own = model.state_dict()
             features.load_state_dict({key: own[key.removeprefix("model.")] for key in features.state_dict()})
             torch.testing.assert_close(features(x), model.forward_intermediates(x, indices=[1, 2])[1])
         assert len(features.state_dict()) < len(own)
+        stopping.prune_intermediate_layers([1])
         kept = model.prune_intermediate_layers(2)
+        sizes = [sum(p.numel() for p in pruned.parameters()) for pruned in (stopping, model)]
+        assert sizes[0] < 0.7 * sizes[1], "no level was dropped"
         with torch.inference_mode():
             assert len(model.forward_intermediates(x, indices=kept, intermediates_only=True)) == 2
 

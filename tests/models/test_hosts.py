@@ -218,7 +218,7 @@ class TestColumnar:
         shape = {"img_size": (64, 96), "depth": 2}
         model = timm.create_model(theirs, **shape, **arguments).eval()
         torch.save(model.state_dict(), tmp_path / "timm.pth")
-        arguments.pop("fc_norm", None)
+        arguments = {key: value for key, value in arguments.items() if key != "fc_norm"}
         loaded = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "timm.pth")}}
         ours = timm.create_model("va_vit_softmax_tiny", **shape, **arguments, **loaded).eval()
         x = torch.randn(2, 3, 64, 96)

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 import visionattn  # noqa: F401
 from visionattn.tasks import Segmentor
-from visionattn.tasks.segmentor import _Predictor
+from visionattn.tasks.segmentor import _most_probable, _Predictor
 
 NAME = "va_resnet10n_cbam"
 SMALL = {"type": "FPN", "decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
@@ -23,6 +23,13 @@ def fake(model, logits):
     """Lets a model give these logits."""
     model._logits = lambda x: [logits[..., : x.shape[-2], : x.shape[-1]]]
     return model
+
+
+@pytest.mark.parametrize("classes", [2, 16, 37])
+def test_classes_are_enlarged_a_few_at_a_time(classes):
+    scores = torch.randn(classes, 5, 7, generator=torch.Generator().manual_seed(0)) - 3
+    whole = torch.nn.functional.interpolate(scores[None], (23, 31), mode="bilinear")[0].argmax(0)
+    assert torch.equal(_most_probable(scores, (23, 31)), whole)
 
 
 class TestLosses:

@@ -75,7 +75,7 @@ def test_segmentation_shades_classes_and_leaves_the_rest():
     assert np.abs(picture[100, 50].astype(int) - (np.array(colours[0]) + 128) / 2).max() <= 1
     assert (picture[100, 400] == 128).all()
     assert has(picture[360:], colours[0]) and has(picture[360:], colours[2]) and not has(picture[360:], colours[1])
-    named = draw_segmentation(GREY, mask, ("background", "ant", "cow"), [(0, 0, 0), (9, 9, 9), (1, 2, 3)])
+    named = draw_segmentation(GREY, mask, ("background", "ant", "cow"), [[0, 0, 0], [9, 9, 9], [1, 2, 3]])
     assert (named[100, 50] == 128).all() and has(named[360:], (1, 2, 3))
 
 

@@ -205,7 +205,7 @@ def network_cases(
     """
     official = {f"{name}_swin_tiny": _official_blocks(get("mixer", name)) for name in ("flatten", "boat")}
     shape = (batch, 3, size, size)
-    more = {"dtype": dtype, "check_batch": check_batch, "exact_only": True}
+    more: dict[str, Any] = {"dtype": dtype, "check_batch": check_batch, "exact_only": True}
     cases = [
         Case("networks", f"va_{name}", shape, partial(_like_timm, name), {"timm": partial(_timms, name)}, **more)
         for name in ("twins_svt_small", "twins_pcpvt_small", "davit_tiny")
@@ -243,7 +243,7 @@ def resnet_cases(
             "resnet50",
             f"va_resnet50_{name}",
             (batch, 3, size, size),
-            lambda name=name: _perturbed_plugins(timm.create_model(f"va_resnet50_{name}")),
+            partial(_perturbed_resnet, name),
             baselines,
             layout,
             dtype,
@@ -266,7 +266,8 @@ def _official_blocks(card: Card) -> Baseline:
     return with_baseline_blocks(baseline, getattr(card.constructor, "func", card.constructor))
 
 
-def _perturbed_plugins(network: nn.Module) -> nn.Module:
+def _perturbed_resnet(plugin: str) -> nn.Module:
+    network = timm.create_model(f"va_resnet50_{plugin}")
     for module in network.modules():
         if hasattr(module, "official_keys"):
             perturbed(module)

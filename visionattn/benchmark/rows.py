@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def measure(
     # Ours runs twice: how far its times lie apart is the noise that a ratio has to exceed.
     runs = [c.module for c in (*contenders, contenders[0])]
     rounds = take_turns(
-        [lambda n, m=module: step(m, *inputs[n % len(inputs)]) for module in runs],
+        [partial(_run_step, step, module, inputs) for module in runs],
         clock_of(device),
         seconds=seconds,
         min_rounds=MIN_ROUNDS,
@@ -95,6 +96,10 @@ def measure(
     row |= {"rounds": len(rounds), "noise": quantiles([times[-1] / times[0] for times in rounds])}
     row |= _floor(case, mode, contenders, ceilings)
     return row | {"contenders": {c.name: c.facts for c in contenders}}
+
+
+def _run_step(step: Callable[..., Any], module: nn.Module, inputs: Sequence[tuple[Any, ...]], number: int) -> None:
+    step(module, *inputs[number % len(inputs)])
 
 
 def _contenders(case: Case, mode: str, device: str, budget: CompileBudget) -> tuple[list[_Contender], dict[str, str]]:
@@ -185,7 +190,8 @@ def _shared_gradients(
     names = [name for name, value in own.items() if name in theirs and theirs[name].shape == value.shape]
     if not names:
         return []
-    return [tuple(torch.cat([group[name].flatten() for name in names]) for group in (own, theirs))]
+    first, second = (torch.cat([group[name].flatten() for name in names]) for group in (own, theirs))
+    return [(first, second)]
 
 
 def _names(module: nn.Module) -> list[str]:

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Counts what plug-ins add to a network."""
-    from visionattn.plugins import PLUGINS
+    from visionattn.plugins import list_plugins
     from visionattn.profiling.cost import format_table, measure, write_table
 
     if options.size < 1:
@@ -25,5 +25,5 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--out must be a .md file, got {options.out}")
     costs = measure(options.size, options.plugins)
     if unknown := set(options.plugins) - {cost.name for cost in costs}:
-        raise ValueError(f"unknown plug-in {', '.join(sorted(unknown))}; there are: {', '.join(PLUGINS)}")
+        raise ValueError(f"unknown plug-in {', '.join(sorted(unknown))}; there are: {', '.join(list_plugins())}")
     print(write_table(costs, options.size, options.out) if options.out else format_table(costs, options.size))

@@ -101,6 +101,7 @@ def _verdict(entry: dict[str, Any]) -> str:
 
 
 def _table(names: list[str]) -> "Table":
+    from rich.markup import escape
     from rich.table import Column, Table
 
     from visionattn.checkpoints import info
@@ -109,7 +110,7 @@ def _table(names: list[str]) -> "Table":
     table = Table(Column("name", overflow="fold"), *columns, Column("where", overflow="fold"), box=None)
     for name in names:
         entry = info(name)
-        table.add_row(
+        row = (
             name,
             entry["dataset"],
             _score(entry),
@@ -118,6 +119,7 @@ def _table(names: list[str]) -> "Table":
             entry["license"] or "not stated",
             _where(name, entry),
         )
+        table.add_row(*map(escape, row))  # square brackets are no markup
     return table
 
 

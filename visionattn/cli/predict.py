@@ -1,6 +1,7 @@
 """`visionattn predict`."""
 
 import argparse
+import os
 import signal
 import sys
 import warnings
@@ -77,6 +78,7 @@ def run(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.exists():
         raise ValueError(f"--out {options.out} exists already; name another folder, so that no two runs mix")
     use_device(options.device)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # broken pictures are reported by us
     inputs, total = _find(options.inputs)
     results: list[tuple[str, str]] = []
     with _orderly():

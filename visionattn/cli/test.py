@@ -1,8 +1,6 @@
 """`visionattn test`."""
 
 import argparse
-import json
-import math
 from pathlib import Path
 
 from ._common import add_run_options, evaluate, leave, load, use_device
@@ -27,6 +25,7 @@ def run(options: argparse.Namespace) -> None:
     from visionattn.checkpoints import load as load_weights
     from visionattn.engine import draw_scores
     from visionattn.utils.files import replacing
+    from visionattn.utils.json_text import to_json
     from visionattn.utils.locate import find_checkpoint
 
     use_device(options.device, hide_others=True)
@@ -41,11 +40,9 @@ def run(options: argparse.Namespace) -> None:
         for name, value in metrics.items():
             print(f"{name:16} {value:.6f}")
         classes = runner.test_dataloader.dataset.metainfo["classes"]
-        for picture in draw_scores(runner.test_evaluator.metrics, runner.work_dir, classes):
+        for picture in draw_scores(runner.test_evaluator.metrics, runner.log_dir, classes):
             print(f"{'picture':16} {picture}")
         if options.out:
             with replacing(options.out) as temporary:
-                # JSON has no word for a score that is not a number.
-                known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-                temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+                temporary.write_text(to_json(metrics, indent=2) + "\n", encoding="utf-8")
     leave(options)

@@ -49,16 +49,23 @@ def run(options: argparse.Namespace) -> None:
     use_device(options.device, hide_others=True)
     config = load(options, "work_dirs/{}", needs=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
     work_dir = Path(config.work_dir)
+    begun = (work_dir / "last_checkpoint").exists()
     config.resume = options.resume is not None
     if options.resume not in (None, "auto"):
         config.load_from = options.resume
+    elif config.resume and config.get("load_from"):
+        # The config's own `load_from` is where the run starts; it resumes from what it has saved since.
+        config.resume, config.load_from = begun, None if begun else config.load_from
     if options.amp:
         config.optim_wrapper.type = "AutocastOptimWrapper"
-    if options.resume is None and is_first_process() and (work_dir / "last_checkpoint").exists():
+    if options.resume is None and is_first_process() and begun:
         if not options.fresh:
             raise ValueError(f"{work_dir} holds a run: --resume continues it, --fresh backs it up and starts over")
+        from visionattn.engine import work_dir_lock
+
         aside = work_dir.with_name(f"{work_dir.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
-        work_dir.rename(aside)
+        with work_dir_lock(work_dir):  # not while another process trains in it
+            work_dir.rename(aside)
         print(f"the earlier run is now in {aside}")
 
     from ._header import choose_threads, describe_run

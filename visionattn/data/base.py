@@ -3,13 +3,14 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
-__all__ = ["PictureDataset", "check_classes", "share_classes"]
+__all__ = ["PictureDataset", "check_classes", "innermost_config", "share_classes"]
 
 
 class PictureDataset(Dataset):
@@ -32,6 +33,14 @@ class PictureDataset(Dataset):
         check_classes(classes, f"{type(self).__name__} ({source})")
         self.metainfo: dict[str, Any] = {"classes": tuple(classes)}
         self.source = source
+
+    def names(self) -> list[str]:
+        """What `names_file` calls its pictures, in order; none where they are no files."""
+        return []
+
+    def paths(self) -> list[Path]:
+        """The files of its pictures, in order; none where they are no files."""
+        return []
 
     def full_init(self) -> None:
         """Does nothing, for all is read when it is built; mmengine's joined data sets call it."""
@@ -103,6 +112,13 @@ def share_classes(dataset: Any, classes: Sequence[str]) -> None:
             f"{type(dataset).__name__} has the classes {_listed(own)}, but the training set {_listed(classes)}"
         )
     dataset.use_classes(tuple(classes))
+
+
+def innermost_config(config: Any) -> Any:
+    """The config of the data set within joined ones (`ConcatDataset`, `RepeatDataset`), the first of several."""
+    while "pipeline" not in config and ("dataset" in config or "datasets" in config):
+        config = config["dataset"] if "dataset" in config else config["datasets"][0]
+    return config
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .files import read_json
 
-__all__ = ["check_number", "check_outline", "read_coco"]
+__all__ = ["LISTS", "check_number", "check_outline", "read_coco"]
 
 _LIMIT = 1e6  # pixels; a coordinate beyond is a fault, and drawing it would take all memory
 _NEEDED = {
@@ -17,6 +17,7 @@ _NEEDED = {
     "categories": ("id", "name"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
 }
+LISTS = tuple(_NEEDED)  # that a file has
 Record = dict[str, Any]
 
 

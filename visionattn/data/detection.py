@@ -77,6 +77,7 @@ class DetectionImages(PictureDataset):
         box_params: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(classes, source)
+        self.root = root
         self.pipeline = DetectionPipeline(pipeline, original=test_mode, box_params=box_params)
         chosen = select_names(pictures, names_file, lambda p: relative_name(p.path, root), source)
         chosen = _with_files(chosen, source)
@@ -107,6 +108,12 @@ class DetectionImages(PictureDataset):
         if self.numbers is not None:
             objects = replace(objects, labels=self.numbers[objects.labels])
         return self.pipeline(image, objects, picture.image_id, getattr(index, "seed", None), str(picture.path))
+
+    def names(self) -> list[str]:
+        return [relative_name(path, self.root) for path in self.paths()]
+
+    def paths(self) -> list[Path]:
+        return [picture.path for picture in self.pictures]
 
     def read(self, picture: AnnotatedPicture) -> np.ndarray:
         """The picture in the orientation that its annotations refer to, `(H, W, 3)` uint8 in RGB."""

@@ -18,6 +18,7 @@ __all__ = [
     "is_hidden",
     "read_json",
     "read_lines",
+    "read_yaml",
     "relative_name",
     "select_names",
     "subfolders",
@@ -124,6 +125,22 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file of plain data: nothing in it can run code.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not valid YAML, in another encoding, or asks for anything but plain data.
+    """
+    import yaml
+
+    text = "\n".join(read_lines(path))
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML of plain data: {' '.join(str(error).split())}") from error
 
 
 def relative_name(path: Path, root: Path) -> str:

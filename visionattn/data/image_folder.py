@@ -83,18 +83,25 @@ class ImageFolder(LabelledImages):
         found = len(pictures)
         pictures = drop_unreadable(pictures, lambda p: read_image(p[0]), skip_unreadable, source, lambda p: str(p[0]))
         self.skipped = found - len(pictures)
-        self.paths = SerializedList(str(path) for path, _ in pictures)
+        self.root = root
+        self.files = SerializedList(str(path) for path, _ in pictures)
         labels = np.array([label for _, label in pictures], np.int64)
         super().__init__(labels, classes, pipeline, source)
         if names_file is None and (empty := set(range(len(classes))) - self.occurring_classes()):
             names = ", ".join(repr(classes[number]) for number in sorted(empty)[:10])
             print_log(f"{source}: no images of {len(empty)} classes: {names}", "current", logging.WARNING)
 
+    def names(self) -> list[str]:
+        return [relative_name(path, self.root) for path in self.paths()]
+
+    def paths(self) -> list[Path]:
+        return [Path(file) for file in self.files]
+
     def describe(self, index: int) -> str:
-        return self.paths[index]
+        return self.files[index]
 
     def read(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index])
+        return read_image(self.files[index])
 
 
 def _scan(root: Path, classes: Sequence[str] | None) -> tuple[list[tuple[Path, int]], Sequence[str]]:

@@ -60,6 +60,7 @@ class SegmentedImages(PictureDataset):
         skip_unreadable: float = 0.0,
     ) -> None:
         super().__init__(classes, source)
+        self.root = root
         what = type(self).__name__
         if len(classes) > IGNORED:
             raise ValueError(f"{what}: at most {IGNORED} classes, got {len(classes)}")
@@ -103,6 +104,12 @@ class SegmentedImages(PictureDataset):
         mask = self._classes_of(read_mask(mask_path, self._colours()), mask_path)
         image = read_annotated_image(image_path, mask.shape)
         return self.pipeline(image, mask, int(index), getattr(index, "seed", None), image_path)
+
+    def names(self) -> list[str]:
+        return [relative_name(path, self.root) for path in self.paths()]
+
+    def paths(self) -> list[Path]:
+        return [Path(image) for image, _ in self.files]
 
     def renumber(self, numbers: np.ndarray) -> None:
         self.numbers = numbers if self.numbers is None else numbers[self.numbers]

@@ -122,6 +122,8 @@ def _set(config: Config, key: str, value: Any) -> None:
     elif isinstance(value, dict) and isinstance(node.get(last), dict) and not value.get("_delete_"):
         for name in value:
             _set(config, f"{key}.{name}", value[name])
+    elif isinstance(value, dict):
+        node[last] = {name: part for name, part in value.items() if name != "_delete_"}
     else:
         node[last] = value
 

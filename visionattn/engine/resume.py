@@ -3,7 +3,7 @@
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,6 @@ def _objections(runner: Any, checkpoint: dict[str, Any], changed: dict[str, tupl
     seed = runner.cfg.get("randomness", {}).get("seed")
     if seed is not None and seed != meta["seed"]:
         yield f"its randomness.seed is {meta['seed']}, this run's {seed}"
-    old, new = ((part or {}).get("classes") for part in (meta.get("dataset_meta"), _metainfo(runner)))
-    if None not in (old, new) and list(old) != list(new):
-        yield f"it was begun with the classes {_first(old)}, but the training set now has {_first(new)}"
     if "ema_state_dict" in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
         yield "it holds averaged weights, but this run has no EMAHook (custom_hooks)"
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
@@ -182,14 +179,6 @@ def _samples_per_iteration(changed: dict[str, tuple[Any, Any]], new: dict[str, A
     names = ("processes", "train_dataloader.batch_size", "samples")
     processes, batch, samples = (changed[name][side] if name in changed else new[name] for name in names)
     return f"{processes * (batch or 1)} of {samples}"
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
-def _metainfo(runner: Any) -> dict[str, Any]:
-    return getattr(runner.train_dataloader.dataset, "metainfo", {})
 
 
 class Schedule:

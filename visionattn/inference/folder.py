@@ -45,7 +45,7 @@ def new_folder(path: str | Path | None, default: str = "predictions") -> Path:
         except FileExistsError:
             continue
         return folder
-    raise ValueError(f"{printable(path)} exists already: name another folder, so that no two runs mix")
+    raise ValueError(f"{printable(path or default)} exists already: name another folder, so that no two runs mix")
 
 
 class ResultFolder:

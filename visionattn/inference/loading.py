@@ -120,7 +120,8 @@ def _has_task(facts: Facts) -> bool:
 
 def _from_timm(name: str) -> nn.Module:
     try:
-        if ":" not in name and not timm.get_pretrained_cfg(name).has_weights:
+        cfg = None if ":" in name else timm.get_pretrained_cfg(name)
+        if ":" not in name and not (cfg and cfg.has_weights):
             raise ValueError(f"there are no published weights of {name}: give a checkpoint")
         return timm.create_model(name, pretrained=True)
     except RuntimeError as error:  # such as an unknown tag
@@ -151,7 +152,8 @@ def _with_weights(
             task = build_task(facts)
             task.load_weights(unwrap(content, str(path)))
             return _from_published(task.eval().to(device), {**facts, "input": {"label_names": names}}, classes)
-        network = timm.create_model(name, pretrained=False, **({} if width is None else {"num_classes": width}))
+        arguments: dict[str, Any] = {} if width is None else {"num_classes": width}
+        network: Any = timm.create_model(name, pretrained=False, **arguments)
         check_state_dict(weights, network)
     except ValueError as error:
         raise ValueError(f"{checkpoint} does not fit {name}: {error}") from error

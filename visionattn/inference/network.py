@@ -10,7 +10,6 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from torch import nn
 
 from visionattn.visualization.colours import Colour
 
@@ -43,7 +42,7 @@ class Network:
     class_ids: Sequence[int] | None = None
 
 
-def from_module(model: nn.Module, device: torch.device, classes: Sequence[str] | None) -> Network:
+def from_module(model: Any, device: torch.device, classes: Sequence[str] | None) -> Network:
     """A classifier of timm's, whose configuration says how pictures are prepared.
 
     Args:
@@ -68,14 +67,15 @@ def from_module(model: nn.Module, device: torch.device, classes: Sequence[str] |
         inputs = transform(Image.fromarray(_trimmed(image, name, shorter)))
         return {"inputs": inputs, "size": image.shape[:2]}
 
-    def predict(samples: list[Sample]) -> torch.Tensor:
-        return model(torch.stack([sample["inputs"] for sample in samples]).to(device)).float().softmax(-1)
+    def predict(samples: list[Sample]) -> Sequence[Any]:
+        inputs = torch.stack([sample["inputs"] for sample in samples])
+        return list(model(inputs.to(device)).float().softmax(-1))
 
     names = classes or model.pretrained_cfg.get("label_names") or _imagenet_names(model)
     return Network("classification", _class_names(names, model.num_classes), prepare, predict)
 
 
-def from_task(task: Any, transforms: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> Network:
+def from_task(task: Any, transforms: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> Network:
     """A task in evaluation mode.
 
     Args:
@@ -98,7 +98,7 @@ def from_task(task: Any, transforms: Sequence[Mapping[str, Any]], meta: Mapping[
         parts = {name: [sample[name] for sample in samples] for name in ("inputs", "data_samples")}
         batch = task.data_preprocessor(parts)
         if task.kind == "classification":
-            return task(batch["inputs"]).float().softmax(-1)
+            return list(task(batch["inputs"]).float().softmax(-1))
         return [result["preds"] for result in task(**batch, mode="predict")]
 
     names = _class_names(meta.get("classes"), task.num_classes)
@@ -137,13 +137,13 @@ def _class_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return (*names[:count], *map(str, range(len(names), count)))
 
 
-def _imagenet_names(model: nn.Module) -> Sequence[str] | None:
+def _imagenet_names(model: Any) -> Sequence[str] | None:
     """What the outputs of a network with weights of ImageNet are called; timm's tags say of which set of classes."""
     tag = model.pretrained_cfg.get("tag") or ""
     subset = timm.data.infer_imagenet_subset(model)
     if subset is None or not any(f"in{count}" in tag for count in ("1k", "12k", "21k", "22k")):
         return None
-    return timm.data.ImageNetInfo(subset).label_descriptions()
+    return list(timm.data.ImageNetInfo(subset).label_descriptions())
 
 
 def _colours(palette: Any, count: int) -> list[Colour] | None:

@@ -1,6 +1,7 @@
 """What the tasks share: a timm network that is created with checks, weights that must fit, losses of layers."""
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from visionattn.models import unwrap
 from visionattn.models.loading import LoadReport, load_fitting
 from visionattn.plugins import attach as attach_plugin
-from visionattn.utils.building import build
+from visionattn.utils.building import build, hint
 from visionattn.utils.files import read_checkpoint
 
 from . import collectors as _own  # noqa: F401  (registered by importing)
@@ -27,6 +28,17 @@ __all__ = ["Task", "compile_network", "create_network"]
 
 Losses = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
+# What most networks of timm take, for messages that guess.
+_SETTINGS = (
+    "checkpoint_path",
+    "drop_path_rate",
+    "drop_rate",
+    "global_pool",
+    "img_size",
+    "in_chans",
+    "num_classes",
+    "pretrained",
+)
 
 
 class Task(BaseModel):
@@ -171,6 +183,9 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
     try:
         network = timm.create_model(**arguments, **fixed)
     except TypeError as error:
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            close = hint(unknown[1], _SETTINGS)
+            raise ValueError(f"model.backbone: {name} has no setting {unknown[1]!r}{close}") from error
         keys = ", ".join(sorted(backbone.keys() - {"model_name"}))
         raise ValueError(f"cannot build {name} with {keys} (model.backbone): {error}") from error
     except RuntimeError as error:

@@ -186,8 +186,26 @@ class Segmentor(Task):
         """Class numbers of the original picture's pixels."""
         target = sample.get("original_mask")
         size = sample.get("original_size", sample["size"]) if target is None else target.shape
-        labels = interpolate(scores[None], tuple(map(int, size)), mode="bilinear")[0].argmax(0)
+        labels = _most_probable(scores, tuple(map(int, size)))
         return {"preds": labels.to(torch.uint8) if self.num_classes <= 256 else labels, "target": target}
+
+
+def _most_probable(scores: torch.Tensor, size: tuple[int, int], at_once: int = 16) -> torch.Tensor:
+    """Number of the class with the highest score at each pixel of an enlarged picture.
+
+    Only some classes are enlarged at a time: 150 of them take 7 GB for a photograph of 12 megapixels.
+
+    Args:
+        scores: `(classes, h, w)`.
+        size: Height and width to enlarge to.
+        at_once: How many classes to enlarge at a time.
+    """
+    best, labels = scores.new_full(size, -torch.inf), torch.zeros(size, dtype=torch.int64, device=scores.device)
+    for start in range(0, len(scores), at_once):
+        values, numbers = interpolate(scores[None, start : start + at_once], size, mode="bilinear")[0].max(0)
+        labels = torch.where(values > best, numbers + start, labels)
+        best = torch.maximum(values, best)
+    return labels
 
 
 class _Predictor:

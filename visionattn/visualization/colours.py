@@ -12,7 +12,8 @@ def palette(count: int) -> list[Colour]:
     golden = (5**0.5 - 1) / 2
     shades = ((0.85, 0.95), (0.6, 1.0), (0.95, 0.7))
     hues = (((number * golden) % 1, *shades[number % 3]) for number in range(count))
-    return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(*hue)) for hue in hues]
+    parts = (colorsys.hsv_to_rgb(*hue) for hue in hues)
+    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in parts]
 
 
 def contrast(colour: Colour) -> Colour:

@@ -68,7 +68,7 @@ def draw_legend(entries: Sequence[Swatch], width: int, size: int) -> np.ndarray:
     pen = ImageDraw.Draw(panel)
     for left, top, colour, text, font in laid:
         if colour:
-            pen.rectangle((left, top, left + size, top + size), fill=colour, outline="black")
+            pen.rectangle((left, top, left + size, top + size), fill=tuple(colour), outline="black")
             left += line
         pen.text((left, top + size / 2), text, fill=_INK, font=font, anchor="lm")
     return np.asarray(panel)

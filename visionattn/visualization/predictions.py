@@ -122,7 +122,7 @@ def draw_segmentation(
     """
     mask = np.asarray(mask)
     plain = int(classes[0] == "background")
-    colours = class_colours(classes) if colours is None else [tuple(map(int, colour)) for colour in colours]
+    colours = class_colours(classes) if colours is None else colours
     canvas, _ = _scaled(image)
     size, line = _sizes(canvas)
     known = (mask >= 0) & (mask < len(classes))

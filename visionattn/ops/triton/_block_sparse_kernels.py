@@ -174,6 +174,9 @@ def attend(
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     """The results of a tile of queries, the largest score of each, and one over the sum of its weights."""
+    if WIDE > 0:  # Known sizes take fewer registers.
+        slots = TALL * WIDE
+        keys = slots * CHOSEN if CHOSEN else slots
     head, tile, block, image = _program(heads, blocks, tl.cdiv(SLOTS, BLOCK_M))
     base = qkv + image * by_image + head * by_head
 
@@ -203,12 +206,11 @@ def attend(
         top = highest
     total = tl.where(total > 0, total, 1.0)
     top = tl.where(top == float("-inf"), 0.0, top)
-    inverse = 1.0 / total
     at = (image * tokens * heads + head) * WIDTH
-    _write(out + at, mix * inverse[:, None], token, held, heads * WIDTH, WIDTH, BLOCK_D)
+    _write(out + at, mix / total[:, None], token, held, heads * WIDTH, WIDTH, BLOCK_D)
     at = (image * heads + head) * tokens + token
     tl.store(tops + at, top, mask=held)
-    tl.store(inverses + at, inverse, mask=held)
+    tl.store(inverses + at, 1.0 / total, mask=held)
 
 
 @triton.jit
@@ -221,6 +223,9 @@ def grad_queries(
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of queries, and `deltas`: of each, the product of its result and the gradient of that."""
+    if WIDE > 0:  # Known sizes take fewer registers.
+        slots = TALL * WIDE
+        keys = slots * CHOSEN if CHOSEN else slots
     head, tile, block, image = _program(heads, blocks, tl.cdiv(SLOTS, BLOCK_M))
     base = qkv + image * by_image + head * by_head
 
@@ -265,6 +270,9 @@ def grad_keys(
     ALONE: a block sees itself only and is no larger than a tile. Then the gradients of its queries come along, with
     `deltas`, which are else read, and nothing is read twice.
     """
+    if WIDE > 0:  # Known sizes take fewer registers.
+        slots = TALL * WIDE
+        keys = slots * CHOSEN if CHOSEN else slots
     head, tile, block, image = _program(heads, blocks, tl.cdiv(SLOTS, BLOCK_M))
     base = qkv + image * by_image + head * by_head
     d_base = d_qkv + (image * tokens * 3 * heads + head) * WIDTH
@@ -303,10 +311,11 @@ def grad_keys(
             seen = _seen(q_held, q_part, k_there, held, part, pad_kv, DOWN, RIGHT)
             pair = _pairs(i, j, head, SLOTS, KEYS, PAD)
             s = _scores(q, k, bias, pair, seen, scale, CHOSEN + OVERLAP == 0, PRECISION)
+            # In this order all fit the registers.
+            dp = _dot(do, tl.trans(v), PRECISION)
             top, inverse = _softmax_of(tops, inverses, at, q_held)
             p = _weights(s, top, inverse)
             dv += _dot(tl.trans(p.to(do.dtype)), do, PRECISION)
-            dp = _dot(do, tl.trans(v), PRECISION)
             if ALONE:
                 delta = tl.sum(p * dp, 1)
                 if deltas is not None:
@@ -343,6 +352,9 @@ def grad_bias(
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of the bias, added over `per_program` blocks."""
+    if WIDE > 0:  # Known sizes take fewer registers.
+        slots = TALL * WIDE
+        keys = slots * CHOSEN if CHOSEN else slots
     number = tl.program_id(0)
     head = number % heads
     number = number // heads

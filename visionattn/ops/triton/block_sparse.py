@@ -207,7 +207,7 @@ def block_sparse_backward(
     tiles = _tiles(place, qkv.element_size())
     padded = _padded(bias, tiles)
     slots, keys, units = place["slots"], place["keys"], batch * place["blocks"]
-    down, across = triton.cdiv(slots, tiles["BLOCK_M"]), triton.cdiv(keys, tiles["BLOCK_N"])
+    down = triton.cdiv(slots, tiles["BLOCK_M"])
     alone = keys == slots and block_table is None and down == 1
     d_qkv = qkv.new_empty(qkv.shape)
     deltas = None if alone and not with_bias else torch.empty_like(sums[0])
@@ -224,11 +224,13 @@ def block_sparse_backward(
     )  # fmt: skip
     d_bias = d_pad_kv = None
     if with_bias:
+        of_bias = _tiles_of_bias(tiles, qkv.element_size())
+        across = triton.cdiv(keys, of_bias["BLOCK_N"])
         per_program = triton.cdiv(units, max(1, PROGRAMS // (heads * down * across)))
         partial = sums.new_empty(triton.cdiv(units, per_program), *padded.shape)
         wrap_triton(kernels.grad_bias)[(partial.size(0) * down * across * heads,)](
             qkv, table, block_table, padded, pad_kv, *sums.unbind(), grad, deltas, partial, scale,
-            units=units, per_program=per_program, **place, **tiles,
+            units=units, per_program=per_program, **place, **of_bias,
         )  # fmt: skip
         d_bias = partial.sum(0)[:, :slots, :keys].to(bias.dtype, memory_format=torch.contiguous_format)
     if pad_kv is not None:
@@ -308,7 +310,7 @@ def _tiles(place: dict[str, Any], element_size: int) -> dict[str, int]:
     """The sizes of tiles, and the warps that work on one."""
     slots, keys, width = place["SLOTS"], place["KEYS"], max(16, power_of_2(place["WIDTH"], WIDEST))
     longest, warps = next(found for bounds, found in TILES.items() if element_size == bounds[0] and width <= bounds[1])
-    if slots > longest == 64:
+    if slots > longest and element_size == 2:
         warps = 8  # loops over queries carry sums
     down, across = (power_of_2(count, longest) for count in (slots, keys))
     # 69 keys are three tiles of 32 rather than two of 64.
@@ -324,6 +326,13 @@ def _tiles(place: dict[str, Any], element_size: int) -> dict[str, int]:
         # Programs are many and loops are short: while one waits for memory, others work.
         "num_stages": 1,
     }
+
+
+def _tiles_of_bias(tiles: dict[str, int], element_size: int) -> dict[str, int]:
+    """The same for the gradient of the bias, which a program carries with itself: wide heads leave it few registers."""
+    if element_size > 2 or tiles["BLOCK_D"] < 64:
+        return tiles
+    return {**tiles, "BLOCK_N": min(tiles["BLOCK_N"], 2048 // tiles["BLOCK_D"]), "num_warps": 8}
 
 
 def _inverse(block_table: torch.Tensor, blocks: int) -> tuple[torch.Tensor, torch.Tensor]:

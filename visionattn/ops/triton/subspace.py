@@ -44,18 +44,22 @@ def residual_gate(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     return axis_gate(maps, [attention.reshape(-1, 1, *x.shape[2:])], None, "product", True, False, False).view_as(x)
 
 
-def _tile(x: torch.Tensor, channels: int) -> dict[str, Any]:
-    """How programs divide a map of which they see so many channels at a time."""
+def _tile(x: torch.Tensor, channels: int, share: int = 1) -> dict[str, Any]:
+    """How programs divide a map of which they see so many channels at a time; in how much of a tile, where rows lie so.
+
+    The gradient of the scores holds more numbers around each than the threads of a whole tile have registers for.
+    """
     nhwc, (height, width) = is_nhwc(x), x.shape[2:]
+    numbers = TILE if nhwc else TILE // share
     if nhwc:
         c = power_of_2(channels, 64)
         w = power_of_2(width, 8)
-        h = power_of_2(height, TILE // (c * w))
+        h = power_of_2(height, numbers // (c * w))
     else:
         w = power_of_2(width, 64)
-        h = power_of_2(height, TILE // w)
-        c = power_of_2(channels, TILE // (h * w))
-    warps = max(1, min(h * w * c // 256, 8))
+        h = power_of_2(height, numbers // w)
+        c = power_of_2(channels, numbers // (h * w))
+    warps = max(1, min(h * w * c * (TILE // numbers) // 256, 8))
     return {"UNIT": unit_of(width), "NHWC": nhwc, "HB": h, "WB": w, "CB": c, "num_warps": warps}
 
 
@@ -118,7 +122,7 @@ def group_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weig
 def _scores_gradients(
     grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    sums = (_parts(x, _tile(x, x.shape[1])), len(x), x.shape[1])
+    sums = (_parts(x, _tile(x, x.shape[1], share=2)), len(x), x.shape[1])
     totals, moments = (torch.empty(sums, dtype=torch.float32, device=x.device) for _ in range(2))
     return _like(x), totals, moments
 
@@ -129,7 +133,7 @@ def group_scores_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradient of x, and sums for those of the rest; see `scores_backward`."""
     results = _scores_gradients(grad, x, scale, shift, weight)
-    tile = _tile(x, x.shape[1])
+    tile = _tile(x, x.shape[1], share=2)
     channels, group = x.shape[1], weight.shape[1]
     wrap_triton(scores_backward)[(len(x) * _parts(x, tile) * triton.cdiv(channels, tile["CB"]),)](
         grad.contiguous(), x, scale.contiguous(), shift.contiguous(), weight.contiguous(), None, *results,

@@ -1,0 +1,29 @@
+"""Pictures in folders, one a class."""
+
+from pathlib import Path
+
+from ..files import subfolders
+from .common import Layout, has_files, split_folders
+
+__all__ = ["class_folders"]
+
+
+def class_folders(path: Path, task: str | None) -> Layout | None:
+    """classification: a folder with one sub-folder of pictures a class, or folders train, val, test of such"""
+    if task not in (None, "classification") or not path.is_dir():
+        return None
+    splits = split_folders(path)
+    if "train" in splits and _classes(splits["train"]):
+        datasets = {split: {"type": "ImageFolder", "data_root": str(folder)} for split, folder in splits.items()}
+        return Layout("folders of classes, by splits", "classification", datasets)
+    if _classes(path):
+        return Layout(
+            "a folder with one sub-folder a class",
+            "classification",
+            {"train": {"type": "ImageFolder", "data_root": str(path)}},
+        )
+    return None
+
+
+def _classes(folder: Path) -> bool:
+    return sum(has_files(inside, deep=True) for inside in subfolders(folder)) >= 2
