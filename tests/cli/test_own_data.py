@@ -55,7 +55,7 @@ def test_the_road_from_a_folder_to_a_name(run_cli, folders, tmp_path, monkeypatc
     code, _, err = run_cli("predict", folders / "zero", "--model", name, "--out", "seen")
     assert code == 0, err
     rows = list(csv.DictReader((tmp_path / "seen" / "predictions.csv").open()))
-    assert sum(row["label"] == "zero" for row in rows) > len(rows) / 2
+    assert sum(row["label_1"] == "zero" for row in rows) > len(rows) / 2
 
 
 def test_a_config_to_go_on_from(run_cli, folders, tmp_path):
