@@ -34,7 +34,7 @@ def folders(digits, tmp_path):
 
 
 def test_the_road_from_a_folder_to_a_name(run_cli, folders, tmp_path, monkeypatch):
-    short = ["--cfg-options", "train_cfg.max_epochs=6", "train_dataloader.num_workers=0"]
+    short = ["--cfg-options", "train_cfg.max_epochs=10", "train_dataloader.num_workers=0"]
     short += ["train_dataloader.persistent_workers=False", "val_dataloader.num_workers=0"]
     short += ["val_dataloader.persistent_workers=False"]
     code, out, err = run_cli("train", "--data", "photos", "--model", MODEL, *short)

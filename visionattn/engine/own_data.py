@@ -72,7 +72,8 @@ def config_text(data: DiscoveredData, model: str, pretrained: bool = False) -> s
         if data.task == "instance":
             settings["model"]["detector"] = {"_delete_": True, "type": "MaskRCNN"}
             scores = {"segm": {"type": "DetectionScores", "iou_type": "segm"}}
-    batch = min(32 if data.task == "classification" else 4, data.counts["train"])
+    # Some steps an epoch even of few pictures, and never a batch larger than the data.
+    batch = min(32 if data.task == "classification" else 4, max(data.counts["train"] // 8, 2))
     for split, pipeline in (("train", train), ("val", test), ("test", test)):
         loader = {"dataset": {**_piped(data.datasets[split], pipeline)}}
         settings[f"{split}_dataloader"] = {"batch_size": batch, **loader} if split == "train" else loader
