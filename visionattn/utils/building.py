@@ -27,6 +27,7 @@ def build(table: Any, config: Mapping[str, Any], what: str, **offered: Any) -> A
     if entry is None:
         raise ValueError(f"{what} type must be one of {', '.join(known)}, got {kind!r}{hint(str(kind), known)}")
     name = getattr(kind, "__name__", kind)
+    parameters: Mapping[str, inspect.Parameter]
     try:
         parameters = inspect.signature(entry).parameters
     except ValueError:  # of a class written in C
