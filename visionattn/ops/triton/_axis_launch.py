@@ -267,9 +267,9 @@ def axis_spread(
 
 def _launch_gate(
     lies: _Map,
-    x: torch.Tensor,
+    x: torch.Tensor | None,
     other: torch.Tensor | None,
-    out: torch.Tensor | None,
+    out: torch.Tensor,
     gates: list[torch.Tensor],
     join: str,
     one: bool,
@@ -382,7 +382,7 @@ def axis_gate_backward(
 
 def _launch_gate_backward(
     lies: _Map,
-    dy: torch.Tensor,
+    dy: torch.Tensor | None,
     y: torch.Tensor | None,
     x: torch.Tensor,
     other: torch.Tensor | None,
