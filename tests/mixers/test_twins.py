@@ -83,7 +83,7 @@ def test_agrees_with_timm(size):
 def test_edges_of_the_summary():
     torch.manual_seed(0)
     crop = GlobalSubsampledAttention(8, num_heads=2, sr_ratio=4)
-    pad = GlobalSubsampledAttention(8, num_heads=2, sr_ratio=4, edge="pad")
+    pad = GlobalSubsampledAttention(8, num_heads=2, sr_ratio=4, remainder="pad")
     pad.load_state_dict(crop.state_dict())
     x = torch.randn(2, 9, 10, 8)
     assert crop.summary(x).shape == (2, 2, 2, 8) and pad.summary(x).shape == (2, 3, 3, 8)
@@ -104,7 +104,7 @@ def test_edges_of_the_summary():
         (LocallyGroupedAttention, {"pad_mask": "some"}, "pad_mask must be one of none, exact, official, got 'some'"),
         (GlobalSubsampledAttention, {"num_heads": 0}, "num_heads=0"),
         (GlobalSubsampledAttention, {"sr_ratio": 0}, "sr_ratio must be at least 1, got 0"),
-        (GlobalSubsampledAttention, {"edge": "wrap"}, "edge must be one of crop, pad, got 'wrap'"),
+        (GlobalSubsampledAttention, {"remainder": "wrap"}, "remainder must be one of crop, pad, got 'wrap'"),
     ],
 )
 def test_bad_arguments(build, arguments, message):

@@ -81,8 +81,8 @@ def test_equals_timm(variant):
 def test_unknown_policies_are_refused():
     with pytest.raises(ValueError, match="pad_mask must be one of none, exact, official, got 'some'"):
         timm.create_model("va_twins_svt_small", device="meta", pad_mask="some")
-    with pytest.raises(ValueError, match="edge must be one of crop, pad, got 'wrap'"):
-        timm.create_model("va_twins_svt_small", device="meta", edge="wrap")
+    with pytest.raises(ValueError, match="remainder must be one of crop, pad, got 'wrap'"):
+        timm.create_model("va_twins_svt_small", device="meta", remainder="wrap")
 
 
 @pytest.mark.parametrize(("name", "share"), [("twins_pcpvt_small", 1.0), ("twins_svt_small", 0.87)])

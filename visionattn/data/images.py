@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 __all__ = ["IMAGE_SUFFIXES", "decode_image", "image_size", "read_annotated_image", "read_image", "read_mask"]
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ORIENTATION = 0x0112  # EXIF's tag
 # Undoes an orientation: from the upright picture to the stored one.
 _UNDO = {

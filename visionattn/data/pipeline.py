@@ -58,6 +58,10 @@ class Pipeline:
     def _prepare(
         self, transforms: Sequence[dict[str, Any]], defaults: dict[str, Any] | None = None, **arguments: Any
     ) -> None:
+        if not isinstance(transforms, (list, tuple)) or not all(isinstance(t, dict) for t in transforms):
+            raise ValueError(
+                f"a pipeline must be a list of dicts, each with the type of a transform, got {transforms!r}"
+            )
         self.names = [str(transform.get("type")) for transform in transforms]
         self.transforms = [_build(transform, defaults or {}) for transform in transforms]
         self.arguments = arguments

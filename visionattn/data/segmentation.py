@@ -1,5 +1,6 @@
 """Pictures with masks of class numbers: what all segmentation data sets share, ADE20K, and plain folders."""
 
+import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,9 @@ def pair_files(images: Path, masks: Path, mask_suffix: str = "") -> list[tuple[P
             continue
         name = f"{image.relative_to(images).with_suffix('').as_posix()}{mask_suffix}"
         if name not in known:
-            raise FileNotFoundError(f"no mask {masks / name}{{{','.join(MASK_SUFFIXES)}}} for {image}")
+            others = [path.name for path in (masks / name).parent.glob(f"{glob.escape((masks / name).name)}.*")]
+            instead = f"; {others[0]} is of another format" if others else ""
+            raise FileNotFoundError(f"no mask {masks / name}{{{','.join(MASK_SUFFIXES)}}} for {image}{instead}")
         pairs.append((image, known[name]))
     return pairs
 

@@ -20,6 +20,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
 
+from visionattn.data import check_dataset
 from visionattn.models import check_state_dict
 from visionattn.utils.files import read_checkpoint
 
@@ -55,6 +56,9 @@ class Runner(mmengine.runner.Runner):
             ValueError: If the warm-up is not shorter than the training.
         """
         _check_schedule(cfg)
+        for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+            if isinstance(cfg.get(loader), dict):
+                check_dataset(cfg[loader]["dataset"], f"{loader}.dataset")
         return super().from_cfg(cfg)
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:

@@ -100,8 +100,8 @@ class KVReducedAttention(nn.Module):
         dim: Width of the tokens.
         num_heads: Number of heads, a divisor of `dim`.
         sr_ratio: Side in tokens of the patches; 1: every token is a key.
-        edge: What happens to rows and columns that do not fill a patch: `crop` or `pad`. Sides below `sr_ratio` are
-            padded with zeros either way.
+        remainder: What happens to rows and columns that do not fill a patch: `crop` or `pad`. Sides below `sr_ratio`
+            are padded with zeros either way.
         qkv_bias: Whether the projections to queries, keys and values have biases.
         attn_drop: Dropout rate of the attention weights.
         proj_drop: Dropout rate of the result.
@@ -116,7 +116,7 @@ class KVReducedAttention(nn.Module):
         *,
         num_heads: int,
         sr_ratio: int = 1,
-        edge: str = "crop",
+        remainder: str = "crop",
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -126,11 +126,11 @@ class KVReducedAttention(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         check_positive(sr_ratio=sr_ratio)
-        check_choice("edge", edge, ("crop", "pad"))
+        check_choice("remainder", remainder, ("crop", "pad"))
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
-        self.edge = edge
+        self.remainder = remainder
         self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias, **dd)
         self.attn_drop = nn.Dropout(attn_drop)
@@ -151,7 +151,9 @@ class KVReducedAttention(nn.Module):
         """What keys and values are made of, `(B, H', W', C)`."""
         if self.sr is None or self.norm is None:
             return x
-        short = [-side % self.sr_ratio if self.edge == "pad" or side < self.sr_ratio else 0 for side in x.shape[1:3]]
+        short = [
+            -side % self.sr_ratio if self.remainder == "pad" or side < self.sr_ratio else 0 for side in x.shape[1:3]
+        ]
         if any(short):
             x = F.pad(x, (0, 0, 0, short[1], 0, short[0]))
         return self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

@@ -61,7 +61,7 @@ class SpatialReductionAttention(KVReducedAttention):
             dim,
             num_heads=num_heads,
             sr_ratio=sr_ratio,
-            edge="crop",
+            remainder="crop",
             qkv_bias=qkv_bias,
             attn_drop=attn_drop,
             proj_drop=proj_drop,

@@ -58,8 +58,8 @@ class GlobalSubsampledAttention(KVReducedAttention):
         qkv_bias: Whether the projections to queries, keys and values have biases.
         attn_drop: Dropout rate of the attention weights.
         proj_drop: Dropout rate of the result.
-        edge: What happens to rows and columns that do not fill a patch: `crop` leaves them out of the summary, as the
-            official code does, `pad` fills up their patches with zeros. Sides below `sr_ratio` are padded either way.
+        remainder: What happens to rows and columns that do not fill a patch: `crop` leaves them out of the summary, as
+            the official code does, `pad` fills their patches with zeros. Sides below `sr_ratio` are padded either way.
 
     Raises:
         ValueError: If an argument is out of range.

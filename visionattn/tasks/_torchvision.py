@@ -126,6 +126,10 @@ def _anchor_generator(kind: _Kind, strides: Sequence[int], anchors: dict[str, An
     ratios = anchors.pop("aspect_ratios", kind.ratios)
     if anchors:
         raise ValueError(f"anchors have sizes and aspect_ratios, got {', '.join(anchors)}")
+    for key, lists in (("sizes", sizes), ("aspect_ratios", [ratios])):
+        if not all(isinstance(level, (list, tuple)) for level in lists):
+            what = "a list of numbers for each level" if key == "sizes" else "a list of numbers"
+            raise ValueError(f"anchors.{key} must be {what}, got {sizes if key == 'sizes' else ratios}")
     if len(sizes) != len(strides):
         raise ValueError(
             f"anchors.sizes needs a list for each of the {len(strides)} levels (strides "

@@ -10,7 +10,7 @@ from torch import nn
 from visionattn.models.loading import LoadReport, load_fitting
 from visionattn.utils.building import build
 
-from ._base import Task, compile_network, create_network
+from ._base import Task, check_kinds, compile_network, create_network
 from .losses import build_loss
 from .registry import HEADS
 
@@ -57,6 +57,7 @@ class Classifier(Task):
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
+        check_kinds(dict, "a dict", backbone=backbone, head=head, attach=attach, loss=loss, mixup=mixup)
         in_chans = backbone.get("in_chans", 3)
         super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
         self.data_preprocessor.register_forward_pre_hook(_one_size)

@@ -17,7 +17,7 @@ from torchvision.models.detection.transform import resize_boxes
 from visionattn.utils.building import build
 
 from . import _torchvision  # noqa: F401  (registered by importing)
-from ._base import Task
+from ._base import Task, check_kinds
 from ._features import FeatureMaps, find_maps, pad_to_multiple
 from .registry import DETECTORS
 
@@ -79,6 +79,9 @@ class Detector(Task):
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
+        check_kinds(dict, "a dict", backbone=backbone, detector=detector, anchors=anchors, attach=attach)
+        check_kinds(int, "a whole number", num_classes=num_classes, frozen_stages=frozen_stages)
+        check_kinds(int, "a whole number", pyramid_channels=pyramid_channels)
         in_chans = backbone.get("in_chans", 3)
         super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
         if num_classes < 1:

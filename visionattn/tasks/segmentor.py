@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from visionattn.utils.building import build
 
 from . import _smp  # noqa: F401  (registered by importing)
-from ._base import Task
+from ._base import Task, check_kinds
 from ._features import FeatureMaps, find_maps, pad_to_multiple
 from .losses import build_losses
 from .registry import DECODERS, HEADS
@@ -84,6 +84,11 @@ class Segmentor(Task):
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
+        dicts = {"backbone": backbone, "decoder": decoder, "auxiliary": auxiliary, "inference": inference}
+        check_kinds(dict, "a dict", **dicts, attach=attach)
+        check_kinds(int, "a whole number", num_classes=num_classes, frozen_stages=frozen_stages)
+        check_kinds(int, "a whole number", loss_stride=loss_stride, ignore_index=ignore_index)
+        check_kinds((list, tuple), "a list of dicts", losses=losses)
         in_chans = backbone.get("in_chans", 3)
         super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
         if num_classes < 2:

@@ -44,8 +44,8 @@ class Twins(Pyramid):
             none: all blocks attend to the summary (PCPVT).
         pad_mask: Whether windows attend to what they are filled up with: `none` (they do, as for classification),
             `exact` (never) or `official` (as the dense prediction code: never where both sides are filled up).
-        edge: What becomes of rows and columns that fill no patch of the summary: `crop` (left out, as published) or
-            `pad`.
+        remainder: What becomes of rows and columns that fill no patch of the summary: `crop` (left out, as published)
+            or `pad`.
         stage_norm: A norm after each stage, as the dense prediction code of SVT has it.
         patch_size: Side of the stem's patches: 4, or less for small pictures.
         **kwargs: As `Pyramid`: in_chans, num_classes, global_pool, the drop rates, device, dtype.
@@ -61,7 +61,7 @@ class Twins(Pyramid):
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
         window_sizes: Sequence[int] | None = None,
         pad_mask: str = "none",
-        edge: str = "crop",
+        remainder: str = "crop",
         stage_norm: bool = False,
         patch_size: int = 4,
         **kwargs: Any,
@@ -72,7 +72,7 @@ class Twins(Pyramid):
                 side = window_sizes[stage]
                 mixer: nn.Module = LocallyGroupedAttention(dim, window_size=side, pad_mask=pad_mask, **given)
             else:
-                mixer = GlobalSubsampledAttention(dim, sr_ratio=sr_ratios[stage], edge=edge, **given)
+                mixer = GlobalSubsampledAttention(dim, sr_ratio=sr_ratios[stage], remainder=remainder, **given)
             mlp = Mlp(dim, ratio=mlp_ratios[stage], drop=context.proj_drop, **dd)
             branch = branch_builder(context, norm=_Norm, **dd)
             position = {"position": PositionConv(dim, **dd)} if context.block == 0 else {}

@@ -209,7 +209,7 @@ def axis_pool(x: torch.Tensor, weight: torch.Tensor | None, means: list[int], ma
                 open_.append((sums, keys, mean, maximum, index))
                 mean, maximum, index = sums, keys, None
             pointers += [mean, maximum, index]
-            names |= {f"AXES{place}": bits, f"WHOLE{place}": parts == 1}
+            names |= {f"AXES{place}": bits, f"WHOLE{place}": not parts > 1}
         wrap_triton(pool)[walk.grid(x.shape[0])](
             x, dense, *pointers, x.shape[0], *lies.run_time, walk.chunk,
             WEIGHT=lies.bits(over), **names, **walk.tile,

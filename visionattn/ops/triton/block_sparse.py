@@ -7,6 +7,7 @@ import torch
 import triton
 from torch.nn import functional as F
 
+from visionattn.ops._autocast import autocast_dtype
 from visionattn.ops.block_sparse_attention import Windows, check_arguments
 from visionattn.ops.block_sparse_attention import block_sparse_attention as torch_code
 from visionattn.ops.cluster_attention import siblings
@@ -83,9 +84,7 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The results and, if wanted, the values as they came in, in memory of their own."""
     check_arguments(qkv, blocks, block_table, overlap, bias, pad_kv)
-    if torch.is_autocast_enabled(qkv.device.type):  # as PyTorch's attention does
-        dtype = torch.get_autocast_dtype(qkv.device.type)
-        qkv = qkv.to(dtype)
+    qkv = qkv.to(autocast_dtype(qkv) or qkv.dtype)  # as PyTorch's attention does
     pad_kv = None if pad_kv is None else pad_kv.to(qkv.dtype)
     if qkv.size(-1) > WIDEST:
         raise ValueError(f"heads are at most {WIDEST} wide in kernels, got {qkv.size(-1)}")
@@ -329,10 +328,10 @@ def _tiles(place: dict[str, Any], element_size: int) -> dict[str, int]:
 
 
 def _tiles_of_bias(tiles: dict[str, int], element_size: int) -> dict[str, int]:
-    """The same for the gradient of the bias, which a program carries with itself: wide heads leave it few registers."""
-    if element_size > 2 or tiles["BLOCK_D"] < 64:
+    """The same for the gradient of the bias, which a program carries with itself: it leaves less room for keys."""
+    if element_size > 2:
         return tiles
-    return {**tiles, "BLOCK_N": min(tiles["BLOCK_N"], 2048 // tiles["BLOCK_D"]), "num_warps": 8}
+    return {**tiles, "BLOCK_N": min(tiles["BLOCK_N"], max(16, 1024 // tiles["BLOCK_D"]))}
 
 
 def _inverse(block_table: torch.Tensor, blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
