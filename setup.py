@@ -47,6 +47,7 @@ setup(
             "jsonschema>=4.18",
             "pycocotools>=2.0.8",
             "ruff>=0.9",
+            "mypy>=1.15",
             "setuptools>=71",
             "onnx>=1.17",
             "onnxscript>=0.5",

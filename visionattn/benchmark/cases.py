@@ -14,7 +14,8 @@ from torch import nn
 
 import visionattn.models  # noqa: F401  (registers the networks)
 from visionattn.catalog import BlockContext, Card, Floor, cards, get
-from visionattn.mixers import FocusedLinearAttention, WindowAttention
+from visionattn.mixers.flatten import FocusedLinearAttention
+from visionattn.mixers.window import WindowAttention
 from visionattn.plugins import resolve_plugin
 from visionattn.testing.contracts import perturbed
 

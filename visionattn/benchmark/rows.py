@@ -64,7 +64,7 @@ def measure(
     torch.manual_seed(0)
     contenders, notes = _contenders(case, mode, device, budget)
     step = {"fwd": _forward, "f+b": _forward_backward}[mode]
-    row = {"reference": next(iter(case.baselines)), "notes": notes}
+    row: dict[str, Any] = {"reference": next(iter(case.baselines)), "notes": notes}
 
     exact = torch.float64 if case.dtype == torch.float64 else torch.float32
     sample = _inputs(case, contenders[0].module, device, exact, 1, case.check_batch)[0]
@@ -111,7 +111,8 @@ def _contenders(case: Case, mode: str, device: str, budget: CompileBudget) -> tu
         contenders.append(_Contender(name, baseline(ours), name not in case.unequal))
     if case.compiled and budget.left > 0:
         reference = next(c for c in contenders if c.name in case.baselines)
-        contenders.append(_Contender("compiled", torch.compile(deepcopy(reference.module), dynamic=False)))
+        compiled: Any = torch.compile(deepcopy(reference.module), dynamic=False)
+        contenders.append(_Contender("compiled", compiled))
     elif case.compiled:
         notes["compiled"] = "the time for compilers was spent"
     for contender in contenders:

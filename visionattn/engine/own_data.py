@@ -63,7 +63,7 @@ def config_text(data: DiscoveredData, model: str, pretrained: bool = False) -> s
     if data.task == "classification":
         train, test, inputs = _classification(data, model)
         settings["model"] = {"backbone": {**backbone, "num_classes": count}}
-        scores = {name: {"num_classes": count} for name in ("top1", "confusion")}
+        scores: dict[str, dict[str, Any]] = {name: {"num_classes": count} for name in ("top1", "confusion")}
         settings["data_preprocessor"] = inputs
     else:
         train, test = _dense(data)

@@ -120,6 +120,8 @@ class Runner(mmengine.runner.Runner):
             scheduler = without_tiny_warmups(scheduler, len(self.train_dataloader))
         return super().build_param_scheduler(scheduler)
 
+    _load_from: str | None
+
     def load_or_resume(self) -> None:
         """Resumes from the newest whole checkpoint in the work folder if the run is to be resumed and none is named."""
         if self._resume and self._load_from is None and not self._has_loaded:

@@ -168,15 +168,14 @@ def _visible(
 ) -> torch.Tensor | None:
     """Which keys each query sees, as broadcasts to `(B, heads, blocks, n, keys)`; None: all."""
     tokens = qkv.size(1)
-    windows = isinstance(blocks, Windows)
-    table = blocks.tokens(qkv.device)[None, None] if windows else blocks
+    table = blocks.tokens(qkv.device)[None, None] if isinstance(blocks, Windows) else blocks
     mask = None
     if table.size(2) * table.size(3) > tokens and not padded:
         held = (table < tokens).unsqueeze(-1)
         seen = held if block_table is None else held.expand(qkv.size(0), -1, -1, -1, -1)
         # What the queries of empty slots see does not matter, but they must see something.
         mask = _keys(seen, block_table, overlap).mT | ~held
-    if windows and any(blocks.shift):
+    if isinstance(blocks, Windows) and any(blocks.shift):
         part = blocks.parts(qkv.device)[None, None]
         same = part.unsqueeze(-1) == part.unsqueeze(-2)
         mask = same if mask is None else mask & (same | ~held)

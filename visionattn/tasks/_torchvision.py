@@ -82,7 +82,7 @@ def build_detector(
     else:
         arguments["anchor_generator"] = generator
     # R-CNNs count the background as class 0.
-    detector = kind.cls(pyramid, num_classes + int(kind.two_stage), **arguments)
+    detector: Any = kind.cls(pyramid, num_classes + int(kind.two_stage), **arguments)
     detector.first_class = int(kind.two_stage)
     detector.with_masks = kind.cls is MaskRCNN
     detector.transform = _AsIs()
@@ -161,7 +161,7 @@ def _check_names(name: str, cls: type[nn.Module], arguments: dict[str, Any]) -> 
         )
 
 
-def _heads(detector: nn.Module) -> list[nn.Module]:
+def _heads(detector: Any) -> list[nn.Module]:
     if not hasattr(detector, "roi_heads"):
         return [detector.head]
     heads = [detector.rpn.head, detector.roi_heads.box_predictor, detector.roi_heads.mask_predictor]

@@ -87,8 +87,7 @@ class Detector(Task):
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1 (objects, without background), got {num_classes}")
         self.num_classes = num_classes
-        freezing = {"frozen_stages": frozen_stages, "norm_eval": norm_eval}
-        maps = partial(FeatureMaps, backbone, attach, compile, **freezing)
+        maps = partial(FeatureMaps, backbone, attach, compile, frozen_stages=frozen_stages, norm_eval=norm_eval)
         neck = {"pyramid_channels": pyramid_channels, "pyramid_norm": pyramid_norm, "anchors": anchors}
         arguments = {**detector, **{key: value for key, value in neck.items() if value is not None}}
         self.detector = build(
@@ -133,6 +132,7 @@ class Detector(Task):
             raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
         if self.detector.training != (mode == "loss"):
             raise ValueError(f"mode {mode!r} needs the model in {'training' if mode == 'loss' else 'evaluation'} mode")
+        assert data_samples is not None, f"mode {mode!r} needs data_samples"
         batch = _Batch(inputs, [tuple(map(int, sample["size"])) for sample in data_samples])
         if mode == "predict":
             found = self.detector(batch)

@@ -14,7 +14,7 @@ __all__ = ["build_loss", "build_losses"]
 
 
 def _register(log_name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    def register(entry: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def register(entry: Any) -> Callable[..., nn.Module]:
         entry.log_name = log_name
         return LOSSES.register_module()(entry)
 

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 __all__ = ["build", "check", "hint"]
@@ -77,6 +77,7 @@ def _parameters(entry: Callable[..., Any]) -> tuple[set[str], bool]:
 
     What a class hands on to its parents (`**kwargs`) are their optional arguments.
     """
+    own: Collection[inspect.Parameter]
     try:
         own = inspect.signature(entry).parameters.values()
     except ValueError:  # of a class written in C
@@ -88,7 +89,7 @@ def _parameters(entry: Callable[..., Any]) -> tuple[set[str], bool]:
     for parent in entry.__mro__[1:]:
         if "__init__" not in vars(parent) or parent is object:
             continue
-        own = list(inspect.signature(parent.__init__).parameters.values())[1:]
+        own = list(inspect.signature(vars(parent)["__init__"]).parameters.values())[1:]
         named |= {p.name for p in own if p.kind in _NAMED and p.default is not p.empty}
         if not any(p.kind is p.VAR_KEYWORD for p in own):
             return named, False

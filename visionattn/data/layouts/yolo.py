@@ -105,13 +105,13 @@ def _from_folders(path: Path) -> dict[str, list[Path]]:
     if has_files(path / "labels", (".txt",), deep=True) and images.is_dir():
         splits = split_folders(images)
         return {split: [folder] for split, folder in splits.items()} if "train" in splits else {"train": [images]}
-    splits = {
+    around = {
         split: [folder / "images"]
         for split, folder in split_folders(path).items()
         if (folder / "images").is_dir() and (folder / "labels").is_dir()
     }
-    labelled = "train" in splits and has_files(label_folder(splits["train"][0]), (".txt",), deep=True)
-    return splits if labelled else {}
+    labelled = "train" in around and has_files(label_folder(around["train"][0]), (".txt",), deep=True)
+    return around if labelled else {}
 
 
 def _numbered(folders: dict[str, list[Path]]) -> list[str]:

@@ -22,7 +22,7 @@ class Function(torch.autograd.Function):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        forward = getattr(cls.forward, "__func__", cls.forward)
+        forward: Any = getattr(cls.forward, "__func__", cls.forward)
         forward.__signature__ = inspect.signature(forward)
 
 
