@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..files import subfolders
 from ..segmentation import MASK_SUFFIXES
+from ..voc import VOCDetection, VOCSegmentation
 from .common import Config, Layout, has_files, split_folders
 
 __all__ = ["voc"]
@@ -31,7 +32,7 @@ def _datasets(path: Path, kind: str) -> dict[str, Config] | None:
     places = years or [path]
     folders = [found for place in places if (found := _folders(place, kind)) is not None]
     if len(folders) == len(places):
-        config = {"type": "VOCDetection" if kind == "detection" else "VOCSegmentation", **folders[0]}
+        config = {"type": (VOCDetection if kind == "detection" else VOCSegmentation).__name__, **folders[0]}
         lists: dict[str, list] = {}
         for place in places:
             for split, names in _LISTS.items():
