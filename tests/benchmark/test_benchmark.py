@@ -458,7 +458,7 @@ def test_a_limit_of_time_leaves_rows_out(run_cli, tmp_path):
     [
         (["--plugins", "cbamm", "--json", "a.json"], "unknown plug-in 'cbamm'"),
         (["--shapes", "8x256x56", "--json", "a.json"], "--shapes must be like 8x256x56x56"),
-        ([], "either --json"),
+        (["--json", "a.json", "--from", "b.json"], "either --json"),
         (["--from", "nowhere.json"], "nowhere.json"),
         (["--json", "a.json", "--compare", "nowhere.json"], "nowhere.json"),
         (["--json", "a.json", "--suite", "mixers", "--device", "cuda"], "no CUDA device"),

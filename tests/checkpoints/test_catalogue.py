@@ -44,7 +44,7 @@ def entry(web, author, tmp_path, monkeypatch):
     """The manifest's entry, with its source on the local server and an empty cache."""
     manifest = copy.deepcopy(read_manifest())
     manifest[NAME]["sources"] = [{"kind": "url", "url": f"{web.url}/mbv2_ca.pth"}]
-    for module in ("models.builder", "models.published", "utils.locate", "checkpoints.catalogue"):
+    for module in ("models.registry", "models.published", "utils.locate", "checkpoints.catalogue"):
         monkeypatch.setattr(f"visionattn.{module}.read_manifest", lambda: manifest)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv(USER_FOLDER, raising=False)
@@ -167,7 +167,7 @@ def test_command_downloads_lists_and_says_what_is_missing(web, entry, monkeypatc
     assert code == 2 and NAME in out
     assert "va_resnet50_cbam.in1k: To get va_resnet50_cbam.in1k by hand, open https://drive.google.com" in err
     assert "1 of 2 failed to download" in err
-    for line, fault in (("download", "say which checkpoints"), (f"download {NAME} --jobs 0", "--jobs")):
+    for line, fault in (("download", "name checkpoints, or patterns"), (f"download {NAME} --jobs 0", "--jobs")):
         code, _, err = run(monkeypatch, capsys, line)
         assert code == 2 and fault in err
 

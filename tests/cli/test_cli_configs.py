@@ -122,6 +122,7 @@ def test_model_takes_the_place_and_what_it_cannot_use_goes():
     assert config.model.backbone == {"model_name": "resnet18.a1_in1k", "num_classes": 10, "pretrained": True}
     assert config.data_preprocessor.mean == pytest.approx([123.675, 116.28, 103.53])
     assert config.filename.endswith("/quickstart-resnet18.a1_in1k.py")
+    assert load_config("quickstart", model="hf-hub:me/mine").filename.endswith("/quickstart-hf-hub-me-mine.py")
 
 
 @pytest.mark.parametrize("model", ["va_stm_pvt_nano", "va_davit_tiny", "resnet18"])

@@ -67,6 +67,17 @@ def test_a_shortened_run_learns_with_its_whole_schedule(run_cli, tmp_path):
     assert next(record["top1"] for record in records if "top1" in record) > 0.5
 
 
+def test_mixed_precision(run_cli, monkeypatch):
+    from visionattn.engine import AutocastOptimWrapper
+
+    steps = []
+    backward = AutocastOptimWrapper.backward
+    monkeypatch.setattr(AutocastOptimWrapper, "backward", lambda self, loss: steps.append(loss) or backward(self, loss))
+    settings = ["train_cfg.max_epochs=1", "train_dataloader.num_batch_per_epoch=1", "train_dataloader.batch_size=8"]
+    code, _, err = run_cli("train", "quickstart", "--amp", "--cfg-options", *settings)
+    assert code == 0 and len(steps) == 1, err
+
+
 def test_scores_without_a_value_are_null(run_cli, tmp_path, monkeypatch):
     from visionattn.cli import test as command
 

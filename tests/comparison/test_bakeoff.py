@@ -90,7 +90,7 @@ def test_bad_requests(run_cli, arguments, message):
 
 def test_failed_training_names_its_log(run_cli, tmp_path):
     run = Run(CONFIGS[0], 0, tmp_path, {"model.backbone.num_classes": 5})
-    with pytest.raises(RuntimeError, match=r"resnet10n_64-15e_digits with seed 0 failed; see .*train\.log"):
+    with pytest.raises(ChildProcessError, match=r"resnet10n_64-15e_digits with seed 0 failed; see .*train\.log"):
         run.train()
     assert "has 10 classes, but the model's num_classes is only 5" in (run.work_dir / "train.log").read_text()
 

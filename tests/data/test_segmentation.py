@@ -159,7 +159,10 @@ def test_unreadable_masks(folders, tmp_path):
     dataset = ImageMaskFolder(**folders(np.zeros((5, 8), np.uint8)))
     with pytest.raises(ValueError, match=r"1\.jpg is 8x6 pixels, but its annotation was made on 8x5"):
         dataset[0]
-    path.unlink()
+    path.rename(path.with_suffix(".jpg"))
+    with pytest.raises(FileNotFoundError, match=r"no mask .*images/a/1\.jpg; 1\.jpg is of another format"):
+        ImageMaskFolder(tmp_path / "images", tmp_path / "masks", CLASSES, [])
+    path.with_suffix(".jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"no mask .*masks/a/1\{\.png.*\} for .*images/a/1\.jpg"):
         ImageMaskFolder(tmp_path / "images", tmp_path / "masks", CLASSES, [])
     with pytest.raises(FileNotFoundError, match=r"no folder .*none \(folder of masks\)"):

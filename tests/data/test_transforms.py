@@ -97,6 +97,7 @@ def test_crops_that_keep_a_box():
             r"transform FitResize takes no size here; it takes long, p, ratio, short",
         ),
         ({"type": "BalancedCrop", "height": 5, "width": 5, "max_share": 2}, r"BalancedCrop.*max_share"),
+        ("FitResize", r"a pipeline must be a list of dicts, each with the type of a transform, got \['FitResize'\]"),
         (
             {"type": "FitRezise"},
             r"albumentations' transforms or BalancedCrop or FitResize or RandAugment, got 'FitRezise'.*FitResize",

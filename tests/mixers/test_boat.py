@@ -143,13 +143,13 @@ def recorded(module, x):
     return sum(size for address, size in storages.items() if address not in own)
 
 
-@pytest.mark.parametrize(("size", "heads", "share"), [((56, 56, 96), 3, 0.25), ((14, 14, 384), 12, 0.42)], ids=str)
+@pytest.mark.parametrize(("size", "heads", "share"), [((56, 56, 96), 3, 0.27), ((14, 14, 384), 12, 0.44)], ids=str)
 def test_keeps_little_for_the_backward_pass(size, heads, share):
     module = FeatureSpaceLocalAttention(size[-1], num_heads=heads)
     x = torch.randn(2, *size)
     kept = recorded(module, x)
     assert kept == saved_bytes(module, x)
-    assert kept < 10.2 * x.numel() * x.element_size()
+    assert kept < 8.2 * x.numel() * x.element_size()
     assert kept < share * recorded(naive_of(module), x)
 
 

@@ -78,9 +78,12 @@ class TestOnMeta:
         assert f"{cfg['first_conv']}.weight" in keys and f"{cfg['classifier']}.weight" in keys
         assert model.get_classifier() is model.get_submodule(cfg["classifier"])
         assert cfg["license"] and cfg["paper_ids"] and cfg["origin_url"]
-        for coarse in (True, False):
-            groups = group_parameters(model, model.group_matcher(coarse=coarse))
-            assert sum(len(members) for members in groups.values()) == len(keys)
+        coarse, fine = (group_parameters(model, model.group_matcher(c), reverse=True) for c in (True, False))
+        for groups in (coarse, fine):
+            assert groups.keys() == keys.keys() and len(set(groups.values())) >= 4
+            assert groups[f"{cfg['first_conv']}.weight"] == 0
+            assert groups[f"{cfg['classifier']}.weight"] == max(groups.values())
+        assert len(set(fine.values())) >= len(set(coarse.values()))
         assert model.no_weight_decay() <= set(keys)
         features = model.forward_features(torch.empty(2, *cfg["input_size"], device="meta", dtype=torch.bfloat16))
         assert features.shape[1] == model.num_features and features.shape[2:] == cfg["pool_size"]

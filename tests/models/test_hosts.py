@@ -244,6 +244,18 @@ class TestColumnar:
             assert torch.equal(again(X), model(X))
 
 
+def test_a_branch_drops_whole_samples():
+    torch.manual_seed(0)
+    branch = ResidualBranch(8, Mlp(8), drop_path=0.5, layer_scale=0.1)
+    x = torch.randn(64, 2, 3, 8)
+    given = branch.eval()(x)
+    torch.testing.assert_close(given, x + 0.1 * branch.fn(branch.norm(x)))
+    y = branch.train()(x)
+    kept = (y - x).flatten(1).any(1)
+    assert 16 < kept.sum() < 48
+    torch.testing.assert_close(y[kept], (x + 2 * (given - x))[kept])
+
+
 @pytest.mark.parametrize(
     "build", [pyramid, lambda cls: columnar(mixing(cls), num_classes=5)], ids=["pyramid", "columnar"]
 )

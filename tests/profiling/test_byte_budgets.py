@@ -25,8 +25,8 @@ SMALL = {
     "merge_windows",
     "prefer_moments",
     "partition_windows",
-    "relative_position_bias",
     "prefer_subspace_scores",
+    "relative_position_bias",
     "toeplitz_matrix",
     "use_backend",
 }

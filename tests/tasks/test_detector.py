@@ -204,6 +204,8 @@ def test_names_for_the_rest_of_the_house():
         ({"pyramid_channels": 32}, "FCOS needs pyramid_channels of 64, 96, .* got 32"),
         ({"anchors": {"size": [8]}}, "anchors have sizes and aspect_ratios, got size"),
         ({"anchors": {"sizes": [[8]]}}, r"a list for each of the 5 levels \(strides 4, 8, 16, 32, 64\), got 1"),
+        ({"anchors": {"sizes": [8, 16, 32, 64, 128]}}, r"anchors\.sizes must be a list of numbers for each level, got"),
+        ({"detector": "FCOS"}, "detector must be a dict, got 'FCOS'"),
         ({"anchors": {"aspect_ratios": [1.0, 2.0]}}, "FCOS has one point a place"),
         ({"backbone": {"model_name": "vgg_nope"}}, "unknown model 'vgg_nope'"),
     ],

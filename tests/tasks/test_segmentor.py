@@ -208,6 +208,12 @@ def test_library_registry_stays_as_it_was():
         ({"num_classes": 1}, "num_classes must be at least 2"),
         ({"losses": [{"type": "Hinge"}]}, "loss type must be one of CrossEntropyLoss, .*, got 'Hinge'"),
         ({"loss_stride": 0}, "loss_stride must be at least 1, got 0"),
+        ({"num_classes": "5"}, "num_classes must be a whole number, got '5'"),
+        ({"losses": CE}, r"losses must be a list of dicts, got \{'type': 'CrossEntropyLoss'\}"),
+        ({"losses": ["CrossEntropyLoss"]}, "losses must be a list of dicts, got 'CrossEntropyLoss' in it"),
+        ({"auxiliary": True}, "auxiliary must be a dict, got True"),
+        ({"loss_stride": 1.5}, r"loss_stride must be a whole number, got 1\.5"),
+        ({"backbone": NAME}, "backbone must be a dict, got 'va_resnet10n_cbam'"),
         ({"losses": []}, "losses must name at least one loss"),
         (
             {"losses": [{**DICE, "sharpness": 1}]},

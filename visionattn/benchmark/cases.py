@@ -14,7 +14,8 @@ from torch import nn
 
 import visionattn.models  # noqa: F401  (registers the networks)
 from visionattn.catalog import BlockContext, Card, Floor, cards, get
-from visionattn.mixers import FocusedLinearAttention, WindowAttention
+from visionattn.mixers.flatten import FocusedLinearAttention
+from visionattn.mixers.window import WindowAttention
 from visionattn.plugins import resolve_plugin
 from visionattn.testing.contracts import perturbed
 
@@ -205,7 +206,7 @@ def network_cases(
     """
     official = {f"{name}_swin_tiny": _official_blocks(get("mixer", name)) for name in ("flatten", "boat")}
     shape = (batch, 3, size, size)
-    more = {"dtype": dtype, "check_batch": check_batch, "exact_only": True}
+    more: dict[str, Any] = {"dtype": dtype, "check_batch": check_batch, "exact_only": True}
     cases = [
         Case("networks", f"va_{name}", shape, partial(_like_timm, name), {"timm": partial(_timms, name)}, **more)
         for name in ("twins_svt_small", "twins_pcpvt_small", "davit_tiny")
@@ -243,7 +244,7 @@ def resnet_cases(
             "resnet50",
             f"va_resnet50_{name}",
             (batch, 3, size, size),
-            lambda name=name: _perturbed_plugins(timm.create_model(f"va_resnet50_{name}")),
+            partial(_perturbed_resnet, name),
             baselines,
             layout,
             dtype,
@@ -266,7 +267,8 @@ def _official_blocks(card: Card) -> Baseline:
     return with_baseline_blocks(baseline, getattr(card.constructor, "func", card.constructor))
 
 
-def _perturbed_plugins(network: nn.Module) -> nn.Module:
+def _perturbed_resnet(plugin: str) -> nn.Module:
+    network = timm.create_model(f"va_resnet50_{plugin}")
     for module in network.modules():
         if hasattr(module, "official_keys"):
             perturbed(module)

@@ -39,7 +39,7 @@ def literal(card: Card) -> Baseline | None:
     return None if getattr(module, "LOOPS", False) else module.naive_of
 
 
-def with_baseline_blocks(baseline: Baseline, cls: type[nn.Module]) -> Baseline:
+def with_baseline_blocks(baseline: Baseline, cls: Any) -> Baseline:
     """Makes a network whose blocks of a class are each replaced by the baseline.
 
     Args:
@@ -61,7 +61,7 @@ def with_baseline_blocks(baseline: Baseline, cls: type[nn.Module]) -> Baseline:
 class PlainOps(nn.Module):
     """A module whose operators take PyTorch's formulations, not our kernels."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__()
         self.module = deepcopy(module)
 
@@ -75,7 +75,7 @@ def timm_plugin(name: str) -> Baseline | None:
     return {"cbam": _timm_cbam, "coord": _timm_coord}.get(name)
 
 
-def _timm_cbam(ours: nn.Module) -> nn.Module:
+def _timm_cbam(ours: Any) -> nn.Module:
     mlp, gate = ours.channel_gate, ours.spatial_gate
     theirs = CbamModule(mlp.fc1.in_features, rd_channels=mlp.fc1.out_features, mlp_bias=True)
     state = {f"channel.{key}": value for key, value in mlp.state_dict().items()}
@@ -88,7 +88,7 @@ def _timm_cbam(ours: nn.Module) -> nn.Module:
     return theirs
 
 
-def _timm_coord(ours: nn.Module) -> nn.Module:
+def _timm_coord(ours: Any) -> nn.Module:
     conv = ours.conv1
     theirs = CoordAttn(conv.in_channels, rd_channels=conv.out_channels, bias=True)
     theirs.load_state_dict(ours.state_dict())
@@ -112,7 +112,7 @@ def fightingcv_plugin(name: str) -> Baseline | None:
         return None
     attention = importlib.import_module("fightingcv_attention.attention." + _FIGHTINGCV[name])
 
-    def build(ours: nn.Module) -> nn.Module:
+    def build(ours: Any) -> nn.Module:
         state = ours.state_dict()
         if name == "coord":
             theirs = attention.CoordAtt(ours.conv1.in_channels, ours.conv1.in_channels)
@@ -143,19 +143,21 @@ def timm_mixer(name: str, dim: int, num_heads: int, sr_ratio: int) -> Baseline |
         "twins_global": lambda: GlobalSubSampleAttn(dim, num_heads, sr_ratio=sr_ratio),
         "twins_local": lambda: LocallyGroupedAttn(dim, num_heads, ws=7),
     }.get(name)
+    if build is None:
+        return None
 
-    def with_weights(ours: nn.Module) -> nn.Module:
+    def with_weights(ours: Any) -> nn.Module:
         theirs = build()
         theirs.load_state_dict(ours.state_dict())
         return _OnTokens(theirs)
 
-    return build and with_weights
+    return with_weights
 
 
 class _OnTokens(nn.Module):
     """timm's modules take `(B, N, C)` and the size of the map."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__()
         self.module = module
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def measure(
     torch.manual_seed(0)
     contenders, notes = _contenders(case, mode, device, budget)
     step = {"fwd": _forward, "f+b": _forward_backward}[mode]
-    row = {"reference": next(iter(case.baselines)), "notes": notes}
+    row: dict[str, Any] = {"reference": next(iter(case.baselines)), "notes": notes}
 
     exact = torch.float64 if case.dtype == torch.float64 else torch.float32
     sample = _inputs(case, contenders[0].module, device, exact, 1, case.check_batch)[0]
@@ -83,7 +84,7 @@ def measure(
     # Ours runs twice: how far its times lie apart is the noise that a ratio has to exceed.
     runs = [c.module for c in (*contenders, contenders[0])]
     rounds = take_turns(
-        [lambda n, m=module: step(m, *inputs[n % len(inputs)]) for module in runs],
+        [partial(_run_step, step, module, inputs) for module in runs],
         clock_of(device),
         seconds=seconds,
         min_rounds=MIN_ROUNDS,
@@ -97,6 +98,10 @@ def measure(
     return row | {"contenders": {c.name: c.facts for c in contenders}}
 
 
+def _run_step(step: Callable[..., Any], module: nn.Module, inputs: Sequence[tuple[Any, ...]], number: int) -> None:
+    step(module, *inputs[number % len(inputs)])
+
+
 def _contenders(case: Case, mode: str, device: str, budget: CompileBudget) -> tuple[list[_Contender], dict[str, str]]:
     ours, notes = case.build(), dict(case.notes)
     contenders = [_Contender("ours", ours)]
@@ -106,7 +111,8 @@ def _contenders(case: Case, mode: str, device: str, budget: CompileBudget) -> tu
         contenders.append(_Contender(name, baseline(ours), name not in case.unequal))
     if case.compiled and budget.left > 0:
         reference = next(c for c in contenders if c.name in case.baselines)
-        contenders.append(_Contender("compiled", torch.compile(deepcopy(reference.module), dynamic=False)))
+        compiled: Any = torch.compile(deepcopy(reference.module), dynamic=False)
+        contenders.append(_Contender("compiled", compiled))
     elif case.compiled:
         notes["compiled"] = "the time for compilers was spent"
     for contender in contenders:
@@ -185,7 +191,8 @@ def _shared_gradients(
     names = [name for name, value in own.items() if name in theirs and theirs[name].shape == value.shape]
     if not names:
         return []
-    return [tuple(torch.cat([group[name].flatten() for name in names]) for group in (own, theirs))]
+    first, second = (torch.cat([group[name].flatten() for name in names]) for group in (own, theirs))
+    return [(first, second)]
 
 
 def _names(module: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -95,7 +96,7 @@ def suite_cases(
         }
         chosen = SUITES if suite == "cpu" else (suite,)
         return [case for name in chosen for case in makers[name]()]
-    half = {"dtype": torch.bfloat16}
+    half: dict[str, Any] = {"dtype": torch.bfloat16}
     names = plugins or _one_of_each_paper()
     resnets = [card.name for card in cards("plugin") if card.name in _one_of_each_paper() and "resnet" in card.hosts]
     early, *late = shapes or GPU_SHAPES

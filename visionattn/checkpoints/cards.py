@@ -149,7 +149,7 @@ def _score(entry: dict[str, Any]) -> str:
 
 
 def _papers(model: str) -> list[str]:
-    ids = timm.get_pretrained_cfg(model).paper_ids or []
+    ids = getattr(timm.get_pretrained_cfg(model), "paper_ids", None) or []
     ids = [ids] if isinstance(ids, str) else ids
     return [f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})" for paper in ids]
 

@@ -131,7 +131,7 @@ def export(conversion: Conversion, like: Layout | None, kind: str) -> tuple[Stat
     Raises:
         ValueError: If there is no such format for the network, or the weights do not fit it.
     """
-    own = conversion.build(device="meta")
+    own: Any = conversion.build(device="meta")
     if kind == "timm":
         like = _timm_layout(conversion)
     elif like is None:
@@ -186,7 +186,7 @@ def _fit(state_dict: StateDict, layout: Layout, name: str, arguments: dict[str, 
         ValueError: If the weights do not fit it.
     """
     there = CONVERTERS[name]
-    network = timm.create_model(name, device="meta", **arguments)
+    network: Any = timm.create_model(name, device="meta", **arguments)
     native = there(dict(state_dict), network)
     sizes = {}
     head, stem = (native.get(f"{network.default_cfg[part]}.weight") for part in ("classifier", "first_conv"))

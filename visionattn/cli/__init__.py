@@ -20,7 +20,7 @@ import pkgutil
 import sys
 import textwrap
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import visionattn
 
@@ -45,6 +45,7 @@ def main(command: str | None = None) -> None:
     """
     arguments = sys.argv[1:] if command is None else [command, *sys.argv[1:]]
     options = _parser().parse_args(arguments)
+    stream: Any
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the command
         if getattr(stream, "errors", "") in ("strict", "surrogateescape"):  # the second in the C locale
             stream.reconfigure(errors="backslashreplace")

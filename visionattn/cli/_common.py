@@ -27,9 +27,13 @@ __all__ = [
 ]
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     """Declares a config and what changes it."""
-    parser.add_argument("config", help="path of a config, or the name of a packaged one (see `visionattn configs`)")
+    parser.add_argument(
+        "config",
+        nargs="?" if optional else None,
+        help="path of a config, or the name of a packaged one (see `visionattn configs`)",
+    )
     parser.add_argument(
         "--model",
         metavar="NAME",
@@ -61,9 +65,9 @@ def add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: argparse.ArgumentParser, optional_config: bool = False) -> None:
     """Declares what training and testing share."""
-    add_config(parser)
+    add_config(parser, optional_config)
     add_device(parser, None)
     parser.add_argument(
         "--launcher",

@@ -4,6 +4,7 @@ import argparse
 import shlex
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from . import publish
 from ._common import add_cfg_options
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _publish_run(folder: Path, config: str, checkpoint: Path, name: str, origin: str) -> None:
-    facts = {
+    facts: dict[str, Any] = {
         "cfg_options": {},
         "hub": None,
         "license": "apache-2.0",

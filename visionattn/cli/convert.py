@@ -96,7 +96,8 @@ def _export(options: argparse.Namespace, done: "Conversion", remembered: "Layout
     elif done.format == options.export == "official":
         remembered = done.traced.layout
     exported, layout, dropped = conversion.export(done, remembered, options.export)
-    exported = {key: exported.get(key, rest.get(key)) for key in layout.shapes if key in exported or key in rest}
+    everything = {**rest, **exported}
+    exported = {key: everything[key] for key in layout.shapes if key in everything}
     path = options.out or Path(
         f"{done.model}-{options.export}.{'pth' if options.export == 'official' else 'safetensors'}"
     )

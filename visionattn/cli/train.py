@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
     from visionattn.engine import Runner
 
-SUMMARY = "train a network by a config, evaluate it and keep the best weights"
+SUMMARY = "train a network by a config or on data of your own, evaluate it and keep the best weights"
 EXAMPLES = (
     "quickstart",
+    "--data photos/ --model va_resnet50_cbam",
+    "--data photos/ --model resnet50.a1_in1k --pretrained --cfg-options train_cfg.max_epochs=10",
     "quickstart --work-dir runs/a --cfg-options train_cfg.max_epochs=5 optim_wrapper.optimizer.lr=1e-3",
     "quickstart --resume",
     "quickstart --model va_resnet10n_triplet --amp",
@@ -23,7 +25,19 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    add_run_options(parser)
+    add_run_options(parser, optional_config=True)
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="train on these data instead of a config's: a folder with one sub-folder of pictures a class, COCO's "
+        "JSON, Pascal VOC's XML, YOLO's text labels, or pictures with masks; needs --model",
+    )
+    parser.add_argument(
+        "--task",
+        choices=("classification", "detection", "instance", "segmentation"),
+        help="what --data are for, where they serve several tasks",
+    )
+    parser.add_argument("--pretrained", action="store_true", help="with --data: start from the network's own weights")
     parser.add_argument(
         "--work-dir", type=Path, help="where checkpoints, logs and pictures go; work_dirs/<config> by default"
     )
@@ -44,9 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Trains by a config, then says how good the result is and what to do next."""
+    if bool(options.data) == bool(options.config):
+        raise ValueError("name a config, or data of your own by --data: one of the two")
+    if (options.task or options.pretrained) and not options.data:
+        raise ValueError("--task and --pretrained go with --data")
     if is_first_process():
-        print(f"training  {options.config}", flush=True)
+        print(f"training  {options.config or options.data}", flush=True)
     use_device(options.device, hide_others=True)
+    if options.data:
+        _write_config(options)
     config = load(options, "work_dirs/{}", needs=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
     work_dir = Path(config.work_dir)
     begun = (work_dir / "last_checkpoint").exists()
@@ -82,6 +102,24 @@ def run(options: argparse.Namespace) -> None:
     if runner.rank == 0:
         _summarise(options, runner, time.monotonic() - started)
     leave(options)
+
+
+def _write_config(options: argparse.Namespace) -> None:
+    """Writes a config for the data, which takes their place in the options."""
+    from visionattn.engine.own_data import write_config
+
+    if not options.model:
+        raise ValueError("--data needs --model, such as --model va_resnet50_cbam")
+    folder = options.work_dir or Path("work_dirs") / f"{Path(options.data).resolve().stem}-{options.model}"
+    # Beside the folder of the run, which gets a copy with everything that it inherits.
+    path = folder.with_name(f"{folder.name}.py")
+    if is_first_process() and (options.resume is None or not path.exists()):
+        found = write_config(
+            path, options.data, options.model, task=options.task, pretrained=options.pretrained, split_dir=folder
+        )
+        print(f"data      {found.layout}, split: {found.split}")
+        print(f"config    {path}", flush=True)
+    options.config, options.work_dir, options.model = str(path), folder, None
 
 
 def _build(config: "Config") -> "Runner":

@@ -72,6 +72,7 @@ def write_report(
 def _findings(results: Sequence[Result], seeds: int) -> list[str]:
     """What the table shows, in a few sentences."""
     compared = [row for row in results if row.difference is not None]
+    differences = [(row.network, row.difference) for row in results if row.difference is not None]
     lines = []
     for verdict, words in (
         ("better", "More accurate than the baseline"),
@@ -79,11 +80,11 @@ def _findings(results: Sequence[Result], seeds: int) -> list[str]:
         ("noise", "Not told apart from the baseline"),
         ("one seed", "Trained with one seed only, which proves no difference"),
     ):
-        if names := [_plain(row.network) for row in compared if row.difference.verdict == verdict]:
+        if names := [_plain(network) for network, difference in differences if difference.verdict == verdict]:
             lines.append(f"- {words}: {', '.join(names)}.")
         elif verdict in ("better", "worse") and seeds > 1:
             lines.append(f"- {words}: none.")
-    below = [row.difference.mean for row in compared if row.difference.mean < 0]
+    below = [difference.mean for _, difference in differences if difference.mean < 0]
     if below:
         lines.append(
             f"- Proven or not, {len(below)} of {len(compared)} score less than the baseline, the lowest by "
@@ -102,15 +103,15 @@ def _findings(results: Sequence[Result], seeds: int) -> list[str]:
 
 
 def _table(results: Sequence[Result]) -> list[str]:
-    names = "network", "parameters", "MACs (M)", "accuracy", "difference (seeds; images)", "verdict"
-    names += "training", "inference", "kept"
+    names = ["network", "parameters", "MACs (M)", "accuracy", "difference (seeds; images)", "verdict"]
+    names += ["training", "inference", "kept"]
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for row in results:
         scores = [100 * accuracy for accuracy in row.accuracies]
         accuracy = f"{statistics.mean(scores):.2f}"
         accuracy += f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         cells = [_plain(row.network), f"{row.params:,}", f"{row.macs / 1e6:.2f}", accuracy]
-        if row.difference is None:
+        if row.difference is None or row.baseline is None:
             cells += ["", "baseline", "1", "1", f"1 ({row.kept / 1e3:.0f} kB)"]
         else:
             intervals = "; ".join(map(_interval, filter(None, (row.difference.seeds, row.difference.pictures))))

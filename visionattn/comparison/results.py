@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class Result:
     losses: tuple[list[tuple[int, float]], ...]
     baseline: "Result | None" = None
     difference: Difference | None = None
-    times: dict[str, Ratio] | None = None
+    times: dict[str, Ratio] = field(default_factory=dict)
 
 
 def collect(groups: Sequence[Sequence[Sequence[Run]]], seconds: float) -> list[Result]:
@@ -86,7 +87,8 @@ def collect(groups: Sequence[Sequence[Sequence[Run]]], seconds: float) -> list[R
         baseline = None
         for runs, hits, ratios in zip(group, correct, times, strict=True):
             accuracies = tuple(float(share) for share in hits.mean(1))
-            facts = {"accuracies": accuracies, "losses": tuple(run.losses() for run in runs), **_count(runs[0])}
+            facts: dict[str, Any] = {"accuracies": accuracies, "losses": tuple(run.losses() for run in runs)}
+            facts |= _count(runs[0])
             if baseline is not None:
                 facts["baseline"] = baseline
                 facts["difference"] = compare_accuracy(hits, correct[0])

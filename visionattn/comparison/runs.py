@@ -81,7 +81,7 @@ class Run:
         It computes on one thread, so that sums come in one order however many cores there are and runs at a time.
 
         Raises:
-            RuntimeError: If training fails.
+            ChildProcessError: If training fails.
         """
         self.work_dir.mkdir(parents=True, exist_ok=True)
         config = self.work_dir / "bakeoff_config.py"
@@ -93,7 +93,7 @@ class Run:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             code = subprocess.run([*command, "--resume"], stdout=file, stderr=file, env=environment).returncode
         if code:
-            raise RuntimeError(f"{self.label} with seed {self.seed} failed; see {log}")
+            raise ChildProcessError(f"{self.label} with seed {self.seed} failed; see {log}")
 
     def correct(self) -> np.ndarray:
         """Which pictures of the test set the last weights classify correctly, in order; kept in `correct.npy`.
@@ -142,7 +142,7 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
         jobs: How many at a time, each on one thread.
 
     Raises:
-        RuntimeError: If a run fails; those behind it are not started.
+        ChildProcessError: If a run fails; those behind it are not started.
     """
     pending = [run for run in runs if not run.finished]
     print(f"{len(runs) - len(pending)} of {len(runs)} runs are finished, {len(pending)} to go", flush=True)

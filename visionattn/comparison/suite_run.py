@@ -57,6 +57,7 @@ def run_suite(
         command=f"visionattn compare {what} --seeds {seeds} --out {out}",
     )
     for run, *_ in networks if publish else ():
+        assert publish is not None
         origin = f"trained with this package, `visionattn compare {what}`, seed {run.seed}"
         publish(run.name, latest_checkpoint(run.work_dir), f"{run.network}.{suite.tag}", origin)
     return text

@@ -30,6 +30,7 @@ _MODULES = {
     "VOCDetection": "voc",
     "VOCSegmentation": "voc",
     "YOLODetection": "yolo",
+    "check_dataset": "base",
     "discover": "discovery",
     "innermost_config": "base",
     "list_collate": "collate",

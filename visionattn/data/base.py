@@ -1,6 +1,7 @@
 """What all data sets share: classes that training decides, and the interface of mmengine's joined data sets."""
 
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 
 import numpy as np
 from mmengine.logging import print_log
+from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
-__all__ = ["PictureDataset", "check_classes", "innermost_config", "share_classes"]
+from visionattn.utils.building import check
+
+__all__ = ["PictureDataset", "check_classes", "check_dataset", "innermost_config", "share_classes"]
 
 
 class PictureDataset(Dataset):
@@ -31,7 +35,8 @@ class PictureDataset(Dataset):
 
     def __init__(self, classes: Sequence[str], source: str) -> None:
         check_classes(classes, f"{type(self).__name__} ({source})")
-        self.metainfo: dict[str, Any] = {"classes": tuple(classes)}
+        # macOS decomposes accents in the names of folders: a class is the same either way.
+        self.metainfo: dict[str, Any] = {"classes": tuple(unicodedata.normalize("NFC", name) for name in classes)}
         self.source = source
 
     def names(self) -> list[str]:
@@ -53,8 +58,9 @@ class PictureDataset(Dataset):
         Raises:
             ValueError: If a picture shows a class that is not given.
         """
+        classes = tuple(unicodedata.normalize("NFC", name) for name in classes)
         own = self.metainfo["classes"]
-        if own == tuple(classes):
+        if own == classes:
             return
         what = f"{type(self).__name__} ({self.source})"
         occurring = {own[number] for number in self.occurring_classes()}
@@ -67,7 +73,7 @@ class PictureDataset(Dataset):
             print_log(f"{what} lacks classes of the training set: {names}", "current", logging.WARNING)
         numbers = [classes.index(name) if name in classes else -1 for name in own]
         self.renumber(np.array(numbers, np.int64))
-        self.metainfo["classes"] = tuple(classes)
+        self.metainfo["classes"] = classes
 
     def occurring_classes(self) -> set[int]:
         """Numbers of the classes that occur; all of them where that is not known without reading all files."""
@@ -112,6 +118,20 @@ def share_classes(dataset: Any, classes: Sequence[str]) -> None:
             f"{type(dataset).__name__} has the classes {_listed(own)}, but the training set {_listed(classes)}"
         )
     dataset.use_classes(tuple(classes))
+
+
+def check_dataset(config: Any, name: str) -> None:
+    """Raises a ValueError if a data set's config names an unknown type or argument; looks into joined ones too.
+
+    Args:
+        config: The config.
+        name: What to call it in messages, such as `train_dataloader.dataset`.
+    """
+    check(DATASETS, config, name)
+    if "dataset" in config:
+        check_dataset(config["dataset"], f"{name}.dataset")
+    for number, part in enumerate(config.get("datasets", ())):
+        check_dataset(part, f"{name}.datasets.{number}")
 
 
 def innermost_config(config: Any) -> Any:

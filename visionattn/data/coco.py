@@ -65,6 +65,7 @@ class CocoDetection(DetectionImages):
         """Polygons and run lengths as masks."""
         from faster_coco_eval.core import mask as coco
 
+        assert picture.outlines is not None  # masks are drawn of pictures that have outlines
         masks = np.zeros((len(picture.outlines), height, width), bool)
         for mask, outline, name in zip(masks, picture.outlines, picture.names, strict=True):
             if isinstance(outline, list):

@@ -154,7 +154,7 @@ def _count_unusable(pictures: Sequence[AnnotatedPicture], source: str) -> list[i
         inside = objects.clipped(*picture.size) if picture.size else objects
         empty = ((inside.boxes[:, 2:] - inside.boxes[:, :2]) <= 0).any(axis=1) & ~objects.iscrowd
         cut += int(((inside.boxes != objects.boxes).any(axis=1) & ~empty & ~objects.iscrowd).sum())
-        lost += [picture.names[number] for number in np.flatnonzero(empty)]
+        lost += [picture.names[number] for number in np.flatnonzero(empty).tolist()]
         usable.append(int((~empty & ~objects.iscrowd).sum()))
     if cut:
         print_log(f"{source}: {cut} boxes cut at the edges of their pictures", "current")

@@ -108,7 +108,7 @@ def _recognise(path: Path, task: str | None) -> Layout:
         if len(inside) != 1:
             break
         place = inside[0]
-    looked = "\n".join(f"- {look.__doc__.splitlines()[0]}" for look in LAYOUTS)
+    looked = "\n".join(f"- {str(look.__doc__).splitlines()[0]}" for look in LAYOUTS)
     wanted = f" for {task}" if task else ""
     raise ValueError(f"no data set{wanted} recognised in {path}; looked for\n{looked}")
 

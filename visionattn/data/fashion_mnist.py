@@ -60,9 +60,10 @@ class FashionMNIST(LabelledImages):
         if split not in _PREFIX:
             raise ValueError(f"split must be 'train' or 'test', got {split!r}")
         folder = _find(Path(data_root), split) or (_download(Path(data_root), split) if download else None)
-        if folder is None:
+        files = None if folder is None else _files(folder, split)
+        if files is None:
             raise FileNotFoundError(f"no Fashion-MNIST files in {data_root}, nor in {_SYSTEM_FOLDER}")
-        images, labels = _files(folder, split)
+        images, labels = files
         self.images = _read_idx(images, 3)
         targets = _read_idx(labels, 1)
         if len(self.images) != len(targets):

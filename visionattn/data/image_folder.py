@@ -1,6 +1,7 @@
 """Pictures in folders, one folder a class, as ImageNet comes."""
 
 import logging
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,20 +106,14 @@ class ImageFolder(LabelledImages):
 
 
 def _scan(root: Path, classes: Sequence[str] | None) -> tuple[list[tuple[Path, int]], Sequence[str]]:
-    folders = [folder.name for folder in subfolders(root)]
+    folders = {unicodedata.normalize("NFC", folder.name): folder for folder in subfolders(root)}
     splits = {name for names in SPLIT_FOLDERS.values() for name in names}
     if classes is None and folders and splits.issuperset(map(str.lower, folders)):
-        names = ", ".join(folders)
-        raise ValueError(
-            f"{root} holds splits ({names}), not classes: choose one, as split={folders[0]!r} of ImageFolder"
-        )
-    classes = folders if classes is None else classes
-    pictures = [
-        (path, number)
-        for number, name in enumerate(classes)
-        if (root / name).is_dir()
-        for path in find_files(root / name)
-    ]
+        first, names = next(iter(folders)), ", ".join(folders)
+        raise ValueError(f"{root} holds splits ({names}), not classes: choose one, as split={first!r} of ImageFolder")
+    classes = list(folders if classes is None else classes)
+    found = [folders.get(unicodedata.normalize("NFC", name)) for name in classes]
+    pictures = [(path, number) for number, folder in enumerate(found) if folder for path in find_files(folder)]
     if not pictures:
         looked = f"looked for {', '.join(IMAGE_SUFFIXES)} in the sub-folders {', '.join(classes) or '(there are none)'}"
         raise ValueError(f"ImageFolder: no images in {root}: {looked}")

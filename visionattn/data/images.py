@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 __all__ = ["IMAGE_SUFFIXES", "decode_image", "image_size", "read_annotated_image", "read_image", "read_mask"]
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ORIENTATION = 0x0112  # EXIF's tag
 # Undoes an orientation: from the upright picture to the stored one.
 _UNDO = {
@@ -94,7 +94,7 @@ def read_annotated_image(path: str | Path, size: tuple[int, int] | None) -> np.n
     return image
 
 
-def read_mask(path: str | Path, colours: Mapping[tuple[int, int, int], int] | None = None) -> np.ndarray:
+def read_mask(path: str | Path, colours: Mapping[tuple[int, ...], int] | None = None) -> np.ndarray:
     """Reads a mask of class numbers as `(H, W)` integers, as stored.
 
     Args:
@@ -148,7 +148,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def _numbers(mask: np.ndarray, colours: Mapping[tuple[int, int, int], int], path: Path) -> np.ndarray:
+def _numbers(mask: np.ndarray, colours: Mapping[tuple[int, ...], int], path: Path) -> np.ndarray:
     codes = mask.astype(np.int64) @ (1 << 16, 1 << 8, 1)
     found, inverse = np.unique(codes, return_inverse=True)
     known = {(red << 16) | (green << 8) | blue: number for (red, green, blue), number in colours.items()}

@@ -1,14 +1,16 @@
 """The objects of one picture: what detection data sets read and what pipelines keep in step with the picture."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 __all__ = ["Objects"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Objects:
     """N objects of one picture, in pixels.
 
@@ -23,21 +25,27 @@ class Objects:
 
     boxes: np.ndarray
     labels: np.ndarray
-    masks: np.ndarray | None = None
-    iscrowd: np.ndarray | None = None
-    area: np.ndarray | None = None
+    masks: np.ndarray | None
+    iscrowd: np.ndarray
+    area: np.ndarray
 
-    def __post_init__(self) -> None:
-        def put(name: str, value: np.ndarray) -> None:
+    def __init__(
+        self,
+        boxes: ArrayLike,
+        labels: ArrayLike,
+        masks: ArrayLike | None = None,
+        iscrowd: ArrayLike | None = None,
+        area: ArrayLike | None = None,
+    ) -> None:
+        def put(name: str, value: np.ndarray | None) -> None:
             object.__setattr__(self, name, value)
 
-        put("boxes", np.asarray(self.boxes, np.float32).reshape(-1, 4))
-        put("labels", np.asarray(self.labels, np.int64).reshape(-1))
-        put("masks", None if self.masks is None else np.asarray(self.masks, bool))
-        crowd = np.zeros(len(self), bool) if self.iscrowd is None else np.asarray(self.iscrowd, bool).reshape(-1)
-        put("iscrowd", crowd)
+        put("boxes", np.asarray(boxes, np.float32).reshape(-1, 4))
+        put("labels", np.asarray(labels, np.int64).reshape(-1))
+        put("masks", None if masks is None else np.asarray(masks, bool))
+        put("iscrowd", np.zeros(len(self), bool) if iscrowd is None else np.asarray(iscrowd, bool).reshape(-1))
         sides = (self.boxes[:, 2:] - self.boxes[:, :2]).astype(np.float64)
-        put("area", sides.prod(axis=1) if self.area is None else np.asarray(self.area, np.float64).reshape(-1))
+        put("area", sides.prod(axis=1) if area is None else np.asarray(area, np.float64).reshape(-1))
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -45,7 +53,8 @@ class Objects:
     def __getitem__(self, chosen: np.ndarray) -> "Objects":
         """Those whose numbers or flags are given."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Objects(**{name: None if value is None else value[chosen] for name, value in values.items()})
+        parts: dict[str, Any] = {name: None if value is None else value[chosen] for name, value in values.items()}
+        return Objects(**parts)
 
     def clipped(self, height: int, width: int) -> "Objects":
         """The objects with their boxes cut at the edges of a picture; those outside end up with no area."""

@@ -58,6 +58,10 @@ class Pipeline:
     def _prepare(
         self, transforms: Sequence[dict[str, Any]], defaults: dict[str, Any] | None = None, **arguments: Any
     ) -> None:
+        if not isinstance(transforms, (list, tuple)) or not all(isinstance(t, dict) for t in transforms):
+            raise ValueError(
+                f"a pipeline must be a list of dicts, each with the type of a transform, got {transforms!r}"
+            )
         self.names = [str(transform.get("type")) for transform in transforms]
         self.transforms = [_build(transform, defaults or {}) for transform in transforms]
         self.arguments = arguments
@@ -122,7 +126,7 @@ class DetectionPipeline(Pipeline):
         self._prepare(transforms, bbox_params=params)
         self.original = original
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, image: np.ndarray, objects: Objects, image_id: int, seed: int | None = None, name: str = "a picture"
     ) -> dict[str, Any]:
         """Transforms one picture and its objects.
@@ -156,7 +160,7 @@ class DetectionPipeline(Pipeline):
             boxes, kept, masks = boxes[visible], kept[visible], masks[visible]
         # Boxes were scaled to 0..1 and back: rounding may have put an edge beyond the picture's.
         known = Objects(boxes, learnt.labels[kept], masks).clipped(*inputs.shape[1:]).tensors()
-        sample = {
+        sample: dict[str, Any] = {
             "image_id": image_id,
             "size": tuple(inputs.shape[1:]),
             "dropped": len(learnt) - len(kept),
@@ -184,7 +188,7 @@ class SegmentationPipeline(Pipeline):
         self._prepare(transforms, {"fill_mask": IGNORED})
         self.original = original
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, image: np.ndarray, mask: np.ndarray, image_id: int, seed: int | None = None, name: str = "a picture"
     ) -> dict[str, Any]:
         """Transforms one picture and its mask.

@@ -1,5 +1,6 @@
 """Pictures with masks of class numbers: what all segmentation data sets share, ADE20K, and plain folders."""
 
+import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ class SegmentedImages(PictureDataset):
         self.numbers = numbers if self.numbers is None else numbers[self.numbers]
         self.metainfo.pop("palette", None)  # drawing chooses colours where some classes have none
 
-    def _colours(self) -> dict[tuple[int, int, int], int] | None:
+    def _colours(self) -> dict[tuple[int, ...], int] | None:
         return None if self.palette is None else {colour: number for number, colour in enumerate(self.palette)}
 
     def _classes_of(self, values: np.ndarray, path: str) -> np.ndarray:
@@ -126,8 +127,7 @@ class SegmentedImages(PictureDataset):
         first = int(self.reduce_zero_label)
         if self.reduce_zero_label:
             ignored |= values == 0
-        plain = self.values is None
-        known = (values >= first) & (values < first + len(own)) if plain else np.isin(values, self.values)
+        known = (values >= first) & (values < first + len(own)) if self.values is None else np.isin(values, self.values)
         if not (known | ignored).all():
             row, column = np.argwhere(~(known | ignored))[0]
             listed = f"{first} to {len(own) - 1 + first}" if self.values is None else ", ".join(map(str, self.values))
@@ -236,7 +236,9 @@ def pair_files(images: Path, masks: Path, mask_suffix: str = "") -> list[tuple[P
             continue
         name = f"{image.relative_to(images).with_suffix('').as_posix()}{mask_suffix}"
         if name not in known:
-            raise FileNotFoundError(f"no mask {masks / name}{{{','.join(MASK_SUFFIXES)}}} for {image}")
+            others = [path.name for path in (masks / name).parent.glob(f"{glob.escape((masks / name).name)}.*")]
+            instead = f"; {others[0]} is of another format" if others else ""
+            raise FileNotFoundError(f"no mask {masks / name}{{{','.join(MASK_SUFFIXES)}}} for {image}{instead}")
         pairs.append((image, known[name]))
     return pairs
 

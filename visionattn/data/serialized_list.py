@@ -24,7 +24,7 @@ class SerializedList(Sequence):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]  # no slices
         if not 0 <= index < len(self):
             raise IndexError(f"no item {index} of {len(self)}")
         return pickle.loads(self._content[self._ends[index] : self._ends[index + 1]].data)

@@ -177,8 +177,8 @@ def _read(xml: Path) -> tuple[tuple[int, int] | None, list[tuple[str, list[float
         if not name:
             raise ValueError(f"{where} has no name")
         try:
-            box = [float(entry.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
-        except (TypeError, ValueError) as error:
+            box = [float(entry.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
+        except ValueError as error:
             raise ValueError(f"{where} has no bndbox of four numbers xmin, ymin, xmax, ymax") from error
         if not all(map(check_number, box)):
             raise ValueError(f"{where}: bndbox must be four numbers in pixels, got {box}")
@@ -188,9 +188,10 @@ def _read(xml: Path) -> tuple[tuple[int, int] | None, list[tuple[str, list[float
         # Pixels count from 1, and the last one belongs to the box.
         entries.append((name, [box[0] - 1, box[1] - 1, box[2], box[3]], difficult == "1", where))
     try:
-        size = tuple(int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
+        height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
     except ValueError as error:
         raise ValueError(f"{xml}: size must be two integers height and width, {error}") from error
+    size = (height, width)
     if min(size) < 0:
         raise ValueError(f"{xml}: size must be two integers height and width, got {size}")
     return (size if all(size) else None), entries
@@ -222,5 +223,6 @@ def _read_labelmap(path: Path) -> dict[str, tuple[int, int, int]]:
         parts = rest.partition(":")[0].split(",")
         if not name or len(parts) != 3 or not all(p.strip().isdecimal() and int(p) < 256 for p in parts):
             raise ValueError(f"{path}, line {number}: expected 'name:red,green,blue:parts:actions', got {line!r}")
-        colours[name] = tuple(int(part) for part in parts)
+        red, green, blue = map(int, parts)
+        colours[name] = red, green, blue
     return dict(sorted(colours.items(), key=lambda item: item[0] != "background"))

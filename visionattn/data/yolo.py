@@ -76,6 +76,7 @@ class YOLODetection(DetectionImages):
         """Polygons as masks."""
         from faster_coco_eval.core import mask as coco
 
+        assert picture.outlines is not None  # masks are drawn of pictures that have outlines
         masks = np.zeros((len(picture.outlines), height, width), bool)
         for mask, polygon in zip(masks, picture.outlines, strict=True):
             corners = (polygon * (width, height)).ravel().tolist()

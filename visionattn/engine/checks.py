@@ -41,7 +41,7 @@ class DataCheckHook(Hook):
 def _check_classes(runner: Any, name: str) -> None:
     dataset, known = getattr(runner, name).dataset, _num_classes(runner)
     classes = getattr(dataset, "metainfo", {}).get("classes")
-    if None not in (classes, known) and len(classes) > known:
+    if classes is not None and known is not None and len(classes) > known:
         raise ValueError(
             f"{name}: {type(dataset).__name__} has {len(classes)} classes, but the model's num_classes is only {known}"
         )
@@ -75,24 +75,28 @@ def check_batches(loader: DataLoader, model: nn.Module, processes: int) -> None:
     Raises:
         ValueError: If not.
     """
-    samples, batch = len(loader.dataset), loader.batch_size
+    dataset: Any = loader.dataset
+    sampler: Any = loader.sampler
+    samples, batch = len(dataset), loader.batch_size
     if len(loader) == 0:
         raise ValueError(
             f"train_dataloader: batch_size={batch} leaves no batch to train on: {processes} process(es) share "
             f"{samples} samples, and drop_last={loader.drop_last}; choose a smaller batch_size or drop_last=False"
         )
-    if batch is None or isinstance(loader.sampler, InfiniteSampler):
+    if batch is None or isinstance(sampler, InfiniteSampler):
         return
-    last = len(loader.sampler) % batch
+    last = len(sampler) % batch
     if batch == 1 or (last == 1 and not loader.drop_last):
-        _check_single(loader, model.module if is_model_wrapper(model) else model)
+        inner: Any = model.module if is_model_wrapper(model) else model
+        _check_single(loader, inner)
 
 
-def _check_single(loader: DataLoader, model: nn.Module) -> None:
+def _check_single(loader: DataLoader, model: Any) -> None:
     """Tries a batch of one, if the network normalizes over batches; nothing of the network changes."""
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return
-    batch = loader.collate_fn([loader.dataset[next(iter(loader.sampler))]])
+    sampler: Any = loader.sampler
+    batch = loader.collate_fn([loader.dataset[next(iter(sampler))]])
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     training = model.training
     model.train()
@@ -103,7 +107,7 @@ def _check_single(loader: DataLoader, model: nn.Module) -> None:
     except ValueError as error:
         raise ValueError(
             f"train_dataloader: a batch of one sample, as batch_size={loader.batch_size} leaves the last of an epoch "
-            f"({len(loader.sampler)} samples), cannot be trained on: {error}; choose another batch_size or "
+            f"({len(sampler)} samples), cannot be trained on: {error}; choose another batch_size or "
             "drop_last=True"
         ) from error
     finally:

@@ -34,7 +34,7 @@ class ClassesHook(Hook):
             ValueError: If the run is resumed with other classes.
         """
         classes = _classes_of(runner.train_dataloader.dataset)
-        if runner._resume and None not in (classes, self.classes) and classes != self.classes:
+        if runner._resume and classes is not None and self.classes is not None and classes != self.classes:
             raise ValueError(
                 f"the run was begun with the classes {', '.join(self.classes)}, but the training set now has "
                 f"{', '.join(classes)}: resume with the same data, or train anew"

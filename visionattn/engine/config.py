@@ -1,5 +1,6 @@
 """Configs by path or name, with other networks and settings."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def load_config(
     stem = file.name
     if network := model or file.network:
         _replace_network(config, network, arguments_for(file.path, network))
-        stem = f"{stem}-{model}" if model else stem
+        stem = re.sub(r"[^\w.-]+", "-", f"{stem}-{model}") if model else stem
     if options:
         lengths = _lengths(config)
         apply_overrides(config, options)

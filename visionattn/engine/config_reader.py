@@ -131,6 +131,7 @@ def _bases(path: Path, tree: ast.Module) -> list[str]:
     for node in tree.body:
         if _assigns_base(node):
             try:
+                assert isinstance(node, ast.Assign)
                 bases = ast.literal_eval(node.value)
                 return [bases] if isinstance(bases, str) else [name + "" for name in bases]
             except (ValueError, TypeError) as error:

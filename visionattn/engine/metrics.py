@@ -104,7 +104,7 @@ class TorchMetrics(BaseMetric):
         for key, part in value.items():
             # A network may know more classes than the data set has.
             known = classes is not None and isinstance(key, int) and key < len(classes)
-            values.update(self._flatten(f"{name}/{classes[key] if known else key}", part))
+            values.update(self._flatten(f"{name}/{classes[key] if classes and known else key}", part))
         return values
 
 

@@ -45,13 +45,13 @@ class TimmOptimWrapperConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Builds the optimiser over the groups of a model, and its wrapper."""
-        model = model.module if is_model_wrapper(model) else model
-        optimizer = OPTIMIZERS.build(self.optimizer, default_args={"params": self._groups(model)})
+        inner: Any = model.module if is_model_wrapper(model) else model
+        optimizer = OPTIMIZERS.build(self.optimizer, default_args={"params": self._groups(inner)})
         return OPTIM_WRAPPERS.build({"type": "OptimWrapper", **self.wrapper, "optimizer": optimizer})
 
     def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
         decay = self.optimizer.get("weight_decay", 0.0)
-        backbone = model.backbone
+        backbone: Any = model.backbone
         exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
         if self.layer_decay is None:
             groups = param_groups_weight_decay(backbone, decay, no_weight_decay_list=exempt)

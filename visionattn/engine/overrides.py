@@ -213,7 +213,8 @@ def _parameters(*targets: Callable[..., Any]) -> set[str] | None:
     """Names of the keyword arguments of functions and classes; None if any are accepted."""
     names: set[str] = set()
     for target in targets:
-        functions = [cls.__init__ for cls in inspect.getmro(target)] if inspect.isclass(target) else [target]
+        classes: tuple[Any, ...] = inspect.getmro(target) if inspect.isclass(target) else ()
+        functions = [cls.__init__ for cls in classes] or [target]
         for function in functions:
             parameters = inspect.signature(function).parameters.values()
             names |= {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}

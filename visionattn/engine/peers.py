@@ -70,7 +70,7 @@ class PeerWatch:
 
     def _connect(self) -> None:
         server = socket.create_server(("", 0)) if self._rank == 0 else None
-        shared = [server.getsockname()[1], secrets.token_bytes(16)] if server else [None, None]
+        shared: list[Any] = [server.getsockname()[1], secrets.token_bytes(16)] if server else [None, None]
         broadcast_object_list(shared)
         port, token = shared
         if server is None:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,13 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], list[dict[
             record = {key: math.nan if value is None else value for key, value in record.items()}
             records = train if "loss" in record else evaluations
             if first.pop(id(records), False):  # what was logged beyond the checkpoint that this start resumed from
-                records[:] = itertools.takewhile(lambda earlier, step=record["step"]: earlier["step"] < step, records)
+                records[:] = _before(records, record["step"])
             records.append(record)
     return train, evaluations
+
+
+def _before(records: list[dict[str, Any]], step: float) -> Iterator[dict[str, Any]]:
+    return itertools.takewhile(lambda record: record["step"] < step, records)
 
 
 def draw_learning_curve(work_dir: str | Path, metric: MetricInfo | str | None) -> Path | None:
@@ -92,6 +96,7 @@ def draw_scores(evaluator_metrics: Iterable[Any], folder: str | Path, classes: S
     """
     pictures = []
     for metrics in evaluator_metrics:
+        metric: Any
         for name, metric in (metrics.metrics if isinstance(metrics, TorchMetrics) else {}).items():
             stem = name.replace("/", "_")
             if isinstance(metric, DetectionScores):

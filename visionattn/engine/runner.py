@@ -20,6 +20,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import nn
 
+from visionattn.data import check_dataset
 from visionattn.models import check_state_dict
 from visionattn.utils.files import read_checkpoint
 
@@ -55,6 +56,9 @@ class Runner(mmengine.runner.Runner):
             ValueError: If the warm-up is not shorter than the training.
         """
         _check_schedule(cfg)
+        for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+            if isinstance(cfg.get(loader), dict):
+                check_dataset(cfg[loader]["dataset"], f"{loader}.dataset")
         return super().from_cfg(cfg)
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
@@ -115,6 +119,8 @@ class Runner(mmengine.runner.Runner):
         if isinstance(scheduler, list) and all(isinstance(part, dict) for part in scheduler):
             scheduler = without_tiny_warmups(scheduler, len(self.train_dataloader))
         return super().build_param_scheduler(scheduler)
+
+    _load_from: str | None
 
     def load_or_resume(self) -> None:
         """Resumes from the newest whole checkpoint in the work folder if the run is to be resumed and none is named."""

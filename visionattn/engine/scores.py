@@ -62,7 +62,7 @@ class DetectionScores(PictureMetric, MeanAveragePrecision):
         if iou_type not in ("bbox", "segm"):
             raise ValueError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
         # Of masks alone torchmetrics forgets the pictures without objects, and with them the false alarms there.
-        kinds = "bbox" if iou_type == "bbox" else ("bbox", "segm")
+        kinds: Any = "bbox" if iou_type == "bbox" else ("bbox", "segm")
         # Its own thresholds are rounded to 32 bits, and a recall that hits one would fall on its other side.
         super().__init__(
             iou_type=kinds,
@@ -115,6 +115,7 @@ class SegmentationScores(PictureMetric):
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
     confusion: torch.Tensor
+    counts: Any  # a list of tensors, or the one that the processes gathered
 
     def __init__(self, num_classes: int, ignore_index: int = 255, **kwargs: Any) -> None:
         super().__init__(**kwargs)

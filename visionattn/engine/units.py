@@ -81,7 +81,7 @@ def metric_info(metrics: Iterable[Any], name: str) -> MetricInfo | None:
 def describe(metric: Any, name: str, better: str | None = None, unit: str | None = None) -> MetricInfo:
     """Direction and unit by the attributes that torchmetrics' classes have, where they are not given."""
     if better is None:
-        better = {True: "greater", False: "less"}.get(getattr(metric, "higher_is_better", None))
+        better = {True: "greater", False: "less", None: None}.get(getattr(metric, "higher_is_better", None))
     if unit is None:
         bounds = getattr(metric, "plot_lower_bound", None), getattr(metric, "plot_upper_bound", None)
         unit = FRACTION if bounds == (0, 1) else getattr(metric, "unit", "")

@@ -9,6 +9,8 @@ Differs from the official code in:
 Golden: tests/golden/stm_haloattn_*.npz, stm_haloblock_*.npz (outputs and input gradients).
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -25,7 +27,7 @@ __all__ = ["HaloAttention"]
 class _Distances(nn.Module):
     """Holds the embeddings of vertical and horizontal distances."""
 
-    def __init__(self, window: int, head_dim: int, **dd) -> None:
+    def __init__(self, window: int, head_dim: int, **dd: Any) -> None:
         super().__init__()
         self.height_rel = nn.Parameter(torch.empty(2 * window - 1, head_dim, **dd))
         self.width_rel = nn.Parameter(torch.empty(2 * window - 1, head_dim, **dd))

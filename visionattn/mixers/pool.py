@@ -25,7 +25,14 @@ class AveragePool(nn.Module):
         ValueError: If `pool_size` is not a positive odd number.
     """
 
-    def __init__(self, dim: int, *, pool_size: int = 3, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        pool_size: int = 3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_odd(pool_size=pool_size)
         self.pool_size = pool_size

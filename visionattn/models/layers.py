@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from visionattn.catalog import BlockContext
 from visionattn.mixers._position import PositionConv, PositionEmbedding
 from visionattn.ops.losses import Losses, call_with_losses
+from visionattn.utils.factory import FactoryKwargs
 
 __all__ = [
     "BatchNorm",
@@ -60,7 +61,7 @@ class ResidualBranch(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.norm = norm(dim, **dd)
         self.fn = fn
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale, **dd))
@@ -127,7 +128,7 @@ class Mlp(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         hidden = int(dim * ratio)
         self.fc1 = nn.Linear(dim, hidden, **dd)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd) if conv else None
@@ -173,7 +174,7 @@ class PatchConv(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.stride = stride
         self.pad_to_stride = pad_to_stride
         self.norm_first = norm_first(dim, **dd) if norm_first else nn.Identity()
@@ -205,7 +206,7 @@ class PatchMerging(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.norm = norm(4 * dim, **dd)
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False, **dd)
 

@@ -77,6 +77,7 @@ def spread_pools(
         position = torch.arange(_size(shape, axes), device=part.device)
         position = position.view([size if axis in axes else 1 for axis, size in enumerate(shape)])
         total = _add(total, torch.where(position == _restored(index, axes), _restored(part, axes), 0))
+    assert total is not None  # there is a gradient of something
     return total
 
 

@@ -104,12 +104,13 @@ def has_kernel(module: str, refuses: Callable[..., str]) -> Callable[[Callable[.
                 return _launch(_kernel(module, reference.__name__), args, kwargs)
             return reference(*args, **kwargs)
 
-        op.refuses, op.first = refuses, next(iter(inspect.signature(reference).parameters))
+        dispatched: Any = op
+        dispatched.refuses, dispatched.first = refuses, next(iter(inspect.signature(reference).parameters))
         signature = inspect.signature(reference)
         parameters = list(signature.parameters.values())
         own = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
-        op.__signature__ = signature.replace(parameters=[*parameters, own])
-        return op
+        dispatched.__signature__ = signature.replace(parameters=[*parameters, own])
+        return dispatched
 
     return decorate
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ._autocast import wide
+from ._autocast import autocast_dtype, wide
 from ._modes import traced, transformed
 
 __all__ = ["attention", "softmax_attention"]
@@ -64,6 +64,8 @@ def _loses_digits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, s
     A weight that is made again from that has the logarithm's absolute error, which grows with the scores.
     """
     if traced() or transformed() or q.device.type != "cpu" or q.dtype == torch.float64 or not q.numel():
+        return False
+    if autocast_dtype(q) not in (None, q.dtype):  # half precision comes of it
         return False
     if not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad):
         return False

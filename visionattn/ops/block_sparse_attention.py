@@ -1,12 +1,13 @@
 """Block-sparse attention: blocks of tokens, which are windows or listed, see themselves or the blocks of a table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ._dispatch import has_kernel
 from .attention import softmax_attention
-from .window_attention import WIDEST, merge_windows, padded_size, partition_windows
+from .window_attention import WIDEST, padded_size, partition_windows
 
 __all__ = ["Windows", "block_sparse_attention"]
 
@@ -91,24 +92,32 @@ def block_sparse_attention(
         ValueError: If an argument has another shape, or arguments do not go together.
     """
     check_arguments(qkv, blocks, block_table, overlap, bias, pad_kv)
-    mask = _visible(qkv, blocks, block_table, overlap, pad_kv is not None)
+    tokens = qkv.size(1)
+    table = blocks.tokens(qkv.device)[None, None] if isinstance(blocks, Windows) else blocks
+    seen = _seen(table, qkv.size(0), block_table, overlap)
+    q, k, v = _gather(qkv, (table, seen, seen))
+    if pad_kv is not None:
+        padded = (seen >= tokens).unsqueeze(-1)
+        k, v = (torch.where(padded, p[:, None, None].to(x.dtype), x) for x, p in zip((k, v), pad_kv, strict=True))
+    mask = None
+    if table.size(2) * table.size(3) > tokens:
+        held = (table < tokens).unsqueeze(-1)
+        if pad_kv is None:
+            # What the queries of empty slots see does not matter, but they must see something.
+            mask = (seen < tokens).unsqueeze(-2) | ~held
+    if isinstance(blocks, Windows) and any(blocks.shift):
+        part = blocks.parts(qkv.device)[None, None]
+        same = part.unsqueeze(-1) == part.unsqueeze(-2)
+        mask = same if mask is None else mask & (same | ~held)
     if bias is not None:
-        bias = bias.to(qkv.dtype)[:, None]
+        bias = bias.to(q.dtype)[:, None]
         mask = bias[None] if mask is None else torch.where(mask, bias, float("-inf"))
-    q, k, v = _regroup(qkv, blocks, pad_kv).unbind(0)
-    k, v = (_keys(x, block_table, overlap) for x in (k, v))
-    if isinstance(blocks, Windows):
-        # Windows lie side by side in an image, and heads in a token: blocks take the place of images.
-        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-        if mask is not None:
-            mask = mask.expand(len(qkv) if mask.size(2) > 1 else 1, -1, -1, -1, -1).transpose(1, 2).flatten(0, 1)
-    else:
-        # Blocks take the place of heads, so that nothing is copied.
-        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        if mask is not None:
-            mask = mask.expand(*qkv.shape[::3], -1, -1, -1).flatten(0, 1)
+    if mask is not None:
+        mask = mask.expand(*q.shape[:2], -1, -1, -1).flatten(0, 1)
+    # Blocks take the place of heads.
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     out = softmax_attention(q, k, v, mask=mask, scale=scale, dropout_p=dropout_p)
-    return _put_back(out, qkv, blocks)
+    return _put_back(out, qkv, table)
 
 
 def check_arguments(
@@ -145,68 +154,39 @@ def check_arguments(
         raise ValueError(f"bias must have shape ({heads}, {slots}, {keys}), got {tuple(bias.shape)}")
 
 
-def _regroup(qkv: torch.Tensor, blocks: Windows | torch.Tensor, pad_kv: torch.Tensor | None) -> torch.Tensor:
-    """Rows of queries, keys and values, slot by slot. `(B, N, 3, heads, d) -> (3, B, heads, blocks, n, d)`."""
-    batch, tokens, _, heads, dim = qkv.shape
-    if isinstance(blocks, Windows):
-        rows = partition_windows(qkv.flatten(2).unflatten(1, blocks.size), blocks.window, blocks.shift)
-        rows = rows.unflatten(0, (batch, -1)).unflatten(-1, (3, heads, dim))
-        if pad_kv is not None:
-            empty = blocks.tokens(qkv.device) == tokens
-            padded = torch.cat((torch.zeros_like(pad_kv[:1]), pad_kv)).to(rows.dtype)
-            rows = torch.where(empty[..., None, None, None], padded, rows)
-        return rows.permute(3, 0, 4, 1, 2, 5)
-    image, part = (torch.arange(count, device=qkv.device).view(-1, 1, 1, 1) for count in (batch, 3))
-    head = torch.arange(heads, device=qkv.device).view(-1, 1, 1)
-    row = (image * tokens + blocks.clamp_max(tokens - 1)) * (3 * heads) + head
-    rows = row + heads * part.unsqueeze(1)
-    return qkv.reshape(-1, dim).index_select(0, rows.flatten()).view(*rows.shape, dim)
-
-
-def _visible(
-    qkv: torch.Tensor, blocks: Windows | torch.Tensor, block_table: torch.Tensor | None, overlap: int, padded: bool
-) -> torch.Tensor | None:
-    """Which keys each query sees, as broadcasts to `(B, heads, blocks, n, keys)`; None: all."""
-    tokens = qkv.size(1)
-    windows = isinstance(blocks, Windows)
-    table = blocks.tokens(qkv.device)[None, None] if windows else blocks
-    mask = None
-    if table.size(2) * table.size(3) > tokens and not padded:
-        held = (table < tokens).unsqueeze(-1)
-        seen = held if block_table is None else held.expand(qkv.size(0), -1, -1, -1, -1)
-        # What the queries of empty slots see does not matter, but they must see something.
-        mask = _keys(seen, block_table, overlap).mT | ~held
-    if windows and any(blocks.shift):
-        part = blocks.parts(qkv.device)[None, None]
-        same = part.unsqueeze(-1) == part.unsqueeze(-2)
-        mask = same if mask is None else mask & (same | ~held)
-    return mask
-
-
-def _keys(x: torch.Tensor, block_table: torch.Tensor | None, overlap: int) -> torch.Tensor:
-    """What each block sees. `(B, heads, blocks, n, d) -> (B, heads, blocks, keys, d)`."""
+def _seen(table: torch.Tensor, batch: int, block_table: torch.Tensor | None, overlap: int) -> torch.Tensor:
+    """The tokens whose keys each block sees. `(B, heads, blocks, n) -> (B, heads, blocks, keys)`."""
     if overlap:
-        length = x.size(3) + overlap
-        both = x.unflatten(2, (-1, 2)).flatten(3, 4)
-        return torch.stack((both[..., :length, :], both[..., -length:, :]), dim=3).flatten(2, 3)
+        length = table.size(3) + overlap
+        both = table.unflatten(2, (-1, 2)).flatten(3)
+        return torch.stack((both[..., :length], both[..., -length:]), dim=3).flatten(2, 3)
     if block_table is None:
-        return x
-    batch, blocks = x.size(0), x.size(2)
-    seen = block_table + blocks * torch.arange(batch, device=x.device).view(-1, 1, 1)
-    x = x.transpose(1, 2).flatten(0, 1).index_select(0, seen.flatten())
-    return x.unflatten(0, block_table.shape).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+        return table
+    table = table.expand(batch, -1, -1, -1)
+    chosen = block_table.flatten(1)[:, None, :, None].expand(-1, table.size(1), -1, table.size(3))
+    return table.gather(2, chosen).unflatten(2, block_table.shape[1:]).flatten(3)
 
 
-def _put_back(out: torch.Tensor, qkv: torch.Tensor, blocks: Windows | torch.Tensor) -> torch.Tensor:
-    """`(B * windows, heads, n, d)` or `(B * heads, blocks, n, d)` to `(B, N, heads, d)`."""
+def _gather(qkv: torch.Tensor, tables: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The queries of some tokens, keys of some, values of some; any for empty slots. `-> (B, heads, blocks, n, d)`."""
+    batch, tokens, _, heads, dim = qkv.shape
+    image = torch.arange(batch, device=qkv.device).view(-1, 1, 1, 1)
+    head = torch.arange(heads, device=qkv.device).view(-1, 1, 1)
+    tables = [table.clamp_max(tokens - 1) for table in tables]
+    rows = [((image * tokens + table) * 3 + part) * heads + head for part, table in enumerate(tables)]
+    # At once: each gradient of a part would be as large as all.
+    gathered = qkv.reshape(-1, dim).index_select(0, torch.cat([part.flatten() for part in rows]))
+    parts = gathered.split([part.numel() for part in rows])
+    return [part.view(*row.shape, dim) for part, row in zip(parts, rows, strict=True)]
+
+
+def _put_back(out: torch.Tensor, qkv: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """`(B * heads, blocks, n, d) -> (B, N, heads, d)`."""
     batch, tokens, _, heads, dim = qkv.shape
     # As PyTorch's fused forms leave it.
     out = out.transpose(1, 2)
-    if isinstance(blocks, Windows):
-        out = merge_windows(out.flatten(2), blocks.size, blocks.window, blocks.shift)
-        return out.flatten(1, 2).unflatten(-1, (heads, dim))
     rows = torch.arange(out.numel() // dim, device=out.device).view(batch, heads, *out.shape[1:3]).transpose(2, 3)
     # An empty slot's number may be any from N up; all of them land beside the tokens.
-    token = blocks.clamp_max(tokens).expand(batch, heads, -1, -1).flatten(2)
+    token = table.clamp_max(tokens).expand(batch, heads, -1, -1).flatten(2)
     row = rows.new_zeros(batch, heads, tokens + 1).scatter(2, token, rows.flatten(2))[..., :tokens]
     return out.reshape(-1, dim).index_select(0, row.transpose(1, 2).flatten()).view(batch, tokens, heads, dim)

@@ -109,7 +109,7 @@ def focused_attention(
             inputs = (q, k, v, positions, factor.to(q.dtype), num_heads, focusing_factor)
             out = LinearAttention.apply(formula, *inputs)[0]
         else:
-            parts = (part.to(wide(part)) for part in (q, k, v, positions))
+            parts = q.to(wide(q)), k.to(wide(k)), v.to(wide(v)), positions.to(wide(positions))
             out = formula(*parts, factor, num_heads, focusing_factor, quadratic).to(v.dtype)
     if convolution is None:
         return out

@@ -129,7 +129,7 @@ def _by_fft(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 _BACKENDS = {"conv": _by_conv, "matmul": _by_matmul, "fft": _by_fft}
 
 
-def _choose(size: tuple[int, int, int], kernel: tuple[int, ...], *, by_hand: bool, exportable: bool) -> str:
+def _choose(size: tuple[int, ...], kernel: tuple[int, ...], *, by_hand: bool, exportable: bool) -> str:
     """The formulation for a map `(H, W, C)`; never by the batch, which exported programs leave open."""
     height, width, channels = size
     positions, groups = height * width, kernel[0]

@@ -1,5 +1,7 @@
 """Attention inside the stripes of a map, with a convolution of the values as position encoding (LePE)."""
 
+from typing import Any
+
 import torch
 
 from .attention import attention
@@ -31,7 +33,7 @@ def stripe_attention(
         dropout_p: Share of the attention weights that is dropped.
     """
     sides = [min(side or size, size) for side, size in zip(stripe, qkv.shape[1:3], strict=True)]
-    settings = {"num_heads": num_heads, "stripe": stripe, "scale": scale, "dropout_p": dropout_p}
+    settings: dict[str, Any] = {"num_heads": num_heads, "stripe": stripe, "scale": scale, "dropout_p": dropout_p}
     for axis, side in enumerate(sides, start=1):
         rest = qkv.size(axis) % side
         if rest:  # On its own an incomplete stripe needs neither padding nor a mask.

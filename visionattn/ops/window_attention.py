@@ -147,12 +147,12 @@ def _visible(size: Pair, window: Pair, shift: Pair, mask_padding: bool, device: 
     padded = mask_padding and any(length % side for length, side in zip(size, window, strict=True))
     if not padded and not any(shift):
         return None
-    wrapped, outside = [], []
+    wrapped, beyond = [], []
     for length, side, count, by in zip(size, window, _count(size, window), shift, strict=True):
         position = torch.arange(count * side, device=device).view(count, side)
         wrapped.append(position >= count * side - by)
-        outside.append((position + by) % (count * side) >= length)
-    outside = _by_window(outside[0], outside[1], torch.logical_or)
+        beyond.append((position + by) % (count * side) >= length)
+    outside = _by_window(beyond[0], beyond[1], torch.logical_or)
     if not any(shift):
         return ~outside.unsqueeze(1)
     part = _by_window(2 * wrapped[0], 1 * wrapped[1], torch.add)

@@ -141,7 +141,7 @@ def _chains(model: nn.Module) -> Iterator[_Block]:
         if not isinstance(module, nn.Sequential | nn.ModuleDict) or convs < _CHAIN:
             continue
         inside = False
-        for (name, child), (_, following) in itertools.zip_longest(children, children[1:], fillvalue=("", None)):
+        for (name, child), (_, following) in zip(children, [*children[1:], ("", None)], strict=True):
             inside = not _is_pool(child) and (inside or isinstance(child, nn.Conv2d))
             if inside and (following is None or isinstance(following, nn.Conv2d) or _is_pool(following)):
                 end = f"{path}.{name}" if path else name

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from visionattn.utils.factory import FactoryKwargs
 from visionattn.utils.modifications import record_modification
 
 from ._attached import AttachedModule, ZeroInitGate
@@ -84,7 +85,7 @@ def attach(
         raise ValueError(f"attention is attached already at {', '.join(taken)}; choose other stages")
 
     weight = next(p for p in model.parameters() if p.is_floating_point())
-    dd = {"device": weight.device, "dtype": weight.dtype}
+    dd: FactoryKwargs = {"device": weight.device, "dtype": weight.dtype}
     blocks = [build(spot.channels, **kwargs).to(**dd) for spot in spots]
     kinds = [type(block).__name__ for block in blocks]
     if start == "identity":
@@ -95,7 +96,8 @@ def attach(
         joint.training = owner.training
         setattr(owner, name, joint)
     new = [Place(f"{s.path}.plugin", s.channels, s.stage, kind) for s, kind in zip(spots, kinds, strict=True)]
-    model.attached = Places([*getattr(model, "attached", ()), *new])
+    host: Any = model
+    host.attached = Places([*getattr(model, "attached", ()), *new])
     arguments = {"plugin": _as_data(plugin), "where": where, "stages": stages, "start": start, **kwargs}
     record_modification(model, "attach", arguments)
     return model

@@ -7,6 +7,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -165,7 +166,7 @@ def write_table(costs: Sequence[Cost], size: int, path: Path) -> str:
     return text
 
 
-def _measure(name: str, model: str, kwargs: dict[str, str], size: int) -> Cost:
+def _measure(name: str, model: str, kwargs: dict[str, Any], size: int) -> Cost:
     macs = count_macs(timm.create_model(model, device="meta", **kwargs), (3, size, size))
     network = timm.create_model(model, **kwargs).train()
     return Cost(

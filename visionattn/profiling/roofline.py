@@ -136,7 +136,7 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
     width_ = (width,)
     square, projection = (width, width), (3 * width, width)
     pools = [(kind, axis) for axis in (1, 2, 3) for kind in ("mean", "max")]
-    split = {"num_heads": heads}
+    split: dict[str, Any] = {"num_heads": heads}
 
     def clusters(qkv: torch.Tensor) -> Any:
         order = torch.arange(positions, device=qkv.device).view(-1, 49).expand(batch, heads, -1, -1)
@@ -194,4 +194,8 @@ def _ops(batch: int, side: int, width: int) -> list[Block]:
         ),
         "large_kernel_conv": (ops.large_kernel_conv, (grid, (heads, 1, 2 * side - 1, 2 * side - 1))),
     }
-    return [Block(f"ops.{name}", shapes, lambda f=function: f) for name, (function, shapes) in table.items()]
+
+    def block(name: str, function: Callable[..., Any], shapes: tuple[tuple[int, ...], ...]) -> Block:
+        return Block(f"ops.{name}", shapes, lambda: function)
+
+    return [block(name, *row) for name, row in table.items()]

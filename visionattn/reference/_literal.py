@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ class Literal(nn.Module):
         module: The module.
     """
 
-    def __init__(self, formula: Callable[[nn.Module, torch.Tensor], torch.Tensor], module: nn.Module) -> None:
+    def __init__(self, formula: Callable[[nn.Module, torch.Tensor], torch.Tensor], module: Any) -> None:
         super().__init__()
         self.formula = formula
         self.module = deepcopy(module)

@@ -4,6 +4,7 @@ them, results and values are both brought back to the image. For N = cluster_siz
 of the next image for its sibling."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,7 +72,7 @@ class NaiveFeatureSpaceLocalAttention(nn.Module):
         return x.gather(3, back.unsqueeze(2).expand(x.shape)).flatten(1, 2)
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `FeatureSpaceLocalAttention`."""
     naive = NaiveFeatureSpaceLocalAttention(
         module.qkv.in_features, module.num_heads, module.cluster_size, module.overlap, module.scale

@@ -1,5 +1,7 @@
 """CBAM as its authors wrote it down: one map after the other, every pool and product on its own."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -16,10 +18,9 @@ class _ChannelGate(nn.Module):
         self.fc2 = nn.Linear(channels // reduction, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        total = None
+        total = torch.zeros((), dtype=x.dtype, device=x.device)
         for pool in (F.avg_pool2d, F.max_pool2d):
-            logits = self.fc2(F.relu(self.fc1(pool(x, x.shape[2:], stride=x.shape[2:]).flatten(1))))
-            total = logits if total is None else total + logits
+            total = total + self.fc2(F.relu(self.fc1(pool(x, x.shape[2:], stride=x.shape[2:]).flatten(1))))
         return x * total.sigmoid()[:, :, None, None].expand_as(x)
 
 
@@ -54,7 +55,7 @@ class NaiveCBAM(nn.Module):
         return self.spatial_gate(self.channel_gate(x))
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `CBAM`."""
     channels, hidden = module.channel_gate.fc1.in_features, module.channel_gate.fc1.out_features
     naive = NaiveCBAM(channels, reduction=channels // hidden, kernel_size=module.spatial_gate.conv.kernel_size[0])

@@ -1,5 +1,7 @@
 """Cross-shaped window attention as its paper says it: padded maps, stripes cut out, masked keys."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ def _stripes(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, dim, rows, columns)
 
 
-def _branch(branch: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _branch(branch: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     batch, dim, height, width = q.shape
     rows, columns = (side or size for side, size in zip(branch.stripe, (height, width), strict=True))
     pad = (0, -width % columns, 0, -height % rows)
@@ -35,7 +37,7 @@ def _branch(branch: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     return out.permute(0, 3, 1, 4, 2, 5).reshape(batch, dim, padded_height, padded_width)[:, :, :height, :width]
 
 
-def naive_cswin(mixer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def naive_cswin(mixer: Any, x: torch.Tensor) -> torch.Tensor:
     """What a `CrossShapedWindowAttention` gives for `(B, H, W, C)`."""
     q, k, v = (t.permute(0, 3, 1, 2) for t in mixer.qkv(x).chunk(3, dim=-1))
     branches = len(mixer.attns)
@@ -43,6 +45,6 @@ def naive_cswin(mixer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return mixer.proj(torch.cat([_branch(*part) for part in parts], dim=1).permute(0, 2, 3, 1))
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `CrossShapedWindowAttention`."""
     return Literal(naive_cswin, module)

@@ -1,11 +1,14 @@
 """Channel attention of DaViT as coded officially, and with the ordinary roles, group by group."""
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from ._literal import Literal
 
 
-def channel_attention(x, qkv, proj, num_heads, scale):
+def channel_attention(x: torch.Tensor, qkv: nn.Module, proj: nn.Module, num_heads: int, scale: str) -> torch.Tensor:
     """`x` is `(B, N, C)`."""
     tokens, dim = x.shape[1:]
     q, k, v = qkv(x).chunk(3, -1)
@@ -20,8 +23,11 @@ def channel_attention(x, qkv, proj, num_heads, scale):
     return proj(torch.cat(out, -1))
 
 
-def naive_of(module):
+def naive_of(module: nn.Module) -> Literal:
     """The literal module with the weights of a `ChannelAttention`."""
-    return Literal(
-        lambda m, x: channel_attention(x.flatten(1, 2), m.qkv, m.proj, m.num_heads, m.scale).view(x.shape), module
-    )
+
+    def formula(mixer: Any, x: torch.Tensor) -> torch.Tensor:
+        out = channel_attention(x.flatten(1, 2), mixer.qkv, mixer.proj, mixer.num_heads, mixer.scale)
+        return out.view(x.shape)
+
+    return Literal(formula, module)

@@ -1,5 +1,7 @@
 """Efficient local attention as its paper writes it down: one gate after the other, each multiplied onto the map."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -28,7 +30,7 @@ class NaiveEfficientLocalAttention(nn.Module):
         return x * rows[..., None] * columns[:, :, None]
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of an `EfficientLocalAttention`."""
     conv = module.conv
     naive = NaiveEfficientLocalAttention(

@@ -1,5 +1,7 @@
 """Focused linear attention as its authors write it down: tokens in rows, one step after the other."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -55,7 +57,7 @@ class NaiveFocusedLinearAttention(nn.Module):
         return t / t.norm(dim=-1, keepdim=True) * length
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `FocusedLinearAttention` on its nominal grid."""
     naive = NaiveFocusedLinearAttention(
         module.qkv.in_features,

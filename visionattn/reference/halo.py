@@ -1,5 +1,7 @@
 """Halo attention block by block, as its formula says it."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -8,7 +10,7 @@ from ._literal import Literal
 __all__ = ["naive_halo", "naive_of"]
 
 
-def naive_halo(mixer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def naive_halo(mixer: Any, x: torch.Tensor) -> torch.Tensor:
     """What a `HaloAttention` gives for `(B, H, W, C)`: the queries of a block, and the keys in and around it."""
     sides, block, halo, heads = x.shape[1:3], mixer.block_size, mixer.halo_size, mixer.num_heads
     q = (x @ mixer.q.weight.T).unflatten(-1, (heads, -1))
@@ -37,6 +39,6 @@ def naive_halo(mixer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return mixer.proj(out.flatten(3))
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `HaloAttention`."""
     return Literal(naive_halo, module)

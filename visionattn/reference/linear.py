@@ -1,5 +1,7 @@
 """Linear attention (arXiv 2006.16236) as equations 4 to 7 of the paper say it."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from ._literal import Literal
 __all__ = ["linear_attention", "naive_of"]
 
 
-def linear_attention(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def linear_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
     """What `visionattn.mixers.LinearAttention` gives."""
     heads, tokens = module.num_heads, x.flatten(1, 2)
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in module.qkv(tokens).chunk(3, dim=-1))
@@ -20,6 +22,6 @@ def linear_attention(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return module.proj(out.flatten(2)).view(x.shape)
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `LinearAttention`."""
     return Literal(linear_attention, module)

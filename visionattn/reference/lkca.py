@@ -1,5 +1,7 @@
 """LKCA as the paper describes it: a window slides over the kernel, and what it shows becomes the attention map."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -43,7 +45,7 @@ class NaiveLKCA(nn.Module):
         return self.proj(out).reshape(x.shape)
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `LargeKernelConvAttention`, for maps of its grid."""
     height, width = ((taps + 1) // 2 for taps in module.kernel.shape[2:])
     projected = isinstance(module.v, nn.Linear)

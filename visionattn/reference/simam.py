@@ -1,5 +1,7 @@
 """SimAM (ICML 2021) written as its formulas read: the least energy of each neuron, and its inverse as importance."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -8,7 +10,7 @@ from ._literal import Literal
 __all__ = ["naive_of", "simam"]
 
 
-def simam(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def simam(module: Any, x: torch.Tensor) -> torch.Tensor:
     """What `visionattn.plugins.SimAM` gives: equations 5 and 6 of the paper."""
     mean, count = x.mean(dim=(2, 3), keepdim=True), max(x[0, 0].numel() - 1, 1)
     squares = (x - mean) ** 2
@@ -17,6 +19,6 @@ def simam(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.sigmoid(1 / energy) * x
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module of a `SimAM`."""
     return Literal(simam, module)

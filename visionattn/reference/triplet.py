@@ -1,5 +1,7 @@
 """Triplet attention as its authors wrote it down: three permuted copies, each gated on its own, then the mean."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -40,7 +42,7 @@ class NaiveTripletAttention(nn.Module):
         return (cw + hc) / 2 if self.hw is None else (self.hw(x) + cw + hc) / 3
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `TripletAttention`."""
     naive = NaiveTripletAttention(1, kernel_size=module.cw.conv.kernel_size[0], no_spatial=module.hw is None)
     naive.load_state_dict(module.state_dict())

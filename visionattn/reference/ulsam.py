@@ -1,5 +1,7 @@
 """ULSAM as the paper and the official code state it: a module for each subspace, one after the other."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -30,7 +32,7 @@ class NaiveULSAM(nn.Module):
         return torch.cat([subspace(group) for subspace, group in zip(self.subspaces, groups, strict=True)], dim=1)
 
 
-def naive_of(module: nn.Module) -> nn.Module:
+def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `ULSAM`."""
     naive = NaiveULSAM(module.conv_dws.in_channels, module.num_splits)
     for key, value in module.state_dict().items():

@@ -1,13 +1,25 @@
 """Window attention spelt out: each query asks of each key of its window whether it may look at it."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+from torch import nn
 
 from ._literal import Literal
 
 LOOPS = True
 
 
-def window_attention(x, qkv, num_heads, window, shift=(0, 0), bias=None, mask_padding=False):
+def window_attention(
+    x: torch.Tensor,
+    qkv: nn.Module,
+    num_heads: int,
+    window: Sequence[int],
+    shift: Sequence[int] = (0, 0),
+    bias: Callable[[int, int, int], torch.Tensor] | None = None,
+    mask_padding: bool = False,
+) -> torch.Tensor:
     """`bias(head, dy, dx)` is the bias of a query that lies dy below and dx to the right of its key."""
     batch, height, width, _ = x.shape
     tall, wide = (-(-side // w) * w for side, w in zip((height, width), window, strict=True))
@@ -42,12 +54,12 @@ def window_attention(x, qkv, num_heads, window, shift=(0, 0), bias=None, mask_pa
     return out[:, :height, :width].flatten(3)
 
 
-def naive_of(module):
+def naive_of(module: nn.Module) -> Literal:
     """The literal module with the weights of a `WindowAttention`, or of another mixer in windows."""
 
-    def formula(mixer, x):
+    def formula(mixer: Any, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
-        arguments = {"mask_padding": mixer.masks_padding(height, width)}
+        arguments: dict[str, Any] = {"mask_padding": mixer.masks_padding(height, width)}
         if not hasattr(mixer, "relative_position_bias_table"):
             return mixer.proj(window_attention(x, mixer.qkv, mixer.num_heads, mixer.window_size, **arguments))
         window, shift = mixer.windows(height, width)

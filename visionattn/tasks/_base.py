@@ -24,7 +24,7 @@ from . import collectors as _own  # noqa: F401  (registered by importing)
 from ._weights import check_loaded, load_except_head, weights_with_plugins, with_known_names
 from .registry import LOSS_COLLECTORS
 
-__all__ = ["Task", "compile_network", "create_network"]
+__all__ = ["Task", "check_kinds", "compile_network", "create_network"]
 
 Losses = dict[str, torch.Tensor]
 _logger = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ class Task(BaseModel):
         data_preprocessor: dict[str, Any] | nn.Module | None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
+        check_kinds(dict, "a dict", start_from=start_from)
+        check_kinds((list, tuple), "a list of dicts", loss_collectors=loss_collectors)
         self.in_chans = in_chans
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         start_from = dict(start_from or {})
@@ -145,6 +147,20 @@ class Task(BaseModel):
                     )
                 losses[f"loss_{name}"] = value
         return losses
+
+
+def check_kinds(kind: type | tuple[type, ...], what: str, **arguments: Any) -> None:
+    """Raises a ValueError if an argument that is given is not of a kind; flags are no numbers.
+
+    Args:
+        kind: What it must be.
+        what: How to call that in the message.
+        **arguments: The arguments by name; None is passed over.
+    """
+    for name, value in arguments.items():
+        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if value is not None and wrong:
+            raise ValueError(f"{name} must be {what}, got {value!r}")
 
 
 def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = None, **fixed: Any) -> nn.Module:

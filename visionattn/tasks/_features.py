@@ -66,7 +66,7 @@ class FeatureMaps(nn.Module):
             self.network = create_network(backbone, attach, features_only=True)
         except (AttributeError, RuntimeError, AssertionError, IndexError) as error:
             raise ValueError(f"{name} gives no feature maps (features_only): {error}") from error
-        info = self.network.feature_info
+        info: Any = self.network.feature_info
         if levels is None or "out_indices" in backbone:
             levels = len(info.channels())
         plain = len({entry["reduction"] for entry in info.info}) == 1
@@ -109,7 +109,8 @@ class FeatureMaps(nn.Module):
         return self
 
     def _freeze(self, stages: int, shape: tuple[int, ...]) -> None:
-        count = len(self.network.feature_info.channels())
+        info: Any = self.network.feature_info
+        count = len(info.channels())
         first = max(count - 4, 0)
         if not 0 <= stages <= count - first:
             raise ValueError(f"frozen_stages must lie in 0..{count - first}, got {stages}")
@@ -149,7 +150,7 @@ def _fitted(backbone: dict[str, Any], strides: Sequence[int] | None) -> dict[str
     trial = {key: value for key, value in backbone.items() if key not in ("pretrained", "pretrained_cfg_overlay")}
     with torch.device("meta"):
         try:
-            info = create_network(trial, features_only=True).feature_info
+            info: Any = create_network(trial, features_only=True).feature_info
         except (ValueError, AssertionError, NotImplementedError):
             if trial.pop("output_stride", None) is None:
                 raise
@@ -183,7 +184,7 @@ def _rescale(x: torch.Tensor, scale: float) -> torch.Tensor:
 def _upstream(network: nn.Module, maps: Sequence[torch.Tensor]) -> set[str]:
     """Names of the parameters that maps depend on."""
     names, parameters = zip(*network.named_parameters(), strict=True)
-    total = sum(m.sum() for m in maps)
+    total: Any = sum(m.sum() for m in maps)
     gradients = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
     return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
 
@@ -194,5 +195,6 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 def _input_size(network: nn.Module, backbone: dict[str, Any]) -> tuple[int, int]:
-    size = backbone.get("img_size") or network.pretrained_cfg["input_size"][-2:]
+    cfg: Any = network.pretrained_cfg
+    size = backbone.get("img_size") or cfg["input_size"][-2:]
     return (size, size) if isinstance(size, int) else tuple(size)

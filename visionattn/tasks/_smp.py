@@ -54,7 +54,7 @@ class _Encoder(nn.Module):
 class _Network(nn.Module):
     """The parts of a network of the library. `(B, C, H, W) -> logits and maps`, the logits not yet enlarged."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.encoder = network.encoder
         self.decoder = network.decoder

@@ -82,7 +82,7 @@ def build_detector(
     else:
         arguments["anchor_generator"] = generator
     # R-CNNs count the background as class 0.
-    detector = kind.cls(pyramid, num_classes + int(kind.two_stage), **arguments)
+    detector: Any = kind.cls(pyramid, num_classes + int(kind.two_stage), **arguments)
     detector.first_class = int(kind.two_stage)
     detector.with_masks = kind.cls is MaskRCNN
     detector.transform = _AsIs()
@@ -126,6 +126,10 @@ def _anchor_generator(kind: _Kind, strides: Sequence[int], anchors: dict[str, An
     ratios = anchors.pop("aspect_ratios", kind.ratios)
     if anchors:
         raise ValueError(f"anchors have sizes and aspect_ratios, got {', '.join(anchors)}")
+    for key, lists in (("sizes", sizes), ("aspect_ratios", [ratios])):
+        if not all(isinstance(level, (list, tuple)) for level in lists):
+            what = "a list of numbers for each level" if key == "sizes" else "a list of numbers"
+            raise ValueError(f"anchors.{key} must be {what}, got {sizes if key == 'sizes' else ratios}")
     if len(sizes) != len(strides):
         raise ValueError(
             f"anchors.sizes needs a list for each of the {len(strides)} levels (strides "
@@ -157,7 +161,7 @@ def _check_names(name: str, cls: type[nn.Module], arguments: dict[str, Any]) -> 
         )
 
 
-def _heads(detector: nn.Module) -> list[nn.Module]:
+def _heads(detector: Any) -> list[nn.Module]:
     if not hasattr(detector, "roi_heads"):
         return [detector.head]
     heads = [detector.rpn.head, detector.roi_heads.box_predictor, detector.roi_heads.mask_predictor]

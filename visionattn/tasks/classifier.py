@@ -10,7 +10,7 @@ from torch import nn
 from visionattn.models.loading import LoadReport, load_fitting
 from visionattn.utils.building import build
 
-from ._base import Task, compile_network, create_network
+from ._base import Task, check_kinds, compile_network, create_network
 from .losses import build_loss
 from .registry import HEADS
 
@@ -57,13 +57,16 @@ class Classifier(Task):
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
+        check_kinds(dict, "a dict", backbone=backbone, head=head, attach=attach, loss=loss, mixup=mixup)
         in_chans = backbone.get("in_chans", 3)
         super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
         self.data_preprocessor.register_forward_pre_hook(_one_size)
         self.head: nn.Module | None = None
+        self.backbone: Any
+        self.num_classes: int
         if head is None:
             self.backbone = create_network(backbone, attach)
-            self.num_classes: int = self.backbone.num_classes
+            self.num_classes = self.backbone.num_classes
         else:
             if "num_classes" not in backbone:
                 raise ValueError("model.head needs model.backbone.num_classes, the number of classes")
@@ -106,11 +109,13 @@ class Classifier(Task):
         """
         inputs = self.checked(inputs)
         if mode == "loss":
+            assert data_samples is not None, f"mode {mode!r} needs data_samples"
             return self.with_collected(lambda: self._loss(inputs, data_samples["label"]))
         logits = self._logits(inputs)
         if mode == "tensor":
             return logits
         if mode == "predict":
+            assert data_samples is not None, f"mode {mode!r} needs data_samples"
             preds = logits.float().softmax(-1)
             return [{"preds": p, "target": t} for p, t in zip(preds, data_samples["label"], strict=True)]
         raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")

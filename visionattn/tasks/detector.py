@@ -17,7 +17,7 @@ from torchvision.models.detection.transform import resize_boxes
 from visionattn.utils.building import build
 
 from . import _torchvision  # noqa: F401  (registered by importing)
-from ._base import Task
+from ._base import Task, check_kinds
 from ._features import FeatureMaps, find_maps, pad_to_multiple
 from .registry import DETECTORS
 
@@ -79,13 +79,15 @@ class Detector(Task):
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
+        check_kinds(dict, "a dict", backbone=backbone, detector=detector, anchors=anchors, attach=attach)
+        check_kinds(int, "a whole number", num_classes=num_classes, frozen_stages=frozen_stages)
+        check_kinds(int, "a whole number", pyramid_channels=pyramid_channels)
         in_chans = backbone.get("in_chans", 3)
         super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1 (objects, without background), got {num_classes}")
         self.num_classes = num_classes
-        freezing = {"frozen_stages": frozen_stages, "norm_eval": norm_eval}
-        maps = partial(FeatureMaps, backbone, attach, compile, **freezing)
+        maps = partial(FeatureMaps, backbone, attach, compile, frozen_stages=frozen_stages, norm_eval=norm_eval)
         neck = {"pyramid_channels": pyramid_channels, "pyramid_norm": pyramid_norm, "anchors": anchors}
         arguments = {**detector, **{key: value for key, value in neck.items() if value is not None}}
         self.detector = build(
@@ -130,6 +132,7 @@ class Detector(Task):
             raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
         if self.detector.training != (mode == "loss"):
             raise ValueError(f"mode {mode!r} needs the model in {'training' if mode == 'loss' else 'evaluation'} mode")
+        assert data_samples is not None, f"mode {mode!r} needs data_samples"
         batch = _Batch(inputs, [tuple(map(int, sample["size"])) for sample in data_samples])
         if mode == "predict":
             found = self.detector(batch)

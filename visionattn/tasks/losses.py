@@ -14,7 +14,7 @@ __all__ = ["build_loss", "build_losses"]
 
 
 def _register(log_name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    def register(entry: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def register(entry: Any) -> Callable[..., nn.Module]:
         entry.log_name = log_name
         return LOSSES.register_module()(entry)
 
@@ -93,7 +93,10 @@ def build_losses(
         ValueError: If there is none, two have one name, or a type or an argument is unknown or wrong.
     """
     losses, weights = nn.ModuleDict(), {}
-    for config in map(dict, configs):
+    for config in configs:
+        if not isinstance(config, dict):
+            raise ValueError(f"losses must be a list of dicts, got {config!r} in it")
+        config = dict(config)
         kind = config.get("type")
         weight, name = config.pop("loss_weight", 1.0), config.pop("name", None)
         loss = build_loss(config, num_classes, ignore_index)

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from visionattn.utils.building import build
 
 from . import _smp  # noqa: F401  (registered by importing)
-from ._base import Task
+from ._base import Task, check_kinds
 from ._features import FeatureMaps, find_maps, pad_to_multiple
 from .losses import build_losses
 from .registry import DECODERS, HEADS
@@ -84,6 +84,11 @@ class Segmentor(Task):
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
+        dicts = {"backbone": backbone, "decoder": decoder, "auxiliary": auxiliary, "inference": inference}
+        check_kinds(dict, "a dict", **dicts, attach=attach)
+        check_kinds(int, "a whole number", num_classes=num_classes, frozen_stages=frozen_stages)
+        check_kinds(int, "a whole number", loss_stride=loss_stride, ignore_index=ignore_index)
+        check_kinds((list, tuple), "a list of dicts", losses=losses)
         in_chans = backbone.get("in_chans", 3)
         super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
         if num_classes < 2:
@@ -93,8 +98,7 @@ class Segmentor(Task):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.loss_stride = loss_stride
-        freezing = {"frozen_stages": frozen_stages, "norm_eval": norm_eval}
-        maps = partial(FeatureMaps, backbone, attach, compile, **freezing)
+        maps = partial(FeatureMaps, backbone, attach, compile, frozen_stages=frozen_stages, norm_eval=norm_eval)
         self.network = build(
             DECODERS, decoder, "decoder", build_maps=lambda levels=None: maps(levels=levels), num_classes=num_classes
         )
@@ -138,8 +142,10 @@ class Segmentor(Task):
         if mode == "tensor":
             return self._logits(inputs)[0]
         if mode == "loss":
+            assert data_samples is not None, f"mode {mode!r} needs data_samples"
             return self.with_collected(lambda: self._loss(inputs, data_samples))
         if mode == "predict":
+            assert data_samples is not None, f"mode {mode!r} needs data_samples"
             sizes = [tuple(map(int, sample["size"])) for sample in data_samples]
             if len(set(sizes)) == 1:
                 scores = list(self.predictor(self.forward, _cut(inputs, sizes[0])))
@@ -186,7 +192,8 @@ class Segmentor(Task):
         """Class numbers of the original picture's pixels."""
         target = sample.get("original_mask")
         size = sample.get("original_size", sample["size"]) if target is None else target.shape
-        labels = _most_probable(scores, tuple(map(int, size)))
+        height, width = map(int, size)
+        labels = _most_probable(scores, (height, width))
         return {"preds": labels.to(torch.uint8) if self.num_classes <= 256 else labels, "target": target}
 
 
@@ -223,17 +230,17 @@ class _Predictor:
         stride: int | tuple[int, int] | None = None,
         flip: bool = False,
     ) -> None:
-        crop, stride = (_pair(key, value) for key, value in (("crop", crop), ("stride", stride)))
-        if crop is None and stride is not None:
+        window, step = _pair("crop", crop), _pair("stride", stride)
+        if window is None and step is not None:
             raise ValueError("inference.stride needs inference.crop")
-        if crop is not None:
-            stride = stride or tuple(max(2 * side // 3, 1) for side in crop)
-            if not all(0 < s <= c for s, c in zip(stride, crop, strict=True)):
+        if window is not None:
+            step = step or (max(2 * window[0] // 3, 1), max(2 * window[1] // 3, 1))
+            if not all(0 < s <= c for s, c in zip(step, window, strict=True)):
                 raise ValueError(
                     "inference.crop and stride must be (height, width) with 0 < stride <= crop, got "
-                    f"crop={crop}, stride={stride}"
+                    f"crop={window}, stride={step}"
                 )
-        self.crop, self.stride, self.flip = crop, stride, flip
+        self.crop, self.stride, self.flip = window, step, flip
 
     def __call__(self, network: Any, x: torch.Tensor) -> torch.Tensor:
         scores = self._slide(network, x)
@@ -243,7 +250,7 @@ class _Predictor:
         return scores
 
     def _slide(self, network: Any, x: torch.Tensor) -> torch.Tensor:
-        if self.crop is None:
+        if self.crop is None or self.stride is None:
             return network(x)
         total, count = 0, x.new_zeros(x.shape[-2:])
         rows, columns = (list(_windows(*sides)) for sides in zip(x.shape[-2:], self.crop, self.stride, strict=True))

@@ -2,10 +2,12 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-__all__ = ["build", "hint"]
+__all__ = ["build", "check", "hint"]
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def build(table: Any, config: Mapping[str, Any], what: str, **offered: Any) -> Any:
@@ -20,30 +22,44 @@ def build(table: Any, config: Mapping[str, Any], what: str, **offered: Any) -> A
     Raises:
         ValueError: If the type or an argument is unknown, one is missing, or the entry refuses a value.
     """
-    arguments = dict(config)
-    kind = arguments.pop("type", None)
+    entry = check(table, config, what, offered)
+    arguments = {key: value for key, value in config.items() if key != "type"}
+    named = _parameters(entry)[0]
+    try:
+        return entry(**{key: value for key, value in offered.items() if key in named}, **arguments)
+    except (AssertionError, TypeError, ValueError) as error:
+        written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ValueError(f"cannot build {what} {_name(config)}({written}): {error}") from error
+
+
+def check(table: Any, config: Mapping[str, Any], what: str, offered: Iterable[str] = ()) -> Callable[..., Any]:
+    """The entry of a table that a config names, its arguments compared with those that the entry takes.
+
+    Args:
+        table: As for `build`.
+        config: As for `build`.
+        what: As for `build`.
+        offered: Names of arguments that a config may not set.
+
+    Raises:
+        ValueError: If the type or an argument is unknown.
+    """
+    kind = config.get("type")
     known: Mapping[str, Callable[..., Any]] = getattr(table, "module_dict", table)
     entry = kind if callable(kind) else known.get(str(kind))
     if entry is None:
         raise ValueError(f"{what} type must be one of {', '.join(known)}, got {kind!r}{hint(str(kind), known)}")
-    name = getattr(kind, "__name__", kind)
-    try:
-        parameters = inspect.signature(entry).parameters
-    except ValueError:  # of a class written in C
-        parameters = {}
-    takes_any = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = {key for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    own = sorted(named - offered.keys())
-    unknown = sorted(key for key in arguments if key in offered or not (takes_any or key in named))
+    named, takes_any = _parameters(entry)
+    own = sorted(named - set(offered))
+    unknown = sorted(
+        key for key in config if key != "type" and key not in own and not (takes_any and key not in offered)
+    )
     if unknown:
         raise ValueError(
-            f"{what} {name} takes no {', '.join(unknown)} here; it takes {', '.join(own) or 'no arguments'}"
+            f"{what} {_name(config)} takes no {', '.join(unknown)} here; it takes {', '.join(own) or 'no arguments'}"
             f"{hint(unknown[0], own)}"
         )
-    try:
-        return entry(**{key: value for key, value in offered.items() if key in named}, **arguments)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot build {what} {name}({_written(arguments)}): {error}") from error
+    return entry
 
 
 def hint(name: str, known: Iterable[str]) -> str:
@@ -52,5 +68,29 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _written(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+def _name(config: Mapping[str, Any]) -> str:
+    return getattr(config["type"], "__name__", str(config["type"]))
+
+
+def _parameters(entry: Callable[..., Any]) -> tuple[set[str], bool]:
+    """The names of an entry's arguments, and whether it takes any others too.
+
+    What a class hands on to its parents (`**kwargs`) are their optional arguments.
+    """
+    own: Collection[inspect.Parameter]
+    try:
+        own = inspect.signature(entry).parameters.values()
+    except ValueError:  # of a class written in C
+        return set(), True
+    named = {p.name for p in own if p.kind in _NAMED}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in own)
+    if not open_ended or not isinstance(entry, type):
+        return named, open_ended
+    for parent in entry.__mro__[1:]:
+        if "__init__" not in vars(parent) or parent is object:
+            continue
+        own = list(inspect.signature(vars(parent)["__init__"]).parameters.values())[1:]
+        named |= {p.name for p in own if p.kind in _NAMED and p.default is not p.empty}
+        if not any(p.kind is p.VAR_KEYWORD for p in own):
+            return named, False
+    return named, True

@@ -55,7 +55,7 @@ def find_checkpoint(checkpoint: str | Path) -> tuple[Path | None, Facts | None]:
     published = list_published()
     if text in published:
         return published[text], read_facts(published[text])
-    near = [other for other in (*manifest, *published) if other.split(".")[0] == text.split(".")[0]]
+    near = [other for other in {**manifest, **published} if other.split(".")[0] == text.split(".")[0]]
     where = f"of this network there are: {', '.join(near)}" if near else "visionattn.checkpoints.list() names them"
     raise ValueError(
         f"no checkpoint {text!r}, neither packaged nor in ./checkpoints or where VISIONATTN_CHECKPOINTS points; {where}"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..files import subfolders
+from ..image_folder import ImageFolder
 from .common import Layout, has_files, split_folders
 
 __all__ = ["class_folders"]
@@ -14,13 +15,13 @@ def class_folders(path: Path, task: str | None) -> Layout | None:
         return None
     splits = split_folders(path)
     if "train" in splits and _classes(splits["train"]):
-        datasets = {split: {"type": "ImageFolder", "data_root": str(folder)} for split, folder in splits.items()}
+        datasets = {split: {"type": ImageFolder.__name__, "data_root": str(folder)} for split, folder in splits.items()}
         return Layout("folders of classes, by splits", "classification", datasets)
     if _classes(path):
         return Layout(
             "a folder with one sub-folder a class",
             "classification",
-            {"train": {"type": "ImageFolder", "data_root": str(path)}},
+            {"train": {"type": ImageFolder.__name__, "data_root": str(path)}},
         )
     return None
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..coco import CocoDetection
 from ..coco_file import LISTS
 from ..files import is_hidden, read_json, subfolders
 from .common import Config, Layout, split_of
@@ -39,7 +40,7 @@ def coco(path: Path, task: str | None) -> Layout | None:
     datasets: dict[str, Config] = {}
     for split, (file, content) in found.items():
         folder = _image_root(file, content, root, split)
-        datasets[split] = {"type": "CocoDetection", "ann_file": str(file), "image_root": str(folder), **masks}
+        datasets[split] = {"type": CocoDetection.__name__, "ann_file": str(file), "image_root": str(folder), **masks}
     return Layout("COCO annotations", task or "detection", datasets)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..files import find_files, subfolders
 from ..mask_scan import scan_masks
-from ..segmentation import MASK_SUFFIXES
+from ..segmentation import MASK_SUFFIXES, ImageMaskFolder
 from .common import Config, Layout, has_files, listed_classes, split_folders
 
 __all__ = ["masks"]
@@ -32,7 +32,7 @@ def masks(path: Path, task: str | None) -> Layout | None:
     found = scan_masks(files, listed_classes(path, folder))
     datasets: dict[str, Config] = {
         split: {
-            "type": "ImageMaskFolder",
+            "type": ImageMaskFolder.__name__,
             "image_root": str(image_root),
             "mask_root": str(mask_root),
             **({"mask_suffix": ending} if ending else {}),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..files import subfolders
 from ..segmentation import MASK_SUFFIXES
+from ..voc import VOCDetection, VOCSegmentation
 from .common import Config, Layout, has_files, split_folders
 
 __all__ = ["voc"]
@@ -29,9 +30,9 @@ def voc(path: Path, task: str | None) -> Layout | None:
 def _datasets(path: Path, kind: str) -> dict[str, Config] | None:
     years = [folder for folder in subfolders(path) if re.fullmatch(r"VOC\d{4}", folder.name)]
     places = years or [path]
-    folders = [_folders(place, kind) for place in places]
-    if None not in folders:
-        config = {"type": "VOCDetection" if kind == "detection" else "VOCSegmentation", **folders[0]}
+    folders = [found for place in places if (found := _folders(place, kind)) is not None]
+    if len(folders) == len(places):
+        config = {"type": (VOCDetection if kind == "detection" else VOCSegmentation).__name__, **folders[0]}
         lists: dict[str, list] = {}
         for place in places:
             for split, names in _LISTS.items():
@@ -54,6 +55,8 @@ def _datasets(path: Path, kind: str) -> dict[str, Config] | None:
 
 def _folders(place: Path, kind: str) -> Config | None:
     """Where pictures and annotations lie, as arguments of the data set."""
+    candidates: tuple[str, ...]
+    suffixes: tuple[str, ...]
     if kind == "detection":
         key, candidates, suffixes = "annotation_folder", ("Annotations", "annotations", ""), (".xml",)
     else:

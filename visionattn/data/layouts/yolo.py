@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from mmengine.dataset import ConcatDataset
 from mmengine.logging import print_log
 
 from ..files import find_files, is_hidden, read_lines, read_yaml
-from ..yolo import label_folder
+from ..yolo import YOLODetection, label_folder
 from .common import Config, Layout, has_files, listed_classes, split_folders
 
 __all__ = ["yolo"]
@@ -33,9 +34,9 @@ def yolo(path: Path, task: str | None) -> Layout | None:
             print_log(f"{roots[0]} has no labels: it is not used as a test set", "current")
             continue
         parts: list[Config] = [
-            {"type": "YOLODetection", "image_root": str(root), "classes": classes, **masks} for root in roots
+            {"type": YOLODetection.__name__, "image_root": str(root), "classes": classes, **masks} for root in roots
         ]
-        datasets[split] = parts[0] if len(parts) == 1 else {"type": "ConcatDataset", "datasets": parts}
+        datasets[split] = parts[0] if len(parts) == 1 else {"type": ConcatDataset.__name__, "datasets": parts}
     return Layout(f"YOLO labels{f' by {file.name}' if file else ''}", task or "detection", datasets)
 
 
@@ -104,13 +105,13 @@ def _from_folders(path: Path) -> dict[str, list[Path]]:
     if has_files(path / "labels", (".txt",), deep=True) and images.is_dir():
         splits = split_folders(images)
         return {split: [folder] for split, folder in splits.items()} if "train" in splits else {"train": [images]}
-    splits = {
+    around = {
         split: [folder / "images"]
         for split, folder in split_folders(path).items()
         if (folder / "images").is_dir() and (folder / "labels").is_dir()
     }
-    labelled = "train" in splits and has_files(label_folder(splits["train"][0]), (".txt",), deep=True)
-    return splits if labelled else {}
+    labelled = "train" in around and has_files(label_folder(around["train"][0]), (".txt",), deep=True)
+    return around if labelled else {}
 
 
 def _numbered(folders: dict[str, list[Path]]) -> list[str]:

@@ -66,8 +66,7 @@ def compose(background: np.ndarray, cutouts: Iterable[Cutout], rng: np.random.Ge
         labels.append(cutout.label)
         whole.append(int(own))
     masks = owner[None] == np.arange(1, len(labels) + 1, dtype=np.uint8)[:, None, None]
-    boxes = [cv2.boundingRect(mask.view(np.uint8)) for mask in masks]
-    boxes = [(x, y, x + w, y + h) for x, y, w, h in boxes]
+    boxes = [(x, y, x + w, y + h) for x, y, w, h in (cv2.boundingRect(mask.view(np.uint8)) for mask in masks)]
     return np.rint(image).clip(0, 255).astype(np.uint8), Objects(boxes, labels, masks, area=masks.sum(axis=(1, 2)))
 
 

@@ -77,8 +77,8 @@ class SyntheticDigits(PictureDataset):
         if len(digits) != 2 or not 0 <= digits[0] <= digits[1]:
             raise ValueError(f"digits must be (fewest, most) with 0 <= fewest <= most, got {digits}")
         self.split, self.task, self.size, self.length, self.seed, self.renew = split, task, size, length, seed, renew
-        self.digits = tuple(digits)
-        kind = SegmentationPipeline if task == "semantic" else DetectionPipeline
+        self.digits = (digits[0], digits[1])
+        kind: Any = SegmentationPipeline if task == "semantic" else DetectionPipeline
         self.pipeline = kind(pipeline, original=split == "test")
         super().__init__(("background", *DIGITS) if task == "semantic" else DIGITS, "synthetic digits")
 
@@ -89,7 +89,7 @@ class SyntheticDigits(PictureDataset):
         if not 0 <= index < self.length:
             raise IndexError(f"no scene {index} of {self.length}")
         drawn = getattr(index, "seed", None)
-        source = (self.seed, _SPLITS.index(self.split), int(index))
+        source: tuple[int, ...] = (self.seed, _SPLITS.index(self.split), int(index))
         if self.renew:
             if drawn is None:
                 raise ValueError("renew=True needs sampler.type=SeededSampler, which tells scenes the epoch")

@@ -159,12 +159,16 @@ def _cutouts(stamps: list[tuple[np.ndarray, int]], size: int, rng: np.random.Gen
         stamp = stamp[:, ::-1] if rng.random() < 0.5 else stamp
         # Colours are averaged by how much can be seen of them: the invisible ones are arbitrary.
         visible = stamp[..., 3:] / np.float32(255)
-        weighted = np.dstack([stamp[..., :3] * visible, visible]).astype(np.float32)
+        drawn = np.dstack([stamp[..., :3] * visible, visible]).astype(np.float32)
         sides = [max(round(side * scale), 2) for side in stamp.shape[1::-1]]
-        weighted = cv2.resize(weighted, sides, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        weighted = cv2.resize(drawn, sides, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         alpha = weighted[..., 3].clip(0, 1)
         colours = weighted[..., :3] / np.maximum(alpha, 1e-3)[..., None]
-        yield Cutout(label, alpha, alpha > 0.5, lambda part, around, colours=colours: colours[part])
+        yield Cutout(label, alpha, alpha > 0.5, _painted(colours))
+
+
+def _painted(colours: np.ndarray) -> Callable[[tuple[slice, slice], np.ndarray], np.ndarray]:
+    return lambda part, around: colours[part]
 
 
 def _write(folder: Path, split: str, scenes: Iterable[tuple[np.ndarray, Objects]]) -> None:
@@ -179,6 +183,7 @@ def _write(folder: Path, split: str, scenes: Iterable[tuple[np.ndarray, Objects]
         height, width = image.shape[:2]
         content["images"].append({"id": number, "file_name": f"{name}.jpg", "height": height, "width": width})
         Image.fromarray(image).save(folder / split / f"{name}.jpg", quality=95)
+        assert objects.masks is not None  # composed scenes have them
         classes = (objects.masks * (objects.labels + 1)[:, None, None]).sum(axis=0).astype(np.uint8)
         Image.fromarray(classes).save(folder / f"{split}-masks" / f"{name}.png")
         for box, label, mask, area in zip(objects.boxes, objects.labels, objects.masks, objects.area, strict=True):

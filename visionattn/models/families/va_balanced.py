@@ -17,7 +17,7 @@ from timm.layers import DropBlock2d
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from visionattn.plugins import BalancedMultiTaskAttention
+from visionattn.plugins.bmta import BalancedMultiTaskAttention
 
 from ..builder import StateDict, rename_keys
 from ..hosts.resnet import FEATURES, ResNet, resnet_cfg

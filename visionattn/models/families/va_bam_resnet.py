@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from visionattn.plugins import BAM
+from visionattn.plugins.bam import BAM
+from visionattn.utils.factory import FactoryKwargs
 
 from ..builder import StateDict, rename_keys
 from ..hosts.resnet import FEATURES, HOSTS, ResNet, resnet_cfg
@@ -52,7 +53,7 @@ class BAMResNet(ResNet):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__(*args, **dd, **kwargs)
         for before, stage in ((1, "layer2"), (2, "layer3"), (3, "layer4")):
             gate = BAM(self.feature_info[before]["num_chs"], **(bam or {}), **dd)

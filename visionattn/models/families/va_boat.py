@@ -20,7 +20,9 @@ from typing import Any
 
 from torch import nn
 
-from visionattn.mixers import CrossShapedWindowAttention, FeatureSpaceLocalAttention, WindowAttention
+from visionattn.mixers.boat import FeatureSpaceLocalAttention
+from visionattn.mixers.cswin import CrossShapedWindowAttention
+from visionattn.mixers.window import WindowAttention
 
 from ..builder import StateDict, rename_keys
 from ..hosts.backbone import imagenet_cfg

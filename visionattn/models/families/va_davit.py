@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from visionattn.mixers import ChannelAttention, SpatialWindowAttention
+from visionattn.mixers.davit import ChannelAttention, SpatialWindowAttention
 
 from ..builder import StateDict, rename_keys
 from ..hosts.backbone import imagenet_cfg

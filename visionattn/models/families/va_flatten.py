@@ -18,7 +18,9 @@ from typing import Any
 
 from torch import nn
 
-from visionattn.mixers import CrossShapedWindowAttention, FocusedLinearAttention, WindowAttention
+from visionattn.mixers.cswin import CrossShapedWindowAttention
+from visionattn.mixers.flatten import FocusedLinearAttention
+from visionattn.mixers.window import WindowAttention
 
 from ..builder import StateDict, rename_keys
 from ..hosts.backbone import imagenet_cfg

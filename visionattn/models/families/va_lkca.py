@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from visionattn.mixers import LargeKernelConvAttention
+from visionattn.mixers.lkca import LargeKernelConvAttention
 
 from ..builder import StateDict, rename_keys
 from ..hosts.backbone import imagenet_cfg

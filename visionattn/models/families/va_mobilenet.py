@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from visionattn.catalog import cards
-from visionattn.plugins import ULSAM
+from visionattn.plugins.ulsam import ULSAM
 
 from ..builder import StateDict
 from ..hosts.mobilenet import HOSTS, MobileNet, mobilenet_cfg, to_native

@@ -117,6 +117,7 @@ class PKCAMResNet(CrossLayerResNet):
         if not self.official_start:
             super().init_weights(zero_init_last=zero_init_last)
             return
+        module: Any
         for module in self.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from visionattn.mixers import GlobalSubsampledAttention, LocallyGroupedAttention
+from visionattn.mixers.twins import GlobalSubsampledAttention, LocallyGroupedAttention
 
 from ..builder import StateDict, rename_keys
 from ..hosts.backbone import fan_out_normal, imagenet_cfg

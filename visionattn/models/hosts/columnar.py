@@ -17,6 +17,7 @@ from torch import nn
 
 from visionattn.catalog import BlockContext
 from visionattn.ops.losses import Losses, call_with_losses
+from visionattn.utils.factory import FactoryKwargs
 
 from ..layers import Mlp, Norm, PatchConv, PositionEmbedding, ResidualBranch, branch_builder
 from .backbone import Backbone, checkpoint_block
@@ -187,7 +188,7 @@ class Columnar(Backbone[Tokens]):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         height, width = (-(-side // patch_size) for side in to_2tuple(img_size))
         self.stem = PatchConv(in_chans, dim, kernel_size=patch_size, stride=patch_size, pad_to_stride=True, **dd)

@@ -11,6 +11,8 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from visionattn.utils.factory import FactoryKwargs
+
 from ..builder import chosen_maps
 from .backbone import checkpoint_block
 from .resnet import ResNet
@@ -24,6 +26,7 @@ History = tuple[Descriptors, ...]
 class _CrossLayerBlock:
     """What the residual blocks share: `(B, C, H, W), history -> (B, C', H', W'), own descriptor`."""
 
+    aa: Any
     se: nn.Module
     drop_path: nn.Module | None
     downsample: nn.Module | None
@@ -40,7 +43,9 @@ class _CrossLayerBlock:
 class CrossLayerBasicBlock(_CrossLayerBlock, BasicBlock):
     """timm's block of two 3x3 convolutions with the attention in the place of `se`."""
 
-    def forward(self, x: torch.Tensor, history: History) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, history: History
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         residual = self.act1(self.drop_block(self.bn1(self.conv1(x))))
         residual = self.bn2(self.conv2(self.aa(residual)))
         out, descriptor = self.attend(x, residual, history)
@@ -50,7 +55,9 @@ class CrossLayerBasicBlock(_CrossLayerBlock, BasicBlock):
 class CrossLayerBottleneck(_CrossLayerBlock, Bottleneck):
     """timm's bottleneck with the attention in the place of `se`."""
 
-    def forward(self, x: torch.Tensor, history: History) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, history: History
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         residual = self.act1(self.bn1(self.conv1(x)))
         residual = self.act2(self.drop_block(self.bn2(self.conv2(residual))))
         residual = self.bn3(self.conv3(self.aa(residual)))
@@ -101,11 +108,12 @@ class CrossLayerResNet(ResNet):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__(_BLOCKS[block], layers, **dd, **kwargs)
-        widths: tuple[tuple[int, ...], ...] = ((self.bn1.num_features,),)
+        widths: tuple[tuple[int, ...], ...] = ((self.feature_info[0]["num_chs"],),)
         for info in self.feature_info[1:]:
-            blocks, width = self.get_submodule(info["module"]), info["num_chs"]
+            width: int = info["num_chs"]
+            blocks: Any = self.get_submodule(info["module"])
             for index, attended in enumerate(blocks):
                 attended.se = attention(width, (*widths, (width,) * index), **dd)
             setattr(self, info["module"], _Stage(blocks))

@@ -16,6 +16,7 @@ from timm.models.efficientnet import decode_arch_def, round_channels
 from torch import nn
 
 from visionattn.plugins import resolve_plugin
+from visionattn.utils.factory import FactoryKwargs
 
 from ..builder import StateDict, rename_keys
 
@@ -100,16 +101,17 @@ class MobileNet(EfficientNet):
         )
         if where not in ("block_end", "hidden", "after", "instead"):
             raise ValueError(f"where must be block_end, hidden, after or instead, got {where!r}")
-        count = 1 + sum(len(stage) for stage in self.blocks)
+        stages: Any = self.blocks
+        count = 1 + sum(len(stage) for stage in stages)
         chosen = set(range(2, count + 1) if layers is None else layers)
         if not chosen <= set(range(2, count + 1)):
             raise ValueError(f"layers must be among 2 to {count}, got {sorted(chosen)}")
         make = None if plugin is None else resolve_plugin(plugin)
-        dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        dd: FactoryKwargs = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         if not init_plugins:
             self.apply(_start)
         self.layer_names: dict[int, str] = {}
-        for index, stage in enumerate(self.blocks):
+        for index, stage in enumerate(stages):
             modules: list[nn.Module] = []
             for block in stage:
                 number = 2 + len(self.layer_names)
@@ -138,7 +140,7 @@ def _start(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _put(make: Callable[..., nn.Module], where: str, block: Any, number: int, dd: dict[str, Any]) -> list[nn.Module]:
+def _put(make: Callable[..., nn.Module], where: str, block: Any, number: int, dd: FactoryKwargs) -> list[nn.Module]:
     """The modules of one layer with its plug-in."""
     convs = [module for module in block.children() if isinstance(module, nn.Conv2d)]
     width = convs[-1].out_channels

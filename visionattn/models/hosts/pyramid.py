@@ -11,6 +11,7 @@ from timm.layers import calculate_drop_path_rates, to_2tuple
 from torch import nn
 
 from visionattn.catalog import BlockContext
+from visionattn.utils.factory import FactoryKwargs
 
 from ..layers import Norm
 from .backbone import Backbone, ConvInit, checkpoint_block, stride_of
@@ -100,7 +101,7 @@ class Pyramid(Backbone[torch.Tensor]):
                 "dims, depths and num_heads must hold one number >= 1 for each stage, got "
                 f"dims={tuple(dims)}, depths={tuple(depths)}, num_heads={tuple(heads)}"
             )
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__()
         self.in_chans = in_chans
         self.no_weight_decay_parts = tuple(no_weight_decay_parts)

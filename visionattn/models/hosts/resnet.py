@@ -68,6 +68,11 @@ class ResNet(_ResNet):
     """
 
     conv1: Any  # a convolution or a sequence of them
+    maxpool: Any
+    layer1: Any
+    layer2: Any
+    layer3: Any
+    layer4: Any
     feature_info: list[dict[str, Any]]
 
     def __init__(
@@ -82,7 +87,8 @@ class ResNet(_ResNet):
         if stem_stride not in (1, 2, 4):
             raise ValueError(f"stem_stride must be 1, 2 or 4, got {stem_stride}")
         attention = {} if plugin is None else {"attn_layer": resolve_plugin(plugin)}
-        super().__init__(*args, zero_init_last=zero_init_last, block_args={**(block_args or {}), **attention}, **kwargs)
+        kwargs |= {"zero_init_last": zero_init_last, "block_args": {**(block_args or {}), **attention}}
+        super().__init__(*args, **kwargs)
         if stem_stride < 4:
             self.maxpool = nn.Identity()
         if stem_stride == 1:
@@ -95,6 +101,7 @@ class ResNet(_ResNet):
     def init_weights(self, zero_init_last: bool = False) -> None:
         """timm's start for the host, then the papers' own start for the plug-ins, which timm's overwrote."""
         super().init_weights(zero_init_last=zero_init_last)
+        module: Any
         for module in self.modules():
             if hasattr(module, "official_keys"):
                 module.reset_parameters()

@@ -22,7 +22,7 @@ class Function(torch.autograd.Function):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        forward = getattr(cls.forward, "__func__", cls.forward)
+        forward: Any = getattr(cls.forward, "__func__", cls.forward)
         forward.__signature__ = inspect.signature(forward)
 
 
@@ -51,6 +51,8 @@ class EagerFunction(Function):
         tensors = list(takewhile(lambda part: part is None or isinstance(part, torch.Tensor), rest))
         extra = output[cls.results :] if isinstance(output, tuple) else ()
         ctx.mark_non_differentiable(*extra)
+        # The single result of a function has a gradient, and the rest needs none made of zeros.
+        ctx.set_materialize_grads(cls.results > 1)
         ctx.save_for_backward(*tensors, *extra)
         ctx.settings = tuple(rest[len(tensors) :])
         ctx.tensors = len(tensors)

@@ -1,5 +1,6 @@
 """The gate of channels and positions, with one map kept for the backward pass besides the input."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from ._function import EagerFunction, Tensors
 
 __all__ = ["CrossGate"]
 
-_JOIN = {"product": torch.mul, "sum": torch.add}
+_JOIN: dict[str, Callable[..., torch.Tensor]] = {"product": torch.mul, "sum": torch.add}
 
 
 class CrossGate(EagerFunction):

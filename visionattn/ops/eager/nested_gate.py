@@ -64,7 +64,7 @@ class GatedPools(EagerFunction):
     results = 3
 
     @staticmethod
-    def compute(x: torch.Tensor, channel: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def compute(x: torch.Tensor, channel: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return x.view_as(x), *gated_pools(x, channel, with_index=True)
 
     @staticmethod

@@ -1,5 +1,7 @@
 """Convolution to one plane: PyTorch's own is slow with one output channel, above all backwards."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -10,4 +12,5 @@ def plane_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """As `visionattn.ops.plane_conv`: each row of the kernel is an output channel; they are added, shifted by row."""
     pad, height = weight.size(-1) // 2, x.size(2)
     rows = F.conv2d(F.pad(x, (0, 0, pad, pad)), weight.permute(2, 1, 0, 3), padding=(0, pad))
-    return sum(row[:, i : i + height] for i, row in enumerate(rows.unbind(1))).unsqueeze(1)
+    out: Any = sum(row[:, i : i + height] for i, row in enumerate(rows.unbind(1)))
+    return out.unsqueeze(1)

@@ -25,8 +25,8 @@ class ChannelMoments(EagerFunction):
     @staticmethod
     def compute(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         mean = x.mean((0, 2, 3))
-        var = sum((part - _column(mean)).square_().sum((0, 2, 3)) for part in _chunks(x)) / (x.numel() // x.shape[1])
-        return mean, var, mean.clone()
+        squares: Any = sum((part - _column(mean)).square_().sum((0, 2, 3)) for part in _chunks(x))
+        return mean, squares / (x.numel() // x.shape[1]), mean.clone()
 
     @staticmethod
     def gradients(ctx: Any, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> Tensors:

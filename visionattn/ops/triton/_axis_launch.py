@@ -43,7 +43,7 @@ def is_nhwc(x: torch.Tensor) -> bool:
 class _Map(NamedTuple):
     """A map as the kernels see it, `(B, L, M, N)`, and how they divide it."""
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     nhwc: bool
 
     @classmethod
@@ -56,7 +56,8 @@ class _Map(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        return tuple(self.shape[axis] for axis in self.order)
+        length, m, n = self.order
+        return self.shape[length], self.shape[m], self.shape[n]
 
     def bits(self, axes: int) -> int:
         """The set of axes with L, M, N in place of C, H, W."""
@@ -133,7 +134,9 @@ def _broadcast_axes(x: torch.Tensor) -> int:
 def _gates(x: _Map, gates: list[torch.Tensor], join: str, one: bool, sigmoid: bool) -> tuple[list, dict]:
     """The kernels' arguments for gates."""
     axes = [_broadcast_axes(part) for part in gates]
-    dense = [x.dense(_squeezed(part, over), over) for part, over in zip(gates, axes, strict=True)]
+    dense: list[torch.Tensor | None] = [
+        x.dense(_squeezed(part, over), over) for part, over in zip(gates, axes, strict=True)
+    ]
     dense += [None] * (3 - len(gates))
     names = {f"GATE{i}": x.bits(axes[i]) if i < len(axes) else 0 for i in range(3)}
     return dense, {"COUNT": len(gates), "JOIN": join, "ONE": one, "SIGMOID": sigmoid, **names}
@@ -154,8 +157,15 @@ def _keys_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.int64 if dtype == torch.float32 else torch.int32
 
 
-def _finish(sums, keys, total, maximum, index) -> None:
+def _finish(
+    sums: torch.Tensor | None,
+    keys: torch.Tensor | None,
+    total: torch.Tensor | None,
+    maximum: torch.Tensor | None,
+    index: torch.Tensor | None,
+) -> None:
     parts = keys if sums is None else sums
+    assert parts is not None
     size = parts[0].numel()
     wrap_triton(finish)[(triton.cdiv(size, 256),)](
         sums, keys, total, maximum, index, size, parts.shape[0], BLOCK=256, num_warps=4
@@ -174,34 +184,38 @@ def _pool_results(
 def axis_pool(x: torch.Tensor, weight: torch.Tensor | None, means: list[int], maxima: list[int]) -> list[torch.Tensor]:
     """Means and maxima of `x [* weight]` over sets of axes, and the first index of each maximum, flattened."""
     lies, results = _Map.of(x), _pool_results(x, weight, means, maxima)
-    mean_of = dict(zip(means, results, strict=False))
-    max_of = dict(zip(maxima, results[len(means) :], strict=False))
-    index_of = dict(zip(maxima, results[len(means) + len(maxima) :], strict=True))
+    mean_of: dict[int | None, torch.Tensor] = dict(zip(means, results, strict=False))
+    max_of: dict[int | None, torch.Tensor] = dict(zip(maxima, results[len(means) :], strict=False))
+    index_of: dict[int | None, torch.Tensor] = dict(zip(maxima, results[len(means) + len(maxima) :], strict=True))
     walk = _Walk.over(lies, x.dtype)
     over = 0 if weight is None else _broadcast_axes(weight)
     dense = None if weight is None else lies.dense(_squeezed(weight, over), over)
     sets = sorted({*means, *maxima})
     for first in range(0, len(sets), 3):
         group = sets[first : first + 3]
-        pointers, names, open_ = [], {}, []
+        pointers: list[torch.Tensor | None] = []
+        names: dict[str, int] = {}
+        open_ = []
         for place in range(3):
             axes = group[place] if place < len(group) else None
             mean, maximum, index = (found.get(axes) for found in (mean_of, max_of, index_of))
             bits = 0 if axes is None else lies.bits(axes)
             parts = walk.count(bits)
             if parts > 1:
-                sums = None if mean is None else lies.empty(axes, torch.float32, x.device, parts)
-                keys = None if maximum is None else lies.empty(axes, _keys_dtype(x.dtype), x.device, parts)
+                sums = None if mean is None or axes is None else lies.empty(axes, torch.float32, x.device, parts)
+                keys = (
+                    None if maximum is None or axes is None else lies.empty(axes, _keys_dtype(x.dtype), x.device, parts)
+                )
                 open_.append((sums, keys, mean, maximum, index))
                 mean, maximum, index = sums, keys, None
             pointers += [mean, maximum, index]
-            names |= {f"AXES{place}": bits, f"WHOLE{place}": parts == 1}
+            names |= {f"AXES{place}": bits, f"WHOLE{place}": not parts > 1}
         wrap_triton(pool)[walk.grid(x.shape[0])](
             x, dense, *pointers, x.shape[0], *lies.run_time, walk.chunk,
             WEIGHT=lies.bits(over), **names, **walk.tile,
         )  # fmt: skip
-        for parts in open_:
-            _finish(*parts)
+        for unfinished in open_:
+            _finish(*unfinished)
     return results
 
 
@@ -252,7 +266,17 @@ def axis_spread(
 
 
 def _launch_gate(
-    lies: _Map, x, other, out, gates, join: str, one: bool, sigmoid: bool, relu: bool, pointers, axes
+    lies: _Map,
+    x: torch.Tensor | None,
+    other: torch.Tensor | None,
+    out: torch.Tensor,
+    gates: list[torch.Tensor],
+    join: str,
+    one: bool,
+    sigmoid: bool,
+    relu: bool,
+    pointers: Sequence[torch.Tensor | None],
+    axes: Sequence[int],
 ) -> None:
     tensors, names = _gates(lies, gates, join, one, sigmoid)
     names |= {f"AXES{i}": lies.bits(part) for i, part in enumerate(axes)}
@@ -268,7 +292,7 @@ def _gate_result(x: torch.Tensor, *others: Any) -> torch.Tensor:
     return _Map.of(x).new(x.dtype, x.device)
 
 
-def _save_gate(ctx, inputs, output) -> None:
+def _save_gate(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, gates, residual, ctx.join, ctx.one, ctx.sigmoid, ctx.relu = inputs
     ctx.residual = residual is not None
     ctx.save_for_backward(x, output if ctx.relu else None, *gates)
@@ -276,7 +300,7 @@ def _save_gate(ctx, inputs, output) -> None:
 
 def gate_gradients(
     dz: torch.Tensor, x: torch.Tensor, gates: Sequence[torch.Tensor], join: str, one: bool, sigmoid: bool
-) -> list[torch.Tensor]:
+) -> list[torch.Tensor | None]:
     """The gradients of x and of the gates, as a formula that can be differentiated once more."""
 
     def product(x: torch.Tensor, *gates: torch.Tensor) -> torch.Tensor:
@@ -287,7 +311,7 @@ def gate_gradients(
     return list(formula_gradients(product, (x, *gates), (dz,)))
 
 
-def _differentiate_gate(ctx, dy):
+def _differentiate_gate(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     x, y, *gates = ctx.saved_tensors
     if torch.is_grad_enabled():
         dz = dy if y is None else dy * (y > 0)
@@ -357,7 +381,20 @@ def axis_gate_backward(
 
 
 def _launch_gate_backward(
-    lies: _Map, dy, y, x, other, gates, join: str, one: bool, sigmoid: bool, pointers, axes: int, dx, dz, grads
+    lies: _Map,
+    dy: torch.Tensor | None,
+    y: torch.Tensor | None,
+    x: torch.Tensor,
+    other: torch.Tensor | None,
+    gates: list[torch.Tensor],
+    join: str,
+    one: bool,
+    sigmoid: bool,
+    pointers: Sequence[torch.Tensor | None],
+    axes: int,
+    dx: torch.Tensor | None,
+    dz: torch.Tensor | None,
+    grads: Sequence[torch.Tensor | None],
 ) -> None:
     walk = _Walk.over(lies, x.dtype)
     tensors, names = _gates(lies, gates, join, one, sigmoid)

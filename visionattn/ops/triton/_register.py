@@ -40,7 +40,7 @@ def register(
 
     def decorate(run: Callable[..., Any]) -> Any:
         define = torch.library.custom_op if INTERPRETED else torch.library.triton_op
-        op = define(f"visionattn::{run.__name__}", run, mutates_args=())
+        op: Any = define(f"visionattn::{run.__name__}", run, mutates_args=())
         op.register_fake(fake)
         op.run = run  # The launches alone, for tests that compile them without a GPU.
         if backward is not None:

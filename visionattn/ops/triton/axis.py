@@ -107,14 +107,14 @@ class _Pools(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor | None, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        means = [pair for pair in zip(ctx.means, grads, strict=False) if pair[1] is not None]
-        maxima = zip(ctx.maxima, grads[len(ctx.means) :], ctx.saved_tensors, strict=False)
-        maxima = [triple for triple in maxima if triple[1] is not None]
+        means = [(axes, part) for axes, part in zip(ctx.means, grads, strict=False) if part is not None]
+        of_maxima = zip(ctx.maxima, grads[len(ctx.means) :], ctx.saved_tensors, strict=False)
+        maxima = [(axes, part, index) for axes, part, index in of_maxima if part is not None]
         if grad is None and not means and not maxima:
             return None, None, None, None, None, None
-        gates = [] if grad is None else list(grads[len(grads) - ctx.tickets :])
+        gates: list[Any] = [] if grad is None else list(grads[len(grads) - ctx.tickets :])
         if torch.is_grad_enabled():
-            if gates:
+            if grad is not None and gates:
                 grad = grad * (join_gates(gates, ctx.join) + int(ctx.own))
             named = [(_named(axes), mean) for axes, mean in means]
             named_maxima = [(_named(axes), maximum, index.long()) for axes, maximum, index in maxima]
@@ -182,7 +182,7 @@ class _ProductPools(Function):
     @staticmethod
     def backward(
         ctx: Any, grad: torch.Tensor, maximum: torch.Tensor, mean: torch.Tensor, _: None
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[torch.Tensor | None, ...]:
         x, gate, index = ctx.saved_tensors
         if torch.is_grad_enabled():
             return formula_gradients(_product_pools, (x, gate), (grad, maximum, mean))

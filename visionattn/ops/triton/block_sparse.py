@@ -7,6 +7,7 @@ import torch
 import triton
 from torch.nn import functional as F
 
+from visionattn.ops._autocast import autocast_dtype
 from visionattn.ops.block_sparse_attention import Windows, check_arguments
 from visionattn.ops.block_sparse_attention import block_sparse_attention as torch_code
 from visionattn.ops.cluster_attention import siblings
@@ -83,18 +84,15 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The results and, if wanted, the values as they came in, in memory of their own."""
     check_arguments(qkv, blocks, block_table, overlap, bias, pad_kv)
-    if torch.is_autocast_enabled(qkv.device.type):  # as PyTorch's attention does
-        dtype = torch.get_autocast_dtype(qkv.device.type)
-        qkv = qkv.to(dtype)
+    qkv = qkv.to(autocast_dtype(qkv) or qkv.dtype)  # as PyTorch's attention does
     pad_kv = None if pad_kv is None else pad_kv.to(qkv.dtype)
     if qkv.size(-1) > WIDEST:
         raise ValueError(f"heads are at most {WIDEST} wide in kernels, got {qkv.size(-1)}")
-    table, windows = blocks, []
-    if isinstance(blocks, Windows):
-        table, windows = None, [*blocks.size, *blocks.window, *blocks.shift]
+    table = None if isinstance(blocks, Windows) else blocks
+    windows = [*blocks.size, *blocks.window, *blocks.shift] if isinstance(blocks, Windows) else []
     scale = qkv.size(-1) ** -0.5 if scale is None else scale
-    out, _, values = block_sparse_forward(qkv, table, block_table, bias, pad_kv, windows, overlap, scale, values)
-    return out, values
+    out, _, of_values = block_sparse_forward(qkv, table, block_table, bias, pad_kv, windows, overlap, scale, values)
+    return out, of_values
 
 
 def _like_forward(qkv: torch.Tensor, *others: Any) -> Tensors3:
@@ -178,7 +176,7 @@ def _like_backward(
     *others: Any,
 ) -> Tensors3:
     *_, with_bias = others
-    d_bias = bias.new_empty(bias.shape) if with_bias else qkv.new_empty(0)
+    d_bias = bias.new_empty(bias.shape) if with_bias and bias is not None else qkv.new_empty(0)
     return qkv.new_empty(qkv.shape), d_bias, qkv.new_empty(0) if pad_kv is None else pad_kv.new_empty(pad_kv.shape)
 
 
@@ -222,8 +220,9 @@ def block_sparse_backward(
         qkv, table, seers, starts, padded, pad_kv, *sums.unbind(), grad, deltas, grad_values, d_qkv, pads, scale,
         ALONE=alone, **place, **of_slots,
     )  # fmt: skip
-    d_bias = d_pad_kv = None
+    d_bias, d_pad_kv = qkv.new_empty(0), qkv.new_empty(0)
     if with_bias:
+        assert bias is not None and padded is not None
         of_bias = _tiles_of_bias(tiles, qkv.element_size())
         across = triton.cdiv(keys, of_bias["BLOCK_N"])
         per_program = triton.cdiv(units, max(1, PROGRAMS // (heads * down * across)))
@@ -233,9 +232,9 @@ def block_sparse_backward(
             units=units, per_program=per_program, **place, **of_bias,
         )  # fmt: skip
         d_bias = partial.sum(0)[:, :slots, :keys].to(bias.dtype, memory_format=torch.contiguous_format)
-    if pad_kv is not None:
+    if pad_kv is not None and pads is not None:
         d_pad_kv = pads.sum((0, 1)).to(pad_kv.dtype)
-    return d_qkv, *(qkv.new_empty(0) if x is None else x for x in (d_bias, d_pad_kv))
+    return d_qkv, d_bias, d_pad_kv
 
 
 def _dense(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
@@ -329,10 +328,10 @@ def _tiles(place: dict[str, Any], element_size: int) -> dict[str, int]:
 
 
 def _tiles_of_bias(tiles: dict[str, int], element_size: int) -> dict[str, int]:
-    """The same for the gradient of the bias, which a program carries with itself: wide heads leave it few registers."""
-    if element_size > 2 or tiles["BLOCK_D"] < 64:
+    """The same for the gradient of the bias, which a program carries with itself: it leaves less room for keys."""
+    if element_size > 2:
         return tiles
-    return {**tiles, "BLOCK_N": min(tiles["BLOCK_N"], 2048 // tiles["BLOCK_D"]), "num_warps": 8}
+    return {**tiles, "BLOCK_N": min(tiles["BLOCK_N"], max(16, 1024 // tiles["BLOCK_D"]))}
 
 
 def _inverse(block_table: torch.Tensor, blocks: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -138,7 +138,7 @@ def _fake_backward(
     heads: int,
     power: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return *(t.new_empty(t.shape) for t in (q, k, v)), torch.empty_like(factor)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), torch.empty_like(factor)
 
 
 @register(_fake_backward)
@@ -266,7 +266,8 @@ def _differentiable_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor
         weight: torch.Tensor | None,
     ) -> torch.Tensor:
         positions = k.new_zeros(()) if positions is None else positions
-        out = formula(*(t.float() for t in (q, k, v, positions)), factor, ctx.heads, ctx.power).to(v.dtype)
+        parts = q.float(), k.float(), v.float(), positions.float()
+        out = formula(*parts, factor, ctx.heads, ctx.power).to(v.dtype)
         if weight is None:
             return out
         grid = v.unflatten(1, (-1, ctx.width))

@@ -89,7 +89,7 @@ def _save_scores(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tenso
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate_scores(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _differentiate_scores(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     x, scale, shift, weight = ctx.saved_tensors
     if torch.is_grad_enabled():
         return formula_gradients(_formula, (x, scale, shift, weight), (grad,))
@@ -151,7 +151,7 @@ def _save_moments(ctx: Any, inputs: tuple[torch.Tensor], output: tuple[torch.Ten
     ctx.save_for_backward(*inputs, output[0])
 
 
-def _differentiate_moments(ctx: Any, d_means: torch.Tensor, d_squares: torch.Tensor) -> torch.Tensor:
+def _differentiate_moments(ctx: Any, d_means: torch.Tensor, d_squares: torch.Tensor) -> torch.Tensor | None:
     x, means = ctx.saved_tensors
     if torch.is_grad_enabled():
         return formula_gradients(_image_moments, (x,), (d_means, d_squares))[0]

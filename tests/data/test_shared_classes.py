@@ -1,11 +1,12 @@
 """Training decides the classes: other splits follow by name, and joined data sets pass everything on."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
 from visionattn.data import (
@@ -16,6 +17,7 @@ from visionattn.data import (
     SeededSampler,
     SyntheticDigits,
     VOCSegmentation,
+    check_dataset,
     innermost_config,
     share_classes,
 )
@@ -60,6 +62,13 @@ class TestImageFolder:
             ImageFolder(tmp_path, [], classes=["ant", "ant"])
         with pytest.raises(ValueError, match=r"classes must be a list of names, got 'ant'"):
             ImageFolder(tmp_path, [], classes="ant")
+
+    def test_names_composed_otherwise_are_the_same_class(self, tmp_path):
+        composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+        train = ImageFolder(folder(tmp_path / "train", **{composed: 1, "tea": 1}), [])
+        val = ImageFolder(folder(tmp_path / "val", **{decomposed: 2}), [])
+        share_classes(val, train.metainfo["classes"])
+        assert val.labels.tolist() == [0, 0] and len(ImageFolder(tmp_path / "val", [], classes=["tea", composed])) == 2
 
     def test_splits(self, tmp_path):
         for split in ("train", "val"):
@@ -184,6 +193,33 @@ class TestJoined:
         assert not all(map(torch.equal, first[:4], first[4:]))  # each repetition has a crop of its own
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"type": "ImageFoldr"},
+            r"train\.dataset type must be one of .*ImageFolder.*, got 'ImageFoldr'; did you mean Image",
+        ),
+        (
+            {"type": "CocoDetection", "ann_fil": "x"},
+            r"train\.dataset CocoDetection takes no ann_fil here; it takes ann_file, box_params, classes, drop_empty, "
+            r"image_root, masks, names_file, pipeline, skip_unreadable, test_mode; did you mean ann_file",
+        ),
+        (
+            {"type": "RepeatDataset", "times": 2, "dataset": {"type": "Digits", "splits": "train"}},
+            r"train\.dataset\.dataset Digits takes no splits here; it takes pipeline, split",
+        ),
+        (
+            {"type": "ConcatDataset", "datasets": [{"type": "Digits"}, {"type": "ADE20K", "root": "x"}]},
+            r"train\.dataset\.datasets\.1 ADE20K takes no root here; it takes data_root, ",
+        ),
+    ],
+)
+def test_unknown_types_and_arguments_are_answered_with_the_known_ones(config, message):
+    with pytest.raises(ValueError, match=message):
+        check_dataset(config, "train.dataset")
+
+
 def test_a_data_set_of_ones_own_by_name(tmp_path, monkeypatch):
     from mmengine.config import Config
 
@@ -216,5 +252,9 @@ class Negative(A.ImageOnlyTransform):
         "dataset = dict(type='Stripes', count=4, pipeline=[dict(type='Negative', p=1.0)])\n".replace("\\\n", "\n")
     )
     monkeypatch.syspath_prepend(tmp_path)
-    dataset = DATASETS.build(Config.fromfile(config).dataset)
-    assert len(dataset) == 4 and dataset[1]["inputs"].unique().tolist() == [55, 255]
+    try:
+        dataset = DATASETS.build(Config.fromfile(config).dataset)
+        assert len(dataset) == 4 and dataset[1]["inputs"].unique().tolist() == [55, 255]
+    finally:
+        for table, name in ((DATASETS, "Stripes"), (TRANSFORMS, "Negative")):
+            table.module_dict.pop(name, None)
