@@ -1,19 +1,24 @@
 """Files of one's own add to the tables: each is written here, named in `custom_imports`, and used by its name."""
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from dense import detection_batch, segmentation_batch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from visionattn.tasks import DECODERS, DETECTORS, HEADS, LOSS_COLLECTORS, LOSSES
+from visionattn.tasks import DECODERS, DETECTORS, HEADS, LOSS_COLLECTORS, LOSSES, Detector, Segmentor
 
 NAME = "va_resnet10n_cbam"
 
 
 @pytest.fixture(autouse=True)
 def tables():
-    """Leaves the tables as they were."""
+    """Leaves the tables as they were, with what detectors and segmentors add when they are imported."""
+    assert Detector and Segmentor
     tables = (DECODERS, DETECTORS, HEADS, LOSS_COLLECTORS, LOSSES)
     before = [set(table.module_dict) for table in tables]
     yield
@@ -28,6 +33,7 @@ def build(tmp_path, monkeypatch):
 
     def build(name, file, config):
         monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, name, raising=False)
         (tmp_path / f"{name}.py").write_text(file)
         (tmp_path / "config.py").write_text(f"custom_imports = dict(imports=['{name}'])\nmodel = {config}\n")
         torch.manual_seed(0)
@@ -230,3 +236,43 @@ class WeightDecay:
 def test_unknown_names_are_answered_with_the_known_ones(config, message):
     with pytest.raises(ValueError, match=message):
         MODELS.build(config)
+
+
+def test_the_examples_of_the_docs(tmp_path, monkeypatch):
+    from mmengine.registry import DATASETS, METRICS, TRANSFORMS
+
+    from visionattn.engine import (
+        load_config,
+        registration,  # noqa: F401  (names the types of data sets and metrics)
+    )
+    from visionattn.engine.scores import SCORES
+
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"```python\n# ([\w. ]+)\n(.*?)```", text, flags=re.DOTALL))
+    for name, code in blocks.items():
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
+        (tmp_path / name.replace("config of all of them", "whole.py")).write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        (tmp_path / "my_parts.py").write_text(blocks["my_loss.py"], encoding="utf-8")
+        assert load_config(tmp_path / "config.py").model.loss.type == "FocalLoss"
+        LOSSES.module_dict.pop("FocalLoss")
+        config = Config.fromfile(tmp_path / "whole.py")
+        dataset = DATASETS.build(config.dataset)
+        batch = torch.stack([dataset[n]["inputs"] for n in range(8)]).float() / 255
+        samples = {"label": torch.from_numpy(dataset.labels)}
+        model = MODELS.build(config.model)
+        losses = model.train()(batch, samples, "loss")
+        assert set(losses) == {"loss", "loss_norm"} and sum(losses.values()).isfinite()
+        evaluator = METRICS.build(config.evaluator)
+        evaluator.process(None, model.eval()(batch, samples, "predict"))
+        assert 0 <= evaluator.evaluate(8)["hits"] <= 8
+        inputs, objects = detection_batch([(64, 64), (64, 64)], [1, 2])
+        detector = MODELS.build(config.detector)
+        assert set(detector.train()(inputs, objects, "loss")) == {"loss_class"}
+        assert len(detector.eval()(inputs, objects, "predict")[0]["preds"]["boxes"]) == 1
+        segmentor = MODELS.build(config.segmentor).train()
+        assert set(segmentor(*segmentation_batch([(32, 32)]), "loss")) == {"loss_focal", "loss_dice"}
+    finally:
+        for table, name in ((DATASETS, "Stripes"), (TRANSFORMS, "Negative"), (SCORES, "Hits")):
+            table.module_dict.pop(name, None)

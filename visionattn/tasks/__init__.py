@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 
 from visionattn.utils.lazy import import_name
 
-from . import heads, losses  # noqa: F401  (registered by importing)
+from . import collectors, heads, losses  # noqa: F401  (registered by importing)
 from .registry import DECODERS, DETECTORS, HEADS, LOSS_COLLECTORS, LOSSES
 
 _TASKS = {"Classifier": "classifier", "Detector": "detector", "Segmentor": "segmentor"}

@@ -20,7 +20,6 @@ from visionattn.plugins import attach as attach_plugin
 from visionattn.utils.building import build, hint
 from visionattn.utils.files import read_checkpoint
 
-from . import collectors as _own  # noqa: F401  (registered by importing)
 from ._weights import check_loaded, load_except_head, weights_with_plugins, with_known_names
 from .registry import LOSS_COLLECTORS
 
