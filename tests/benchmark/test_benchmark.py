@@ -24,7 +24,7 @@ from visionattn.plugins import CBAM, list_plugins
 from visionattn.reference.triplet import NaiveTripletAttention
 from visionattn.testing.contracts import perturbed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 QUICK = ["--shapes", "2x32x5x4", "--seconds", "0.001", "--compile-seconds", "0"]
 
 
