@@ -420,7 +420,7 @@ def test_a_place_is_taken_once():
 
 def test_a_plugin_that_does_not_fit_leaves_the_network_alone():
     model = timm.create_model("resnet18", device="meta")
-    with pytest.raises(ValueError, match="reduction=0"):
+    with pytest.raises(ValueError, match="reduction must be at least 1, got 0"):
         visionattn.attach(model, "cbam", reduction=0)
     assert not hasattr(model, "attached") and model.layer1[0].drop_path is None
 

@@ -24,6 +24,7 @@ FAMILIES = {
     "va_pkcam_resnet": {"model_name": "va_resnet18_pkcam"},
     "va_resnet": {"model_name": "va_resnet10n_cbam"},
     "va_stm": {"model_name": "va_stm_pvt_nano"},
+    "va_vit": {"model_name": "va_vit_softmax_nano"},
     "va_twins": {"model_name": "va_twins_svt_small", **_NARROW},
 }
 # Few proposals: what is tested is whether things fit together.

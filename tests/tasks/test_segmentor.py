@@ -228,7 +228,7 @@ def test_library_registry_stays_as_it_was():
         ({"losses": [CE, CE]}, "two losses are called 'ce': give one another name"),
         (
             {"backbone": {"model_name": NAME, "widht": 3}},
-            r"cannot build va_resnet10n_cbam with widht \(model.backbone\)",
+            "model.backbone: va_resnet10n_cbam has no setting 'widht'",
         ),
         ({"start_from": {"file": "x"}}, "start_from takes checkpoint and new_head, got file"),
         ({"inference": {"window": 3}}, "inference takes crop, stride and flip, got window"),

@@ -21,7 +21,7 @@ EXAMPLES = (
     "folder/ --config quickstart --checkpoint work_dirs/quickstart/best_top1.pth --out results",
     "folder/ --config quickstart-detection --checkpoint best_bbox_map.pth --score 0.3",
     "https://example.org/photo.jpg clip.mp4 --model va_resnet10n_cbam.digit_scenes_fcos",
-    "- --model va_resnet10n_cbam.digits < photo.jpg",
+    "- --model va_resnet10n_cbam.digits  # a picture from standard input",
 )
 _SHOWN = 20
 

@@ -38,7 +38,7 @@ class LabelledImages(PictureDataset, ABC):
             first = int(wrong[0])
             raise ValueError(
                 f"{type(self).__name__}: {wrong.size} labels in {source} are out of range 0..{len(classes) - 1}; "
-                f"the first is {self.labels[first]} at image {self.describe(first)}"
+                f"the first is {self.labels[first]} at {self.describe(first)}"
             )
 
     def __len__(self) -> int:
