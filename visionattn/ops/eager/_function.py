@@ -60,6 +60,8 @@ class EagerFunction(Function):
     @classmethod
     def backward(cls, ctx: Any, *grads: Any) -> Any:
         grads = grads[: cls.results]
+        if grads[0] is None and cls.results == 1:  # what comes after has no gradient
+            return (None,) * (1 + ctx.tensors + len(ctx.settings))
         if torch.is_grad_enabled() or needs_formula():
             tensors = ctx.saved_tensors[: ctx.tensors]
             found = formula_gradients(lambda *x: ctx.formula(*x, *ctx.settings), tensors, grads)
