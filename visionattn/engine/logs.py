@@ -18,7 +18,7 @@ from visionattn.utils.json_text import plain, to_json
 
 __all__ = ["JsonLoggerHook", "JsonVisBackend", "naming", "tidy_handlers"]
 
-# What mmengine says to nobody's use, warnings among it.
+# Messages of mmengine that help no one, warnings among them.
 _NOISE = (
     "Exp name",
     "Distributed training is not used",

@@ -29,7 +29,7 @@ class PeerWatch:
     one process.
 
     Args:
-        logger: Is told.
+        logger: Where an error goes before a process is ended.
         hint: What to add to the message, such as how to resume.
     """
 

@@ -53,7 +53,7 @@ def latest_checkpoint(work_dir: str | Path, report: Callable[[str], Any] = lambd
 
     Args:
         work_dir: Folder of the run.
-        report: Is told what is wrong with the checkpoints that were passed over.
+        report: Called with what is wrong with the checkpoints that were passed over.
 
     Returns:
         None if the run has not saved any.
@@ -185,7 +185,7 @@ class Schedule:
     """Learning rates and other scheduled values of a run that has just been built, before it resumes.
 
     A resumed run takes them from its checkpoint. If its settings have changed, they must come from the settings: they
-    are computed anew, step by step from the start, as if the run had always had these settings.
+    are recomputed, step by step from the start, as if the run had always had these settings.
     """
 
     def __init__(self, runner: Any) -> None:

@@ -138,7 +138,7 @@ class Runner(mmengine.runner.Runner):
         """Resumes from a checkpoint of `AtomicCheckpointHook`.
 
         What the config says holds: learning rates, schedules and the length of an epoch that differ from those the
-        checkpoint was saved with are applied as if the run had always had them, and said to be.
+        checkpoint was saved with are applied as if the run had always had them, and logged.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
