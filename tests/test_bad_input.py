@@ -130,7 +130,7 @@ class TestData:
             ImageFolder(tmp_path / "empty", [])
         with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
             ImageFolder(tmp_path / "nowhere", [])
-        with pytest.raises(FileNotFoundError, match=r"no folder .*dog for class 'dog'"):
+        with pytest.raises(ValueError, match=r"no images in .*empty: looked for .* in the sub-folders dog"):
             ImageFolder(tmp_path / "empty", [], classes=["dog"])
 
     def test_label_out_of_range(self, pictures):
