@@ -90,6 +90,28 @@ def test_variables_of_a_file_are_refused_where_they_were_copied():
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_cfg.max_epochs": "1o"}, "train_cfg.max_epochs must be a number"),
+        ({"train_cfg.by_epoch": "ture"}, "train_cfg.by_epoch must be true or false"),
+        ({"train_cfg.max_epochs.x": 1, "train_cfg.max_epochs": 2}, "cannot set train_cfg.max_epochs.x"),
+        ({"model": 3, "model.x": 1}, "cannot set model.x: model is 3"),
+        ({"custom_hoks": 1}, "nothing reads custom_hoks; did you mean custom_hooks"),
+        ({"optim_wrapper.acumulative_counts": 2}, "did you mean accumulative_counts"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, message):
+    with pytest.raises(ValueError, match=message):
+        apply_overrides(config(optim_wrapper={"optimizer": {"type": "SGD"}}), settings)
+
+
+def test_words_may_take_the_place_of_numbers():
+    found = config(optim_wrapper={"type": "AmpOptimWrapper", "loss_scale": 512.0})
+    apply_overrides(found, {"optim_wrapper.loss_scale": "dynamic", "randomness.seed": None})
+    assert found.optim_wrapper.loss_scale == "dynamic"
+
+
+@pytest.mark.parametrize(
     ("scheduler", "expected"),
     [
         ({"type": "MultiStepLR", "milestones": [30, 60, 90]}, {"milestones": [3, 6, 9]}),

@@ -94,8 +94,9 @@ def run(options: argparse.Namespace) -> None:
     started = time.monotonic()
     try:
         choose_threads(runner)
+        header = describe_run(runner)  # in every process: building data loaders may take them all
         if runner.rank == 0:
-            print(describe_run(runner), flush=True)
+            print(header, flush=True)
         runner.train()
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(_resumption(options, work_dir) if runner.rank == 0 else "") from error

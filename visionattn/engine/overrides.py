@@ -3,6 +3,7 @@
 import copy
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -155,13 +156,22 @@ def _check(before: Config, after: Config, key: str, value: Any) -> None:
     new: Any = after
     for depth, part in enumerate(parts):
         is_new = not (isinstance(old, list) or (isinstance(old, Config | dict) and part in old))
-        if depth and is_new and part != "_delete_":
+        if depth and is_new and part != "_delete_" and isinstance(new, dict):
             _check_name(parts[:depth], part, new, key)
         old = None if is_new else old[int(part)] if isinstance(old, list) else old[part]
-        new = new[int(part)] if isinstance(new, list) else new.get(part)
-    if isinstance(value, str) and isinstance(old, int | float):
-        kind = "true or false" if isinstance(old, bool) else "a number"
-        raise ValueError(f"{key} must be {kind} (it is {old} in the config), got {value!r}")
+        new = new[int(part)] if isinstance(new, list) else new.get(part) if isinstance(new, Config | dict) else None
+    _check_kind(old, value, key)
+
+
+def _check_kind(old: Any, value: Any, key: str) -> None:
+    """Raises if text that was meant to be a number, true or false takes the place of one."""
+    if not isinstance(value, str) or not isinstance(old, int | float):
+        return
+    if isinstance(old, bool):
+        if difflib.get_close_matches(value.lower(), ["true", "false"]):
+            raise ValueError(f"{key} must be true or false (it is {old} in the config), got {value!r}")
+    elif re.match(r"[-+.]?\d", value):
+        raise ValueError(f"{key} must be a number (it is {old} in the config), got {value!r}")
 
 
 def _check_name(path: Path, name: str, node: Any, key: str) -> None:
