@@ -43,6 +43,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8",
+            "pytest-rerunfailures>=15",
             "pytest-xdist>=3.6",
             "jsonschema>=4.18",
             "pycocotools>=2.0.8",
