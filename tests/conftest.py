@@ -1,7 +1,5 @@
 """Small runs that several tests share."""
 
-import gc
-import importlib
 import os
 import sys
 
@@ -14,12 +12,6 @@ from visionattn.utils.resources import config_dir
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-
-# Forward-mode differentiation scripts functions when it is first used; with the garbage collector at work CPython 3.11
-# has crashed there, in a process that had run many tests.
-gc.disable()
-importlib.import_module("torch._decomp.decompositions_for_jvp")
-gc.enable()
 
 
 @pytest.fixture

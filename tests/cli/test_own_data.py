@@ -58,6 +58,24 @@ def test_the_road_from_a_folder_to_a_name(run_cli, folders, tmp_path, monkeypatc
     assert sum(row["label_1"] == "zero" for row in rows) > len(rows) / 2
 
 
+def test_a_run_in_the_way_is_left_alone_or_backed_up(run_cli, folders, tmp_path):
+    arguments = ["train", "--data", "photos", "--model", MODEL, "--work-dir", "run", "--cfg-options"]
+    arguments += ["train_cfg.max_epochs=1", "train_dataloader.num_workers=0", "val_dataloader.num_workers=0"]
+    arguments += ["train_dataloader.persistent_workers=False", "val_dataloader.persistent_workers=False"]
+    (tmp_path / "run" / "split").mkdir(parents=True)
+    (tmp_path / "run" / "last_checkpoint").write_text("epoch_1.pth")
+    (tmp_path / "run.py").write_text("# changed by hand\n")
+    code, _, err = run_cli(*arguments)
+    assert code == 2 and "run holds a run: --resume continues it, --fresh backs it up" in err
+    assert (tmp_path / "run.py").read_text() == "# changed by hand\n" and not list(
+        (tmp_path / "run" / "split").iterdir()
+    )
+    code, _, err = run_cli(*arguments, "--fresh")
+    assert code == 0, err
+    assert (tmp_path / "run" / "epoch_1.pth").exists() and (tmp_path / "run" / "split" / "val.txt").exists()
+    assert len(list(tmp_path.glob("run-until-*/last_checkpoint"))) == 1
+
+
 def test_a_config_to_go_on_from(run_cli, folders, tmp_path):
     code, out, err = run_cli("init", "--data", "photos", "--model", MODEL, "--out", "mine.py")
     assert code == 0 and "next: visionattn train mine.py" in out, err

@@ -274,5 +274,7 @@ def test_the_examples_of_the_docs(tmp_path, monkeypatch):
         segmentor = MODELS.build(config.segmentor).train()
         assert set(segmentor(*segmentation_batch([(32, 32)]), "loss")) == {"loss_focal", "loss_dice"}
     finally:
+        for name in blocks:
+            sys.modules.pop(name.removesuffix(".py"), None)
         for table, name in ((DATASETS, "Stripes"), (TRANSFORMS, "Negative"), (SCORES, "Hits")):
             table.module_dict.pop(name, None)

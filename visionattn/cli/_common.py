@@ -16,6 +16,7 @@ __all__ = [
     "add_cfg_options",
     "add_config",
     "add_device",
+    "add_own_data",
     "add_run_options",
     "command_line",
     "evaluate",
@@ -63,6 +64,23 @@ def add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
         default=default,
         help=f"where to compute: cpu, cuda, cuda:1, ... (default: {default or 'cuda if there is one, else cpu'})",
     )
+
+
+def add_own_data(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Declares data of one's own, what they are for, and whether the network starts from its weights."""
+    parser.add_argument(
+        "--data",
+        required=required,
+        metavar="PATH",
+        help="data of your own: a folder with one sub-folder of pictures a class, COCO's JSON, Pascal VOC's XML, "
+        "YOLO's text labels, or pictures with masks",
+    )
+    parser.add_argument(
+        "--task",
+        choices=("classification", "detection", "instance", "segmentation"),
+        help="what --data are for, where they serve several tasks",
+    )
+    parser.add_argument("--pretrained", action="store_true", help="with --data: start from the network's own weights")
 
 
 def add_run_options(parser: argparse.ArgumentParser, optional_config: bool = False) -> None:

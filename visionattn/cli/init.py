@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ._common import add_own_data
+
 SUMMARY = "write a config of a few lines that trains a network on data of your own"
 EXAMPLES = (
     "--data photos/ --model va_resnet50_cbam",
@@ -12,20 +14,8 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="PATH",
-        help="a folder with one sub-folder of pictures a class, COCO's JSON, Pascal VOC's XML, YOLO's text labels, or "
-        "pictures with masks",
-    )
+    add_own_data(parser, required=True)
     parser.add_argument("--model", required=True, metavar="NAME", help="a timm network, such as va_resnet50_cbam")
-    parser.add_argument(
-        "--task",
-        choices=("classification", "detection", "instance", "segmentation"),
-        help="what the data are for, where they serve several tasks",
-    )
-    parser.add_argument("--pretrained", action="store_true", help="start from the network's own weights")
     parser.add_argument("--out", type=Path, help="the config (default: <data>-<model>.py); an existing one stays")
 
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._common import add_run_options, command_line, is_first_process, leave, load, use_device
+from ._common import add_own_data, add_run_options, command_line, is_first_process, leave, load, use_device
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -26,18 +26,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     add_run_options(parser, optional_config=True)
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        help="train on these data instead of a config's: a folder with one sub-folder of pictures a class, COCO's "
-        "JSON, Pascal VOC's XML, YOLO's text labels, or pictures with masks; needs --model",
-    )
-    parser.add_argument(
-        "--task",
-        choices=("classification", "detection", "instance", "segmentation"),
-        help="what --data are for, where they serve several tasks",
-    )
-    parser.add_argument("--pretrained", action="store_true", help="with --data: start from the network's own weights")
+    add_own_data(parser, required=False)
     parser.add_argument(
         "--work-dir", type=Path, help="where checkpoints, logs and pictures go; work_dirs/<config> by default"
     )
@@ -69,24 +58,16 @@ def run(options: argparse.Namespace) -> None:
         _write_config(options)
     config = load(options, "work_dirs/{}", needs=("model", "train_dataloader", "train_cfg", "optim_wrapper"))
     work_dir = Path(config.work_dir)
-    begun = (work_dir / "last_checkpoint").exists()
+    _make_room(work_dir, options)
     config.resume = options.resume is not None
     if options.resume not in (None, "auto"):
         config.load_from = options.resume
     elif config.resume and config.get("load_from"):
         # The config's own `load_from` is where the run starts; it resumes from what it has saved since.
+        begun = (work_dir / "last_checkpoint").exists()
         config.resume, config.load_from = begun, None if begun else config.load_from
     if options.amp:
         config.optim_wrapper.type = "AutocastOptimWrapper"
-    if options.resume is None and is_first_process() and begun:
-        if not options.fresh:
-            raise ValueError(f"{work_dir} holds a run: --resume continues it, --fresh backs it up and starts over")
-        from visionattn.engine import work_dir_lock
-
-        aside = work_dir.with_name(f"{work_dir.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
-        with work_dir_lock(work_dir):  # not while another process trains in it
-            work_dir.rename(aside)
-        print(f"the earlier run is now in {aside}")
 
     from ._header import choose_threads, describe_run
 
@@ -105,6 +86,24 @@ def run(options: argparse.Namespace) -> None:
     leave(options)
 
 
+def _make_room(work_dir: Path, options: argparse.Namespace) -> None:
+    """Backs up an earlier run of a work folder, or refuses to train there.
+
+    Raises:
+        ValueError: If there is one, and it is to be neither resumed nor backed up.
+    """
+    if options.resume is not None or not is_first_process() or not (work_dir / "last_checkpoint").exists():
+        return
+    if not options.fresh:
+        raise ValueError(f"{work_dir} holds a run: --resume continues it, --fresh backs it up and starts over")
+    from visionattn.engine import work_dir_lock
+
+    aside = work_dir.with_name(f"{work_dir.name}-until-{time.strftime('%Y%m%d-%H%M%S')}")
+    with work_dir_lock(work_dir):  # not while another process trains in it
+        work_dir.rename(aside)
+    print(f"the earlier run is now in {aside}")
+
+
 def _write_config(options: argparse.Namespace) -> None:
     """Writes a config for the data, which takes their place in the options."""
     from visionattn.engine.own_data import write_config
@@ -112,6 +111,7 @@ def _write_config(options: argparse.Namespace) -> None:
     if not options.model:
         raise ValueError("--data needs --model, such as --model va_resnet50_cbam")
     folder = options.work_dir or Path("work_dirs") / f"{Path(options.data).resolve().stem}-{options.model}"
+    _make_room(folder, options)  # before the config and the split are written anew
     # Beside the folder of the run, which gets a copy with everything that it inherits.
     path = folder.with_name(f"{folder.name}.py")
     if is_first_process() and (options.resume is None or not path.exists()):

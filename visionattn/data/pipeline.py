@@ -14,7 +14,7 @@ from mmengine.registry import TRANSFORMS
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask the network for its newest version
 import albumentations as A
 
-from visionattn.utils.building import build, hint
+from visionattn.utils.building import build, did_you_mean
 
 from . import transforms as _own  # noqa: F401  (registered by importing)
 from .objects import Objects
@@ -259,7 +259,7 @@ def _build(config: dict[str, Any], defaults: dict[str, Any]) -> A.BasicTransform
         own = sorted(key for key, value in TRANSFORMS.module_dict.items() if isinstance(value, type))
         raise ValueError(
             f"a transform's type must be the name of one of albumentations' transforms or {' or '.join(own)}, "
-            f"got {kind!r}{hint(str(kind), known)}"
+            f"got {kind!r}{did_you_mean(str(kind), known)}"
         )
     arguments = dict(config)
     if "transforms" in arguments:

@@ -8,13 +8,14 @@ from typing import Any
 import timm
 from mmengine.config import Config, ConfigDict
 
+from visionattn.utils.building import did_you_mean
 from visionattn.utils.config_files import arguments_for, find_config, list_configs
 
 from .config_reader import import_modules, read_config
-from .overrides import apply_overrides, did_you_mean
+from .overrides import apply_overrides
 from .schedule import stretch_schedule
 
-__all__ = ["list_configs", "load_config"]
+__all__ = ["check_network", "list_configs", "load_config"]
 
 # Settings of a backbone that belong to the task or the recipe and not to the network.
 _KEPT = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
@@ -58,12 +59,18 @@ def load_config(
     return Config(config._cfg_dict, cfg_text=config.text, filename=str(file.path.with_name(f"{stem}.py")))
 
 
-def _replace_network(config: Config, name: str, arguments: Mapping[str, Any]) -> None:
-    if not (":" in name or timm.is_model(name)):
+def check_network(name: str) -> None:
+    """Raises unless timm knows a network, whose name may have a tag."""
+    if not timm.is_model(name):
         known = timm.list_models()
         raise ValueError(
             f"timm has no network {name!r}{did_you_mean(name, known) or did_you_mean(f'va_{name}', known)}"
         )
+
+
+def _replace_network(config: Config, name: str, arguments: Mapping[str, Any]) -> None:
+    if ":" not in name:
+        check_network(name)
     if "backbone" not in config.get("model", {}):
         raise ValueError("the config has no model.backbone, where the network would go")
     model = config.model

@@ -7,7 +7,9 @@ import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from .overrides import did_you_mean, known_names, walk
+from visionattn.utils.building import did_you_mean
+
+from .overrides import known_names, walk
 
 __all__ = ["explain_build_error"]
 

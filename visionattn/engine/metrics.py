@@ -12,7 +12,7 @@ import torchmetrics.segmentation
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-from visionattn.utils.building import build, hint
+from visionattn.utils.building import build, did_you_mean
 
 from . import scores as own
 from .units import MetricInfo, describe
@@ -114,8 +114,8 @@ def _build(name: str, config: dict[str, Any]) -> torchmetrics.Metric:
     kind = config.get("type")
     if kind not in known:
         raise ValueError(
-            f"metric {name!r}: type must be a class of torchmetrics, got {kind!r}{hint(str(kind), known)} (ours are "
-            f"{', '.join(own.SCORES.module_dict)})"
+            f"metric {name!r}: type must be a class of torchmetrics, got {kind!r}{did_you_mean(str(kind), known)} "
+            f"(ours are {', '.join(own.SCORES.module_dict)})"
         )
     metric = build(known, config, f"metric {name!r}:")
     metric.distributed_available_fn = _alone

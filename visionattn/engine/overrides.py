@@ -4,7 +4,7 @@ import copy
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import mmengine.registry
@@ -17,8 +17,9 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcesso
 from torch.utils.data import DataLoader
 
 from visionattn.plugins import attach
+from visionattn.utils.building import did_you_mean
 
-__all__ = ["apply_overrides", "did_you_mean", "known_names", "walk"]
+__all__ = ["apply_overrides", "known_names", "walk"]
 
 Path = tuple[str, ...]
 
@@ -46,12 +47,6 @@ def apply_overrides(config: Config, options: Mapping[str, Any]) -> None:
         _set(config, key, options[key])
     for key, value in options.items():
         _check(before, config, key, value)
-
-
-def did_you_mean(name: str, known: Sequence[str] | set[str]) -> str:
-    """`; did you mean ...?`, if one of the known names is similar."""
-    close = difflib.get_close_matches(name, sorted(known), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

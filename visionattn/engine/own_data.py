@@ -9,10 +9,11 @@ import timm
 from visionattn.data.discovery import DiscoveredData, discover
 from visionattn.utils.files import replacing
 
+from .config import check_network
+
 __all__ = ["config_text", "write_config"]
 
 _SMALL = 64  # pictures no larger than this are seen as they are
-_TASKS = {"classification": "classification", "detection": "detection", "instance": "detection"}
 
 
 def write_config(
@@ -36,13 +37,12 @@ def write_config(
 
     Raises:
         FileNotFoundError: If there is nothing at `data`.
-        ValueError: If nothing is recognised there, or timm has no such network or no weights of it.
+        ValueError: If nothing is recognised there, or timm has no such network.
     """
     path = Path(path)
     if path.suffix != ".py":
         raise ValueError(f"a config is a Python file (.py), got {path}")
-    if not timm.is_model(model.partition(".")[0]):
-        raise ValueError(f"timm has no network {model!r}; timm.list_models() lists them")
+    check_network(model)
     found = discover(data, task, split_dir or path.parent)
     with replacing(path) as temporary:
         temporary.write_text(config_text(found, model, pretrained), encoding="utf-8")
@@ -75,17 +75,17 @@ def config_text(data: DiscoveredData, model: str, pretrained: bool = False) -> s
     # Some steps an epoch even of few pictures, and never a batch larger than the data.
     batch = min(32 if data.task == "classification" else 4, max(data.counts["train"] // 8, 2))
     for split, pipeline in (("train", train), ("val", test), ("test", test)):
-        loader = {"dataset": {**_piped(data.datasets[split], pipeline)}}
-        settings[f"{split}_dataloader"] = {"batch_size": batch, **loader} if split == "train" else loader
+        settings[f"{split}_dataloader"] = {"dataset": _piped(data.datasets[split], pipeline)}
+    settings["train_dataloader"] = {"batch_size": batch, **settings["train_dataloader"]}
     if not pretrained:  # a network that starts from scratch bears, and needs, a higher rate
         settings["optim_wrapper"] = {"optimizer": {"lr": 2e-3}}
     if scores:
         settings["val_evaluator"] = settings["test_evaluator"] = {"scores": scores}
-    base = f"visionattn::_base_/own_data/{_TASKS.get(data.task, data.task)}"
+    recipe = "detection" if data.task == "instance" else data.task
     lines = [
         f"# {data.path}: {data.layout}; {count} classes ({_some(data.classes)}), {data.counts['train']} pictures to",
         f"# train on and {data.counts['val']} to evaluate on ({data.split}), about {data.size[1]} x {data.size[0]} px.",
-        f"_base_ = [{base!r}]".replace("'", '"'),
+        f'_base_ = ["visionattn::_base_/own_data/{recipe}"]',
     ]
     lines += [f"{name} = {pprint.pformat(value, width=110, sort_dicts=False)}" for name, value in settings.items()]
     return "\n".join([*lines, ""])

@@ -4,7 +4,6 @@ Only what a network needs is imported: a classifier does without detectors, deco
 nothing of its task without mmengine.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 
 from visionattn.checkpoints import build
 from visionattn.models import check_state_dict
+from visionattn.utils.building import did_you_mean
 from visionattn.utils.config_files import SCOPE, find_config
 from visionattn.utils.files import read_checkpoint
 from visionattn.utils.locate import find_checkpoint, is_file_name, locate
@@ -91,9 +91,9 @@ def _is_config(model: str | Path) -> bool:
     try:
         find_config(name)
     except FileNotFoundError as error:
-        close = difflib.get_close_matches(name, [*timm.list_models(), *read_manifest(), *list_published()])
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models('va_*') lists ours"
-        raise ValueError(f"no network {name!r}; {hint}") from error
+        meant = did_you_mean(name, {*timm.list_models(), *read_manifest(), *list_published()})
+        otherwise = "; timm.list_models('va_*') lists ours"
+        raise ValueError(f"no network {name!r}{meant or otherwise}") from error
     return True
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from visionattn.models import unwrap
 from visionattn.models.loading import LoadReport, load_fitting
 from visionattn.plugins import attach as attach_plugin
-from visionattn.utils.building import build, hint
+from visionattn.utils.building import build, did_you_mean
 from visionattn.utils.files import read_checkpoint
 
 from ._weights import check_loaded, load_except_head, weights_with_plugins, with_known_names
@@ -199,7 +199,7 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
         network = timm.create_model(**arguments, **fixed)
     except TypeError as error:
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
-            close = hint(unknown[1], _SETTINGS)
+            close = did_you_mean(unknown[1], _SETTINGS)
             raise ValueError(f"model.backbone: {name} has no setting {unknown[1]!r}{close}") from error
         keys = ", ".join(sorted(backbone.keys() - {"model_name"}))
         raise ValueError(f"cannot build {name} with {keys} (model.backbone): {error}") from error

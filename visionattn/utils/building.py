@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-__all__ = ["build", "check", "hint"]
+__all__ = ["build", "check", "did_you_mean"]
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -48,7 +48,7 @@ def check(table: Any, config: Mapping[str, Any], what: str, offered: Iterable[st
     known: Mapping[str, Callable[..., Any]] = getattr(table, "module_dict", table)
     entry = kind if callable(kind) else known.get(str(kind))
     if entry is None:
-        raise ValueError(f"{what} type must be one of {', '.join(known)}, got {kind!r}{hint(str(kind), known)}")
+        raise ValueError(f"{what} type must be one of {', '.join(known)}, got {kind!r}{did_you_mean(str(kind), known)}")
     named, takes_any = _parameters(entry)
     own = sorted(named - set(offered))
     unknown = sorted(
@@ -57,14 +57,14 @@ def check(table: Any, config: Mapping[str, Any], what: str, offered: Iterable[st
     if unknown:
         raise ValueError(
             f"{what} {_name(config)} takes no {', '.join(unknown)} here; it takes {', '.join(own) or 'no arguments'}"
-            f"{hint(unknown[0], own)}"
+            f"{did_you_mean(unknown[0], own)}"
         )
     return entry
 
 
-def hint(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` with the known names that are close to one, or nothing."""
-    close = difflib.get_close_matches(name, list(known))
+    close = difflib.get_close_matches(name, sorted(known))
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 

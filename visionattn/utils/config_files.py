@@ -9,7 +9,6 @@ The name `stm-pool-tiny_1024-300e_imagenet` then means the recipe `stm-swin-tiny
 """
 
 import ast
-import difflib
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .building import did_you_mean
 from .resources import config_dir
 
 __all__ = [
@@ -89,9 +89,11 @@ def find_config(name: str) -> ConfigFile:
         return ConfigFile(config_dir() / f"{found[0]}.py", network, stem)
     if found:
         raise ValueError(f"config {name!r} may be any of {', '.join(found)}")
-    close = difflib.get_close_matches(wanted, [*known, *(config.rpartition("/")[2] for config in known)])
-    hint = f"did you mean {' or '.join(close)}?" if close else "`visionattn configs` lists them"
-    raise FileNotFoundError(f"no config {name!r}, neither as a file nor among the packaged ones; {hint}")
+    meant = did_you_mean(wanted, {*known, *(config.rpartition("/")[2] for config in known)})
+    raise FileNotFoundError(
+        f"no config {name!r}, neither as a file nor among the packaged ones"
+        f"{meant or '; `visionattn configs` lists them'}"
+    )
 
 
 @cache

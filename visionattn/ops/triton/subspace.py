@@ -77,10 +77,6 @@ def _like(x: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-def _laid_as(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=torch.channels_last if is_nhwc(like) else torch.contiguous_format)
-
-
 def _scores_result(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.empty((len(x), len(weight), *x.shape[2:]), dtype=x.dtype, device=x.device)
 
