@@ -73,6 +73,7 @@ class TokenAttention(nn.Module):
         self.has_bias = bias is not None
         if bias is not None:
             self.relative_position_bias_table = bias[0]
+            self.relative_position_index: torch.Tensor
             self.register_buffer("relative_position_index", bias[1], persistent=False)
         hide_child(self, "mixer")
 
@@ -164,7 +165,7 @@ class ChannelsFirstBlock(nn.Module):
         self.cpe2 = block.cpe2
         self.norm2 = block.norm2
         self.mlp = block.mlp
-        self.drop_path2 = getattr(block, "drop_path2", None)
+        self.drop_path2 = getattr(block, "drop_path2", None) or nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.cpe1(x).permute(0, 2, 3, 1)

@@ -61,6 +61,7 @@ def _sites(model: Any) -> Iterator[Site]:
     # What `features_only` makes holds the network in `model`.
     network: Any = model if hasattr(model, "patch_embed") else getattr(model, "model", model)
     prefix = int(getattr(network, "num_prefix_tokens", 0))
+    module: Any
     for name, module in model.named_modules():
         owner = model.get_submodule(name.rpartition(".")[0])
         last = name.rpartition(".")[2]
@@ -70,11 +71,12 @@ def _sites(model: Any) -> Iterator[Site]:
         elif isinstance(module, (SwinTransformerBlock, SwinTransformerV2Block)):
             windows = {"window_size": tuple(module.window_size), "shift_size": tuple(module.shift_size)}
             install = _block_installer(owner, last, module)
-            grid = tuple(module.input_resolution)
+            grid = to_2tuple(module.input_resolution)
             yield Site(f"{name}.attn", module.attn, module.dim, 0, grid, install, keywords=windows)
         elif isinstance(module, (SpatialBlock, ChannelBlock)):
             dim = module.attn.proj.in_features
-            windows = {"window_size": module.window_size, "shift_size": 0} if isinstance(module, SpatialBlock) else {}
+            spatial = isinstance(module, SpatialBlock)
+            windows = {"window_size": tuple(module.window_size), "shift_size": (0, 0)} if spatial else {}
             install = _block_installer(owner, last, module)
             yield Site(f"{name}.attn", module.attn, dim, 0, None, install, keywords=windows)
         elif last != "mlp" and _is_own_branch(module) and not getattr(module.fn, "cross_layer", False):
