@@ -20,12 +20,13 @@ __all__ = [
     "mixers",
     "models",
     "plugins",
+    "replace_attention",
 ]
 
 # `visionattn --help` needs no torch: the command line executes this file again when a command is about to run.
 if not is_command_line_starting():
     from . import catalog, mixers, models, plugins
-    from .mixers import list_mixers
+    from .mixers import list_mixers, replace_attention
     from .plugins import attach, list_plugins
 
 if TYPE_CHECKING:

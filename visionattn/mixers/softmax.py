@@ -8,6 +8,8 @@ Differs from the official code in: queries, keys and values are one layer `qkv`,
 Golden: none; the test compares it with timm's attention.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -68,16 +70,29 @@ class SoftmaxAttention(nn.Module):
         grid = (x.shape[1], x.shape[2])
         return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
 
-    def forward_tokens(self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0) -> torch.Tensor:
+    def forward_tokens(
+        self,
+        x: torch.Tensor,
+        grid: tuple[int, int],
+        prefix: int = 0,
+        *,
+        rotate: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Attention of tokens, `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
 
         Args:
             x: The tokens, extra ones first.
             grid: `(H, W)`, which makes no difference here.
             prefix: Number of extra tokens, likewise.
+            rotate: Rotates queries and keys `(B, num_heads, N, C / num_heads)` by their positions.
+            bias: Added to the scores; broadcasts to `(B, num_heads, N, N)`.
         """
         q, k, v = self._heads(x)
-        return self.proj_drop(self.proj(attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)))
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
+        dropped = self.attn_drop.p if self.training else 0.0
+        return self.proj_drop(self.proj(attention(q, k, v, mask=bias, dropout_p=dropped)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""

@@ -15,14 +15,14 @@ Golden: tests/golden/stm_swinblock_*.npz (outputs and input gradients of a whole
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from visionattn.catalog import BlockContext, Card
 from visionattn.ops import relative_position_bias
-from visionattn.utils.arguments import pair
+from visionattn.utils.arguments import check_choice, pair
 
 from ._common import WINDOWS, WindowMixer
 
@@ -36,8 +36,8 @@ class WindowAttention(WindowMixer):
         dim: Width of the tokens.
         num_heads: Number of heads, a divisor of `dim`.
         window_size: Height and width of a window in tokens, or one number for both.
-        shift_size: How far the windows are moved down and to the right, less than the window; the paper moves every
-            second block's by half a window. A pair or one number for both.
+        shift_size: How far the windows are moved down and to the right, less than the window: a pair, one number for
+            both, or `half` a window, as the paper moves those of every second block.
         qkv_bias: Whether the projection to queries, keys and values has a bias.
         attn_drop: Dropout rate of the attention weights.
         proj_drop: Dropout rate of the result.
@@ -57,7 +57,7 @@ class WindowAttention(WindowMixer):
         *,
         num_heads: int,
         window_size: int | Sequence[int] = 7,
-        shift_size: int | Sequence[int] = 0,
+        shift_size: int | Sequence[int] | Literal["half"] = 0,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -78,6 +78,9 @@ class WindowAttention(WindowMixer):
             device=device,
             dtype=dtype,
         )
+        if isinstance(shift_size, str):
+            check_choice("shift_size", shift_size, ("half",))
+            shift_size = [side // 2 for side in self.window_size]
         self.shift_size = pair("shift_size", shift_size, least=0)
         if not all(by < side for by, side in zip(self.shift_size, self.window_size, strict=True)):
             raise ValueError(f"shift_size must be less than window_size={window_size}, got {shift_size}")
@@ -110,7 +113,7 @@ class WindowAttention(WindowMixer):
 
 
 def _shift(context: BlockContext) -> dict[str, Any]:
-    return {"shift_size": 3 if context.block % 2 else 0}
+    return {"shift_size": "half" if context.block % 2 else 0}
 
 
 CARD = Card(

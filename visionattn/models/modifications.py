@@ -5,12 +5,16 @@ from typing import Any
 
 from torch import nn
 
+from visionattn.mixers import replace_attention
 from visionattn.plugins import attach
 
 __all__ = ["MODIFICATIONS", "apply_modifications"]
 
 # Kind, as `record_modification` notes it -> what does it; called with the network and the noted arguments.
-MODIFICATIONS: dict[str, Callable[..., nn.Module]] = {"attach": attach}
+MODIFICATIONS: dict[str, Callable[..., nn.Module]] = {
+    "attach": attach,
+    "replace_attention": replace_attention,
+}
 
 
 def apply_modifications(model: nn.Module, modifications: Iterable[dict[str, Any]]) -> nn.Module:

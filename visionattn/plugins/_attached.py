@@ -1,9 +1,9 @@
 """What holds attention in a network that was built without it."""
 
-from typing import Any
-
 import torch
 from torch import nn
+
+from visionattn.utils.transparent import hide_child
 
 __all__ = ["AttachedModule", "ZeroInitGate"]
 
@@ -47,15 +47,5 @@ class AttachedModule(nn.Sequential):
         for name, part in parts.items():
             if part is not None:
                 self.add_module(name, part)
-        self.register_state_dict_post_hook(_hide)
-        self.register_load_state_dict_pre_hook(_reveal)
-
-
-def _hide(joint: AttachedModule, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    for key in [key for key in state_dict if key.startswith(f"{prefix}module.")]:
-        state_dict[prefix + key.removeprefix(f"{prefix}module.")] = state_dict.pop(key)
-
-
-def _reveal(joint: AttachedModule, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(f"{prefix}plugin.")]:
-        state_dict[f"{prefix}module.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        if module is not None:
+            hide_child(self, "module")

@@ -8,6 +8,7 @@ from torch import nn
 
 from visionattn.utils.factory import FactoryKwargs
 from visionattn.utils.modifications import record_modification
+from visionattn.utils.tables import format_table
 
 from ._attached import AttachedModule, ZeroInitGate
 from ._insertion import SLOTS, SOUGHT, InsertionPoint, find_insertion_points
@@ -32,8 +33,7 @@ class Places(list[Place]):
     def __str__(self) -> str:
         rows = [("place", "channels", "stage", "plug-in")]
         rows += [(place.name, str(place.channels), str(place.stage), place.plugin) for place in self]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return format_table(rows)
 
 
 def attach(

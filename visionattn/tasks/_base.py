@@ -14,13 +14,14 @@ from mmengine.model import BaseModel
 from timm.models import get_pretrained_cfg, is_model_pretrained
 from torch import nn
 
+from visionattn.mixers import replace_attention as replace_with_mixer
 from visionattn.models import unwrap
 from visionattn.models.loading import LoadReport, load_fitting
 from visionattn.plugins import attach as attach_plugin
 from visionattn.utils.building import build, did_you_mean
 from visionattn.utils.files import read_checkpoint
 
-from ._weights import check_loaded, load_except_head, weights_with_plugins, with_known_names
+from ._weights import check_loaded, load_except_head, weights_of_changed_network, with_known_names
 from .registry import LOSS_COLLECTORS
 
 __all__ = ["Task", "check_kinds", "compile_network", "create_network"]
@@ -162,7 +163,12 @@ def check_kinds(kind: type | tuple[type, ...], what: str, **arguments: Any) -> N
             raise ValueError(f"{name} must be {what}, got {value!r}")
 
 
-def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = None, **fixed: Any) -> nn.Module:
+def create_network(
+    backbone: dict[str, Any],
+    attach: dict[str, Any] | None = None,
+    replace_attention: dict[str, Any] | None = None,
+    **fixed: Any,
+) -> nn.Module:
     """A timm network as a config describes it.
 
     Args:
@@ -171,6 +177,7 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
             may be a training checkpoint for other classes, whose head is left out.
             `pretrained='packaged'` takes weights that come with the package and none if there are none.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the network, pretrained weights kept.
+        replace_attention: Arguments of `visionattn.replace_attention`: a mixer in the place of attention.
         **fixed: Further arguments of `timm.create_model`, which the task decides.
 
     Raises:
@@ -188,9 +195,10 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
         )
     if clash := sorted(backbone.keys() & fixed.keys()):
         raise ValueError(f"model.backbone may not set {', '.join(clash)}: the task decides it")
-    if attach and "features_only" not in fixed and (weights := weights_with_plugins(backbone)) is not None:
+    changed = (attach or replace_attention) and "features_only" not in fixed
+    if changed and (weights := weights_of_changed_network(backbone)) is not None:
         plain = {key: value for key, value in backbone.items() if not key.startswith("pretrained")}
-        network = attach_plugin(timm.create_model(**plain, **fixed), **attach)
+        network = _changed(timm.create_model(**plain, **fixed), attach, replace_attention)
         report = load_fitting(network, weights, other_classes=True)
         _logger.log(logging.WARNING if report.new else logging.INFO, "%s: %s", name, report)
         return network
@@ -211,6 +219,12 @@ def create_network(backbone: dict[str, Any], attach: dict[str, Any] | None = Non
         ) from error
     if given is not None:
         check_loaded(network, given, backbone["pretrained_cfg_overlay"]["file"])
+    return _changed(network, attach, replace_attention)
+
+
+def _changed(network: nn.Module, attach: dict[str, Any] | None, replace_attention: dict[str, Any] | None) -> nn.Module:
+    if replace_attention:
+        network = replace_with_mixer(network, **replace_attention)
     return attach_plugin(network, **attach) if attach else network
 
 

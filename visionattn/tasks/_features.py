@@ -27,6 +27,7 @@ class FeatureMaps(nn.Module):
             where one map would serve two. Without them they are the last ones. `output_stride` is left out, with a
             line in the log, where a network does not know it.
         attach: Arguments of `visionattn.attach`.
+        replace_attention: Arguments of `visionattn.replace_attention`.
         compile: Compile the network with torch.compile: True, or its arguments.
         levels: How many maps to give if nothing chooses them; all without it.
         frozen_stages: How many of the network's last four maps are frozen, from the first on: nothing that one of them
@@ -43,6 +44,7 @@ class FeatureMaps(nn.Module):
         self,
         backbone: dict[str, Any],
         attach: dict[str, Any] | None = None,
+        replace_attention: dict[str, Any] | None = None,
         compile: bool | dict[str, Any] = False,
         *,
         levels: int | None,
@@ -63,7 +65,7 @@ class FeatureMaps(nn.Module):
         try:
             if strides is not None or "output_stride" in backbone:
                 backbone = _fitted(backbone, strides)
-            self.network = create_network(backbone, attach, features_only=True)
+            self.network = create_network(backbone, attach, replace_attention, features_only=True)
         except (AttributeError, RuntimeError, AssertionError, IndexError) as error:
             raise ValueError(f"{name} gives no feature maps (features_only): {error}") from error
         info: Any = self.network.feature_info

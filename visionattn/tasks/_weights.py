@@ -9,9 +9,10 @@ from torch import nn
 from visionattn.models import check_state_dict
 from visionattn.models.loading import LoadReport, load_fitting, other_outputs
 from visionattn.utils.files import read_checkpoint
+from visionattn.utils.published import read_facts
 from visionattn.utils.state_dict import StateDict, check_finite, network_weights
 
-__all__ = ["check_loaded", "load_except_head", "weights_with_plugins", "with_known_names"]
+__all__ = ["check_loaded", "load_except_head", "weights_of_changed_network", "with_known_names"]
 
 _logger = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ def with_known_names(backbone: dict[str, Any]) -> tuple[dict[str, Any], StateDic
     return {**backbone, "pretrained_cfg_overlay": overlay}, given
 
 
-def weights_with_plugins(backbone: dict[str, Any]) -> StateDict | None:
-    """The entries of the file of `pretrained_cfg_overlay` if `attach` had been called on the network before.
+def weights_of_changed_network(backbone: dict[str, Any]) -> StateDict | None:
+    """The entries of the file of `pretrained_cfg_overlay` if the network was modified before they were saved.
 
     Args:
         backbone: Arguments of `timm.create_model`.
@@ -66,7 +67,8 @@ def weights_with_plugins(backbone: dict[str, Any]) -> StateDict | None:
         return None
     given = network_weights(read_checkpoint(file), file)
     check_finite(given, file)
-    return given if any(".plugin." in key for key in given) else None
+    modified = (read_facts(file) or {}).get("modifications")
+    return given if modified or any(".plugin." in key for key in given) else None
 
 
 def check_loaded(network: nn.Module, given: StateDict, file: str) -> None:

@@ -28,6 +28,8 @@ class Classifier(Task):
         head: A head in place of the network's own, on its last feature map: `type` is a name in
             `visionattn.tasks.HEADS`, the rest its arguments.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the network, pretrained weights kept.
+        replace_attention: Arguments of `visionattn.replace_attention`: a mixer in the place of attention in a
+            vision transformer.
         loss: `type` is a name in `visionattn.tasks.LOSSES`, as `CrossEntropyLoss` (`label_smoothing`, `class_weights`)
             or timm's `BinaryCrossEntropy` (`smoothing`), the rest its arguments.
         mixup: Arguments of `timm.data.Mixup` (`mixup_alpha`, `cutmix_alpha`, `prob`, `switch_prob`, `mode`), which
@@ -49,6 +51,7 @@ class Classifier(Task):
         backbone: dict[str, Any],
         head: dict[str, Any] | None = None,
         attach: dict[str, Any] | None = None,
+        replace_attention: dict[str, Any] | None = None,
         loss: dict[str, Any] | None = None,
         mixup: dict[str, Any] | None = None,
         channels_last: bool = False,
@@ -57,7 +60,16 @@ class Classifier(Task):
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
-        check_kinds(dict, "a dict", backbone=backbone, head=head, attach=attach, loss=loss, mixup=mixup)
+        check_kinds(
+            dict,
+            "a dict",
+            backbone=backbone,
+            head=head,
+            attach=attach,
+            replace_attention=replace_attention,
+            loss=loss,
+            mixup=mixup,
+        )
         in_chans = backbone.get("in_chans", 3)
         super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
         self.data_preprocessor.register_forward_pre_hook(_one_size)
@@ -65,13 +77,13 @@ class Classifier(Task):
         self.backbone: Any
         self.num_classes: int
         if head is None:
-            self.backbone = create_network(backbone, attach)
+            self.backbone = create_network(backbone, attach, replace_attention)
             self.num_classes = self.backbone.num_classes
         else:
             if "num_classes" not in backbone:
                 raise ValueError("model.head needs model.backbone.num_classes, the number of classes")
             self.num_classes = backbone["num_classes"]
-            self.backbone = create_network({**backbone, "num_classes": 0}, attach)
+            self.backbone = create_network({**backbone, "num_classes": 0}, attach, replace_attention)
             channels = self.backbone.num_features
             self.head = build(HEADS, head, "head", in_channels=channels, num_classes=self.num_classes)
         if self.num_classes < 1:

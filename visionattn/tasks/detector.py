@@ -46,6 +46,8 @@ class Detector(Task):
             either may be left out. By default torchvision's, in proportion to the strides. FCOS takes `sizes` only, one
             number a level.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the backbone, pretrained weights kept.
+        replace_attention: Arguments of `visionattn.replace_attention`: a mixer in the place of attention in a
+            vision transformer.
         frozen_stages: How many of the backbone's stages (with all before them) do not learn: 1 is the stem and the
             first stage.
         norm_eval: Whether the backbone's batch normalisation keeps its statistics, as it should with few pictures a
@@ -71,6 +73,7 @@ class Detector(Task):
         pyramid_norm: bool | None = None,
         anchors: dict[str, Any] | None = None,
         attach: dict[str, Any] | None = None,
+        replace_attention: dict[str, Any] | None = None,
         frozen_stages: int = 0,
         norm_eval: bool = False,
         channels_last: bool = False,
@@ -79,7 +82,15 @@ class Detector(Task):
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
-        check_kinds(dict, "a dict", backbone=backbone, detector=detector, anchors=anchors, attach=attach)
+        check_kinds(
+            dict,
+            "a dict",
+            backbone=backbone,
+            detector=detector,
+            anchors=anchors,
+            attach=attach,
+            replace_attention=replace_attention,
+        )
         check_kinds(int, "a whole number", num_classes=num_classes, frozen_stages=frozen_stages)
         check_kinds(int, "a whole number", pyramid_channels=pyramid_channels)
         in_chans = backbone.get("in_chans", 3)
@@ -87,7 +98,9 @@ class Detector(Task):
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1 (objects, without background), got {num_classes}")
         self.num_classes = num_classes
-        maps = partial(FeatureMaps, backbone, attach, compile, frozen_stages=frozen_stages, norm_eval=norm_eval)
+        maps = partial(
+            FeatureMaps, backbone, attach, replace_attention, compile, frozen_stages=frozen_stages, norm_eval=norm_eval
+        )
         neck = {"pyramid_channels": pyramid_channels, "pyramid_norm": pyramid_norm, "anchors": anchors}
         arguments = {**detector, **{key: value for key, value in neck.items() if value is not None}}
         self.detector = build(

@@ -51,6 +51,8 @@ class Segmentor(Task):
         inference: `crop` and `stride` of a sliding window, (height, width) or one number for both; `flip`: average with
             the mirrored picture. By default the whole picture at once.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the backbone, pretrained weights kept.
+        replace_attention: Arguments of `visionattn.replace_attention`: a mixer in the place of attention in a
+            vision transformer.
         frozen_stages: How many of the backbone's stages (with all before them) do not learn.
         norm_eval: Whether the backbone's batch normalisation keeps its statistics.
         channels_last: As for `Task`.
@@ -76,6 +78,7 @@ class Segmentor(Task):
         auxiliary: dict[str, Any] | None = None,
         inference: dict[str, Any] | None = None,
         attach: dict[str, Any] | None = None,
+        replace_attention: dict[str, Any] | None = None,
         frozen_stages: int = 0,
         norm_eval: bool = False,
         channels_last: bool = False,
@@ -85,7 +88,7 @@ class Segmentor(Task):
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
     ) -> None:
         dicts = {"backbone": backbone, "decoder": decoder, "auxiliary": auxiliary, "inference": inference}
-        check_kinds(dict, "a dict", **dicts, attach=attach)
+        check_kinds(dict, "a dict", **dicts, attach=attach, replace_attention=replace_attention)
         check_kinds(int, "a whole number", num_classes=num_classes, frozen_stages=frozen_stages)
         check_kinds(int, "a whole number", loss_stride=loss_stride, ignore_index=ignore_index)
         check_kinds((list, tuple), "a list of dicts", losses=losses)
@@ -98,7 +101,9 @@ class Segmentor(Task):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.loss_stride = loss_stride
-        maps = partial(FeatureMaps, backbone, attach, compile, frozen_stages=frozen_stages, norm_eval=norm_eval)
+        maps = partial(
+            FeatureMaps, backbone, attach, replace_attention, compile, frozen_stages=frozen_stages, norm_eval=norm_eval
+        )
         self.network = build(
             DECODERS, decoder, "decoder", build_maps=lambda levels=None: maps(levels=levels), num_classes=num_classes
         )
