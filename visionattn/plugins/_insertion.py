@@ -7,7 +7,7 @@ weights, to see which steps it takes, in which order, and how wide the maps are.
 
 import types
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,17 +77,11 @@ def find_insertion_points(model: nn.Module, where: Names, example_input: Any = N
     name = type(model).__name__
     if not calls:
         raise ValueError(f"{name} has no place for attention: it has no Conv2d; example_input= says what it takes")
-    if not blocks:
-        blocks = [_Block(path, None, end) for path, end in residual_blocks(model, calls, additions).items()]
-    blocks = blocks or list(_chains(model))
     found = (_find(calls, tap) for tap in _taps(model))
     taps = sorted((path for path in found if path is not None), key=lambda path: calls[path].order)
-    anchors, levels = {}, {}
-    for block in sorted((b for b in blocks if b.path in calls), key=lambda b: calls[b.path].order):
-        anchor = _anchor(model, calls, block)
-        if anchor is not None and calls[anchor].is_map:
-            anchors[block.path] = anchor
-            levels[block.path] = _level(calls, taps, block.path)
+    residuals = (_Block(path, None, end) for path, end in residual_blocks(model, calls, additions).items())
+    anchors = next(filter(None, (_anchors(model, calls, kind) for kind in (blocks, residuals, _chains(model)))), {})
+    levels = {path: _level(calls, taps, path) for path in anchors}
     if where not in ("block_end", "stage_end"):
         return _named_points(model, calls, where, taps, [*levels.values()])
     # Levels without blocks are the stem's.
@@ -174,6 +168,13 @@ def _open_slots(model: nn.Module, blocks: list[_Block]) -> Iterator[None]:
         for module, slot in empty:
             delattr(module, slot)
             setattr(module, slot, None)
+
+
+def _anchors(model: nn.Module, calls: dict[str, Call], blocks: Iterable[_Block]) -> dict[str, str]:
+    """Path of each block that gives a map -> where its place is, in the order in which they run."""
+    ran = sorted((block for block in blocks if block.path in calls), key=lambda block: calls[block.path].order)
+    anchors = ((block.path, _anchor(model, calls, block)) for block in ran)
+    return {path: anchor for path, anchor in anchors if anchor is not None and calls[anchor].is_map}
 
 
 def _anchor(model: nn.Module, calls: dict[str, Call], block: _Block) -> str | None:

@@ -1,5 +1,6 @@
 """Residual blocks, found by what they compute: a branch is added to what it was computed from, or to a shortcut."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,16 @@ def residual_blocks(model: nn.Module, calls: dict[str, Call], additions: Additio
     for path, module in model.named_modules():
         if type(module) in classes and path in calls and calls[path].is_map:
             blocks.setdefault(path, path)
-    return blocks
+    return _outermost(model, blocks)
+
+
+def _outermost(model: nn.Module, blocks: dict[str, str]) -> dict[str, str]:
+    """Blocks less those in others: layers that sum parallel convolutions, and one skip round the whole network."""
+    counts = Counter(type(model.get_submodule(path)) for path in blocks)
+    holders = {path for path in blocks if any(other.startswith(f"{path}.") for other in blocks)}
+    kept = blocks.keys() - {path for path in holders if counts[type(model.get_submodule(path))] == 1}
+    inside = {path for path in kept if any(path.startswith(f"{other}.") for other in kept & holders)}
+    return {path: end for path, end in blocks.items() if path in kept - inside}
 
 
 def _is_end(call: Call, branch: _Term) -> bool:
