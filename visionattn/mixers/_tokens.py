@@ -16,7 +16,7 @@ class Tokens(nn.Module):
     `mixer.`.
 
     Args:
-        mixer: Any mixer, as `SwinAttention(384, num_heads=6)`.
+        mixer: Any mixer, as `WindowAttention(384, num_heads=6)`.
         grid: Height and width of the grid; by default it is a square. Exporting for any N needs it.
         prefix: Number of extra tokens, such as the class token and registers.
 
