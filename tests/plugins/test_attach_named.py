@@ -8,14 +8,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from foreign_networks import Bottleneck, Conv, HubLayer, HubResNet, TwoInputs, Yolo
 from torch import nn
 
 import visionattn
 from visionattn.models.modifications import apply_modifications
 from visionattn.plugins import CBAM
 from visionattn.plugins._attached import ZeroInitGate
-
-from .networks import Bottleneck, Conv, HubLayer, HubResNet, TwoInputs, Yolo
 
 
 def settled(model):
