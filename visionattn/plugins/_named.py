@@ -109,7 +109,7 @@ def _chosen(model: nn.Module, calls: dict[str, Call], parts: dict[str, _Part], w
     """The names of modules that are meant -> whether by their own name."""
     if callable(where):
         return {name: False for name, part in parts.items() if where(name, part.module)}
-    items = [where] if isinstance(where, str | re.Pattern) else list(where)
+    items = [where] if isinstance(where, str | re.Pattern) else list(where) if isinstance(where, Iterable) else []
     if not items or not all(isinstance(item, str | re.Pattern) for item in items):
         raise ValueError(
             "where must be 'block_end', 'stage_end', names of modules, patterns of names or a predicate "

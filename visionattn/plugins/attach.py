@@ -1,6 +1,5 @@
 """Attention in any network with maps, of timm, torchvision or one's own, with its pretrained weights kept."""
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,7 +68,8 @@ def attach(
             an inverted bottleneck with stride 2; a layer of DenseNet, before its features join the others; in VGG a
             convolution with its activation. `stage_end` is the output of each stage.
 
-            Anything else names modules, each of which gets a plug-in behind it: a name as in `named_modules()`, a
+            Anything else names modules, each of which gets a plug-in behind it (at its last part, if the module gives
+            that one's map as it is): a name as in `named_modules()`, a
             pattern of names (`encoder.stages.*.layers.*`; `*` stays inside one part of a name, `**` goes over any
             number of parts), a compiled regular expression that the whole name must match, a list of those, or a
             predicate `(name, module) -> bool`. A module that is named itself must give one map; of those that fit a
@@ -92,7 +92,8 @@ def attach(
         raise ValueError(f"start must be 'identity' or 'paper', got {start!r}")
     build = resolve_plugin(plugin)
     stages = stages if stages is None or isinstance(stages, int) else list(stages)
-    where = where if isinstance(where, str | re.Pattern) or callable(where) else list(where)
+    if isinstance(where, Iterable) and not isinstance(where, str):
+        where = list(where)
     spots = _select(find_insertion_points(model, where, example_input), stages)
     taken = [spot.path for spot in spots if isinstance(getattr(*_owner(model, spot.path)), AttachedModule)]
     if taken:
