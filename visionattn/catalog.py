@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from visionattn.utils.exports import public_modules
+from visionattn.utils.map_input import check_maps
 
 __all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get", "resolve"]
 
@@ -137,6 +138,8 @@ class Card:
     def __post_init__(self) -> None:
         if self.factory is None and self.mixers is None:
             raise ValueError(f"the card of {self.name!r} needs a factory or mixers")
+        if self.kind == "mixer":
+            check_maps(self.factory)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Card":
         """The card itself, which never changes: networks that were built from one can be copied."""
