@@ -32,13 +32,13 @@ _HELD = 1 << 24
 class NeuralAttention(nn.Module):
     """Attention whose scores come from a network of three layers. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
-    The score of a query and a key is `w3 relu(w2 relu(w1 [q'; k'] + b1) + b2)` of their projections, the same network for
+    The score of a query and a key is `w3 relu(w2 relu(w1 [q'; k'] + b1) + b2)` of their projections, one network for
     all heads. Time grows with N^2 times the square of the projected channels.
 
     Args:
         dim: Width C.
         num_heads: Heads, a divisor of `dim`.
-        projection_dim: Channels that queries and keys of a head are projected to; by default a 32nd of theirs, at least 2.
+        projection_dim: Channels that queries and keys of a head are projected to; by default a 32nd, at least 2.
         causal: Whether a token sees itself and those before it only.
         attn_drop: Dropout of the attention weights.
         proj_drop: Dropout after the output projection.
