@@ -5,6 +5,7 @@ from .families.va_balanced import BalancedNet
 from .families.va_bam_resnet import BAMResNet
 from .families.va_boat import BOATCSwin, BOATSwin
 from .families.va_davit import DaViT
+from .families.va_dhvt import dhvt
 from .families.va_flatten import FLatten
 from .families.va_lkca import lkca_vit
 from .families.va_pkcam_resnet import PKCAMResNet
@@ -37,6 +38,7 @@ __all__ = [
     "ResNet",
     "Twins",
     "check_state_dict",
+    "dhvt",
     "lkca_vit",
     "register_family",
     "unwrap",

@@ -21,6 +21,7 @@ from visionattn.catalog import Card, cards, get
 from ..builder import StateDict, rename_keys
 from ..hosts.backbone import imagenet_cfg
 from ..hosts.columnar import Columnar, quarters
+from ..hosts.published import TIMM_KEYS
 from ..registry import Network, card_source, register_family
 
 __all__ = ["vit"]
@@ -41,19 +42,6 @@ def vit(mixer: str | Card, *args: Any, **kwargs: Any) -> Columnar:
     return Columnar(*args, mixers=card.build_mixers, block_position=card.position, **kwargs)
 
 
-_TIMM = (
-    (r"^patch_embed\.proj\.", "stem.conv."),
-    (r"^pos_embed$", "position.weight"),
-    (r"^(blocks\.\d+)\.norm1\.", r"\1.attn.norm."),
-    (r"^(blocks\.\d+)\.norm2\.", r"\1.mlp.norm."),
-    (r"^(blocks\.\d+)\.ls1\.gamma$", r"\1.attn.gamma"),
-    (r"^(blocks\.\d+)\.ls2\.gamma$", r"\1.mlp.gamma"),
-    (r"^(blocks\.\d+\.(?:attn|mlp))\.(?!fn\.|norm\.|gamma)", r"\1.fn."),
-    (r"^(?:fc_)?norm\.", "final."),
-    (r"^head\.(weight|bias)$", r"head.fc.\1"),
-)
-
-
 def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     """Maps timm's plain vision transformers, whose names are DeiT's, to our keys; our own pass through.
 
@@ -63,7 +51,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     """
     if "pos_embed" not in state_dict:
         return state_dict
-    native = rename_keys(state_dict, _TIMM)
+    native = rename_keys(state_dict, TIMM_KEYS)
     position, own = native["position.weight"], model.state_dict()["position.weight"]
     extra = position.shape[1] - own.shape[1] * own.shape[2]
     if extra == 1 and "cls_token" in native:
