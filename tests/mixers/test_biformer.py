@@ -196,7 +196,7 @@ def test_bad_arguments(arguments, message):
 
 def test_regions_larger_than_the_map():
     mixer = BiLevelRoutingAttention(8, num_heads=2, form="nchw")
-    with pytest.raises(ValueError, match="n_win must be at most the sides of the map .* got n_win=7 and .* 9 x 5"):
+    with pytest.raises(ValueError, match=r"n_win must be at most the sides of the map .* got n_win=7 and .* 9 x 5"):
         mixer(torch.randn(1, 9, 5, 8))
 
 

@@ -81,10 +81,13 @@ def routed_attention(
         out = _masked(qkv, num_heads, table, region, scale, dropout_p)
         local = local_values(qkv, weight, bias)
         return out if local is None else out + local
-    if dropout_p == 0 and use_eager_kernel(qkv) and torch.is_grad_enabled() and qkv.requires_grad:
+    if dropout_p == 0 and use_eager_kernel(qkv):
+        arguments = (qkv, weight, bias, num_heads, table, region, scale)
+        if not (torch.is_grad_enabled() and qkv.requires_grad):
+            return RoutedAttention.compute(*arguments)[0]
         q, k, _ = qkv.unflatten(3, (3, num_heads, -1)).unbind(3)
         if not loses_digits(q, k, None, scale):
-            kept: torch.Tensor = RoutedAttention.apply(_formula, qkv, weight, bias, num_heads, table, region, scale)[0]
+            kept: torch.Tensor = RoutedAttention.apply(_formula, *arguments)[0]
             return kept
     return _formula(qkv, weight, bias, num_heads, table, region, scale, dropout_p)
 

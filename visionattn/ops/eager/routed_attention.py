@@ -101,6 +101,10 @@ def local_values(qkv: torch.Tensor, weight: torch.Tensor | None, bias: torch.Ten
     """The depthwise convolution of the values."""
     if weight is None:
         return None
-    values = qkv[..., 2 * weight.size(0) :].permute(0, 3, 1, 2)
+    values = qkv[..., 2 * weight.size(0) :]
+    if not torch.is_grad_enabled():
+        # oneDNN takes longer over a part of a map than a copy of it does; for a backward pass it would be kept.
+        values = values.contiguous()
+    values = values.permute(0, 3, 1, 2)
     padding = (weight.size(2) // 2, weight.size(3) // 2)
     return torch.nn.functional.conv2d(values, weight, bias, padding=padding, groups=weight.size(0)).permute(0, 2, 3, 1)
