@@ -24,7 +24,7 @@ from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import attention, merge_windows, nhwc_conv, partition_windows
 from visionattn.utils.arguments import check_choice, check_heads, check_positive
 
-__all__ = ["MultipoleAttention"]
+__all__ = ["MultipoleAttention", "fitting_levels"]
 
 Pair = tuple[int, int]
 _OFFICIAL = (
@@ -48,8 +48,8 @@ class MultipoleAttention(nn.Module):
         num_heads: Number of heads.
         window_size: Side of the windows.
         head_dim: Width of a head; None for `dim / num_heads`. The heads together may be wider or narrower than `dim`.
-        levels: Number of levels; None for as many as the map has, whose shorter side is not less than the window. No
-            map has more.
+        levels: Number of levels, small maps being padded; None for as many as the map has whose shorter side is not
+            less than the window. One level needs neither downsampling nor upsampling.
         down: `conv`, a convolution whose patches do not overlap, or `avg_pool`.
         up: `conv`, a transposed convolution likewise, or `avg_pool`, which repeats each token.
         rate: Factor between the sides of two levels.
@@ -113,8 +113,11 @@ class MultipoleAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(inner, dim, **dd) if proj else nn.Identity()
         self.proj_drop = nn.Dropout(proj_drop)
-        self.down = nn.Conv2d(dim, dim, rate, stride=rate, bias=False, **dd) if down == "conv" else None
-        self.up = nn.ConvTranspose2d(dim, dim, rate, stride=rate, bias=False, **dd) if up == "conv" else None
+        several = levels != 1
+        self.down = nn.Conv2d(dim, dim, rate, stride=rate, bias=False, **dd) if down == "conv" and several else None
+        self.up = (
+            nn.ConvTranspose2d(dim, dim, rate, stride=rate, bias=False, **dd) if up == "conv" and several else None
+        )
 
     @staticmethod
     def to_native(state_dict: Mapping[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
@@ -146,12 +149,7 @@ class MultipoleAttention(nn.Module):
 
     def count_levels(self, height: int, width: int) -> int:
         """How many levels a map of this size has."""
-        count, side = 1, min(height, width)
-        while (self.levels is None or count < self.levels) and (side := -(-side // self.rate)) >= max(
-            self.window_size, 2
-        ):
-            count += 1
-        return count
+        return self.levels or fitting_levels(min(height, width), self.window_size, self.rate)
 
     def _downsample(self, x: torch.Tensor) -> torch.Tensor:
         short = [-side % self.rate for side in x.shape[1:3]]
@@ -225,8 +223,21 @@ def _coverage(length: int, side: int, stride: int, like: torch.Tensor) -> torch.
     return (last - first + 1).to(like.dtype)
 
 
+def fitting_levels(side: int, window_size: int, rate: int = 2) -> int:
+    """How many levels of a map have windows that they fill, by its shorter side."""
+    count = 1
+    while (side := -(-side // rate)) >= max(window_size, 2):
+        count += 1
+    return count
+
+
 def _keywords(context: BlockContext) -> dict[str, Any]:
-    return {"window_size": 7 if min(context.grid or (7, 7)) >= 7 else 2}
+    """Windows that the nominal map is made of, and the levels that it has."""
+    if context.grid is None:
+        return {"window_size": 7}
+    side = min(context.grid)
+    window = next(window for window in (7, 4, 2, 1) if side % window == 0)
+    return {"window_size": window, "levels": fitting_levels(side, window)}
 
 
 CARD = Card(
