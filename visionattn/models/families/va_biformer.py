@@ -13,7 +13,8 @@ Differs from the official code in: maps of any size are padded; resetting the cl
 Golden: tests/golden/biformer_*.npz (logits and means of the stages, a block).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,7 @@ _SOFTMAX, _LEPE = -1, -2
 
 
 def _stem(in_chans: int, dim: int, strides: tuple[int, int], **dd: Any) -> nn.Sequential:
-    conv = partial(PatchConv, kernel_size=3, padding=1, norm=BatchNorm, **dd)
+    conv: Callable[..., nn.Module] = partial(PatchConv, kernel_size=3, padding=1, norm=BatchNorm, **dd)
     return nn.Sequential(conv(in_chans, dim // 2, stride=strides[0]), nn.GELU(), conv(dim // 2, dim, stride=strides[1]))
 
 
@@ -118,7 +119,8 @@ class BiFormer(Pyramid):
         super().__init__(dims, depths, num_heads, block=block, final_norm=BatchNorm, **parts, **kwargs)
 
 
-_COMMON = (
+_Patterns = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+_COMMON: _Patterns = (
     (r"^norm\.", "final."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
     (r"^stages\.(\d+)\.(?:blocks\.)?(\d+)\.", r"stages.\1.blocks.\2."),
@@ -129,12 +131,12 @@ _COMMON = (
     (r"(blocks\.\d+)\.mlp\.[23]\.", r"\1.mlp.fn.fc2."),
     (r"(blocks\.\d+)\.attn\.(?!fn\.|norm\.)", r"\1.attn.fn."),
 )
-_OVERLAPPING = (
+_OVERLAPPING: _Patterns = (
     (r"^downsample_layers\.0\.(\d)\.", lambda m: f"stem.{int(m[1]) // 3 * 2}.{'norm' if int(m[1]) % 3 else 'conv'}."),
     (r"^downsample_layers\.(\d+)\.0\.", r"stages.\1.downsample.conv."),
     (r"^downsample_layers\.(\d+)\.1\.", r"stages.\1.downsample.norm."),
 )
-_SWIN = (
+_SWIN: _Patterns = (
     (r"^downsample_layers\.0\.0\.", "stem.conv."),
     (r"^downsample_layers\.0\.1\.", "stem.norm."),
     (r"^downsample_layers\.(\d+)\.0\.", r"stages.\1.downsample.norm_first."),
