@@ -1,5 +1,6 @@
-# UPerNet on ADE20K over BiFormer-S (arXiv 2303.08810) with 8 regions a side, which the authors start from their
-# ImageNet weights, 8 processes with 2 pictures each. Published: mIoU 49.8.
+# UPerNet on ADE20K over BiFormer-S (arXiv 2303.08810) with 8 regions a side, from the authors' ImageNet weights, 8
+# processes with 2 pictures each. Published: mIoU 49.8. `visionattn download va_biformer_small.in1k` fetches the weights
+# or says where they are.
 _base_ = [
     "../_base_/models/upernet.py",
     "../_base_/datasets/ade20k.py",
@@ -8,7 +9,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        model_name="va_biformer_small",
+        model_name="va_biformer_small.in1k",
+        pretrained=True,
         n_win=8,
         drop_path_rate=0.3,
     ),
