@@ -21,6 +21,7 @@ MODELS = timm.list_models("va_*")
 # The smallest of each kind, beside the narrow ones.
 SMALLEST = {
     *(name for name in MODELS if name.endswith("_nano") or name.startswith(("va_resnet10n", "va_resnet18n"))),
+    *("va_biformer_stl", "va_biformer_tiny", "va_mano_tiny"),
     *("va_balanced12_bmta", "va_boat_cswin_tiny", "va_boat_swin_tiny", "va_davit_tiny", "va_flatten_cswin_tiny"),
     *("va_dhvt_tiny_cifar_p2", "va_dhvt_tiny_p16"),
     *("va_flatten_deit_tiny", "va_flatten_pvt_tiny", "va_flatten_pvtv2_b0", "va_flatten_swin_tiny", "va_lkca_vit_mini"),
@@ -46,7 +47,7 @@ FAMILIES = {  # narrow members of the others, for the slow run
     **dict.fromkeys(
         ("va_boat_cswin_tiny", "va_boat_swin_tiny", "va_flatten_cswin_tiny", "va_flatten_pvtv2_b0"), NARROW
     ),
-    **dict.fromkeys(("va_flatten_swin_tiny", "va_twins_svt_small"), NARROW),
+    **dict.fromkeys(("va_flatten_swin_tiny", "va_twins_svt_small", "va_biformer_tiny", "va_mano_tiny"), NARROW),
     "va_davit_tiny": {**NARROW, "depths": (1, 1, 1, 1)},
     "va_dhvt_tiny_cifar_p4": {"dim": 32, "depth": 4, "num_heads": 2},
 }

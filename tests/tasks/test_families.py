@@ -16,10 +16,12 @@ _NARROW = {"dims": (16, 32, 64, 128), "depths": (2, 1, 1, 1), "num_heads": (2, 2
 FAMILIES = {
     "va_balanced": {"model_name": "va_balanced12_bmta"},
     "va_bam_resnet": {"model_name": "va_resnet10n_bam"},
+    "va_biformer": {"model_name": "va_biformer_tiny", **_NARROW},
     "va_boat": {"model_name": "va_boat_swin_tiny", **_NARROW},
     "va_davit": {"model_name": "va_davit_tiny", **_NARROW},
     "va_flatten": {"model_name": "va_flatten_swin_tiny", **_NARROW},
     "va_lkca": {"model_name": "va_lkca_vit_mini"},
+    "va_mano": {"model_name": "va_mano_tiny", **_NARROW},
     "va_mobilenet": {"model_name": "va_mobilenetv2_050_coord"},
     "va_pkcam_resnet": {"model_name": "va_resnet18_pkcam"},
     "va_resnet": {"model_name": "va_resnet10n_cbam"},
