@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from ._function import EagerFunction, Tensors
-from .linear_attention import heads, multiply, normaliser
+from .linear_attention import EPS, heads, multiply
 
 __all__ = ["RankAugmented"]
 
@@ -30,18 +29,20 @@ class RankAugmented(EagerFunction):
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         kv, mean = (q.new_empty(len(q), num_heads, side, width) for width in (side, 1))
         weights, mean_query = q.new_empty(len(q), num_heads, count, 1), q.new_empty(len(q), num_heads, 1, side)
-        for images in _runs(q):
-            features, key_features = _features(q[images]), _features(k[images])
-            queries, keys = heads(features, num_heads), heads(key_features, num_heads)
+        for images, (features, key_features, spare) in _runs(q):
+            _features(q[images], features, spare)
+            _features(k[images], key_features, spare)
+            queries, keys, spare = (heads(t, num_heads) for t in (features, key_features, spare))
             torch.mean(queries, 2, keepdim=True, out=mean_query[images])
-            scores = (keys * mean_query[images]).sum(-1, keepdim=True).mul_(side**-0.5)
+            scores = torch.mul(keys, mean_query[images], out=spare).sum(-1, keepdim=True).mul_(side**-0.5)
             torch.mul(scores.softmax(2), count, out=weights[images])
             keys *= weights[images]
             mean[images] = keys.mean(2).unsqueeze(3)
             _rotate(key_features, rotation)
             torch.mul(keys.mT @ heads(v[images], num_heads), 1 / count, out=kv[images])
-            queries *= normaliser(queries, mean[images])
+            z = _normaliser(queries, mean[images], spare)
             _rotate(features, rotation)
+            queries *= z
             multiply(queries, kv[images], heads(out[images], num_heads))
         return out, kv, mean, weights, mean_query
 
@@ -53,56 +54,63 @@ class RankAugmented(EagerFunction):
         rotation = torch.complex(cos, sin).unsqueeze(1)
         back = torch.complex(cos, -sin).unsqueeze(1)
         q_grad, k_grad, v_grad = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
-        for images in _runs(q):
-            features, key_features = _features(q[images]), _features(k[images])
-            queries, keys = heads(features, num_heads), heads(key_features, num_heads)
+        for images, (features, key_features, room) in _runs(q):
+            _features(q[images], features, room)
+            _features(k[images], key_features, room)
+            queries, keys, spare = (heads(t, num_heads) for t in (features, key_features, room))
             some_mean, some_weights, some_grad = mean[images], weights[images], heads(grad[images], num_heads)
             # The result is r kv z of the turned queries r: first r, then z.
-            z = normaliser(queries, some_mean)
-            space = _rotate(features.clone(), rotation)
-            turned = heads(space, num_heads)
-            target = heads(q_grad[images], num_heads)
+            z = _normaliser(queries, some_mean, spare)
+            target, keys_target = (heads(t[images], num_heads) for t in (q_grad, k_grad))
             multiply(some_grad, kv[images].mT, target)
-            from_z = (turned * target).sum(-1, keepdim=True).mul_(z).mul_(z)
+            room.copy_(features)
+            _rotate(room, rotation)
+            # There is room for the products with the queries where the gradient of the keys will be.
+            from_z = torch.mul(spare, target, out=keys_target).sum(-1, keepdim=True).mul_(z).mul_(z)
+            kv_grad = (spare.mT @ torch.mul(some_grad, z, out=keys_target)).div_(count)
             target *= z
             _rotate(q_grad[images], back)
             target.addcmul_(from_z, some_mean.mT, value=-1)
-            kv_grad = (turned.mT @ (some_grad * z)).div_(count)
-            mean_grad = (queries * from_z).sum(2, keepdim=True).div_(-count)
+            mean_grad = torch.mul(queries, from_z, out=spare).sum(2, keepdim=True).div_(-count)
             # The values and the weighted keys.
-            torch.mul(keys, some_weights, out=turned)
-            _rotate(space, rotation)
-            multiply(turned, kv_grad, heads(v_grad[images], num_heads))
-            target = heads(k_grad[images], num_heads)
-            multiply(heads(v[images], num_heads), kv_grad.mT, target)
+            torch.mul(keys, some_weights, out=spare)
+            _rotate(room, rotation)
+            multiply(spare, kv_grad, heads(v_grad[images], num_heads))
+            multiply(heads(v[images], num_heads), kv_grad.mT, keys_target)
             _rotate(k_grad[images], back)
-            target += mean_grad
+            keys_target += mean_grad
             # The weights, a softmax times the number of keys, of the keys' product with the mean query.
-            weight_grad = (target * keys).sum(-1, keepdim=True)
+            weight_grad = torch.mul(keys_target, keys, out=spare).sum(-1, keepdim=True)
             weight_grad -= (weight_grad * some_weights).mean(2, keepdim=True)
             score_grad = weight_grad.mul_(some_weights).mul_(side**-0.5)
-            target.mul_(some_weights).addcmul_(score_grad, mean_query[images])
-            target = heads(q_grad[images], num_heads)
-            target += (score_grad * keys).sum(2, keepdim=True).div_(count)
+            keys_target.mul_(some_weights).addcmul_(score_grad, mean_query[images])
+            target += torch.mul(keys, score_grad, out=spare).sum(2, keepdim=True).div_(count)
             # The slope of elu + 1 is its value where that is below 1.
             q_grad[images].mul_(features.clamp_max_(1))
             k_grad[images].mul_(key_features.clamp_max_(1))
         return q_grad, k_grad, v_grad, None, None
 
 
-def _runs(t: torch.Tensor) -> Iterator[slice]:
-    """Runs of images of `(B, N, C)`."""
-    images = max(1, _CHUNK // (t.size(1) * t.size(2)))
+def _runs(t: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Runs of images of `(B, N, C)`, and room for three maps of each: new memory would cost as much as a pass."""
+    images = min(len(t), max(1, _CHUNK // (t.size(1) * t.size(2))))
+    room = t.new_empty(3, images, t.size(1), t.size(2))
     for image in range(0, len(t), images):
-        yield slice(image, image + images)
+        yield slice(image, image + images), room[:, : len(t) - image]
 
 
-def _features(t: torch.Tensor) -> torch.Tensor:
-    return F.elu(t).contiguous().add_(1)
+def _features(t: torch.Tensor, out: torch.Tensor, spare: torch.Tensor) -> None:
+    """elu + 1; PyTorch's elu takes ten times as long as an exponential."""
+    torch.clamp_min(t, 0, out=spare)
+    torch.sub(t, spare, out=out).exp_().add_(spare)
 
 
-def _rotate(t: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+def _normaliser(queries: torch.Tensor, mean: torch.Tensor, spare: torch.Tensor) -> torch.Tensor:
+    """One over the sums of the weights of each query, `(B, heads, N, 1)`."""
+    return torch.mul(queries, mean.mT, out=spare).sum(-1, keepdim=True).add_(EPS).reciprocal_()
+
+
+def _rotate(t: torch.Tensor, rotation: torch.Tensor) -> None:
     """Turns pairs of channels of `(B, N, C)` in place, in every head by the same `(N, 1, C / heads / 2)`."""
     pairs = torch.view_as_complex(t.unflatten(2, (-1, rotation.size(2), 2)))
     pairs *= rotation
-    return t
