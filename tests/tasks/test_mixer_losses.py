@@ -4,6 +4,7 @@ import pytest
 import torch
 from dense import detection_batch, segmentation_batch
 from torch import nn
+from torch._dynamo.utils import counters
 
 import visionattn  # noqa: F401
 from visionattn.catalog import Card
@@ -81,15 +82,17 @@ def test_balance_of_heads_reaches_every_task(build):
     torch.manual_seed(0)
     task, inputs, samples = build(MOH)
     task.train()
-    network = task.backbone if build is classification else task.backbone.network
-    network = network if build is classification else network.model
+    whole = task.backbone if build is classification else task.backbone.network
+    network = whole if build is classification else whole.model
     found = []
     for checkpointing, compiled in ((False, False), (True, False), (False, True), (True, True)):
         network.set_grad_checkpointing(checkpointing)
         if compiled:
             torch.compiler.reset()
-            network.compile(backend="aot_eager")
+            counters.clear()
+            whole.compile(backend="aot_eager", fullgraph=True)  # as the tasks' argument does
         losses = task(inputs, samples, mode="loss")
+        assert counters["stats"]["unique_graphs"] == 1 or not compiled
         routers = [m for m in network.modules() if getattr(m, "wg", None) is not None]
         assert len(routers) == 4
         grad = torch.autograd.grad(losses["loss_balance"], routers[-1].wg.weight, retain_graph=True)[0]
