@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+from visionattn.utils.factory import FactoryKwargs
+
 from ._autocast import wide, without_autocast
 from ._modes import use_eager_kernel
 from .eager.linear_attention import heads, normaliser
@@ -50,7 +52,7 @@ def rotation_tables(
         prefix: Number of extra tokens in front, which are not turned.
         like: A tensor whose device and precision they are for.
     """
-    given = {"device": like.device, "dtype": wide(like)}
+    given: FactoryKwargs = {"device": like.device, "dtype": wide(like)}
     frequencies = _BASE ** -torch.linspace(0, 1, head_dim // 4, **given)
     rows, columns = (torch.arange(side, **given).unsqueeze(1) * frequencies for side in grid)
     shape = (*grid, head_dim // 4)

@@ -51,7 +51,7 @@ class _ConvMlp(nn.Module):
 
 
 def _stem(in_chans: int, dim: int, strides: tuple[int, int], **dd: Any) -> nn.Sequential:
-    conv = partial(PatchConv, kernel_size=3, padding=1, norm=BatchNorm, **dd)
+    conv: Any = partial(PatchConv, kernel_size=3, padding=1, norm=BatchNorm, **dd)
     half = dim // 2
     return nn.Sequential(
         conv(in_chans, half, stride=strides[0]),
