@@ -36,7 +36,7 @@ def rank_augmented_attention(
         if use_eager_kernel(q):
             out: torch.Tensor = RankAugmented.apply(formula, q, k, v, cos, sin, num_heads)[0]
             return out
-        return formula(*(t.to(wide(t)) for t in (q, k, v)), cos, sin, num_heads).to(v.dtype)
+        return formula(q.to(wide(q)), k.to(wide(k)), v.to(wide(v)), cos, sin, num_heads).to(v.dtype)
 
 
 def rotation_tables(
