@@ -27,7 +27,7 @@ SMALLEST = {
     *("va_flatten_deit_tiny", "va_flatten_pvt_tiny", "va_flatten_pvtv2_b0", "va_flatten_swin_tiny", "va_lkca_vit_mini"),
     *("va_mobilenetv1_050_ulsam", "va_mobilenetv2_050_coord", "va_mobilenetv2_100_cbam", "va_mobilenetv2_100_ela_b"),
     *("va_mobilenetv2_100_triplet", "va_mobilenetv2_100_ulsam", "va_resnet18_pkcam", "va_resnext50_32x4d_bam"),
-    *("va_twins_pcpvt_small", "va_twins_svt_small", "va_vit_softmax_tiny"),
+    *("va_moh_vit_tiny_75", "va_ravlt_tiny", "va_twins_pcpvt_small", "va_twins_svt_small", "va_vit_softmax_tiny"),
 }
 # Networks of each host: the pyramid, the columnar one without and with extra tokens, timm's ResNet and MobileNet with
 # plug-ins in their blocks and as layers, the ResNet across layers.
@@ -47,7 +47,10 @@ FAMILIES = {  # narrow members of the others, for the slow run
     **dict.fromkeys(
         ("va_boat_cswin_tiny", "va_boat_swin_tiny", "va_flatten_cswin_tiny", "va_flatten_pvtv2_b0"), NARROW
     ),
-    **dict.fromkeys(("va_flatten_swin_tiny", "va_twins_svt_small", "va_biformer_tiny", "va_mano_tiny"), NARROW),
+    **dict.fromkeys(
+        ("va_flatten_swin_tiny", "va_ravlt_tiny", "va_twins_svt_small", "va_biformer_tiny", "va_mano_tiny"), NARROW
+    ),
+    "va_moh_vit_tiny_75": {**NARROW, "shared_heads": None, "routed_heads": None},
     "va_davit_tiny": {**NARROW, "depths": (1, 1, 1, 1)},
     "va_dhvt_tiny_cifar_p4": {"dim": 32, "depth": 4, "num_heads": 2},
 }

@@ -24,6 +24,8 @@ FAMILIES = {
     "va_mano": {"model_name": "va_mano_tiny", **_NARROW},
     "va_mobilenet": {"model_name": "va_mobilenetv2_050_coord"},
     "va_pkcam_resnet": {"model_name": "va_resnet18_pkcam"},
+    "va_moh_vit": {"model_name": "va_moh_vit_tiny_75", **_NARROW, "shared_heads": None, "routed_heads": None},
+    "va_ravlt": {"model_name": "va_ravlt_tiny", **_NARROW},
     "va_resnet": {"model_name": "va_resnet10n_cbam"},
     "va_stm": {"model_name": "va_stm_pvt_nano"},
     "va_vit": {"model_name": "va_vit_softmax_nano"},

@@ -8,7 +8,9 @@ from .families.va_davit import DaViT
 from .families.va_dhvt import dhvt
 from .families.va_flatten import FLatten
 from .families.va_lkca import lkca_vit
+from .families.va_moh_vit import MoHViT
 from .families.va_pkcam_resnet import PKCAMResNet
+from .families.va_ravlt import RAVLT
 from .families.va_stm import STM
 from .families.va_twins import Twins
 from .families.va_vit import vit
@@ -21,6 +23,7 @@ from .registry import CONVERTERS, Network, register_family
 
 __all__ = [
     "CONVERTERS",
+    "RAVLT",
     "STM",
     "BAMResNet",
     "BOATCSwin",
@@ -31,6 +34,7 @@ __all__ = [
     "CrossLayerResNet",
     "DaViT",
     "FLatten",
+    "MoHViT",
     "MobileNet",
     "Network",
     "PKCAMResNet",

@@ -17,6 +17,7 @@ from .max_first import max_first
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
 from .plane_conv import plane_conv
+from .rank_augmented_attention import rank_augmented_attention, rotate_pairs, rotation_tables
 from .routed_attention import route_regions, routed_attention
 from .stripe_attention import stripe_attention
 from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
@@ -51,8 +52,11 @@ __all__ = [
     "prefer_moments",
     "prefer_subspace_scores",
     "projected_channel_attention",
+    "rank_augmented_attention",
     "relative_position_bias",
     "residual_gate",
+    "rotate_pairs",
+    "rotation_tables",
     "route_regions",
     "routed_attention",
     "stripe_attention",
