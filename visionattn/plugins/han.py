@@ -5,8 +5,7 @@ Single Image Super-Resolution via a Holistic Attention Network, arXiv 2008.08767
 Official code: https://github.com/wwlCape/HAN (no licence file), src/model/han.py.
 
 Differs from the official code in:
-- the energies of layers are added up in float32 at least and reach the softmax without their row maximum, which a
-  softmax does not see: the same numbers, but half precision does not overflow;
+- the energies of layers are added up in float32 at least, so half precision does not overflow;
 - the energies' sign of the paper and energies without the growth with the size of the map are arguments too;
 - layers may come side by side in the channels of one map, as a concatenation has them;
 - the volume's convolution is taken as a plane convolution of overlapping slabs of channels: the same numbers up to
@@ -105,6 +104,10 @@ class LayerAttention(nn.Module):
             if self.layers not in (None, x.shape[1]):
                 raise ValueError(f"a stack must hold layers={self.layers} maps, got {x.shape[1]}")
             return x.flatten(2)
+        if x.ndim != 4:
+            raise ValueError(
+                f"layers come as a map (B, C, H, W) or a stack (B, N, C, H, W), got a tensor of shape {(*x.shape,)}"
+            )
         width = x.shape[1]
         layers = self.layers or max(count for count in range(1, _LAYERS + 1) if width % count == 0)
         if width % layers:
@@ -119,7 +122,10 @@ class LayerAttention(nn.Module):
             energy = stack @ stack.mT
             if self.energy == "mean":
                 energy = energy / stack.shape[2]
-            return (-energy if self.favour == "unlike" else energy).softmax(2)
+            if self.favour == "unlike":
+                # A softmax does not see the shift; the official code rounds so, which shows in sums this large.
+                energy = energy.detach().amax(2, keepdim=True) - energy
+            return energy.softmax(2)
 
 
 class ChannelSpatialAttention(nn.Module):
