@@ -78,7 +78,7 @@ class EfficientAttention(nn.Module):
         self.head_count = head_count
         self.normalization = normalization
         self.residual = residual
-        self.zero_init_last = zero_init_last
+        self.zero_last = zero_init_last  # under the argument's name timm's ResNets look for a method
         self.keys = nn.Conv2d(channels, key_channels, 1, **dd)
         self.queries = nn.Conv2d(channels, key_channels, 1, **dd)
         self.values = nn.Conv2d(channels, value_channels, 1, **dd)
@@ -92,7 +92,7 @@ class EfficientAttention(nn.Module):
         """PyTorch's default start, the official one; the reprojection's may be zero."""
         for layer in (self.keys, self.queries, self.values, self.reprojection):
             layer.reset_parameters()
-        if self.zero_init_last:
+        if self.zero_last:
             nn.init.zeros_(self.reprojection.weight)
             if self.reprojection.bias is not None:
                 nn.init.zeros_(self.reprojection.bias)
