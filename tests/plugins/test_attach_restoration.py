@@ -9,6 +9,7 @@ from torch import nn
 import visionattn
 from visionattn.plugins import EfficientAttention, timm_layer
 from visionattn.plugins._attached import ZeroInitGate
+from visionattn.testing.fixtures import relative_error
 
 PLUGINS = ("a2n", "csam", "efficientattention", "lam", "pixelattention")
 # One of each family, narrow ones; widths that few numbers divide are among them.
@@ -56,7 +57,7 @@ def test_outputs_change_only_with_the_factor(name):
                     if key == "gamma":  # HAN's own, which starts at zero too
                         parameter.fill_(1.0)
         out = fresh(x)
-        assert out.isfinite().all() and not torch.allclose(out, before), plugin
+        assert out.isfinite().all() and relative_error(out, before) > 1e-4, plugin
         out.sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for gate in gates for p in gate.parameters()), plugin
 
