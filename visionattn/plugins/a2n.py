@@ -232,7 +232,6 @@ class AttentionInAttention(nn.Module):
         return x + self.conv_last(F.leaky_relu(out, _SLOPE)).to(x.dtype)
 
 
-_PAPER = {"paper": "arXiv:2104.09497", "code": "https://github.com/haoyuc/A2N"}
 CARDS = (
     Card(
         name="a2n",
@@ -245,7 +244,8 @@ CARDS = (
         cases={"": {}, "A2N-M": {"plain_size": 1, "temperature": 4.0}},
         maps=True,
         reference="a2n",
-        **_PAPER,
+        paper="arXiv:2104.09497",
+        code="https://github.com/haoyuc/A2N",
     ),
     Card(
         name="pixelattention",
@@ -256,6 +256,7 @@ CARDS = (
         placement="behind the convolutions of a super-resolution network's upsampler",
         maps=True,
         reference="a2n",
-        **_PAPER,
+        paper="arXiv:2104.09497",
+        code="https://github.com/haoyuc/A2N",
     ),
 )

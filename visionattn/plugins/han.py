@@ -185,7 +185,6 @@ class ChannelSpatialAttention(nn.Module):
         return out.view(batch, slabs * deep, height, width)[:, :channels]
 
 
-_PAPER = {"paper": "arXiv:2008.08767", "code": "https://github.com/wwlCape/HAN"}
 CARDS = (
     Card(
         name="lam",
@@ -197,7 +196,8 @@ CARDS = (
         hosts=("narrow",),
         cases={"": {}, "mean": {"layers": 6, "energy": "mean", "favour": "like"}, "cosine": {"energy": "cosine"}},
         reference="han",
-        **_PAPER,
+        paper="arXiv:2008.08767",
+        code="https://github.com/wwlCape/HAN",
     ),
     Card(
         name="csam",
@@ -209,6 +209,7 @@ CARDS = (
         hosts=("narrow",),
         maps=True,
         reference="han",
-        **_PAPER,
+        paper="arXiv:2008.08767",
+        code="https://github.com/wwlCape/HAN",
     ),
 )
