@@ -138,3 +138,12 @@ def test_bad_arguments(cls, arguments, message):
 def test_bad_layers(shape, message):
     with pytest.raises(ValueError, match=message):
         LayerAttention(8, layers=3)(torch.randn(shape))
+
+
+def test_weights_of_a_volume_become_channels_last():
+    """`Module.to` refuses to make so what has five axes."""
+    module, x = ChannelSpatialAttention(8), torch.randn(2, 8, 5, 6)
+    torch.nn.init.ones_(module.gamma)
+    expected = module(x)
+    x = x.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(module.to(memory_format=torch.channels_last)(x), expected)

@@ -4,8 +4,7 @@ Official code: https://github.com/haoyuc/A2N (no licence file), code/model/aan.p
 
 Differs from the official code in:
 - the hidden width of the branches' weights is never below 1 (the official code builds a broken layer if
-  channels < reduction);
-- activations are not taken in place.
+  channels < reduction).
 
 Golden: tests/golden/a2n_*.npz (outputs and input gradients of the block; whole networks put together of it).
 """
@@ -163,7 +162,7 @@ class _Attention(nn.Module):
             layer.reset_parameters()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.k2(F.leaky_relu(self.k1(x), _SLOPE)).sigmoid()
+        gate = self.k2(F.leaky_relu(self.k1(x), _SLOPE, inplace=True)).sigmoid()
         return self.k4(self.k3(x) * gate)
 
 
@@ -228,8 +227,8 @@ class AttentionInAttention(nn.Module):
             part.reset_parameters()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.branches(F.leaky_relu(self.conv_first(x), _SLOPE))
-        return x + self.conv_last(F.leaky_relu(out, _SLOPE)).to(x.dtype)
+        out = self.branches(F.leaky_relu(self.conv_first(x), _SLOPE, inplace=True))
+        return x + self.conv_last(F.leaky_relu(out, _SLOPE, inplace=True)).to(x.dtype)
 
 
 CARDS = (

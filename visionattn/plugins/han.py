@@ -14,6 +14,8 @@ Differs from the official code in:
 Golden: tests/golden/han_*.npz (outputs and input gradients of both; a whole network put together of them).
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -149,7 +151,9 @@ class ChannelSpatialAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(channels=channels)
-        self.conv = nn.Conv3d(1, 1, 3, padding=1, device=device, dtype=dtype)
+        # The volume's kernel, its depth as channels: weights of five axes would refuse to become channels_last.
+        self.conv = nn.Conv2d(3, 1, 3, device=device, dtype=dtype)
+        self.register_load_state_dict_pre_hook(_flatten_kernel)
         self.gamma = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -167,7 +171,7 @@ class ChannelSpatialAttention(nn.Module):
         return torch.addcmul(x, x, gate.to(x.dtype))
 
     def _volume_conv(self, x: torch.Tensor) -> torch.Tensor:
-        """`conv(x[:, None])[:, 0]` by a convolution of planes, which has many channels to compute at once.
+        """`conv3d(x[:, None], ...)[:, 0]` with this kernel, by a convolution of planes, which has many channels to compute at once.
 
         A slab of channels, with the neighbours before and behind, is one picture of a batch; a banded matrix of the
         kernel's three planes takes it to the slab's own channels.
@@ -178,11 +182,18 @@ class ChannelSpatialAttention(nn.Module):
         padded = F.pad(x, (0, 0, 0, 0, 1, slabs * deep - channels + 1))
         pictures = padded.unfold(1, deep + 2, deep).permute(0, 1, 4, 2, 3).reshape(-1, deep + 2, height, width)
         # Repeating the planes with one zero more than a row has entries moves them on by one in each row.
-        planes = F.pad(self.conv.weight.flatten(0, 2).flatten(1), (0, 0, 0, deep)).repeat(deep, 1)
+        planes = F.pad(self.conv.weight[0].flatten(1), (0, 0, 0, deep)).repeat(deep, 1)
         band = planes[: deep * (deep + 2)].view(deep, deep + 2, 3, 3)
         bias = None if self.conv.bias is None else self.conv.bias.expand(deep)
         out = F.conv2d(pictures, band, bias, padding=1)
         return out.view(batch, slabs * deep, height, width)[:, :channels]
+
+
+def _flatten_kernel(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Takes the authors' kernel `(1, 1, 3, 3, 3)` for ours, `(1, 3, 3, 3)`."""
+    key = f"{prefix}conv.weight"
+    if key in state_dict and state_dict[key].ndim == 5:
+        state_dict[key] = state_dict[key].flatten(0, 1)
 
 
 CARDS = (

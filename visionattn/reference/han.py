@@ -29,7 +29,7 @@ def layer_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def channel_spatial_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
     """What `visionattn.plugins.ChannelSpatialAttention` gives."""
-    gate = torch.sigmoid(module.conv(x.unsqueeze(1)))
+    gate = torch.sigmoid(F.conv3d(x.unsqueeze(1), module.conv.weight.unsqueeze(0), module.conv.bias, padding=1))
     return x * (module.gamma * gate).view(x.shape) + x
 
 
