@@ -171,7 +171,7 @@ class ChannelSpatialAttention(nn.Module):
         return torch.addcmul(x, x, gate.to(x.dtype))
 
     def _volume_conv(self, x: torch.Tensor) -> torch.Tensor:
-        """`conv3d(x[:, None], ...)[:, 0]` with this kernel, by a convolution of planes, which has many channels to compute at once.
+        """The volume's convolution by one of planes, which has many channels to compute at once.
 
         A slab of channels, with the neighbours before and behind, is one picture of a batch; a banded matrix of the
         kernel's three planes takes it to the slab's own channels.
