@@ -1,5 +1,6 @@
-# Semantic FPN on ADE20K over RAVLT-T (arXiv 2411.07635), from the authors' ImageNet weights, 4 processes with 4 pictures
-# each. Published: mIoU 47.9. `visionattn download va_ravlt_tiny.in1k` fetches the weights or says where they are.
+# Semantic FPN on ADE20K over RAVLT-T (arXiv 2411.07635), from the authors' ImageNet weights, 4 processes with 4
+# pictures each. Published: mIoU 47.9. `visionattn download va_ravlt_tiny.in1k` fetches the weights or says
+# where they are.
 _base_ = [
     "../_base_/models/semantic_fpn.py",
     "../_base_/datasets/ade20k.py",
