@@ -176,10 +176,14 @@ class ExportableDetector(nn.Module):
         rows = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand_as(groups)
         offset = torch.stack([groups, rows], -1).to(boxes.dtype) * span
         apart = (boxes + torch.cat([offset, offset], -1)).flatten(0, 1)
-        (candidates,) = valid.flatten().nonzero(as_tuple=True)
-        kept = candidates[nms(apart[candidates], scores.flatten()[candidates], threshold)]
-        left = torch.zeros_like(scores).flatten().index_fill(0, kept, 1.0).view_as(scores)
-        best, order = torch.where(left > 0, scores, -1.0).topk(most)
+        # Two boxes that nothing can suppress: exporters let lists be of any length only from two on.
+        far = apart.new_tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]])
+        (candidates,) = torch.cat([valid.flatten(), valid.new_ones(2)]).nonzero(as_tuple=True)
+        ranks = torch.cat([scores.flatten(), scores.new_full((2,), -1.0)])[candidates]
+        kept = candidates[nms(torch.cat([apart, far])[candidates], ranks, threshold)]
+        left = torch.zeros_like(valid).flatten()
+        left = torch.cat([left, left.new_zeros(2)]).index_fill(0, kept, True)[:-2].view_as(valid)
+        best, order = torch.where(left, scores, -1.0).topk(most)
         there = best >= 0
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4)) * there[..., None]
         return boxes, best.clamp(min=0), groups.gather(1, order) * there, there
