@@ -26,6 +26,7 @@ TRAIN = [
     "pyyaml",
     "pillow>=10",
     "albumentations>=2.0.8,<3",
+    "pydantic>=2.9",
     "opencv-python-headless>=4.9",
     "torchmetrics>=1.9",
     "faster-coco-eval>=1.8",

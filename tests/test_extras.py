@@ -1,8 +1,12 @@
 """What the package can do with what is installed: modules and networks with the core alone, the rest by extras."""
 
+import ast
+import json
 import re
 import subprocess
 import sys
+from importlib.metadata import PathDistribution, packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,8 @@ THEIRS = ("torchvision", "huggingface_hub", "yaml")
 BLOCKER = f"""
 import sys
 
+MISSING = set({EXTRA!r})
+
 class Without:
     '''A finder that does not find some modules.'''
 
@@ -29,7 +35,7 @@ class Without:
 
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in {EXTRA!r}:
+        if top in MISSING:
             return None
         if top in {THEIRS!r}:
             frame = sys._getframe(1)
@@ -72,8 +78,27 @@ def run(code, metadata, cwd):
     return subprocess.run([sys.executable, "-c", path + BLOCKER + code], capture_output=True, text=True, cwd=cwd)
 
 
-def command(arguments, metadata, cwd):
-    return run(f"sys.argv = ['visionattn', *{arguments!r}]\nfrom visionattn.cli import main\nmain()", metadata, cwd)
+def commands(lines, metadata, cwd, before=""):
+    """What commands print, run one after the other without the extras: `[(exit code, stdout, stderr)]`."""
+    code = f"""
+import io, json
+from contextlib import redirect_stderr, redirect_stdout
+{before}
+from visionattn.cli import main
+results = []
+for line in {lines!r}:
+    sys.argv, status = ["visionattn", *line.split()], 0
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as error:
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code or 0
+    results.append((status, out.getvalue(), error.getvalue()))
+print(json.dumps(results))
+"""
+    done = run(code, metadata, cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_modules_networks_and_weights_need_the_core_alone(metadata, tmp_path):
@@ -87,52 +112,60 @@ print(tuple(visionattn.mixers.LinearAttention(16)(torch.ones(1, 4, 4, 16)).shape
 from visionattn import checkpoints
 weights = checkpoints.load("va_resnet10n_cbam.digits")
 print(len(weights) > 50, checkpoints.info("va_resnet10n_cbam.digits")["task"], len(checkpoints.list()) > 10)
-print(timm.create_model("va_vit_linear_nano")(x).shape[-1] > 0, timm.create_model("va_resnet18_ela_l")(x).shape[-1])
+print(timm.create_model("va_vit_linear_nano")(x).shape[-1] > 0, timm.create_model("va_resnet18_ela_l").eval()(x).shape[-1])
 """
     done = run(code, metadata, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "(1, 10) True True"
 
 
-def test_blocker_refuses(metadata, tmp_path):
+def test_nothing_of_an_extra_is_found(metadata, tmp_path):
     """The other tests mean something."""
-    for name in EXTRA:
-        assert f"No module named '{name}'" in run(f"import {name}", metadata, tmp_path).stderr
+    code = f"from importlib.util import find_spec\nprint([name for name in {EXTRA!r} if find_spec(name)])"
+    assert run(code, metadata, tmp_path).stdout == "[]\n"
+    assert all(find_spec(name) for name in EXTRA)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["configs"], ["zoo", "--help"]])
-def test_help_needs_no_extra(arguments, metadata, tmp_path):
-    done = command(arguments, metadata, tmp_path)
-    assert done.returncode == 0 and done.stdout, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "extra"),
-    [
-        (["zoo", "cbam"], "train"),
-        (["train", "quickstart"], "train"),
-        (["test", "quickstart", "va_resnet10n_cbam.digits"], "train"),
-        (["init", "--data", ".", "--model", "va_resnet10n_cbam"], "train"),
-        (["predict", "a.png", "--model", "va_resnet10n_cbam.digits"], "train"),
-        (["export", "va_resnet10n_cbam.digits", "--format", "onnx"], "export"),
-        (["download", "--list"], "train"),
-        (["cost", "cbam"], "train"),
-        (["roofline"], "train"),
-        (["cards"], "train"),
-    ],
+LINE = r"visionattn: error: this needs \w+, which is not installed: pip install 'visionattn\[(\w+)\]'\n"
+NEED_TRAIN = (
+    "zoo cbam",
+    "train quickstart",
+    "train --data photos --model va_resnet10n_cbam",
+    "test quickstart va_resnet10n_cbam.digits",
+    "init --data photos --model va_resnet10n_cbam",
+    "predict a.png --model va_resnet10n_cbam.digits",
+    "browse quickstart",
+    "download --list",
 )
-def test_a_command_names_the_extra_that_it_needs(arguments, extra, metadata, tmp_path):
+
+
+def test_commands_answer_or_name_the_extra(metadata, tmp_path):
+    for name in ("photos/cat", "photos/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.png").touch()
     (tmp_path / "a.png").touch()
-    done = command(arguments, metadata, tmp_path)
-    line = r"visionattn: error: this needs \w+, which is not installed: pip install 'visionattn\[(\w+)\]'\n"
-    assert done.returncode == 2 and re.fullmatch(line, done.stderr), done.stderr
-    assert re.fullmatch(line, done.stderr)[1] == extra
+    helping = ("--help", "train --help", "zoo --help", "--version", "configs")
+    answers = commands([*helping, *NEED_TRAIN], metadata, tmp_path)
+    for line, (status, out, _) in zip(helping, answers, strict=False):
+        assert status == 0 and out, line
+    for line, (status, _, error) in zip(NEED_TRAIN, answers[len(helping) :], strict=True):
+        assert status == 2 and re.fullmatch(LINE, error), (line, error)
+        assert re.fullmatch(LINE, error)[1] == "train", line
+
+
+def test_export_names_its_own_extra(metadata, tmp_path):
+    """Where everything else is installed."""
+    there = [name for name in EXTRA if not name.startswith("onnx")]
+    ((status, _, error),) = commands(
+        ["export va_resnet10n_cbam.digits --format onnx"],
+        metadata,
+        tmp_path,
+        before=f"MISSING -= set({there!r})",
+    )
+    assert status == 2 and re.fullmatch(LINE, error) and re.fullmatch(LINE, error)[1] == "export", error
 
 
 def test_everything_that_is_imported_is_declared(metadata):
-    import ast
-    from importlib.metadata import PathDistribution, packages_distributions
-
     (info,) = metadata.glob("*.dist-info")
     required = PathDistribution(info).requires or []
     used = [text for text in required if not re.search(r"extra == .test.", text)]
