@@ -177,6 +177,6 @@ def test_commands_on_digits(run_cli, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", [OWN, *REST], ids=lambda scenario: scenario[0][0].split()[2])
+@pytest.mark.parametrize("scenario", [OWN, *REST], ids=lambda scenario: "-".join(scenario[0][0].split()[1:3]))
 def test_longer_commands(scenario, run_cli, folder):
     walk(scenario, run_cli)
