@@ -71,7 +71,7 @@ NOT_RUN = {
         "needs eight GPUs and ImageNet; tests/engine/test_distributed.py starts two processes"
     ),
     "visionattn convert RESNET50_CBAM_new_name_wrap.pth": (
-        "needs the author's file; tests/checkpoints/test_commands.py converts files made on the spot"
+        "needs the author's file; tests/checkpoints/test_conversion.py converts files made on the spot"
     ),
     "visionattn train fpn_efficientnet-lite0_8-12e_stamps": "needs Debian's pictures and weights of ImageNet",
 }
