@@ -26,8 +26,8 @@ WORKERS = [
     f"{name}_dataloader.{key}" for name in ("train", "val") for key in ("num_workers=0", "persistent_workers=False")
 ]
 SHORT = ["--cfg-options", "train_cfg.max_epochs=1", *WORKERS]
-FEW = [*SHORT, "train_dataloader.num_batch_per_epoch=2", "val_dataloader.num_batch_per_epoch=2"]
-TEST = [f"test_dataloader.{key}" for key in ("num_workers=0", "persistent_workers=False", "num_batch_per_epoch=2")]
+FEW = [*SHORT, "train_dataloader.num_batch_per_epoch=2"]
+TEST = [f"test_dataloader.{key}" for key in ("num_workers=0", "persistent_workers=False")]
 ONE = "va_resnet50_cbam"
 # What runs one after the other in one folder: the printed command, and what shortens it.
 DIGITS = [
