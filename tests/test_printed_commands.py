@@ -169,6 +169,7 @@ def walk(scenario, run_cli):
         assert out, command
 
 
+@pytest.mark.slow
 def test_commands_on_digits(run_cli, folder):
     walk(DIGITS, run_cli)
     assert (folder / "va_resnet10n_cbam.digits.onnx").is_file()
