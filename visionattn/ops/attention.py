@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._autocast import autocast_dtype, wide
-from ._modes import traced, transformed
+from ._modes import is_exporting, traced, transformed
 
 __all__ = ["attention", "loses_digits", "softmax_attention"]
 
@@ -32,7 +32,7 @@ def attention(
         dropout_p: Probability of dropping a weight.
     """
     out = softmax_attention(q, k, v, mask=mask, scale=scale, dropout_p=dropout_p).transpose(1, 2)
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # An exporter takes the operator apart more than once, and each time its result may lie otherwise in memory.
         out = out.clone(memory_format=torch.contiguous_format)
     return out.flatten(2)

@@ -21,7 +21,7 @@ from ._base import Task, check_kinds
 from ._features import FeatureMaps, find_maps, pad_to_multiple
 from .registry import DETECTORS
 
-__all__ = ["Detector"]
+__all__ = ["Detector", "PaddedBatch"]
 
 
 class Detector(Task):
@@ -146,7 +146,7 @@ class Detector(Task):
         if self.detector.training != (mode == "loss"):
             raise ValueError(f"mode {mode!r} needs the model in {'training' if mode == 'loss' else 'evaluation'} mode")
         assert data_samples is not None, f"mode {mode!r} needs data_samples"
-        batch = _Batch(inputs, [tuple(map(int, sample["size"])) for sample in data_samples])
+        batch = PaddedBatch(inputs, [tuple(map(int, sample["size"])) for sample in data_samples])
         if mode == "predict":
             found = self.detector(batch)
             return [self._finish(*pair) for pair in zip(found, data_samples, strict=True)]
@@ -176,7 +176,7 @@ class Detector(Task):
         return {"preds": preds, "target": original}
 
 
-class _Batch(ImageList):
+class PaddedBatch(ImageList):
     """Padded pictures that yield their true parts, for torchvision asks the pictures of a list for their sizes."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
