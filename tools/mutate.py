@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from mutants import OPERATORS, Mutant, mutants_of
@@ -162,16 +163,27 @@ def run(results: dict, options: argparse.Namespace) -> None:
             usable = affordable([s for s in suites if passes(s, copy, results, options)], results, options.timeout / 2)
             file = copy / one["path"]
             source = file.read_text(encoding="utf-8")
-            fields = {name: one[name] for name in ("path", "line", "operator", "before", "after", "start")}
-            if source[one["start"] :][: len(one["before"])] != one["before"]:
-                sys.exit(f"{one['path']} has changed since the sample was drawn; start anew without --resume")
-            file.write_text(Mutant(**fields).apply(source), encoding="utf-8")
+            mutant = found_again(one, source)
+            if mutant is None:
+                one["outcome"] = "gone"
+                continue
+            file.write_text(mutant.apply(source), encoding="utf-8")
             one["outcome"], one["by"], one["seconds"] = outcome(usable, copy, options.timeout)
             file.write_text(source, encoding="utf-8")
             save(results, options.results)
             print(
                 f"{one['outcome']:9} {one['seconds']:5.1f} s  {one['path']}:{one['line']} {one['operator']}", flush=True
             )
+
+
+def found_again(one: dict, source: str) -> Mutant | None:
+    """A fault of the results in the file as it is now; none if the code that it changes is gone."""
+    mutant = Mutant(*(one[name] for name in ("path", "line", "operator", "before", "after", "start")))
+    places = [at for at in range(len(source)) if source.startswith(mutant.before, at)]
+    if not places:
+        return None
+    at = min(places, key=lambda place: abs(place - mutant.start))
+    return replace(mutant, start=at, line=source.count("\n", 0, at) + 1)
 
 
 def preload() -> None:
