@@ -84,8 +84,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the sample in the results")
     parser.add_argument("--survivors", action="store_true", help="with --resume: run unexplained survivors again")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no other fault after so long")
-    parser.add_argument("--timeout", type=float, default=120, help="of one fault's tests, in seconds (default: 120)")
-    parser.add_argument("--nearest", type=int, default=4, help="how many files of tests at most (default: 4)")
+    parser.add_argument(
+        "--timeout", type=float, default=120, help="leave out files of tests that take longer, in seconds"
+    )
+    parser.add_argument("--nearest", type=int, default=2, help="how many files of tests at most (default: 2)")
     parser.add_argument("--list", action="store_true", help="show what could be planted, and run nothing")
     parser.add_argument("--report", action="store_true", help="print the results as a table, and run nothing")
     return parser.parse_args()
@@ -160,7 +162,9 @@ def run(results: dict, options: argparse.Namespace) -> None:
             if time.monotonic() - begun > options.seconds:
                 break
             suites = nearest(one["path"], ROOT, options.nearest)
-            usable = affordable([s for s in suites if passes(s, copy, results, options)], results, options.timeout / 2)
+            usable = [suite for suite in suites if passes(suite, copy, results, options)]
+            # One that is only slow is not taken for hanging.
+            limit = 20 + 3 * sum(results["suites"][suite.name]["seconds"] for suite in usable)
             file = copy / one["path"]
             source = file.read_text(encoding="utf-8")
             mutant = found_again(one, source)
@@ -168,7 +172,7 @@ def run(results: dict, options: argparse.Namespace) -> None:
                 one["outcome"] = "gone"
                 continue
             file.write_text(mutant.apply(source), encoding="utf-8")
-            one["outcome"], one["by"], one["seconds"] = outcome(usable, copy, options.timeout)
+            one["outcome"], one["by"], one["seconds"] = outcome(usable, copy, limit)
             file.write_text(source, encoding="utf-8")
             save(results, options.results)
             print(
@@ -211,26 +215,16 @@ def tree():
 
 
 def passes(suite: Suite, copy: Path, results: dict, options: argparse.Namespace) -> bool:
-    """Whether a suite passes without a fault, in a quarter of the time; remembered while its file stays as it is."""
+    """Whether a suite passes without a fault, in time; remembered while its file stays as it is."""
     digest = hashlib.sha256((ROOT / suite.file).read_bytes()).hexdigest()[:12]
     known = results["suites"].get(suite.name)
     if known is None or known["file"] != digest:
-        found, _, seconds = outcome([suite], copy, options.timeout / 2)
+        found, _, seconds = outcome([suite], copy, options.timeout)
         known = {"file": digest, "seconds": seconds, "passes": found == "survived"}
         results["suites"][suite.name] = known
         print(f"  {'passes' if known['passes'] else found + ' unchanged'} in {seconds:.1f} s: {suite.name}", flush=True)
         save(results, options.results)
     return known["passes"]
-
-
-def affordable(suites: list[Suite], results: dict, seconds: float) -> list[Suite]:
-    """The nearest that together pass in so many seconds, so that a fault that is only slow is not taken for hanging."""
-    chosen, total = [], 0.0
-    for suite in suites:
-        total += results["suites"][suite.name]["seconds"]
-        if total <= seconds:
-            chosen.append(suite)
-    return chosen
 
 
 def outcome(suites: list[Suite], copy: Path, timeout: float) -> tuple[str, str | None, float]:
