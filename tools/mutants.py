@@ -46,6 +46,8 @@ _ARITHMETIC = {
     ast.BitOr: ast.BitAnd,
     ast.BitAnd: ast.BitOr,
 }
+# Names of what is printed in a help or lists what a module offers.
+_TEXTS = ("__", "EXAMPLES", "SUMMARY", "help", "metavar", "description", "epilog")
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _visited(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes to change, from the outside in."""
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
         return
-    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("__"):
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith(_TEXTS):
         return
     if isinstance(node, ast.expr | ast.stmt):
         yield node
@@ -156,7 +158,7 @@ def _changed(node: ast.AST) -> Iterator[tuple[str, ast.AST | str]]:
         yield "constant", repr(node.value * 2 if abs(node.value) >= 1000 else node.value + 1)
     elif isinstance(node, ast.Call):
         for number, keyword in enumerate(node.keywords):
-            if keyword.arg and len(node.keywords) + len(node.args) > 1:
+            if keyword.arg and keyword.arg not in _TEXTS and len(node.keywords) + len(node.args) > 1:
                 yield "keyword", _with(node, keywords=node.keywords[:number] + node.keywords[number + 1 :])
     elif isinstance(node, ast.Tuple | ast.List) and isinstance(node.ctx, ast.Load) and len(node.elts) > 1:
         for number in range(len(node.elts)):

@@ -58,7 +58,7 @@ def main() -> None:
         print(report(results))
         return
     if not options.resume or not results:
-        chosen = sample(mutants, options.count, options.seed, () if options.only else pinned())
+        chosen = sample(mutants, options, [] if options.only else pinned())
         results = {"seed": options.seed, "of": len(mutants), "suites": {}, "mutants": [entry(m) for m in chosen]}
         save(results, options.results)
     if options.survivors:
@@ -79,6 +79,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--count", type=int, default=66, help="how many faults to plant (default: 66)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    parser.add_argument("--files", type=int, default=3, help="from how many files of each room (default: 3)")
     parser.add_argument("--only", metavar="PATH", help="a file or a folder of the package, relative to the root")
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="JSON (default: docs/results/...)")
     parser.add_argument("--resume", action="store_true", help="go on with the sample in the results")
@@ -127,20 +128,25 @@ def pinned() -> list[Mutant]:
     return found
 
 
-def sample(mutants: list[Mutant], count: int, seed: int, first: tuple[Mutant, ...] | list[Mutant]) -> list[Mutant]:
-    """As many of each room as of any other, at most one a line, in the order of files."""
-    rooms: dict[str, list[Mutant]] = {}
+def sample(mutants: list[Mutant], options: argparse.Namespace, first: list[Mutant]) -> list[Mutant]:
+    """As many of each room as of any other, at most one a line, from a few files of each, whose tests run once more."""
+    rooms: dict[str, dict[str, list[Mutant]]] = {}
     for mutant in mutants:
-        rooms.setdefault(mutant.path.split("/")[1], []).append(mutant)
-    for number, room in enumerate(sorted(rooms)):
-        random.Random(f"{seed} {number}").shuffle(rooms[room])
-    chosen, lines = list(first), {(m.path, m.line) for m in first}
-    while len(chosen) < count and any(rooms.values()):
-        for room in sorted(rooms):
-            while rooms[room] and (rooms[room][-1].path, rooms[room][-1].line) in lines:
-                rooms[room].pop()
-            if rooms[room] and len(chosen) < count:
-                chosen.append(mutant := rooms[room].pop())
+        rooms.setdefault(mutant.path.split("/")[1], {}).setdefault(mutant.path, []).append(mutant)
+    waiting = {}
+    for room, files in sorted(rooms.items()):
+        draw = random.Random(f"{options.seed} {room}")
+        waiting[room] = [
+            mutant for path in draw.sample(sorted(files), min(options.files, len(files))) for mutant in files[path]
+        ]
+        draw.shuffle(waiting[room])
+    chosen, lines = list(first), {(mutant.path, mutant.line) for mutant in first}
+    while len(chosen) < options.count and any(waiting.values()):
+        for left in waiting.values():
+            while left and (left[-1].path, left[-1].line) in lines:
+                left.pop()
+            if left and len(chosen) < options.count:
+                chosen.append(mutant := left.pop())
                 lines.add((mutant.path, mutant.line))
     return sorted(chosen, key=lambda mutant: (mutant.path, mutant.start))
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from visionattn.cli import main
 
+ROOT = Path(__file__).parents[2]
 NAME = "va_resnet10n_cbam.digits"
 # Arguments, and what must not be there (or must be as it was) afterwards.
 COMMANDS = {
@@ -22,7 +23,7 @@ COMMANDS = {
     "predict": (["predict", "photos", "--model", NAME, "--out", "seen"], "seen/*.png"),
     "test": (["test", "quickstart", NAME, "--work-dir", "t", "--out", "m.json"], "m.json"),
     "roofline": (["roofline", "cbam", "--batch", "1", "--out", "t.md"], "t.md"),
-    "cards": (["cards", "--out", "cards.md"], "cards.md"),
+    "cards": (["cards", "--manifest", str(ROOT / "checkpoints" / "manifest.json"), "--out", "cards.md"], "cards.md"),
     "train": (["train", "quickstart", "--work-dir", "run"], "run/*.pth"),
 }
 
@@ -37,7 +38,7 @@ def limited(arguments, size):
             os.close(reading)
             os.dup2(writing, 1)
             os.dup2(writing, 2)
-            sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
             sys.argv = ["visionattn", *arguments]
             main()
