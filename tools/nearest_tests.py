@@ -60,8 +60,9 @@ def scores(path: str, root: Path) -> dict[str, float]:
             points += 10
         if ".".join(parts) in imported:
             points += 6
-        if room == "cli" and re.search(rf"""["']{stem.replace("_", "-")}["']""", text):  # a command is called by name
-            points += 6
+        if room == "cli":  # a command is called by its name
+            calls = len(re.findall(rf"""["']{stem.replace("_", "-")}["']""", text))
+            points += (6 if calls else 0) + min(calls, 10) / 2
         names = [name for name in defined if name in imported or re.search(rf"\b{name}\b", text)]
         points += 3 * min(len(names), 3)
         if points and Path(file).parts[1] == room:
