@@ -262,6 +262,7 @@ def _child(suites: list[Suite], copy: Path, log: Path) -> None:
     import pytest
 
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this was started in the background
     for stream, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
         os.dup2(os.open(log if stream else os.devnull, flags, 0o600), stream)
     os.dup2(1, 2)
