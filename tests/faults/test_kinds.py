@@ -1,6 +1,8 @@
-"""The table of faults names tests that are there."""
+"""The table of faults names tests that are there; the figures in the docs are those that were recorded."""
 
 import ast
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,16 @@ def test_no_test_is_counted_twice():
     assert kind_of("tests/engine/test_guard.py::test_ends_clean_and_says_how_to_resume[term]") == "signals"
     assert kind_of("tests/engine/test_guard.py::test_ends_clean_and_says_how_to_resume[term in write]") == "signals"
     assert kind_of("tests/engine/test_guard.py::test_a_file_system_without_locks") is None
+
+
+def test_the_figures_of_the_docs_are_the_recorded_ones():
+    docs = TESTS.parent / "docs"
+    recorded = json.loads((docs / "results" / "faults.json").read_text())
+    page = (docs / "promises.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w ]+) \| ([\d,]+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    shown = {kind: {"tests": _number(tests), "faults": _number(faults)} for kind, faults, tests in rows}
+    assert shown == recorded and set(recorded) == set(KINDS)
+
+
+def _number(text):
+    return int(text.replace(",", ""))
