@@ -152,7 +152,7 @@ class TestOnCpu:
         torch.testing.assert_close(*results)
         assert len(calls) > 2 * len(set(calls)), "nothing is computed again"
 
-    @pytest.mark.parametrize("size", [(61, 83), (150, 203), (33, 32), (3, 1)], ids=str)
+    @pytest.mark.parametrize("size", [(61, 83), (150, 203), (33, 32), (28, 28), (3, 1)], ids=str)
     def test_any_size(self, name, arguments, size):
         model = settled(name, **arguments)
         with torch.inference_mode():
