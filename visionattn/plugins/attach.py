@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from visionattn.catalog import cards
 from visionattn.utils.factory import FactoryKwargs
 from visionattn.utils.modifications import record_modification
 
 from ._attached import AttachedModule, ZeroInitGate
+from ._conditioned import Conditioned, resolve_gate
 from ._insertion import SLOTS, SOUGHT, InsertionPoint, find_insertion_points
-from ._resolve import list_plugins, resolve_plugin
+from ._resolve import resolve_plugin
 
 __all__ = ["Place", "Places", "attach"]
 
@@ -42,6 +44,7 @@ def attach(
     where: str = "block_end",
     stages: int | Iterable[int] | None = None,
     start: str = "identity",
+    condition: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Puts a plug-in into every block, or behind every stage, of a convolutional network; changes and returns it.
@@ -64,6 +67,8 @@ def attach(
             end.
         start: `identity` blends the plug-in in by a factor that starts at zero (`ZeroInitGate`), so the outputs do not
             change at first; `paper` puts in the bare plug-in.
+        condition: Whether the plug-in takes a second input, such as `sentence` or `acat`. The network is then wrapped:
+            it is called `model(image, condition)`, and its state dict keeps its names (`Conditioned`).
         **kwargs: For the plug-in.
 
     Raises:
@@ -74,7 +79,7 @@ def attach(
         raise ValueError(f"where must be 'block_end' or 'stage_end', got {where!r}")
     if start not in ("identity", "paper"):
         raise ValueError(f"start must be 'identity' or 'paper', got {start!r}")
-    build = resolve_plugin(plugin)
+    build = resolve_gate(plugin) if condition else resolve_plugin(plugin)
     stages = stages if stages is None or isinstance(stages, int) else list(stages)
     spots = find_insertion_points(model, where)
     if not spots:
@@ -87,7 +92,7 @@ def attach(
     weight = next(p for p in model.parameters() if p.is_floating_point())
     dd: FactoryKwargs = {"device": weight.device, "dtype": weight.dtype}
     blocks = [build(spot.channels, **kwargs).to(**dd) for spot in spots]
-    kinds = [type(block).__name__ for block in blocks]
+    kinds = [type(getattr(block, "gate", block) if condition else block).__name__ for block in blocks]
     if start == "identity":
         blocks = [ZeroInitGate(block, **dd) for block in blocks]
     for spot, block in zip(spots, blocks, strict=True):
@@ -99,8 +104,8 @@ def attach(
     host: Any = model
     host.attached = Places([*getattr(model, "attached", ()), *new])
     arguments = {"plugin": _as_data(plugin), "where": where, "stages": stages, "start": start, **kwargs}
-    record_modification(model, "attach", arguments)
-    return model
+    record_modification(model, "attach", {**arguments, **({"condition": True} if condition else {})})
+    return Conditioned(model) if condition else model
 
 
 def _as_data(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> str | dict[str, Any]:
@@ -109,7 +114,7 @@ def _as_data(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> str | d
         return {**plugin, "type": _as_data(plugin["type"])}
     if isinstance(plugin, str):
         return plugin
-    names = [name for name in list_plugins() if resolve_plugin(name) is plugin]
+    names = [card.name for card in cards("plugin") if card.factory is plugin]
     return names[0] if names else f"{getattr(plugin, '__module__', '')}.{getattr(plugin, '__qualname__', plugin)}"
 
 
