@@ -75,6 +75,9 @@ def attach(
         ValueError: If the plug-in, `where` or `start` is unknown, a stage does not exist, the network has no place for
             attention or one is taken already.
     """
+    if isinstance(model, Conditioned):
+        attach(model.network, plugin, where, stages, start, condition, **kwargs)
+        return model
     if where not in ("block_end", "stage_end"):
         raise ValueError(f"where must be 'block_end' or 'stage_end', got {where!r}")
     if start not in ("identity", "paper"):
