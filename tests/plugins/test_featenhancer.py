@@ -16,7 +16,7 @@ def test_golden(name):
     module = FeatEnHancer()
     module.load_state_dict(golden.state_dict)
     assert sum(p.numel() for p in module.parameters()) == golden.meta["params"]
-    check_module(module, golden, 1e-4)
+    check_module(module, golden, 1e-5)
 
 
 def test_golden_fusion():

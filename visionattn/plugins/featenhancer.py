@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card
+from visionattn.ops import memory_format
 from visionattn.utils.arguments import check_heads, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
@@ -129,7 +130,11 @@ class FeatEnHancer(nn.Module):
         height, width = x.shape[2:]
         if height < _SMALLEST or width < _SMALLEST:
             missing = (0, max(_SMALLEST - width, 0), 0, max(_SMALLEST - height, 0))
-            return self.forward(F.pad(x, missing, "replicate"))[:, :, :height, :width]
+            enhanced = self._enhance(F.pad(x, missing, "replicate"))[:, :, :height, :width]
+            return enhanced.contiguous(memory_format=memory_format(x))
+        return self._enhance(x)
+
+    def _enhance(self, x: torch.Tensor) -> torch.Tensor:
         quarter = self.quarter_conv(x)
         fine, coarse = self._features(x).relu(), self._features(quarter).relu()
         eighth = _enlarge(self._features(self.hexa_conv(quarter)), x)
