@@ -26,7 +26,7 @@ _ASKED = ("sentence", "saliency")
 
 @DATASETS.register_module()
 class AskedDigits(LabelledImages):
-    """Three digits in three colours on a piece of a photograph; the label is the class of the one that is asked for.
+    """Three digits in three colours on a dark piece of a photograph; the label is the class of the one that is asked for.
 
     `data_samples` also hold the `condition`: the embedding of a sentence that names the colour, `(32,)`, or the mask of
     the digit, `(1, size, size)`. No digit and no photograph is in both splits. A scene is a function of (seed, split,
@@ -68,7 +68,7 @@ class AskedDigits(LabelledImages):
         rng = np.random.default_rng((self.seed, 1 + [*_LENGTHS].index(self.split), index))
         photographs = load_photographs(PHOTOGRAPHS[self.split])
         while True:
-            background = square_piece(photographs[rng.integers(len(photographs))], self.size, rng)
+            background = square_piece(photographs[rng.integers(len(photographs))], self.size, rng) // 3
             names = list(rng.permutation([*COLOURS]))
             if self.asked == "saliency":
                 names = names[:1] * len(names)
