@@ -28,7 +28,7 @@ def built(name, **kwargs):
     model = timm.create_model(name, num_classes=10, **small, **kwargs)
     for key, tensor in model.state_dict().items():
         if tensor.ndim == 1 and tensor.is_floating_point():
-            tensor.uniform_(0.6, 1.2) if not key.endswith("bias") else tensor.uniform_(-0.2, 0.2)
+            tensor.uniform_(*((-0.2, 0.2) if key.endswith(("running_mean", "bias")) else (0.6, 1.2)))
     return model.eval()
 
 
@@ -123,7 +123,9 @@ def test_checkpointing_is_refused_in_words():
     model = conditioned("sentence", start="paper").train()
     model.set_grad_checkpointing()
     out = model(image(), condition("sentence"))
-    with pytest.raises(ValueError, match="condition is missing: SentenceAttention needs the sentence .* checkpointing"):
+    with pytest.raises(
+        ValueError, match=r"condition is missing: SentenceAttention needs the sentence .* checkpointing"
+    ):
         out.sum().backward()
 
 

@@ -26,7 +26,7 @@ _ASKED = ("sentence", "saliency")
 
 @DATASETS.register_module()
 class AskedDigits(LabelledImages):
-    """Three digits in three colours on a dark piece of a photograph; the label is the class of the one that is asked for.
+    """Three digits in three colours on a dark piece of a photograph; the label is the class of the one asked for.
 
     `data_samples` also hold the `condition`: the embedding of a sentence that names the colour, `(32,)`, or the mask of
     the digit, `(1, size, size)`. No digit and no photograph is in both splits. A scene is a function of (seed, split,
