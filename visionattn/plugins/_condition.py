@@ -100,14 +100,15 @@ def check_condition(condition: Any, x: torch.Tensor, name: str, shape: tuple[int
         condition: What came as second input.
         x: The map, `(B, ...)`.
         name: What errors call the condition.
-        shape: Its shape after the batch: numbers where a size is needed, letters where any will do.
+        shape: Its shape after the batch: numbers where a size is needed, letters where any from 1 will do.
     """
     if condition is None:
         raise ValueError(f"{name} is missing: it is the second input, (B, {', '.join(map(str, shape))})")
     check_finite(condition, name)
     fits = condition.ndim == 1 + len(shape) and condition.shape[0] == x.shape[0]
     fits = fits and all(
-        size == wanted for size, wanted in zip(condition.shape[1:], shape, strict=True) if isinstance(wanted, int)
+        size == wanted if isinstance(wanted, int) else size >= 1
+        for size, wanted in zip(condition.shape[1:], shape, strict=True)
     )
     if not fits:
         wanted = ", ".join(map(str, (x.shape[0], *shape)))
