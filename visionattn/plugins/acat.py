@@ -68,7 +68,7 @@ class SaliencyModulation(nn.Module):
 
     def mask(self, saliency: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """What of a map is added once more. `(B, S, h, w) -> (B, 1, H, W)` for a map of that size."""
-        strongest = saliency.amax(1, keepdim=True) if saliency.shape[1] > 1 else saliency
+        strongest = saliency.max(1, keepdim=True).values if saliency.shape[1] > 1 else saliency
         strongest = _resize(strongest.to(self.conv.weight.dtype), size)
         return self.bn(plane_conv(strongest, self.conv.weight)).sigmoid()
 
