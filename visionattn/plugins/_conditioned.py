@@ -27,7 +27,7 @@ class Conditioned(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
         self.training = network.training
         self.register_state_dict_post_hook(_hide)
         self.register_load_state_dict_pre_hook(_reveal)

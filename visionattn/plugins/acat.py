@@ -108,7 +108,7 @@ class SaliencyFusion(nn.Module):
         """The joint mask, of any sign: `(B, 1, H, W)` of masks `(B, 1, h, w)` each."""
         if len(masks) != self.fusion.in_channels:
             raise ValueError(f"masks must be {self.fusion.in_channels}, one a stage, got {len(masks)}")
-        return self.fusion(torch.cat([F.adaptive_avg_pool2d(mask, tuple(size)) for mask in masks], dim=1))
+        return self.fusion(torch.cat([F.adaptive_avg_pool2d(mask, (size[0], size[1])) for mask in masks], dim=1))
 
     def forward(self, x: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         return x * (1 + self.mask(masks, x.shape[2:])).to(x.dtype)
@@ -199,7 +199,7 @@ def _resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if x.shape[2:] == torch.Size(size):
         return x
     smaller = size[0] <= x.shape[2] and size[1] <= x.shape[3]
-    return F.adaptive_avg_pool2d(x, tuple(size)) if smaller else F.interpolate(x, tuple(size), mode="bilinear")
+    return F.adaptive_avg_pool2d(x, (size[0], size[1])) if smaller else F.interpolate(x, tuple(size), mode="bilinear")
 
 
 CARD = Card(
