@@ -174,7 +174,8 @@ class ACAT(nn.Module):
             setattr(self.saliency, part, nn.Identity())
         weight = self.image.conv1.weight if isinstance(self.image.conv1, nn.Conv2d) else next(image.parameters())
         dd: FactoryKwargs = {"device": weight.device, "dtype": weight.dtype}
-        widths = [entry["num_chs"] for entry in self.image.feature_info[1:4]]
+        info: Any = image.feature_info
+        widths = [entry["num_chs"] for entry in info[1:4]]
         self.masks = nn.ModuleList(SaliencyModulation(width, **dd) for width in widths)
         self.fusion = SaliencyFusion(len(widths), **dd)
 
@@ -184,7 +185,8 @@ class ACAT(nn.Module):
         x, saliency = (
             net.maxpool(net.act1(net.bn1(net.conv1(y)))) for net, y in ((self.image, x), (self.saliency, saliency))
         )
-        masks = []
+        masks: list[torch.Tensor] = []
+        modulation: Any
         for number, modulation in enumerate(self.masks, 1):
             x, saliency = getattr(self.image, f"layer{number}")(x), getattr(self.saliency, f"layer{number}")(saliency)
             masks.append(modulation.mask(saliency, x.shape[2:]))
