@@ -17,8 +17,8 @@ from visionattn.utils.map_input import check_maps
 
 __all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get", "resolve"]
 
-Kind = Literal["plugin", "mixer", "head", "method", "tool"]
-_WORDS: dict[Kind, str] = {"plugin": "plug-in"}
+Kind = Literal["plugin", "mixer", "frontend", "head", "method", "tool"]
+_WORDS: dict[Kind, str] = {"plugin": "plug-in", "frontend": "front-end"}
 # Rooms whose files end in cards.
 _ROOMS = ("visionattn.plugins", "visionattn.mixers")
 
@@ -77,7 +77,8 @@ class Card:
     Args:
         name: Name in lower case, as in `attach(model, name)` and in the names of networks.
         title: Name in words, such as `CBAM: Convolutional Block Attention Module`.
-        kind: `plugin` (`(B, C, H, W)` maps), `mixer` (`(B, H, W, C)` maps), `head`, `method` or `tool`.
+        kind: `plugin` (`(B, C, H, W)` maps), `mixer` (`(B, H, W, C)` maps), `frontend` (pictures), `head`, `method`
+            or `tool`.
         factory: The class, or a function that builds the module: called with the number of channels or the width, and
             keywords. None if the mechanism only says which mixers the blocks of a network have: see `mixers`.
         summary: One line on what it does.

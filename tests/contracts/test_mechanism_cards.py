@@ -28,14 +28,14 @@ def test_says_what_it_is(card):
     assert card.standalone or not card.hosts
     if card.standalone:
         first = next(inspect.signature(card.constructor).parameters.values().__iter__())
-        assert first.name == {"plugin": "channels", "mixer": "dim"}[card.kind]
+        assert first.name == {"plugin": "channels", "mixer": "dim", "frontend": "in_channels"}[card.kind]
         assert card.cases
     if card.reference:
         assert callable(import_module(f"visionattn.reference.{card.reference}").naive_of)
 
 
 def test_lists_are_made_of_the_cards():
-    assert visionattn.list_plugins() == [c.name for c in CARDS if c.kind == "plugin" and c.name != "pkcam"]
+    assert visionattn.list_plugins() == [c.name for c in CARDS if c.kind == "plugin" and not c.further_inputs]
     listed = visionattn.list_mixers()
     assert listed == sorted(listed) and {"swin", "twins_local"} <= {*listed} and "twins" not in listed
 

@@ -75,8 +75,8 @@ def compare(found: Outputs, expected: Outputs, names: Sequence[str], dtype: torc
         shapes = " and ".join(str([tuple(x.shape) for x in outputs]) for outputs in (found, expected))
         return Comparison(f"shapes differ: {shapes}", False)
     if "boxes" in names:
-        outputs = (dict(zip(names, values, strict=True)) for values in (found, expected))
-        return _compare_objects(*outputs, lost=_LOST[dtype], tolerance=tolerance, side=side)
+        ours, theirs = (dict(zip(names, values, strict=True)) for values in (found, expected))
+        return _compare_objects(ours, theirs, lost=_LOST[dtype], tolerance=tolerance, side=side)
     largest = max((a.double() - b.double()).abs().max().item() for a, b in zip(found, expected, strict=True))
     scale = max(b.double().abs().max().item() for b in expected)
     text = f"largest difference {largest:.1e}, {largest / max(scale, 1e-30):.1e} of the largest output"

@@ -1,6 +1,7 @@
 """Any mixer on tokens `(B, N, C)`, as most vision transformers keep them."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,8 @@ class Tokens(nn.Module):
         if x.shape[1] != self.prefix + height * width:
             raise ValueError(f"{x.shape[1]} tokens are not {self.prefix} of prefix and a grid of {height} x {width}")
         if hasattr(self.mixer, "forward_tokens"):
-            return self.mixer.forward_tokens(x, (height, width), self.prefix)
+            mixer: Any = self.mixer
+            return mixer.forward_tokens(x, (height, width), self.prefix)
         y = self.mixer(x[:, self.prefix :].unflatten(1, (height, width))).flatten(1, 2)
         return torch.cat([x[:, : self.prefix], y], 1) if self.prefix else y
 

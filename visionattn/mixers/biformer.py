@@ -12,7 +12,7 @@ Differs from the official code in:
 Golden: tests/golden/bra_*.npz and biformer_attnlepe_*.npz (outputs, input gradients, routing).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -144,14 +144,8 @@ class BiLevelRoutingAttention(nn.Module):
                 f"{height} x {width}"
             )
         region = (height // self.n_win, width // self.n_win)
-        return (
-            _pad(self.qkv(x), -(-height // region[0]) * region[0], -(-width // region[1]) * region[1]),
-            region,
-            (
-                height,
-                width,
-            ),
-        )
+        qkv = _pad(self.qkv(x), -(-height // region[0]) * region[0], -(-width // region[1]) * region[1])
+        return qkv, region, (height, width)
 
 
 class LePEAttention(SoftmaxAttention):
@@ -192,15 +186,27 @@ class LePEAttention(SoftmaxAttention):
         self.lepe_on = lepe_on
         self.lepe = nn.Conv2d(dim, dim, lepe, padding=lepe // 2, groups=dim, **dd)
 
-    def forward_tokens(self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0) -> torch.Tensor:
+    def forward_tokens(
+        self,
+        x: torch.Tensor,
+        grid: tuple[int, int],
+        prefix: int = 0,
+        *,
+        rotate: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Attention of tokens, `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
 
         Args:
             x: The tokens, extra ones first.
             grid: `(H, W)`.
             prefix: Number of extra tokens, which the convolution leaves out.
+            rotate: As in softmax attention.
+            bias: As in softmax attention.
         """
         q, k, v = self._heads(x)
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
         source = x if self.lepe_on == "input" else v.transpose(1, 2).flatten(2)
         local = nhwc_conv(
             source[:, prefix:].unflatten(1, grid),
@@ -211,7 +217,7 @@ class LePEAttention(SoftmaxAttention):
         ).flatten(1, 2)
         if prefix:
             local = F.pad(local, (0, 0, prefix, 0))
-        out = attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        out = attention(q, k, v, mask=bias, dropout_p=self.attn_drop.p if self.training else 0.0)
         return self.proj_drop(self.proj(out + local))
 
 

@@ -201,7 +201,7 @@ class MultipoleAttention(nn.Module):
         side, stride, size = self.window_size, self.window_stride, (like.size(1), like.size(2))
         if stride == side:
             return merge_windows(x, size, (side, side))
-        padded = [length + self._padding(length)[1] for length in size]
+        padded = tuple(length + self._padding(length)[1] for length in size)
         columns = x.unflatten(0, (like.size(0), -1)).permute(0, 3, 2, 1).flatten(1, 2)
         total = F.fold(columns, padded, side, stride=stride)
         rows, cols = (_coverage(length, side, stride, x) for length in padded)

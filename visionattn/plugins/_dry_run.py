@@ -62,7 +62,7 @@ def dry_run(model: nn.Module, example_input: Any = None) -> dict[str, Call]:
     given = _picture_shape(model) if example_input is None else example_input
     if given is None:
         return {}
-    devices = ["meta", weight.device] if weight.device.type != "meta" else ["meta"]
+    devices: list[str | torch.device] = ["meta", weight.device] if weight.device.type != "meta" else ["meta"]
     for device in devices:
         inputs = _filled(given, device, weight.dtype)
         try:

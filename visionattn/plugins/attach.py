@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from visionattn.catalog import cards
 from visionattn.utils.factory import FactoryKwargs
 from visionattn.utils.modifications import record_modification
 from visionattn.utils.tables import format_table
 
 from ._attached import AttachedModule, ZeroInitGate
+from ._conditioned import Conditioned, resolve_gate
 from ._dry_run import input_shapes
 from ._insertion import InsertionPoint, find_insertion_points
 from ._named import Names
-from ._resolve import list_plugins, resolve_plugin
+from ._resolve import resolve_plugin
 
 __all__ = ["Place", "Places", "attach"]
 
@@ -46,6 +48,7 @@ def attach(
     stages: int | Iterable[int] | None = None,
     start: str = "identity",
     example_input: Any = None,
+    condition: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Puts a plug-in into every block, behind every stage or behind named modules of a network, which it returns.
@@ -82,15 +85,20 @@ def attach(
         example_input: What the network can be called with: a tensor or its shape, a list of those for several
             arguments, a dict for arguments by name. By default a picture of the size that the network states, or of
             224 pixels a side.
+        condition: Whether the plug-in takes a second input, such as `sentence` or `acat`. The network is then wrapped:
+            it is called `model(image, condition)`, and its state dict keeps its names (`Conditioned`).
         **kwargs: For the plug-in.
 
     Raises:
         ValueError: If the plug-in, `where` or `start` is unknown, a stage does not exist, a named module gives no map,
             the network does not run, has no place for attention or one is taken already.
     """
+    if isinstance(model, Conditioned):
+        attach(model.network, plugin, where, stages, start, example_input, condition, **kwargs)
+        return model
     if start not in ("identity", "paper"):
         raise ValueError(f"start must be 'identity' or 'paper', got {start!r}")
-    build = resolve_plugin(plugin)
+    build = resolve_gate(plugin) if condition else resolve_plugin(plugin)
     stages = stages if stages is None or isinstance(stages, int) else list(stages)
     if isinstance(where, Iterable) and not isinstance(where, str):
         where = list(where)
@@ -102,7 +110,7 @@ def attach(
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     dd: FactoryKwargs = {"device": weight.device, "dtype": weight.dtype}
     blocks = [build(spot.channels, **kwargs).to(**dd) for spot in spots]
-    kinds = [type(block).__name__ for block in blocks]
+    kinds = [type(getattr(block, "gate", block) if condition else block).__name__ for block in blocks]
     if start == "identity":
         blocks = [ZeroInitGate(block, **dd) for block in blocks]
     before = [(place, model.get_submodule(place.name)) for place in getattr(model, "attached", ())]
@@ -122,8 +130,10 @@ def attach(
         arguments |= {"where": [spot.name for spot in spots], "stages": None}
     if example_input is not None:
         arguments["example_input"] = input_shapes(example_input)
+    if condition:
+        arguments["condition"] = True
     record_modification(model, "attach", arguments)
-    return model
+    return Conditioned(model) if condition else model
 
 
 def _as_data(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> str | dict[str, Any]:
@@ -132,7 +142,7 @@ def _as_data(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> str | d
         return {**plugin, "type": _as_data(plugin["type"])}
     if isinstance(plugin, str):
         return plugin
-    names = [name for name in list_plugins() if resolve_plugin(name) is plugin]
+    names = [card.name for card in cards("plugin") if card.factory is plugin]
     return names[0] if names else f"{getattr(plugin, '__module__', '')}.{getattr(plugin, '__qualname__', plugin)}"
 
 
