@@ -62,7 +62,7 @@ def test_smoke(run_cli):
 def test_suites_change_the_network_and_nothing_else(name):
     suite = SUITES[name]
     configs = [load_config(*suite.config(name)) for group in suite.groups for name in group]
-    networks = [config.model.backbone.pop("model_name") for config in configs]
+    networks = [config.model.pop("backbone").model_name for config in configs]
     assert len(set(networks)) == len(networks) and all(map(timm.is_model, networks))
     if name == "mixers":
         assert networks[0] == "va_stm_pool_nano" and "va_stm_swin_nano" in networks
