@@ -16,7 +16,7 @@ from visionattn.testing import pages  # noqa: E402  (of this checkout)
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "checkpoints/README.md": "weights.md"}
 _INCLUDE = re.compile(r"^<!-- include: (\S+?)(?: # (.+?))? -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
-_CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def on_config(config):
@@ -74,4 +74,4 @@ def rebased(text, source, path, files):
             return words if words.startswith("`") else f"{words} (`{at}`)"
         return f"{mark}[{words}]({posixpath.relpath(inside, posixpath.dirname(path) or '.')}{anchor})"
 
-    return "".join(part if number % 2 else _LINK.sub(link, part) for number, part in enumerate(_CODE.split(text)))
+    return "".join(part if number % 2 else _LINK.sub(link, part) for number, part in enumerate(_FENCE.split(text)))

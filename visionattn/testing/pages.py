@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from inspect import getdoc, getsource
-from pathlib import Path
 from pkgutil import iter_modules
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import timm
@@ -76,20 +75,22 @@ def fixtures_of(card: Card) -> list[str]:
     Args:
         card: Its module names them in its docstring, after `Golden:`.
     """
-    golden = re.search(r"^Golden: (.*)", module_of(card).__doc__ or "", re.MULTILINE | re.DOTALL)
-    patterns = re.findall(r"[\w{},*]+\.npz", golden[1]) if golden else []
-    choices = [f"{before}{choice}{after}" for before, choice, after in map(_alternatives, patterns)]
+    patterns = re.findall(r"[\w{},*]+\.npz", _golden(card))
+    expanded = (name for pattern in patterns for name in _alternatives(pattern))
     folder = ROOT / "tests" / "golden"
-    return sorted({path.stem for pattern in choices for path in folder.glob(pattern)})
+    return sorted({path.stem for pattern in expanded for path in folder.glob(pattern)})
 
 
 def has_kernels(card: Card) -> bool:
-    """Whether an operation that a mechanism calls has Triton kernels."""
-    cls = getattr(card.factory, "func", card.factory)
+    """Whether an operation that a mechanism calls, itself or through another one, has Triton kernels."""
+    if card.factory is None:
+        parts = (other for other in cards(card.kind) if other.factory and module_of(other) is module_of(card))
+        return any(map(has_kernels, parts))
+    cls = _class_of(card)
     bases = cls.__mro__ if isinstance(cls, type) else ()
-    modules = {module_of(card).__name__, *(base.__module__ for base in bases)}
-    own = [import_module(name) for name in modules if name.startswith("visionattn.")]
-    return any(hasattr(value, "refuses") for module in own for value in vars(module).values())
+    names = {module_of(card).__name__, *(base.__module__ for base in bases)}
+    modules = (import_module(name) for name in names if name.startswith("visionattn."))
+    return any(_reaches_kernel(value) for module in modules for value in vars(module).values())
 
 
 def usage(card: Card, networks: list[str]) -> dict[str, str]:
@@ -116,7 +117,7 @@ def usage(card: Card, networks: list[str]) -> dict[str, str]:
         shown["In a network that is there already"] = "\n".join([*start, *lines])
     if card.kind == "mixer" and card.standalone:
         weights = "" if card.keeps_weights else ', weights="new"'
-        lines = ['model = timm.create_model("deit_tiny_patch16_224")  # pretrained=True keeps its weights']
+        lines = ['model = timm.create_model("deit_small_patch16_224")  # pretrained=True keeps its weights']
         lines += [f'visionattn.replace_attention(model, "{card.name}", blocks=[-2, -1]{weights})']
         shown["In a network that is there already"] = "\n".join([*start, *lines, "print(model.replaced)"])
     if networks:
@@ -133,7 +134,7 @@ def _page(card: Card, networks: list[str]) -> str:
         cls = _class_of(card)
         lines += [*_description(cls), f"Arguments, errors and methods: [`{cls.__name__}`]({_api(card, cls)}).", ""]
     if card.placement:
-        lines += ["## Where it goes", "", _sentence(f"{card.placement}"), ""]
+        lines += ["## Where it goes", "", _sentence(card.placement), ""]
     lines += ["## Use", ""]
     for heading, code in usage(card, networks).items():
         lines += [f"{heading}:", "", "```python", code, "```", ""]
@@ -195,7 +196,7 @@ def _formula(card: Card) -> list[str]:
 
 
 def _costs(card: Card, networks: list[str]) -> list[str]:
-    lines = [f"Time and memory grow with the number of positions N like {card.cost}.", ""]
+    lines = [f"Growth of time and memory with the number of positions N: {card.cost}.", ""]
     rows = []
     if card.standalone:
         with torch.device("meta"):
@@ -204,8 +205,8 @@ def _costs(card: Card, networks: list[str]) -> list[str]:
         # Two maps at a time: what normalises single vectors needs two.
         macs = count_macs(block, shape, batch=2)
         rows.append((f"the module alone, {_WIDTH} channels, {_SIDE} x {_SIDE}", _size(block), macs))
-    for name in _host(networks) or networks[:1]:
-        rows.append((f"`{name}`", *_network_cost(name)))
+    for name, remark in zip(_host(networks) or networks[:1], ("", ", for comparison"), strict=False):
+        rows.append((f"`{name}`{remark}", *_network_cost(name)))
     if rows:
         lines += ["| | parameters | MACs (M) |", "|---|---|---|"]
         lines += [f"| {what} | {params:,} | {macs / 1e6:,.2f} |" for what, params, macs in rows]
@@ -224,9 +225,11 @@ def _proof(card: Card, module: ModuleType) -> list[str]:
     fixtures = fixtures_of(card)
     if fixtures:
         names = ", ".join(f"`{name}`" for name in fixtures)
-        lines.append(f"- {len(fixtures)} recorded results that it is compared with, in `tests/golden`: {names}.")
-    elif golden := re.search(r"^Golden: none[,;]?\s*(.*)", module.__doc__ or "", re.MULTILINE | re.DOTALL):
-        lines.append(f"- No recorded results of an official code {golden[1].strip()}".replace("code for", "code for"))
+        what = re.search(r"\(.*?\)", _golden(card))
+        found = f"{len(fixtures)} recorded results{' ' + what[0] if what else ''}"
+        lines.append(f"- {found} that its file is compared with, in `tests/golden`: {names}.")
+    elif golden := _golden(card):
+        lines.append(f"- Recorded results of an official code: {golden}")
     tests = [path for path in (f"tests/{file.rpartition('/')[0]}/test_{stem}.py",) if (ROOT / path).is_file()]
     lines += [f"- Tests of its own: `{path}`." for path in tests]
     if card.standalone:
@@ -258,7 +261,12 @@ def _speed(card: Card, networks: list[str]) -> list[str]:
     own = [row for row in rows if row["name"].casefold() in (card.name, title) or row["name"] in networks]
     if not own:
         return []
-    lines = ["## Speed", "", "| | input | layout | | ours, ms | times as fast | as |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "## Speed",
+        "",
+        "| | input | layout | | ours, ms | times as fast | as the |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in own:
         ratio = row["contenders"][row["reference"]]["ratio"]
         shape = "x".join(map(str, row["shape"]))
@@ -321,11 +329,25 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:].rstrip('.')}."
 
 
-def _alternatives(pattern: str) -> tuple[str, str, str]:
-    """A pattern of files, its one choice `{a,b}` made a star: names of fixtures tell the alternatives apart anyway."""
-    before, _, rest = pattern.partition("{")
-    inside, _, after = rest.partition("}")
-    return before, "*" if inside else "", after
+def _golden(card: Card) -> str:
+    """What the docstring of a mechanism's module says of recorded results."""
+    found = re.search(r"^Golden: (.*)", module_of(card).__doc__ or "", re.MULTILINE | re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The patterns that one with a choice `{a,b}` stands for."""
+    found = re.fullmatch(r"(.*)\{(.*)\}(.*)", pattern)
+    return [f"{found[1]}{choice}{found[3]}" for choice in found[2].split(",")] if found else [pattern]
+
+
+def _reaches_kernel(value: Any) -> bool:
+    """Whether a function of `visionattn.ops` has kernels or names one there that has."""
+    if hasattr(value, "refuses"):
+        return True
+    if not isinstance(value, FunctionType) or not value.__module__.startswith("visionattn.ops"):
+        return False
+    return any(_reaches_kernel(value.__globals__.get(name)) for name in value.__code__.co_names)
 
 
 def _modules(package: ModuleType) -> Iterator[str]:
@@ -342,7 +364,3 @@ def _from_private_modules(package: ModuleType) -> list[str]:
         if home.startswith(f"{package.__name__}._"):
             found.append(f"{package.__name__}.{name}")
     return found
-
-
-def _file(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
