@@ -20,6 +20,7 @@ from visionattn.utils.files import replacing
 from visionattn.utils.marks import put_between
 
 from . import byte_budgets
+from .fixtures import FOLDER
 
 __all__ = ["COMMAND", "mechanism_table", "network_table", "notice", "renew", "stale"]
 
@@ -100,7 +101,7 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
             found[root / name] = new
     promises = root / "docs" / "promises.md"
     old = promises.read_text(encoding="utf-8")
-    new = re.sub(r"\d+ recorded fixtures", f"{len(list((root / 'tests/golden').glob('*.npz')))} recorded fixtures", old)
+    new = re.sub(r"\d+ recorded fixtures", f"{len(list(FOLDER.glob('*.npz')))} recorded fixtures", old)
     if new != old:
         found[promises] = new
     return found
