@@ -1,4 +1,4 @@
-"""A bake-off from training to networks that load by name."""
+"""A comparison from training to networks that load by name."""
 
 import csv
 import json
@@ -55,7 +55,7 @@ def test_from_training_to_published_networks(run_cli, tmp_path):
 def test_smoke(run_cli):
     code, out, error = run_cli("compare", "--smoke")
     assert code == 0, error
-    assert "# Smoke test of the bake-off" in out and "## va_resnet10n_cbam.smoke" in out
+    assert "# Smoke test of the comparison" in out and "## va_resnet10n_cbam.smoke" in out
 
 
 @pytest.mark.parametrize("name", SUITES)
