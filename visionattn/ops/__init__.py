@@ -13,15 +13,18 @@ from .focused_attention import focused_attention, focused_features
 from .halo_attention import halo_attention
 from .large_kernel_conv import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from .layout import memory_format
+from .masked_attention import Blocks, masked_attention, pair_mask
 from .max_first import max_first
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
 from .plane_conv import plane_conv
+from .route_blocks import route_blocks
 from .stripe_attention import stripe_attention
 from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
 from .window_attention import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
+    "Blocks",
     "Windows",
     "attention",
     "axis_attention",
@@ -40,11 +43,13 @@ __all__ = [
     "interpolate_kernel",
     "large_kernel_conv",
     "map_pools",
+    "masked_attention",
     "max_first",
     "memory_format",
     "merge_windows",
     "nested_gate",
     "nhwc_conv",
+    "pair_mask",
     "partition_windows",
     "plane_conv",
     "prefer_moments",
@@ -52,6 +57,7 @@ __all__ = [
     "projected_channel_attention",
     "relative_position_bias",
     "residual_gate",
+    "route_blocks",
     "stripe_attention",
     "subspace_scores",
     "toeplitz_matrix",
