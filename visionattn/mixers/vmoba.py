@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from visionattn.catalog import BlockContext, Card
-from visionattn.ops import route_blocks
+from visionattn.ops import Blocks, masked_attention, pair_mask, route_blocks
 from visionattn.ops._autocast import wide, without_autocast
-from visionattn.ops.masked_attention import Blocks, masked_attention, pair_mask
 from visionattn.utils.arguments import check_choice, check_positive, pair
 
 from ._common import WINDOWS
@@ -142,21 +141,11 @@ class BlockRoutedAttention(SoftmaxAttention):
         q, k, _ = self._heads(x.flatten(1, 2))
         return self._route(q, k, self.blocks((x.size(1), x.size(2)), x.device), 0)
 
-    def weights(self, x: torch.Tensor, grid: tuple[int, int] | None = None, prefix: int = 0) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`, or from tokens
-        `(B, prefix + H * W, C)` with their grid.
-
-        Raises:
-            ValueError: If tokens come without a grid.
-        """
+    def _mask(self, q: torch.Tensor, k: torch.Tensor, grid: tuple[int, int] | None, prefix: int) -> torch.Tensor | None:
         if grid is None:
-            if x.ndim != 4:
-                raise ValueError(f"weights of tokens need their grid, got x of shape {tuple(x.shape)} and grid=None")
-            grid = (x.size(1), x.size(2))
-        q, k, _ = self._heads(x.flatten(1, -2))
-        blocks = self.blocks(grid, x.device)
-        mask = pair_mask(self._route(q, k, blocks, prefix), None, blocks, prefix)
-        return (q @ k.mT * q.size(-1) ** -0.5).masked_fill(~mask, float("-inf")).softmax(-1)
+            raise ValueError("weights of tokens need their grid here, got grid=None")
+        blocks = self.blocks(grid, q.device)
+        return pair_mask(self._route(q, k, blocks, prefix), None, blocks, prefix)
 
     def _route(self, q: torch.Tensor, k: torch.Tensor, blocks: Blocks, prefix: int) -> torch.Tensor:
         own = blocks.of_token[:, None] == torch.arange(blocks.tokens.size(0), device=q.device)

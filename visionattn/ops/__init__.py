@@ -5,6 +5,7 @@ from .attention import attention
 from .axis_gate import axis_attention, axis_gate
 from .axis_pools import axis_pools
 from .balanced_bisection import balanced_bisection
+from .block_map import BlockMap, hilbert_order
 from .block_sparse_attention import Windows, block_sparse_attention
 from .channel_attention import channel_attention, prefer_moments, projected_channel_attention
 from .cluster_attention import cluster_attention
@@ -24,6 +25,7 @@ from .subspace_scores import channel_moments, prefer_subspace_scores, residual_g
 from .window_attention import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
+    "BlockMap",
     "Blocks",
     "Windows",
     "attention",
@@ -40,6 +42,7 @@ __all__ = [
     "focused_attention",
     "focused_features",
     "halo_attention",
+    "hilbert_order",
     "interpolate_kernel",
     "large_kernel_conv",
     "map_pools",
