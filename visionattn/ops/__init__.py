@@ -5,6 +5,7 @@ from .attention import attention
 from .axis_gate import axis_attention, axis_gate
 from .axis_pools import axis_pools
 from .balanced_bisection import balanced_bisection
+from .block_map import BlockMap, hilbert_order
 from .block_sparse_attention import Windows, block_sparse_attention
 from .channel_attention import channel_attention, prefer_moments, projected_channel_attention
 from .cluster_attention import cluster_attention
@@ -13,17 +14,21 @@ from .focused_attention import focused_attention, focused_features
 from .halo_attention import halo_attention
 from .large_kernel_conv import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from .layout import memory_format
+from .masked_attention import Blocks, masked_attention, pair_mask
 from .max_first import max_first
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
 from .plane_conv import plane_conv
 from .rank_augmented_attention import rank_augmented_attention, rotate_pairs, rotation_tables
+from .route_blocks import route_blocks
 from .routed_attention import route_regions, routed_attention
 from .stripe_attention import stripe_attention
 from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
 from .window_attention import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
+    "BlockMap",
+    "Blocks",
     "Windows",
     "attention",
     "axis_attention",
@@ -39,14 +44,17 @@ __all__ = [
     "focused_attention",
     "focused_features",
     "halo_attention",
+    "hilbert_order",
     "interpolate_kernel",
     "large_kernel_conv",
     "map_pools",
+    "masked_attention",
     "max_first",
     "memory_format",
     "merge_windows",
     "nested_gate",
     "nhwc_conv",
+    "pair_mask",
     "partition_windows",
     "plane_conv",
     "prefer_moments",
@@ -57,6 +65,7 @@ __all__ = [
     "residual_gate",
     "rotate_pairs",
     "rotation_tables",
+    "route_blocks",
     "route_regions",
     "routed_attention",
     "stripe_attention",
