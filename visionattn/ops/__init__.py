@@ -9,7 +9,9 @@ from .block_sparse_attention import Windows, block_sparse_attention
 from .channel_attention import channel_attention, prefer_moments, projected_channel_attention
 from .cluster_attention import cluster_attention
 from .cross_gate import cross_gate
+from .cross_scan import cross_merge, cross_scan
 from .focused_attention import focused_attention, focused_features
+from .gated_scan import gated_scan, linear_recurrence
 from .halo_attention import halo_attention
 from .large_kernel_conv import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from .layout import memory_format
@@ -17,6 +19,7 @@ from .max_first import max_first
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
 from .plane_conv import plane_conv
+from .recomputed import recomputed
 from .stripe_attention import stripe_attention
 from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
 from .window_attention import merge_windows, partition_windows, relative_position_bias, window_attention
@@ -33,12 +36,16 @@ __all__ = [
     "channel_moments",
     "cluster_attention",
     "cross_gate",
+    "cross_merge",
+    "cross_scan",
     "explain",
     "focused_attention",
     "focused_features",
+    "gated_scan",
     "halo_attention",
     "interpolate_kernel",
     "large_kernel_conv",
+    "linear_recurrence",
     "map_pools",
     "max_first",
     "memory_format",
@@ -50,6 +57,7 @@ __all__ = [
     "prefer_moments",
     "prefer_subspace_scores",
     "projected_channel_attention",
+    "recomputed",
     "relative_position_bias",
     "residual_gate",
     "stripe_attention",
