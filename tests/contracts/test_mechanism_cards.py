@@ -46,7 +46,7 @@ def test_all_that_is_public_has_a_card(room):
     names = {getattr(card.factory, "func", card.factory).__name__ for card in CARDS if card.factory}
     public = {name: getattr(room, name) for name in room.__all__}
     classes = {name for name, value in public.items() if isinstance(value, type) and issubclass(value, nn.Module)}
-    parts = {"ChannelGate", "StripeAttention"}  # of CBAM and of CSwin
+    parts = {"ChannelGate", "MultiHeadEMA", "StripeAttention"}  # of CBAM, Mega and CSwin
     assert classes - parts <= names
     assert public.keys() <= {*dir(room)} and "import_module" not in dir(room)
     with pytest.raises(AttributeError, match=f"module '{room.__name__}' has no attribute 'Nonsense'"):

@@ -98,7 +98,7 @@ class ReGLA(nn.Module):
         """What each position takes from each before the norm, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
         grid, count = (x.size(1), x.size(2)), x.size(1) * x.size(2)
         values = torch.eye(count, device=x.device, dtype=_wide(x).dtype).view(1, *grid, count)
-        rows = self._scan(x, values.expand(len(x), -1, -1, -1).repeat(1, 1, 1, self.num_heads))
+        rows = self._scan(x, values.expand(x.shape[0], -1, -1, -1).repeat(1, 1, 1, self.num_heads))
         return rows.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _scan(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from .halo_attention import halo_attention
 from .large_kernel_conv import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from .layout import memory_format
 from .max_first import max_first
+from .moving_average import ema_kernel, moving_average
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
 from .plane_conv import plane_conv
@@ -38,6 +39,7 @@ __all__ = [
     "cross_gate",
     "cross_merge",
     "cross_scan",
+    "ema_kernel",
     "explain",
     "focused_attention",
     "focused_features",
@@ -50,6 +52,7 @@ __all__ = [
     "max_first",
     "memory_format",
     "merge_windows",
+    "moving_average",
     "nested_gate",
     "nhwc_conv",
     "partition_windows",
