@@ -29,6 +29,8 @@ __all__ = ["DeconstructedAttention"]
 _KINDS = ("softmax", "taylor", "relu", "self_gate", "uniform", "mlp", "external")
 # These compare pairs of tokens, so they can take rotations and biases of pairs.
 _PAIRWISE = ("softmax", "taylor", "relu", "external")
+# Tokens over the squared width of a head from which the Taylor polynomial is computed from features.
+_FEATURES_FROM = 1
 Rotate = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -144,7 +146,7 @@ class DeconstructedAttention(nn.Module):
         if self.kind in ("softmax", "external"):
             dropped = self.attn_drop.p if self.training else 0.0
             return self.proj_drop(self.proj(attention(q, k, v, mask=bias, dropout_p=dropped)))
-        features = self.kind == "taylor" and bias is None and 2 * q.shape[2] >= q.shape[3] ** 2
+        features = self.kind == "taylor" and bias is None and q.shape[2] >= _FEATURES_FROM * q.shape[3] ** 2
         if features and not (self.training and self.attn_drop.p):
             out = _taylor_by_features(q, k, v)
         else:
@@ -222,19 +224,17 @@ class DeconstructedAttention(nn.Module):
 def _taylor_by_features(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """The same as with the polynomial of all pairs, from sums over the keys: time and memory grow with N d^2.
 
-    `1 + s + s^2 / 2` is the product of `[1, x, x_i x_j / sqrt(2)]` of a query and a key, where `x` is over `d ** 0.25`
-    and a pair i < j stands for both of its orders.
+    `1 + s + s^2 / 2` is the product of `[1, x, x_i x_j / sqrt(2)]` of a query and a key, where `x` is over `d ** 0.25`.
     """
     dtype, width, count = q.dtype, q.size(-1), k.size(2)
-    first, second = torch.triu_indices(width, width, device=q.device).unbind(0)
     with without_autocast(q):
         q, k, v = (part.to(wide(part)) for part in (q, k, v))
-        # The square roots of 1/2 for i = j and of 2/2 for i < j, on both sides.
-        both = 1 - (1 - 0.5**0.5) * (first == second).to(q.dtype)
         q, k = q * width**-0.25, k * width**-0.25
-        q, k = (torch.cat([torch.ones_like(x[..., :1]), x, x[..., first] * x[..., second] * both], -1) for x in (q, k))
-        k = k / count
-        out = q @ (k.mT @ v) / (q @ k.sum(2, keepdim=True).mT)
+        # One more value of 1 sums up the weights. Means in place of sums stay small.
+        v = F.pad(v, (0, 1), value=1.0) / count
+        q_2, k_2 = ((x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2) for x in (q, k))
+        sums = v.sum(2, keepdim=True) + q @ (k.mT @ v) + q_2 @ (k_2.mT @ v / 2)
+        out = sums[..., :-1] / sums[..., -1:]
     return out.to(dtype)
 
 
