@@ -17,6 +17,7 @@ from .max_first import max_first
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
 from .plane_conv import plane_conv
+from .polynomial_attention import polynomial_attention
 from .rank_augmented_attention import rank_augmented_attention, rotate_pairs, rotation_tables
 from .routed_attention import route_regions, routed_attention
 from .stripe_attention import stripe_attention
@@ -49,6 +50,7 @@ __all__ = [
     "nhwc_conv",
     "partition_windows",
     "plane_conv",
+    "polynomial_attention",
     "prefer_moments",
     "prefer_subspace_scores",
     "projected_channel_attention",
