@@ -5,7 +5,7 @@ Official code: https://github.com/armingerami/fastmax (no licence), example.py f
 Differs from the official code in:
 - follows the PyTorch form, which is the paper's: the CUDA form divides by the squared norm, floored at 0.1, and divides
   the keys by a temperature, which cancels out if they are normalised; the temperature is left out;
-- a pair of numbers of a token is one feature of order 2, not two, also to `attn_drop`; nothing is dropped in evaluation;
+- a pair of numbers of a token is one feature of order 2, not two, also to `attn_drop`; evaluation drops nothing;
 - few tokens meet each other directly, as the features would take longer; half precision is computed in float32.
 
 Golden: tests/golden/fastmax_*.npz (outputs, input gradients).
@@ -36,8 +36,8 @@ class FastmaxAttention(nn.Module):
         dim: Width C.
         num_heads: Heads, a divisor of `dim`.
         order: Of the polynomial, 1 or 2.
-        normalize: Whether queries, and keys, of each image and head are divided by the length of the longest. Without it,
-            weights of order 1 may be negative and their sum near 0.
+        normalize: Whether queries, and keys, of each image and head are divided by the length of the longest. Without
+            it, weights of order 1 may be negative and their sum near 0.
         lim: Length of the longest then.
         coefficients: a0, a1, a2 of `f(s) = a0 + a1 s + a2 s^2`; order 1 leaves a2 out.
         causal: Whether a token sees only those up to itself, row by row.

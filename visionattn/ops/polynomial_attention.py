@@ -1,6 +1,6 @@
 """Attention whose weights are a polynomial of the scores, in time linear in the keys (Fastmax, arXiv 2402.07901)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -25,7 +25,7 @@ def polynomial_attention(
     dropout_p: float = 0.0,
     quadratic: bool | None = None,
 ) -> torch.Tensor:
-    """Means of the values with weights `f(q k)`, `f(s) = a0 + a1 s + a2 s^2`. `(B, heads, N, d) x 3 -> (B, heads, N, d)`.
+    """Means of the values with weights `f(q k)`, `f(s) = a0 + a1 s + a2 s^2`. `3 x (B, heads, N, d) -> (..., N, d)`.
 
     The weights are products of features: 1, the numbers of a token, and the products of any two of them. Half precision
     is computed in float32, under autocast too.
@@ -99,11 +99,11 @@ def _read(q: torch.Tensor, summary: torch.Tensor, order: int, dropout_p: float) 
     return _features(q, order, dropout_p) @ summary
 
 
-def _run(function: object, *args: object, dropout_p: float) -> torch.Tensor:
+def _run(function: Callable[..., torch.Tensor], *args: object, dropout_p: float) -> torch.Tensor:
     """Calls a function whose features the backward pass makes again, where it is not a compiler that decides."""
     if needs_formula() or not torch.is_grad_enabled():
-        return function(*args, dropout_p)  # type: ignore[operator, no-any-return]
-    return checkpoint(function, *args, dropout_p, use_reentrant=False, preserve_rng_state=dropout_p > 0)  # type: ignore[no-any-return]
+        return function(*args, dropout_p)
+    return checkpoint(function, *args, dropout_p, use_reentrant=False, preserve_rng_state=dropout_p > 0)
 
 
 def _linear(
@@ -123,7 +123,8 @@ def _causal(
     order = len(coefficients) - 1
     size = min(_CHUNK, max(16, _feature_count(q.size(3), order)))
     factors = _factors(coefficients, q)
-    summary, done = v.new_zeros(()), []
+    summary = v.new_zeros(())
+    done: list[torch.Tensor] = []
     for queries, keys, values in zip(q.split(size, 2), k.split(size, 2), v.split(size, 2), strict=True):
         out = _weights(queries, keys, coefficients, causal=True) @ values
         if done:
