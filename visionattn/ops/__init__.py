@@ -19,6 +19,7 @@ from .nhwc_conv import nhwc_conv
 from .plane_conv import plane_conv
 from .polynomial_attention import polynomial_attention
 from .rank_augmented_attention import rank_augmented_attention, rotate_pairs, rotation_tables
+from .relational_attention import relational_attention
 from .routed_attention import route_regions, routed_attention
 from .stripe_attention import stripe_attention
 from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
@@ -55,6 +56,7 @@ __all__ = [
     "prefer_subspace_scores",
     "projected_channel_attention",
     "rank_augmented_attention",
+    "relational_attention",
     "relative_position_bias",
     "residual_gate",
     "rotate_pairs",
