@@ -16,6 +16,7 @@ from .layout import memory_format
 from .max_first import max_first
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
+from .packed_attention import Packing, pack_tokens, packed_attention
 from .plane_conv import plane_conv
 from .polynomial_attention import polynomial_attention
 from .rank_augmented_attention import rank_augmented_attention, rotate_pairs, rotation_tables
@@ -26,6 +27,7 @@ from .subspace_scores import channel_moments, prefer_subspace_scores, residual_g
 from .window_attention import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
+    "Packing",
     "Windows",
     "attention",
     "axis_attention",
@@ -49,6 +51,8 @@ __all__ = [
     "merge_windows",
     "nested_gate",
     "nhwc_conv",
+    "pack_tokens",
+    "packed_attention",
     "partition_windows",
     "plane_conv",
     "polynomial_attention",
