@@ -151,7 +151,7 @@ def build_symbols(what: str | dict[str, Any], dim: int, *, num_symbols: int, num
         ValueError: If there is none of this name.
     """
     arguments = {"type": what} if isinstance(what, str) else dict(what)
-    name = arguments.pop("type", None)
+    name = str(arguments.pop("type", None))
     check_choice("symbols", name, SYMBOLS)
     if name in ("symbolic", "relational"):
         arguments = {"num_symbols": num_symbols, "num_heads": num_heads, **arguments}

@@ -21,9 +21,11 @@ def dual_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
         values = _heads(ordinary.wv(tokens), ordinary)
         parts.append(ordinary.wo(torch.einsum("bhij,bjhd->bihd", weights, values).flatten(2)))
     if relational is not None:
-        source = ordinary if module.share_attn_params else relational
-        names = ("wq", "wk") if module.share_attn_params else ("wq_attn", "wk_attn")
-        weights = _weights(*_queries_and_keys(*(getattr(source, name) for name in names), tokens, source))
+        if module.share_attn_params:
+            pair = _queries_and_keys(ordinary.wq, ordinary.wk, tokens, ordinary)
+        else:
+            pair = _queries_and_keys(relational.wq_attn, relational.wk_attn, tokens, relational)
+        weights = _weights(*pair)
         symbols = module.symbol_retriever(tokens)
         if symbols.ndim == 2:
             number, furthest = torch.arange(tokens.shape[1]), len(symbols) // 2
