@@ -21,9 +21,12 @@ from .max_first import max_first
 from .moving_average import ema_kernel, moving_average
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
+from .packed_attention import Packing, pack_tokens, packed_attention
 from .plane_conv import plane_conv
+from .polynomial_attention import polynomial_attention
 from .rank_augmented_attention import rank_augmented_attention, rotate_pairs, rotation_tables
 from .recomputed import recomputed
+from .relational_attention import relational_attention
 from .route_blocks import route_blocks
 from .routed_attention import route_regions, routed_attention
 from .stripe_attention import stripe_attention
@@ -33,6 +36,7 @@ from .window_attention import merge_windows, partition_windows, relative_positio
 __all__ = [
     "BlockMap",
     "Blocks",
+    "Packing",
     "Windows",
     "attention",
     "axis_attention",
@@ -64,14 +68,18 @@ __all__ = [
     "moving_average",
     "nested_gate",
     "nhwc_conv",
+    "pack_tokens",
+    "packed_attention",
     "pair_mask",
     "partition_windows",
     "plane_conv",
+    "polynomial_attention",
     "prefer_moments",
     "prefer_subspace_scores",
     "projected_channel_attention",
     "rank_augmented_attention",
     "recomputed",
+    "relational_attention",
     "relative_position_bias",
     "residual_gate",
     "rotate_pairs",

@@ -16,7 +16,9 @@ Pair = tuple[int, int]
 _SHARE, _MOST = 4, 1024
 
 
-def route_regions(qkv: torch.Tensor, region: Pair, topk: int, size: Pair | None = None) -> torch.Tensor:
+def route_regions(
+    qkv: torch.Tensor, region: Pair, topk: int, size: Pair | None = None, *, views: int = 1
+) -> torch.Tensor:
     """The regions whose mean key fits the mean query of each region best, best first. `-> (B, regions, topk)`.
 
     It takes no gradient, and one table serves all heads.
@@ -26,6 +28,8 @@ def route_regions(qkv: torch.Tensor, region: Pair, topk: int, size: Pair | None 
         region: Height and width of a region.
         topk: How many regions each one sees.
         size: Height and width of the part of the map that the means are taken of; none is all of it.
+        views: How many views of an object the map is made of, one below the other: with more than one, a region sees
+            those of the other views only.
     """
     height, width = qkv.size(1), qkv.size(2)
     rows, columns = height // region[0], width // region[1]
@@ -41,7 +45,11 @@ def route_regions(qkv: torch.Tensor, region: Pair, topk: int, size: Pair | None 
                 held = (full - side * torch.arange(count, device=qkv.device)).clamp(1, side)
                 sums = sums / held.view(-1, *([1] * (3 - axis)))
         q, k = sums.flatten(1, 2).chunk(2, dim=2)
-        return (q @ k.mT).topk(topk, dim=2).indices
+        logits = q @ k.mT
+        if views > 1:
+            view = torch.arange(views, device=qkv.device).repeat_interleave(rows * columns // views)
+            logits = logits.masked_fill(view.unsqueeze(1) == view, -torch.inf)
+        return logits.topk(topk, dim=2).indices
 
 
 def _refuses(
