@@ -1,5 +1,6 @@
 """Functions on tensors that the blocks share; the torch code here defines what they mean."""
 
+from ._autocast import widened
 from ._dispatch import explain, use_backend
 from .attention import attention
 from .axis_gate import axis_attention, axis_gate
@@ -23,6 +24,7 @@ from .plane_conv import plane_conv
 from .recomputed import recomputed
 from .stripe_attention import stripe_attention
 from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
+from .summed_attention import summed_attention
 from .window_attention import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
@@ -65,7 +67,9 @@ __all__ = [
     "residual_gate",
     "stripe_attention",
     "subspace_scores",
+    "summed_attention",
     "toeplitz_matrix",
     "use_backend",
+    "widened",
     "window_attention",
 ]
