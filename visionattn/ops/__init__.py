@@ -17,6 +17,7 @@ from .halo_attention import halo_attention
 from .large_kernel_conv import interpolate_kernel, large_kernel_conv, toeplitz_matrix
 from .layout import memory_format
 from .max_first import max_first
+from .memory_scan import memory_scan
 from .moving_average import ema_kernel, moving_average
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
@@ -53,6 +54,7 @@ __all__ = [
     "map_pools",
     "max_first",
     "memory_format",
+    "memory_scan",
     "merge_windows",
     "moving_average",
     "nested_gate",
