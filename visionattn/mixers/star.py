@@ -4,8 +4,8 @@ Official code: https://github.com/NVIDIA/Star-Attention (Apache-2.0), model.py: 
 hosts, where the anchor is the first block of the text.
 
 Differs from the official code in: a form for images (ours): blocks are windows of a map, and the anchor is the pooled
-map or the window in its middle. The second phase, in which further tokens see everything, is what extra tokens get where
-a mixer of maps stands in a network that has some.
+map or the window in its middle. The second phase, in which further tokens see everything, is what extra tokens get
+where a mixer of maps stands in a network that has some.
 
 Golden: tests/golden/star_*.npz (outputs and input gradients of an independent implementation).
 """
