@@ -3,10 +3,16 @@
 import pytest
 import torch
 
-from visionattn.mixers import MVPAttention, SeriesMVPAttention
+from visionattn.mixers import MVPAttention, SeriesMVPAttention, mvpa
 from visionattn.reference.mvpa import naive_of
 from visionattn.testing.contracts import perturbed
 from visionattn.testing.fixtures import check_module, load, normal, relative_error
+
+
+@pytest.fixture(params=[0, 256], ids=["features", "pairs"], autouse=True)
+def either_form(request, monkeypatch):
+    """Few tokens as they are computed, and as many are."""
+    monkeypatch.setattr(mvpa, "_PAIRS_UP_TO", request.param)
 
 
 @pytest.mark.parametrize("name", ["mvpa_grid_2x5x7x32_eval", "mvpa_grid_1x6x9x32_clip_eval"])

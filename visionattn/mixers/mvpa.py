@@ -28,6 +28,8 @@ from ._common import WINDOWS
 
 __all__ = ["MVPAttention", "SeriesMVPAttention"]
 
+# Tokens up to which scores of all pairs are held, which is quicker; beyond, positions become features.
+_PAIRS_UP_TO = 256
 Terms = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -113,7 +115,7 @@ class MVPAttention(nn.Module):
         """
         q, k, terms = self._scored(x, grid, prefix)
         v = _heads(self.v(x), self.num_heads, q.shape[3])
-        if self.window is None and bias is None:
+        if self.window is None and bias is None and x.shape[1] > _PAIRS_UP_TO:
             dropped = self.attn_drop.p if self.training else 0.0
             out = _by_features(q, k, v, terms, grid, prefix, dropped)
         else:
@@ -163,16 +165,14 @@ class MVPAttention(nn.Module):
     ) -> torch.Tensor:
         scores = q @ k.mT
         if self.window is not None:
-            near = (
-                torch.arange(side, device=q.device).sub(torch.arange(side, device=q.device).unsqueeze(1)).abs()
-                <= self.window
-                for side in grid
-            )
-            down, across = near
+            places = (torch.arange(side, device=q.device) for side in grid)
+            down, across = ((place - place.unsqueeze(1)).abs() <= self.window for place in places)
             seen = down.view(grid[0], 1, grid[0], 1) & across.view(1, grid[1], 1, grid[1])
             seen = F.pad(seen.flatten(2).flatten(0, 1), (prefix, 0, prefix, 0), value=True)
             scores = scores * seen.to(scores.dtype)
-        scores = (scores + F.pad(_pairs(terms), (prefix, 0, prefix, 0))) * q.shape[3] ** -0.5
+        positions = _pairs(terms)
+        positions = F.pad(positions, (prefix, 0, prefix, 0)) if prefix else positions
+        scores = (scores + positions) * q.shape[3] ** -0.5
         scores = scores if bias is None else scores + bias
         return scores.softmax(-1, dtype=wide(scores)).to(q.dtype)
 
@@ -248,16 +248,16 @@ class SeriesMVPAttention(nn.Module):
         back = step.unsqueeze(1) - step
         offsets = ((times - 1 - back).clamp(max=times - 1), channels - 1 - (place.unsqueeze(1) - place).abs())
         embeds = (self.position_net(time_embed[0]), self.channel_net(channel_embed[0]))
-        tables = [_of_heads(rows[index], heads, width) for rows, index in zip(embeds, offsets, strict=True)]
-        terms = _position_scores(q.unflatten(2, (times, channels)), others, tables)
+        rows = [_of_heads(table[index], heads, width) for table, index in zip(embeds, offsets, strict=True)]
+        terms = _position_scores(q.unflatten(2, (times, channels)), others, rows)
         seen = (back.abs() <= self.window) | (step.unsqueeze(1) == times - 1)
         by_token = [
             table.repeat_interleave(channels, 0).repeat_interleave(channels, 1)
             for table in (seen.to(q.dtype), back < 0)
         ]
         scores = ((q + u.unsqueeze(-2)) @ k.mT * by_token[0] + _pairs(terms)) * width**-0.5
-        rows = scores.masked_fill(by_token[1], -torch.inf).softmax(-1, dtype=wide(scores)).to(q.dtype)
-        out = (self.attn_drop(rows) @ v).transpose(1, 2).flatten(2)
+        attn = scores.masked_fill(by_token[1], -torch.inf).softmax(-1, dtype=wide(scores)).to(q.dtype)
+        out = (self.attn_drop(attn) @ v).transpose(1, 2).flatten(2)
         return self.proj_drop(self.c_proj(out)).view(x.shape)
 
 
@@ -282,7 +282,7 @@ def _init(module: nn.Module) -> None:
 def _of_heads(x: torch.Tensor, num_heads: int, width: int) -> torch.Tensor:
     """Features `(..., width of all)` by head, each as often as heads of queries share it: `(num_heads, ..., width)`."""
     parts = x.unflatten(-1, (-1, width)).movedim(-2, 0)
-    return parts.repeat_interleave(num_heads // parts.shape[0], 0)
+    return parts if parts.shape[0] == num_heads else parts.repeat_interleave(num_heads // parts.shape[0], 0)
 
 
 def _heads(x: torch.Tensor, num_heads: int, width: int) -> torch.Tensor:
