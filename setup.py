@@ -39,11 +39,14 @@ TRAIN = [
     "rich>=13.7",
 ]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+# The documentation site; it shows what the whole package says of itself.
+DOCS = [*TRAIN, "mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings>=1.0", "mkdocstrings-python>=2.0"]
 HUB = ["huggingface_hub>=0.34"]
 EXTRAS = {
     "train": TRAIN,
     "export": [*TRAIN, *EXPORT],
     "hub": HUB,
+    "docs": DOCS,
     "all": [*TRAIN, *EXPORT],
     "test": [
         *TRAIN,

@@ -169,7 +169,6 @@ def walk(scenario, run_cli):
         assert out, command
 
 
-@pytest.mark.slow
 def test_commands_on_digits(run_cli, folder):
     walk(DIGITS, run_cli)
     assert (folder / "va_resnet10n_cbam.digits.onnx").is_file()
@@ -177,7 +176,6 @@ def test_commands_on_digits(run_cli, folder):
     assert len((folder / "predictions" / "predictions.jsonl").read_text().splitlines()) == 36 + 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scenario", [OWN, *REST], ids=lambda scenario: "-".join(scenario[0][0].split()[1:3]))
 def test_longer_commands(scenario, run_cli, folder):
     walk(scenario, run_cli)

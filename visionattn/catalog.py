@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from inspect import signature
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
 from visionattn.utils.exports import public_modules
 from visionattn.utils.map_input import check_maps
 
-__all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get", "resolve"]
+__all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get", "module_of", "resolve"]
 
 Kind = Literal["plugin", "mixer", "frontend", "head", "method", "tool"]
 _WORDS: dict[Kind, str] = {"plugin": "plug-in", "frontend": "front-end"}
@@ -181,13 +181,24 @@ class Card:
 @cache
 def _index() -> dict[tuple[Kind, str], Card]:
     """Every card by kind and name."""
-    index: dict[tuple[Kind, str], Card] = {}
+    return {key: card for key, (card, _) in _homes().items()}
+
+
+@cache
+def _homes() -> dict[tuple[Kind, str], tuple[Card, ModuleType]]:
+    """Every card, and the module at whose end it stands, by kind and name."""
+    index: dict[tuple[Kind, str], tuple[Card, ModuleType]] = {}
     for file in (file for room in _ROOMS for file in public_modules(room)):
         for card in (*getattr(file, "CARDS", ()), *([file.CARD] if hasattr(file, "CARD") else ())):
             if (card.kind, card.name) in index:
                 raise ValueError(f"two cards are named {card.name!r}; the second is in {file.__name__}")
-            index[card.kind, card.name] = card
+            index[card.kind, card.name] = card, file
     return index
+
+
+def module_of(card: Card) -> ModuleType:
+    """The module at whose end a card stands."""
+    return _homes()[card.kind, card.name][1]
 
 
 def cards(kind: Kind | None = None) -> Iterator[Card]:

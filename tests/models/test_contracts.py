@@ -50,7 +50,7 @@ FAMILIES = {  # narrow members of the others, for the slow run
     **dict.fromkeys(
         ("va_flatten_swin_tiny", "va_ravlt_tiny", "va_twins_svt_small", "va_biformer_tiny", "va_mano_tiny"), NARROW
     ),
-    "va_moh_vit_tiny_75": {**NARROW, "shared_heads": None, "routed_heads": None},
+    "va_moh_vit_tiny_75": {**NARROW, "shared_heads": (1, 1, 1, 2), "routed_heads": (1, 1, 2, 4)},
     "va_davit_tiny": {**NARROW, "depths": (1, 1, 1, 1)},
     "va_dhvt_tiny_cifar_p4": {"dim": 32, "depth": 4, "num_heads": 2},
 }

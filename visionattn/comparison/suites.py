@@ -46,7 +46,7 @@ class Suite:
 
 SUITES = {
     "fashion-mnist": Suite(
-        "Bake-off: does attention help a narrow network on Fashion-MNIST?",
+        "Comparison: does attention help a narrow network on Fashion-MNIST?",
         (("va_resnet10n", *timm.list_models("va_resnet10n_*")), ("va_resnet18n", *timm.list_models("va_resnet18n_*"))),
         recipe="resnet10n_128-3e_fashion-mnist",
         tag="fashion_mnist",
@@ -79,7 +79,7 @@ SUITES = {
         options={"train_cfg.max_epochs": 6},
     ),
     "smoke": Suite(
-        "Smoke test of the bake-off",
+        "Smoke test of the comparison",
         (("resnet10n_64-15e_digits", "resnet10n-cbam_64-15e_digits"),),
         seeds=(0, 1),
         tag="smoke",

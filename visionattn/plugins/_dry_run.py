@@ -12,7 +12,7 @@ from torch import nn
 
 from ._attached import AttachedModule
 
-__all__ = ["CLOCK", "Call", "dry_run", "input_shapes", "producer"]
+__all__ = ["CLOCK", "Call", "dry_run", "input_shapes", "producer", "version_of"]
 
 # Numbers what happens during a run.
 CLOCK = itertools.count()
@@ -92,6 +92,11 @@ def producer(model: nn.Module, calls: dict[str, Call], path: str) -> str:
     return path
 
 
+def version_of(output: Any) -> int:
+    """How often a tensor was written to in place; 0 of what does not count that, as tensors of inference mode."""
+    return output._version if isinstance(output, torch.Tensor) and not output.is_inference() else 0
+
+
 def input_shapes(example_input: Any) -> Any:
     """An example input with the shapes of its tensors of decimal numbers in their place, which is plain data."""
     if isinstance(example_input, torch.Tensor):
@@ -151,7 +156,7 @@ def _run(model: nn.Module, inputs: Any, device: torch.device | str) -> dict[str,
 
     def record(path: str, module: nn.Module, args: Any, output: Any) -> None:
         call = calls.setdefault(path, Call(0, None, 0, False))
-        call.order, call.output, call.version = next(CLOCK), output, getattr(output, "_version", 0)
+        call.order, call.output, call.version = next(CLOCK), output, version_of(output)
         call.is_map, call.count = is_map(output), call.count + 1
         call.channels.add(output.shape[1] if call.is_map else 0)
 

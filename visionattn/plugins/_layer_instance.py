@@ -1,5 +1,7 @@
 """Normalisations of U-GAT-IT (arXiv 1907.10830) that mix the statistics of a channel and of the whole map."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -38,8 +40,11 @@ class _LayerInstance(nn.Module):
         variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
         layer_mean = mean.mean(1, keepdim=True)
         spread = (variance + (mean - layer_mean).square()).mean(1, keepdim=True)
-        instance = (variance * (count / torch.sym_max(count - one, 1)) + self.eps).rsqrt()
-        layer = (spread * (channels * count / torch.sym_max(channels * count - one, 1)) + self.eps).rsqrt()
+        of_one: Any
+        of_all: Any
+        of_one, of_all = (n / torch.sym_max(n - one, 1) for n in (count, channels * count))
+        instance = torch.rsqrt(variance * of_one + self.eps)
+        layer = torch.rsqrt(spread * of_all + self.eps)
         of_instance, of_layer = self.rho * instance, (1 - self.rho) * layer
         scale = (of_instance + of_layer) * gamma
         shift = beta - (of_instance * mean + of_layer * layer_mean) * gamma

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ._dry_run import CLOCK, Call
+from ._dry_run import CLOCK, Call, version_of
 
 __all__ = ["Additions", "residual_blocks"]
 
@@ -54,7 +54,7 @@ class Additions(TorchFunctionMode):
         return output
 
     def _term(self, tensor: torch.Tensor) -> _Term:
-        return _Term(tensor, tensor._version, self._depths.get(id(tensor), (0, tensor))[0])
+        return _Term(tensor, version_of(tensor), self._depths.get(id(tensor), (0, tensor))[0])
 
 
 def residual_blocks(model: nn.Module, calls: dict[str, Call], additions: Additions) -> dict[str, str]:

@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.plugins.a2n import PixelAttention
-
 from ._literal import Literal
 
 __all__ = ["attention_in_attention", "naive_of", "pixel_attention"]
@@ -34,4 +32,4 @@ def pixel_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of an `AttentionInAttention` or a `PixelAttention`."""
-    return Literal(pixel_attention if isinstance(module, PixelAttention) else attention_in_attention, module)
+    return Literal(attention_in_attention if hasattr(module, "branches") else pixel_attention, module)

@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.plugins.han import LayerAttention
-
 from ._literal import Literal
 
 __all__ = ["channel_spatial_attention", "layer_attention", "naive_of"]
@@ -35,4 +33,4 @@ def channel_spatial_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `LayerAttention` or a `ChannelSpatialAttention`."""
-    return Literal(layer_attention if isinstance(module, LayerAttention) else channel_spatial_attention, module)
+    return Literal(layer_attention if hasattr(module, "layers") else channel_spatial_attention, module)

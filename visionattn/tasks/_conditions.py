@@ -20,7 +20,7 @@ def batch_condition(samples: Sequence[dict[str, Any]] | None, inputs: torch.Tens
     Raises:
         ValueError: If some samples lack it, or they have different shapes.
     """
-    given = [sample.get("condition") for sample in samples or ()]
+    given: list[Any] = [sample.get("condition") for sample in samples or ()]
     missing = [number for number, condition in enumerate(given) if condition is None]
     if len(missing) == len(given):
         return None

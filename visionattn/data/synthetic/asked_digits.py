@@ -78,6 +78,7 @@ class AskedDigits(LabelledImages):
                 break
         asked = int(rng.integers(len(names)))
         if self.asked == "saliency":
+            assert objects.masks is not None  # digits have some
             return image, int(objects.labels[asked]), objects.masks[asked][None]
         sentence = _SENTENCES[rng.integers(len(_SENTENCES))].format(names[asked])
         return image, int(objects.labels[asked]), embed(sentence)

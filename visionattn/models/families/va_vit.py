@@ -39,6 +39,7 @@ def vit(mixer: str | Card, *args: Any, **kwargs: Any) -> Columnar:
         ValueError: If there is no such mixer, or an argument does not fit.
     """
     card = get("mixer", mixer) if isinstance(mixer, str) else mixer
+    kwargs.setdefault("no_weight_decay_parts", (".embed_",))
     return Columnar(*args, mixers=card.build_mixers, block_position=card.position, **kwargs)
 
 

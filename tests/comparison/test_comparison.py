@@ -1,4 +1,4 @@
-"""A bake-off from training to networks that load by name."""
+"""A comparison from training to networks that load by name."""
 
 import csv
 import json
@@ -55,14 +55,14 @@ def test_from_training_to_published_networks(run_cli, tmp_path):
 def test_smoke(run_cli):
     code, out, error = run_cli("compare", "--smoke")
     assert code == 0, error
-    assert "# Smoke test of the bake-off" in out and "## va_resnet10n_cbam.smoke" in out
+    assert "# Smoke test of the comparison" in out and "## va_resnet10n_cbam.smoke" in out
 
 
 @pytest.mark.parametrize("name", SUITES)
 def test_suites_change_the_network_and_nothing_else(name):
     suite = SUITES[name]
     configs = [load_config(*suite.config(name)) for group in suite.groups for name in group]
-    networks = [config.model.backbone.pop("model_name") for config in configs]
+    networks = [config.model.pop("backbone").model_name for config in configs]
     assert len(set(networks)) == len(networks) and all(map(timm.is_model, networks))
     if name == "mixers":
         assert networks[0] == "va_stm_pool_nano" and "va_stm_swin_nano" in networks
