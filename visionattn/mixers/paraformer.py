@@ -140,9 +140,7 @@ class WavePositionEncoder(nn.Module):
         ValueError: If `dim` is below 1.
     """
 
-    def __init__(
-        self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         check_positive(dim=dim)
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
