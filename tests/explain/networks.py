@@ -24,7 +24,8 @@ TIMM = {
 # More of timm's as they are.
 MORE = (
     "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224", "swinv2_tiny_window8_256", "levit_128s",
-    "mvitv2_tiny", "pvt_v2_b0", "maxvit_rmlp_nano_rw_256", "coatnet_nano_rw_224", "crossvit_tiny_240", "edgenext_xx_small",
+    "mvitv2_tiny", "pvt_v2_b0", "maxvit_rmlp_nano_rw_256", "coatnet_nano_rw_224", "crossvit_tiny_240",
+    "edgenext_xx_small",
     "halonet26t", "botnet26t_256", "gcvit_xxtiny", "hiera_tiny_224", "visformer_tiny", "efficientformer_l1",
     "fastvit_sa12", "tnt_s_patch16_224", "volo_d1_224", "mobilevit_xxs", "efficientvit_m0", "repvit_m0_9",
     "convit_tiny", "vit_small_patch16_dinov3", "vit_relpos_small_patch16_224", "flexivit_small", "nextvit_small",

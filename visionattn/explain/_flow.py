@@ -25,7 +25,7 @@ class Flow:
             self._numbers(places, count)
             for places, count in zip((positions.queries, positions.keys), self.counts, strict=True)
         )
-        if (rows == rows[:, :, :1]).all() and (columns == columns[:, :, :1]).all():
+        if positions.shared:
             self.weights, self.rows, self.columns = weights.mean(2), rows[:, :, 0], columns[:, :, 0]
         else:  # heads that see windows of their own
             self.weights = weights.flatten(1, 2) / weights.shape[2]

@@ -7,16 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from .tokens import patch_of, tokens
+
 __all__ = ["MapFinder", "MapLayout", "modules_with_maps"]
 
 # Parts of attention whose outputs are not maps, though they may have the sizes of one.
 _NO_MAPS = ("q_norm", "k_norm", "norm_q", "norm_k", "attn_drop", "softmax")
 _NO_MAP_TYPES = (nn.Dropout, nn.Identity, nn.Softmax)
 _CHANNELS_FIRST = (nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d, nn.GroupNorm)
-
-# Strides of networks are these times powers of two, besides those of their patches. Any others would let windows pass
-# for maps.
-_BASES = (1, 3, 7)
 
 
 def modules_with_maps(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -58,24 +56,24 @@ class MapLayout:
 
 
 class MapFinder:
-    """Tells maps from other tensors by their sizes: those of the image over some stride.
+    """Tells maps from other tensors by their sizes: those of the image over 1 or a patch, times a power of two.
 
     Args:
+        model: The network, whose parts say how large their patches are.
         x: The images.
-        prefix: Number of the network's extra tokens.
-        patch: Its patches' height and width, if it says so.
     """
 
-    def __init__(self, x: torch.Tensor, prefix: int, patch: tuple[int, int] | None = None) -> None:
+    def __init__(self, model: nn.Module, x: torch.Tensor) -> None:
         self.batch = len(x)
         height, width = x.shape[-2:]
-        sides = {(base, base) for base in _BASES} | ({patch} if patch else set())
+        patches = {patch_of(module) for module in model.modules()} - {None}
+        sides = {(1, 1), *(patch for patch in patches if patch is not None)}
         steps = [(rows << power, columns << power) for rows, columns in sides for power in range(12)]
         self.grids = {(-(-height // rows), -(-width // columns)) for rows, columns in steps}
         self.grids |= {(max(height // rows, 1), max(width // columns, 1)) for rows, columns in steps}
         # Of sizes with the same area the one that was seen last.
         self._areas = {rows * columns: (rows, columns) for rows, columns in sorted(self.grids) if rows * columns > 1}
-        self._prefixes = sorted({prefix, 0, 1}, key=lambda count: count != prefix)
+        self._prefixes = sorted({tokens(model, (height, width)).prefix, 0}, reverse=True)
 
     def find(self, module: nn.Module, out: Any) -> MapLayout | None:
         """The layout of a module's output, if that is a map."""

@@ -65,10 +65,13 @@ def rollout(
     state = TokenMatrix(record, layers[start])
     for layer in layers[start:]:
         weights = layer.probs.detach().float()
-        if fusion != "mean":
-            weights = (weights.amax(2, True) if fusion == "max" else weights.amin(2, True)).expand_as(weights)
+        positions = record.positions(layer.index)
+        if positions.shared:
+            weights = _fused(weights, fusion, 2, keepdim=True).expand_as(weights)
+        elif fusion != "mean":
+            raise ValueError(f"fusion must be mean where heads see windows of their own, got {fusion!r}")
         if discard:
-            weights = _without_smallest(weights, record.positions(layer.index).keys.prefix == 0, discard)
+            weights = _without_smallest(weights, positions.keys.prefix == 0, discard)
         state.add(weights, layer, normalise=True)
     return state.map(class_row)
 
@@ -99,7 +102,7 @@ def rollout_matrix(
     identity = torch.eye(tokens, dtype=attention.dtype, device=attention.device)
     result = identity.expand(len(attention), -1, -1)
     for heads in attention[:, start:].unbind(1):
-        fused = {"mean": heads.mean(1), "max": heads.amax(1), "min": heads.amin(1)}[fusion]
+        fused = _fused(heads, fusion, 1)
         if discard:
             spared = torch.zeros(tokens, tokens, dtype=torch.bool, device=fused.device)
             spared[slice(1) if legacy else slice(None), : min(prefix, 1)] = True
@@ -197,12 +200,15 @@ def _check_share(discard: float) -> None:
         raise ValueError(f"discard must be at least 0 and below 1, got {discard}")
 
 
+def _fused(weights: torch.Tensor, fusion: str, axis: int, keepdim: bool = False) -> torch.Tensor:
+    fuse = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}[fusion]
+    return fuse(weights, axis, keepdim)
+
+
 def _without_smallest(weights: torch.Tensor, spared: torch.Tensor, share: float) -> torch.Tensor:
-    """Sets the smallest weights of each head to zero, but for the keys that are spared, `(B, windows, heads, M)`."""
-    kept = weights.masked_fill(spared.unsqueeze(3), torch.inf)
-    flat = kept.transpose(1, 2).flatten(2)
-    count = int(share * flat.shape[2])
-    dropped = torch.zeros_like(flat, dtype=torch.bool)
-    dropped.scatter_(2, flat.topk(count, largest=False).indices, True)
-    dropped = dropped.view_as(kept.transpose(1, 2)).transpose(1, 2) & kept.isfinite()
-    return weights.masked_fill(dropped, 0)
+    """Sets a share of each head's weights to zero, the smallest, but for keys that are spared."""
+    flat = weights.transpose(1, 2).flatten(2)
+    smallest = flat.topk(int(share * flat.shape[2]), largest=False).indices
+    dropped = torch.zeros_like(flat, dtype=torch.bool).scatter_(2, smallest, True)
+    dropped = dropped.view_as(weights.transpose(1, 2)).transpose(1, 2)
+    return weights.masked_fill(dropped & ~spared.unsqueeze(3), 0)

@@ -74,6 +74,12 @@ class Positions:
     queries: Places
     keys: Places
 
+    @property
+    def shared(self) -> bool:
+        """Whether they are the same for all heads."""
+        indices = (self.queries.index, self.keys.index)
+        return all(bool((index == index[:, :, :1]).all()) for index in indices)
+
     def of_head(self, head: int) -> "Positions":
         """Those of one head."""
         return Positions(self.queries.of_head(head), self.keys.of_head(head))
@@ -160,7 +166,7 @@ def _trace(record: "Record") -> list[Positions | None]:
     x = record.images.detach()
     found: dict[str, list[Any]] = {}
     for name in _COORDINATES:
-        tracer = _Tracer(name, MapFinder(x, record.tokens.prefix, record.tokens.patch))
+        tracer = _Tracer(name, MapFinder(model, x))
         try:
             # Of a level of its own: tangents of one pass must not meet those of the next.
             with torch.no_grad(), forward_ad.dual_level(), _hooked(model, tracer):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Tokens", "tokens"]
+__all__ = ["Tokens", "patch_of", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,22 @@ def tokens(model: nn.Module, size: Sequence[int]) -> Tokens:
         size: `(H, W)` of its images.
     """
     network: Any = model
-    has_class = getattr(network, "cls_token", None) is not None
+    has_class = any(name.startswith("cls_token") for name, _ in network.named_parameters(recurse=False))
+    has_class = has_class or getattr(network, "cls_token", None) is not None
     prefix = getattr(network, "num_prefix_tokens", None)
     prefix = int(has_class) if prefix is None else int(prefix)
     pool = getattr(network, "global_pool", "token" if has_class else "avg")
     reads_class = has_class and prefix > 0 and pool in ("token", "cls", "")
-    embed = getattr(network, "patch_embed", None)
-    size_of = getattr(embed, "patch_size", None)
-    patch = grid = None
-    if size_of is not None:
-        patch = (size_of, size_of) if isinstance(size_of, int) else (int(size_of[0]), int(size_of[1]))
-        grid = (-(-size[0] // patch[0]), -(-size[1] // patch[1]))
+    patch = patch_of(getattr(network, "patch_embed", None))
+    grid = None if patch is None else (-(-size[0] // patch[0]), -(-size[1] // patch[1]))
     return Tokens(prefix, 0 if reads_class else None, grid, patch)
+
+
+def patch_of(module: Any) -> tuple[int, int] | None:
+    """Height and width of the patches that a module cuts, if it says so."""
+    size = getattr(module, "patch_size", None)
+    if isinstance(size, int):
+        return (size, size)
+    if isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        return (size[0], size[1])
+    return None
