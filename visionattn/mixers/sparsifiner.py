@@ -97,9 +97,9 @@ class ConnectivityPredictor(nn.Module):
 class SparsifinerAttention(SoftmaxAttention):
     """Softmax attention over the keys that a cheap prediction finds large. `(B, H, W, C) -> (B, H, W, C)`.
 
-    Any H, W >= 1. Which keys are seen takes no gradient. The predictor learns in a phase of its own: with `reconstruct` on, training
-    runs full attention and reports how far the prediction is from it, as loss `reconstruction`. With `keep_rate=1.0` it
-    is softmax attention.
+    Any H, W >= 1. Which keys are seen takes no gradient. The predictor learns in a phase of its own: with `reconstruct`
+    on, training runs full attention and reports how far the prediction is from it, as loss `reconstruction`. With
+    `keep_rate=1.0` it is softmax attention.
 
     Args:
         dim: Width C.
