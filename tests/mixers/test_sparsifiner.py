@@ -134,7 +134,7 @@ def test_reconstruction_teaches_the_predictor():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.5 * first and kept() > before + 0.05
+    assert loss.item() < 0.7 * first and kept() > before + 0.05
 
 
 def test_the_predictor_takes_no_part_in_the_gradient():

@@ -60,9 +60,9 @@ def scatterbrain_attention(
         scale = dim**-0.5 if scale is None else scale
         exact = wide(q)
         with without_autocast(q):
-            parts = [x.to(exact) for x in (q[:, :, prefix:], k, v)]
-            settings = (projection.to(exact), support, prefix, cosh, softmax_eps, scale, dropout_p)
-            out = _attend(*parts, *settings).to(q.dtype)
+            patches, keys, values, directions = (x.to(exact) for x in (q[:, :, prefix:], k, v, projection))
+            settings = (support, prefix, cosh, softmax_eps, scale, dropout_p)
+            out = _attend(patches, keys, values, directions, *settings).to(q.dtype)
         if prefix:
             front = softmax_attention(q[:, :, :prefix], k, v, scale=scale, dropout_p=dropout_p)
             out = torch.cat([front, out], 2)
@@ -162,7 +162,8 @@ def _scores(
         same = [_pick(g, rows).unsqueeze(-1) == _pick(h, columns).unsqueeze(-2) for g, h in zip(*groups, strict=True)]
         count = torch.stack(same).sum(0).clamp_min(1).to(q.dtype)
         scores, product = scores - count.log(), product / count
-    seen = (one.columns < tokens).unsqueeze(-2)
+    # Empty rows see nothing: they have no largest score of their own, and weights could overflow.
+    seen = (one.columns < tokens).unsqueeze(-2) & (one.rows < tokens).unsqueeze(-1)
     seen = seen if one.mask is None else seen & one.mask
     place = one.rows.flatten(-2).argsort(-1)[..., :tokens].expand(q.size(0), q.size(1), -1)
     return scores.masked_fill(~seen, float("-inf")), product.masked_fill(~seen, 0), place
