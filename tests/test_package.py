@@ -30,6 +30,7 @@ FLOORS = [
     ["tasks", "data"],
     ["explain"],
     ["models"],
+    ["heads"],
     ["plugins", "mixers"],
     ["ops"],
     ["reference"],

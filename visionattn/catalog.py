@@ -20,7 +20,7 @@ __all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get", "mod
 Kind = Literal["plugin", "mixer", "frontend", "head", "method", "tool"]
 _WORDS: dict[Kind, str] = {"plugin": "plug-in", "frontend": "front-end"}
 # Rooms whose files end in cards.
-_ROOMS = ("visionattn.plugins", "visionattn.mixers")
+_ROOMS = ("visionattn.plugins", "visionattn.mixers", "visionattn.heads")
 
 
 @dataclass(frozen=True)

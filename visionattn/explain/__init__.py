@@ -2,6 +2,7 @@
 
 from .cams import CAMS, cam, cam_layer
 from .capture import capture
+from .dope import axial_rope, denoise_rope, low_bands, rope_band_entropy, rope_truncated_rank, unrotate
 from .draw import grid, overlay
 from .gating import gates
 from .layer import Layer
@@ -19,11 +20,14 @@ __all__ = [
     "Record",
     "Tokens",
     "attention_grad_cam",
+    "axial_rope",
     "cam",
     "cam_layer",
     "capture",
+    "denoise_rope",
     "gates",
     "grid",
+    "low_bands",
     "min_max",
     "overlay",
     "raw",
@@ -31,6 +35,9 @@ __all__ = [
     "relevance_matrix",
     "rollout",
     "rollout_matrix",
+    "rope_band_entropy",
+    "rope_truncated_rank",
     "tokens",
+    "unrotate",
     "upsample",
 ]
