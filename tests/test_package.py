@@ -28,6 +28,7 @@ FLOORS = [
     ["testing"],
     ["profiling", "visualization"],
     ["tasks", "data"],
+    ["explain"],
     ["models"],
     ["plugins", "mixers"],
     ["ops"],
