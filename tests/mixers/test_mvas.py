@@ -77,7 +77,7 @@ def test_compiles_and_exports_with_several_views():
     mixer, x = MultiViewWindowAttention(8, num_heads=2, n_win=2, topk=3), torch.randn(2, 3, 5, 4, 8)
     expected = mixer(x)
     torch.testing.assert_close(torch.compile(mixer, fullgraph=True, backend="aot_eager")(x), expected)
-    program = torch.export.export(mixer, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}, "keys": None})
+    program = torch.export.export(mixer, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
     torch.testing.assert_close(program.module()(x.repeat(2, 1, 1, 1, 1))[:2], expected)
 
 
