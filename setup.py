@@ -41,6 +41,7 @@ setup(
         "rich>=13.7",
     ],
     extras_require={
+        "explain": ["grad-cam>=1.5.5"],
         "test": [
             "pytest>=8",
             "pytest-rerunfailures>=15",

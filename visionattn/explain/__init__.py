@@ -5,7 +5,8 @@ from .capture import capture
 from .draw import grid, overlay
 from .gating import gates
 from .layer import Layer
-from .maps import min_max, raw, rollout, rollout_matrix, upsample
+from .maps import min_max, raw, rollout, rollout_matrix, spatial_layers, upsample
+from .offers import methods
 from .positions import Places, Positions
 from .record import Record
 from .relevance import attention_grad_cam, relevance, relevance_matrix
@@ -24,6 +25,7 @@ __all__ = [
     "capture",
     "gates",
     "grid",
+    "methods",
     "min_max",
     "overlay",
     "raw",
@@ -31,6 +33,7 @@ __all__ = [
     "relevance_matrix",
     "rollout",
     "rollout_matrix",
+    "spatial_layers",
     "tokens",
     "upsample",
 ]

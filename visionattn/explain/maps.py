@@ -26,7 +26,7 @@ from ._flow import Flow, regrid
 from .layer import Layer
 from .record import Record
 
-__all__ = ["FUSIONS", "min_max", "raw", "rollout", "rollout_matrix", "upsample"]
+__all__ = ["FUSIONS", "min_max", "raw", "rollout", "rollout_matrix", "spatial_layers", "upsample"]
 
 FUSIONS = ("mean", "max", "min")
 

@@ -32,6 +32,8 @@ class Network:
             `boxes`, `labels`, `scores` and perhaps `masks`; or class numbers `(H, W)`.
         colours: Colours of the classes of pixels, if its data set has some.
         class_ids: Category ids of the classes in its data set, if it has some.
+        module: Of a classifier, the network itself.
+        batch: Of a classifier, turns samples whose inputs have one size into what the network itself takes.
     """
 
     task: str
@@ -40,6 +42,8 @@ class Network:
     predict: Callable[[list[Sample]], Sequence[Any]]
     colours: Sequence[Colour] | None = None
     class_ids: Sequence[int] | None = None
+    module: Any = None
+    batch: Callable[[list[Sample]], torch.Tensor] | None = None
 
 
 def from_module(model: Any, device: torch.device, classes: Sequence[str] | None) -> Network:
@@ -67,12 +71,16 @@ def from_module(model: Any, device: torch.device, classes: Sequence[str] | None)
         inputs = transform(Image.fromarray(_trimmed(image, name, shorter)))
         return {"inputs": inputs, "size": image.shape[:2]}
 
+    def batch(samples: list[Sample]) -> torch.Tensor:
+        return torch.stack([sample["inputs"] for sample in samples]).to(device)
+
     def predict(samples: list[Sample]) -> Sequence[Any]:
-        inputs = torch.stack([sample["inputs"] for sample in samples])
-        return list(model(inputs.to(device)).float().softmax(-1))
+        return list(model(batch(samples)).float().softmax(-1))
 
     names = classes or model.pretrained_cfg.get("label_names") or _imagenet_names(model)
-    return Network("classification", _class_names(names, model.num_classes), prepare, predict)
+    return Network(
+        "classification", _class_names(names, model.num_classes), prepare, predict, module=model, batch=batch
+    )
 
 
 def from_task(task: Any, transforms: Sequence[dict[str, Any]], meta: Mapping[str, Any]) -> Network:
@@ -94,17 +102,26 @@ def from_task(task: Any, transforms: Sequence[dict[str, Any]], meta: Mapping[str
         sample = {"size": tuple(inputs.shape[1:]), "original": {"size": size}, "original_size": size}
         return {"inputs": inputs, "size": size, "data_samples": sample}
 
-    def predict(samples: list[Sample]) -> Sequence[Any]:
+    def processed(samples: list[Sample]) -> Any:
         parts = {name: [sample[name] for sample in samples] for name in ("inputs", "data_samples")}
-        batch = task.data_preprocessor(parts)
+        return task.data_preprocessor(parts)
+
+    def batch(samples: list[Sample]) -> torch.Tensor:
+        inputs: torch.Tensor = processed(samples)["inputs"]
+        return inputs
+
+    def predict(samples: list[Sample]) -> Sequence[Any]:
         if task.kind == "classification":
-            return list(task(batch["inputs"]).float().softmax(-1))
-        return [result["preds"] for result in task(**batch, mode="predict")]
+            return list(task(batch(samples)).float().softmax(-1))
+        return [result["preds"] for result in task(**processed(samples), mode="predict")]
 
     names = _class_names(meta.get("classes"), task.num_classes)
     ids = meta.get("class_ids")
     ids = ids if ids is not None and len(ids) == len(names) else None
-    return Network(task.kind, names, prepare, predict, _colours(meta.get("palette"), len(names)), ids)
+    # A head of its own stands on features of the network, so the task itself gives the logits then.
+    module = None if task.kind != "classification" else task if task.head is not None else task.backbone
+    colours = _colours(meta.get("palette"), len(names))
+    return Network(task.kind, names, prepare, predict, colours, ids, module, batch if module is not None else None)
 
 
 def _trimmed(image: np.ndarray, name: str, shorter: int | None) -> np.ndarray:
