@@ -32,12 +32,10 @@ def test_gates_of_a_cnn(run_cli, photo, tmp_path):
 
 def test_list(run_cli):
     code, out, _ = run_cli("explain", "--model", "va_resnet10n_cbam.digits", "--list")
-    rows = {
-        line.split()[1]: line.split()[3] for line in out.splitlines() if line.count("│") == 4 and line.split()[1] != "│"
-    }
-    assert (
-        code == 0 and rows["gates"] == "yes" and rows["relevance"] == "no" and "no attention" in " ".join(out.split())
-    )
+    cells = [[cell.strip() for cell in line.split("│")] for line in out.splitlines()]
+    rows = {row[1]: row[2] for row in cells if len(row) == 5 and row[1]}
+    assert code == 0 and rows["gates"] == "yes" and rows["relevance"] == rows["rollout"] == "no"
+    assert "no attention" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

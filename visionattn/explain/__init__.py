@@ -4,36 +4,50 @@ from .cams import CAMS, cam, cam_layer
 from .capture import capture
 from .draw import grid, overlay
 from .gating import gates
+from .heads import ablation, gate_gradients, head_importance, ring_profile
 from .layer import Layer
 from .maps import min_max, raw, rollout, rollout_matrix, spatial_layers, upsample
+from .metrics import attention_iou, mask_score, mass_in_mask, pointing_game
 from .offers import methods
 from .positions import Places, Positions
 from .record import Record
 from .relevance import attention_grad_cam, relevance, relevance_matrix
+from .statistics import AttentionStatistics, attention_statistics, statistics
 from .tokens import Tokens, tokens
 
 __all__ = [
     "CAMS",
+    "AttentionStatistics",
     "Layer",
     "Places",
     "Positions",
     "Record",
     "Tokens",
+    "ablation",
     "attention_grad_cam",
+    "attention_iou",
+    "attention_statistics",
     "cam",
     "cam_layer",
     "capture",
+    "gate_gradients",
     "gates",
     "grid",
+    "head_importance",
+    "mask_score",
+    "mass_in_mask",
     "methods",
     "min_max",
     "overlay",
+    "pointing_game",
     "raw",
     "relevance",
     "relevance_matrix",
+    "ring_profile",
     "rollout",
     "rollout_matrix",
     "spatial_layers",
+    "statistics",
     "tokens",
     "upsample",
 ]
