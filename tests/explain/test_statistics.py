@@ -91,6 +91,31 @@ def test_attention_iou_as_the_official_code():
     torch.testing.assert_close(metrics.pointing_game(a, mask), arrays["point"])
 
 
+def test_segmentation_scores_as_the_official_code():
+    arrays = load("explain_segmentation_score_7x7").arrays
+    found = metrics.segmentation_scores(arrays["map"], arrays["mask"])
+    names = ("accuracy", "iou", "average_precision", "mass_iou", "f_measure", "mass_inside")
+    for number, name in enumerate(names):
+        torch.testing.assert_close(found[name], arrays[f"out_{number}"], rtol=1e-4, atol=1e-5, msg=lambda m: name + m)
+
+
+def test_laplacians_as_the_reference():
+    arrays = load("explain_lapeigvals_9").arrays
+    before = arrays["causal"].clone()
+    eigenvalues = explain.causal_laplacian(arrays["causal"])
+    torch.testing.assert_close(eigenvalues, arrays["out_0"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(eigenvalues.topk(4).values, arrays["out_1"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(explain.laplacian_spectrum(arrays["vision"]), arrays["out_2"], rtol=1e-4, atol=1e-5)
+    assert torch.equal(before, arrays["causal"])
+    with pytest.raises(ValueError, match="at least two layers"):
+        explain.causal_laplacian(before[:1])
+
+
+def test_effective_rank():
+    rank = explain.effective_rank(torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) @ torch.eye(3, 8))
+    assert rank["directions"].item() == 3 and rank["effective"].item() == pytest.approx(3, abs=0.05)
+
+
 def test_maps_without_mass():
     a, empty = torch.ones(1, 2, 2), torch.zeros(1, 2, 2)
     assert metrics.attention_iou(a, 3 * a).item() == pytest.approx(1) and metrics.attention_iou(a, empty).item() == 0

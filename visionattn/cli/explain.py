@@ -116,7 +116,7 @@ def _explain(network: Any, options: argparse.Namespace, query: tuple[int, ...] |
         x = network.batch([network.prepare(picture.read(), picture.name)])
         seen = _as_seen(x[0])
         stem = Path(picture.name).stem
-        numbers = {}
+        numbers: dict[str, Any] = {}
         for method in options.method:
             maps = _maps(network.module, x, method, options, query)
             numbers |= {f"{method} {label}".strip(): values.cpu().numpy() for label, values in maps.items()}

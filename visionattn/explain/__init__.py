@@ -7,11 +7,12 @@ from .gating import gates
 from .heads import ablation, gate_gradients, head_importance, ring_profile
 from .layer import Layer
 from .maps import min_max, raw, rollout, rollout_matrix, spatial_layers, upsample
-from .metrics import attention_iou, mask_score, mass_in_mask, pointing_game
+from .metrics import attention_iou, mask_score, mass_in_mask, pointing_game, segmentation_scores
 from .offers import methods
 from .positions import Places, Positions
 from .record import Record
 from .relevance import attention_grad_cam, relevance, relevance_matrix
+from .spectra import causal_laplacian, effective_rank, laplacian_spectrum
 from .statistics import AttentionStatistics, attention_statistics, statistics
 from .tokens import Tokens, tokens
 
@@ -30,10 +31,13 @@ __all__ = [
     "cam",
     "cam_layer",
     "capture",
+    "causal_laplacian",
+    "effective_rank",
     "gate_gradients",
     "gates",
     "grid",
     "head_importance",
+    "laplacian_spectrum",
     "mask_score",
     "mass_in_mask",
     "methods",
@@ -46,6 +50,7 @@ __all__ = [
     "ring_profile",
     "rollout",
     "rollout_matrix",
+    "segmentation_scores",
     "spatial_layers",
     "statistics",
     "tokens",
