@@ -96,7 +96,7 @@ def test_segmentation_scores_as_the_official_code():
     found = metrics.segmentation_scores(arrays["map"], arrays["mask"])
     names = ("accuracy", "iou", "average_precision", "mass_iou", "f_measure", "mass_inside")
     for number, name in enumerate(names):
-        torch.testing.assert_close(found[name], arrays[f"out_{number}"], rtol=1e-4, atol=1e-5, msg=lambda m: name + m)
+        torch.testing.assert_close(found[name], arrays[f"out_{number}"], rtol=1e-4, atol=1e-5)
 
 
 def test_laplacians_as_the_reference():

@@ -5,12 +5,15 @@ from .capture import capture
 from .draw import grid, overlay
 from .gating import gates
 from .heads import ablation, gate_gradients, head_importance, ring_profile
+from .interventions import edit, knock_out, redistribute_sinks, scale_heads
 from .layer import Layer
 from .maps import min_max, raw, rollout, rollout_matrix, spatial_layers, upsample
+from .masked import masked_features, masked_forward
 from .metrics import attention_iou, mask_score, mass_in_mask, pointing_game, segmentation_scores
 from .offers import methods
 from .positions import Places, Positions
 from .record import Record
+from .registers import find_register_neurons, test_time_registers
 from .relevance import attention_grad_cam, relevance, relevance_matrix
 from .spectra import causal_laplacian, effective_rank, laplacian_spectrum
 from .statistics import AttentionStatistics, attention_statistics, statistics
@@ -32,27 +35,35 @@ __all__ = [
     "cam_layer",
     "capture",
     "causal_laplacian",
+    "edit",
     "effective_rank",
+    "find_register_neurons",
     "gate_gradients",
     "gates",
     "grid",
     "head_importance",
+    "knock_out",
     "laplacian_spectrum",
     "mask_score",
+    "masked_features",
+    "masked_forward",
     "mass_in_mask",
     "methods",
     "min_max",
     "overlay",
     "pointing_game",
     "raw",
+    "redistribute_sinks",
     "relevance",
     "relevance_matrix",
     "ring_profile",
     "rollout",
     "rollout_matrix",
+    "scale_heads",
     "segmentation_scores",
     "spatial_layers",
     "statistics",
+    "test_time_registers",
     "tokens",
     "upsample",
 ]
