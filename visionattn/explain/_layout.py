@@ -54,6 +54,6 @@ def find_layout(lead: Sequence[int], batch: int, heads: int | None, heads_first:
     if heads and lead[0] != batch and rest[0] % heads == 0:
         split = [heads, rest[0] // heads] if heads_first else [rest[0] // heads, heads]
         return Layout((batch, *split, *rest[1:]), 1 if heads_first else 2)
-    if heads is None and len(lead) == 1:
+    if heads == 1 or (heads is None and len(lead) == 1):
         return Layout((batch, *rest), None)
     return Layout((batch, *rest), len(rest))

@@ -30,6 +30,8 @@ CAMS = {
     "scorecam": "ScoreCAM",
     "ablationcam": "AblationCAM",
 }
+# What follows the last map.
+_HEADS = ("attn_pool", "global_pool", "head.", "fc")
 
 
 def cam(
@@ -58,14 +60,10 @@ def cam(
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
-        tool = getattr(pytorch_grad_cam, CAMS[method])
+        make = getattr(pytorch_grad_cam, CAMS[method])
+        tool = make(model=model, target_layers=[model.get_submodule(name)], reshape_transform=layout.channels_first)
         images = x.detach().clone().requires_grad_()  # also frozen networks have gradients then
-        with (
-            torch.enable_grad(),
-            tool(
-                model=model, target_layers=[model.get_submodule(name)], reshape_transform=layout.channels_first
-            ) as run,
-        ):
+        with torch.enable_grad(), tool as run:
             found = run(input_tensor=images, targets=_targets(target, len(x)))
     finally:
         for parameter, grad in kept:
@@ -89,7 +87,7 @@ def cam_layer(model: nn.Module, x: torch.Tensor, layer: str | None = None) -> tu
     found: list[tuple[str, MapLayout]] = []
     handles = []
     for name, module in modules_with_maps(model):
-        if not name or (layer is not None and name != layer):
+        if not name or (name != layer if layer is not None else name.startswith(_HEADS)):
             continue
 
         def note(module: nn.Module, args: Any, out: Any, name: str = name) -> None:

@@ -26,7 +26,7 @@ from ._flow import Flow, regrid
 from .layer import Layer
 from .record import Record
 
-__all__ = ["FUSIONS", "min_max", "raw", "rollout", "rollout_matrix", "upsample"]
+__all__ = ["FUSIONS", "min_max", "raw", "rollout", "rollout_matrix", "spatial_layers", "upsample"]
 
 FUSIONS = ("mean", "max", "min")
 
@@ -201,8 +201,9 @@ def _check_share(discard: float) -> None:
 
 
 def _fused(weights: torch.Tensor, fusion: str, axis: int, keepdim: bool = False) -> torch.Tensor:
-    fuse = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}[fusion]
-    return fuse(weights, axis, keepdim)
+    if fusion == "mean":
+        return weights.mean(axis, keepdim)
+    return weights.amax(axis, keepdim) if fusion == "max" else weights.amin(axis, keepdim)
 
 
 def _without_smallest(weights: torch.Tensor, spared: torch.Tensor, share: float) -> torch.Tensor:

@@ -55,7 +55,8 @@ class Places:
     def of_head(self, head: int) -> "Places":
         """Those of one head, `(B, windows, 1, N)`."""
         parts = (self.y, self.x, self.prefix, self.valid, self.spread)
-        return Places(*(part[:, :, head : head + 1] for part in parts), self.grid)
+        y, x, prefix, valid, spread = (part[:, :, head : head + 1] for part in parts)
+        return Places(y, x, prefix, valid, spread, self.grid)
 
     @property
     def index(self) -> torch.Tensor:
@@ -154,7 +155,8 @@ def _row_by_row(
     y, x = (rows + 0.5) / grid[0], (columns + 0.5) / grid[1]
     number = torch.where(extra, patch + prefix, -1)
     parts = (y, x, number, torch.ones_like(extra), torch.zeros_like(y))
-    return Places(*(part.expand(shape[0], 1, shape[1], -1) for part in parts), grid)
+    y, x, number, valid, spread = (part.expand(shape[0], 1, shape[1], -1) for part in parts)
+    return Places(y, x, number, valid, spread, grid)
 
 
 def _trace(record: "Record") -> list[Positions | None]:

@@ -133,7 +133,7 @@ class Record(Sequence[Layer]):
 
     def __repr__(self) -> str:
         head = ("layer", "module", "kind", "windows", "heads", "queries", "keys", "held")
-        rows = [head]
+        rows: list[tuple[str, ...]] = [head]
         for layer in self:
             _, windows, heads, queries, keys = layer.shape
             held = " ".join(layer.raw) or ("reduced" if layer.reduced is not None else "-")
