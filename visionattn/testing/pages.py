@@ -61,14 +61,18 @@ def usage(card: Card, networks: list[str]) -> dict[str, str]:
     """
     shown = {}
     arguments = ", ".join(f"{key}={value!r}" for key, value in next(iter(card.cases.values())).items())
-    if card.standalone:
+    if card.factory is not None:
         room, cls = module_of(card).__name__.split(".")[1], _class_of(card)
         shape = ", ".join(map(str, (2, *_shape(card))))
         # A preset is an object of its own, named as the card is.
-        name = cls.__name__ if cls is card.factory else card.name
+        name = str(cls.__name__) if cls is card.factory else card.name
         call = f"{name}({_width(card)}{', ' if arguments else ''}{arguments})"
         lines = ["import torch", f"from visionattn.{room} import {name}", "", f"block = {call}"]
-        shown["As a block"] = "\n".join([*lines, f"y = block(torch.randn({shape}))  # the shape stays"])
+        if card.further_inputs:
+            lines = [*lines[1:-1], f"{lines[-1]}  # called with the map and: {', '.join(card.further_inputs)}"]
+        else:
+            lines.append(f"y = block(torch.randn({shape}))  # the shape stays")
+        shown["As a block"] = "\n".join(lines)
     start = ["import timm", "import visionattn", ""]
     if card.kind == "plugin" and card.standalone:
         lines = ['model = timm.create_model("resnet18")  # pretrained=True keeps its weights']
@@ -95,7 +99,7 @@ def _page(card: Card, networks: list[str]) -> str:
             "## What it does",
             "",
             *_description(cls),
-            f"Arguments, errors and methods: [`{cls.__name__}`]({_api(card, cls)}).",
+            f"Arguments, errors and methods: {_api(cls)}.",
             "",
         ]
     if card.placement:
@@ -295,8 +299,8 @@ def _class_of(card: Card) -> Any:
     return getattr(card.factory, "func", card.factory)
 
 
-def _api(card: Card, cls: Any) -> str:
-    return f"../../api/{cls.__module__.split('.')[1]}.md#{cls.__module__}.{cls.__name__}"
+def _api(cls: Any) -> str:
+    return f"[`{cls.__name__}`](../../api/{cls.__module__.split('.')[1]}.md#{cls.__module__}.{cls.__name__})"
 
 
 def _sentence(text: str) -> str:
