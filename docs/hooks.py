@@ -10,7 +10,8 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from visionattn.testing import pages  # noqa: E402  (of this checkout)
+from visionattn.testing.api_pages import api_pages  # noqa: E402  (of this checkout)
+from visionattn.testing.pages import mechanism_pages  # noqa: E402
 
 # Files of the checkout outside docs that are pages of the site.
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "checkpoints/README.md": "weights.md"}
@@ -20,7 +21,7 @@ _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def on_config(config):
-    config["made"] = {**pages.mechanism_pages(), **pages.api_pages()}
+    config["made"] = {**mechanism_pages(), **api_pages()}
     sections = {"Mechanisms": [], "API": []}
     for path, text in config["made"].items():
         title = text.partition("\n")[0].removeprefix("# ")

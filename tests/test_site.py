@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from visionattn.catalog import cards
+from visionattn.catalog import cards, module_of
 from visionattn.models.mechanisms import networks_of
-from visionattn.testing import pages
+from visionattn.testing import evidence, pages
+from visionattn.testing.api_pages import api_pages
 
 ROOT = Path(__file__).parents[1]
 CARDS = list(cards())
@@ -54,7 +55,8 @@ def test_code_of_mechanisms_runs(card, capsys):
         with torch.device("meta"):
             exec(compile(code, card.name, "exec"), names)
         if "y" in names:
-            assert names["y"].shape == ((2, 96, 28, 28) if card.kind == "plugin" else (2, 28, 28, 96))
+            width = 3 if card.kind == "frontend" else 96
+            assert names["y"].shape == ((2, 28, 28, 96) if card.kind == "mixer" else (2, width, 28, 28))
         if "print(" in code:
             assert capsys.readouterr().out.count("\n") > 1
 
@@ -69,8 +71,8 @@ def test_every_mechanism_has_a_page_and_a_row(made):
     index = made["mechanisms/index.md"]
     for card in CARDS:
         text = made[pages.path_of(card)]
-        assert text.startswith(f"# {card.title}\n") and card.summary[1:] in text
-        assert {"## What it does", "## Use", "## Cost", "## Proof"} <= set(text.splitlines())
+        assert text.startswith(f"# {card.title}\n") and card.summary in text
+        assert {"## Use", "## Cost", "## Proof"} <= set(text.splitlines())
         assert index.count(f"[`{card.name}`]({card.kind}s/{card.name}.md)") == 1
         assert ("## Formula" in text) == (card.reference is not None)
 
@@ -85,24 +87,24 @@ def test_costs_are_those_of_the_networks(made):
 
 
 def test_fixtures_are_those_that_the_docstring_names():
-    found = {card.name: pages.fixtures_of(card) for card in CARDS}
+    found = {card.name: evidence.fixtures_of(card) for card in CARDS}
     assert "davit_chanattn_module_2x196x64_eval" in found["davit_channels"]
     assert "davit_channelblock_module_1x17x10x48_eval" not in found["davit_channels"]
     assert not found["simam"] and "boat_swin_fsla_module_1x196x64_eval" in found["boat"]
     for card in CARDS:
-        golden = re.search(r"^Golden: (\S+)", pages.module_of(card).__doc__, re.MULTILINE)
+        golden = re.search(r"^Golden: (\S+)", module_of(card).__doc__, re.MULTILINE)
         assert golden, f"the docstring of {card.name} says nothing of recorded results"
         assert bool(found[card.name]) == golden[1].startswith("tests/"), card.name
 
 
 def test_kernels_are_found_through_operations():
-    found = {card.name: pages.has_kernels(card) for card in CARDS}
+    found = {card.name: evidence.has_kernels(card) for card in CARDS}
     assert found["cbam"] and found["swin"] and found["twins"] and found["boat"]
     assert not found["simam"] and not found["pool"] and not found["convnext"]
 
 
 def test_api_pages_cover_all_packages():
-    made = pages.api_pages()
+    made = api_pages()
     packages = {path.parent.name for path in (ROOT / "visionattn").glob("*/__init__.py")} - {"cli", "utils"}
     assert set(made) == {"api/visionattn.md", *(f"api/{name}.md" for name in packages)}
     assert "::: visionattn.ops.use_backend\n" in made["api/ops.md"]

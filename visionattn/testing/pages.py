@@ -1,16 +1,14 @@
-"""Pages of the documentation site that follow from the code: one for each mechanism, an index of them, the API.
+"""Pages of the documentation site that follow from the cards: one for each mechanism, and an index of them.
 
 The build of the site (`mkdocs build`, through docs/hooks.py) makes them; none is kept in a file.
 """
 
 import json
 import re
-from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from inspect import getdoc, getsource
-from pkgutil import iter_modules
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import timm
@@ -21,9 +19,10 @@ from visionattn.catalog import Card, cards, module_of
 from visionattn.models.mechanisms import networks_of
 from visionattn.profiling.cost import count_macs
 
+from .evidence import fixtures_of, golden_of, has_kernels
 from .generated import ROOT
 
-__all__ = ["api_pages", "fixtures_of", "has_kernels", "mechanism_pages", "usage"]
+__all__ = ["mechanism_pages", "path_of", "usage"]
 
 # Networks to state costs in, the first that a mechanism has: beginnings and ends of their names, and what each is
 # compared with. Hosts without the mechanism come first, then the same architecture with plain attention.
@@ -36,7 +35,7 @@ _HOSTS = (
 )
 # Width and side of the map for which a module alone is counted; widths of all variants' heads and groups divide it.
 _WIDTH, _SIDE = 96, 28
-_KINDS = {"plugin": "plug-in for feature maps", "mixer": "token mixer"}
+_KINDS = {"plugin": "plug-in for feature maps", "mixer": "token mixer", "frontend": "front-end for pictures"}
 _YES = {True: "yes", False: "no"}
 _MODES = {"fwd": "inference", "f+b": "training"}
 
@@ -48,49 +47,9 @@ def mechanism_pages() -> dict[str, str]:
     return {"mechanisms/index.md": _index(), **pages}
 
 
-def api_pages() -> dict[str, str]:
-    """Markdown of a page for each package with public names, for mkdocstrings to fill, by path in the site."""
-    pages = {"api/visionattn.md": "# visionattn\n\n::: visionattn\n    options:\n      members: false\n"}
-    pages["api/visionattn.md"] += "\n::: visionattn.catalog\n    options:\n      heading_level: 2\n"
-    root = import_module("visionattn").__path__
-    names = sorted(module.name for module in iter_modules(root) if module.ispkg and module.name not in ("cli", "utils"))
-    for name in names:
-        package = import_module(f"visionattn.{name}")
-        parts = [f"# visionattn.{name}", "", f"::: {package.__name__}", "    options:", "      members: false"]
-        parts += ["      show_root_heading: false", "      show_root_toc_entry: false"]
-        for public in (*_from_private_modules(package), *_modules(package)):
-            parts += ["", f"::: {public}", "    options:", "      heading_level: 2"]
-        pages[f"api/{name}.md"] = "\n".join([*parts, ""])
-    return pages
-
-
 def path_of(card: Card) -> str:
     """Path of the page of a mechanism in the site."""
     return f"mechanisms/{card.kind}s/{card.name}.md"
-
-
-def fixtures_of(card: Card) -> list[str]:
-    """Names of the recorded results of the official code that a mechanism is compared with.
-
-    Args:
-        card: Its module names them in its docstring, after `Golden:`.
-    """
-    patterns = re.findall(r"[\w{},*]+\.npz", _golden(card))
-    expanded = (name for pattern in patterns for name in _alternatives(pattern))
-    folder = ROOT / "tests" / "golden"
-    return sorted({path.stem for pattern in expanded for path in folder.glob(pattern)})
-
-
-def has_kernels(card: Card) -> bool:
-    """Whether an operation that a mechanism calls, itself or through another one, has Triton kernels."""
-    if card.factory is None:
-        parts = (other for other in cards(card.kind) if other.factory and module_of(other) is module_of(card))
-        return any(map(has_kernels, parts))
-    cls = _class_of(card)
-    bases = cls.__mro__ if isinstance(cls, type) else ()
-    names = {module_of(card).__name__, *(base.__module__ for base in bases)}
-    modules = (import_module(name) for name in names if name.startswith("visionattn."))
-    return any(_reaches_kernel(value) for module in modules for value in vars(module).values())
 
 
 def usage(card: Card, networks: list[str]) -> dict[str, str]:
@@ -102,14 +61,18 @@ def usage(card: Card, networks: list[str]) -> dict[str, str]:
     """
     shown = {}
     arguments = ", ".join(f"{key}={value!r}" for key, value in next(iter(card.cases.values())).items())
-    if card.standalone:
-        room, cls = f"{card.kind}s", _class_of(card)
-        shape = f"2, {_WIDTH}, {_SIDE}, {_SIDE}" if card.kind == "plugin" else f"2, {_SIDE}, {_SIDE}, {_WIDTH}"
+    if card.factory is not None:
+        room, cls = module_of(card).__name__.split(".")[1], _class_of(card)
+        shape = ", ".join(map(str, (2, *_shape(card))))
         # A preset is an object of its own, named as the card is.
-        name = cls.__name__ if cls is card.factory else card.name
-        call = f"{name}({_WIDTH}{', ' if arguments else ''}{arguments})"
+        name = str(cls.__name__) if cls is card.factory else card.name
+        call = f"{name}({_width(card)}{', ' if arguments else ''}{arguments})"
         lines = ["import torch", f"from visionattn.{room} import {name}", "", f"block = {call}"]
-        shown["As a block"] = "\n".join([*lines, f"y = block(torch.randn({shape}))  # the shape stays"])
+        if card.further_inputs:
+            lines = [*lines[1:-1], f"{lines[-1]}  # called with the map and: {', '.join(card.further_inputs)}"]
+        else:
+            lines.append(f"y = block(torch.randn({shape}))  # the shape stays")
+        shown["As a block"] = "\n".join(lines)
     start = ["import timm", "import visionattn", ""]
     if card.kind == "plugin" and card.standalone:
         lines = ['model = timm.create_model("resnet18")  # pretrained=True keeps its weights']
@@ -128,11 +91,17 @@ def usage(card: Card, networks: list[str]) -> dict[str, str]:
 
 def _page(card: Card, networks: list[str]) -> str:
     module = module_of(card)
-    lines = [f"# {card.title}", "", f"`{card.name}`, a {_KINDS.get(card.kind, card.kind)}. {_paper(card)}", ""]
-    lines += ["## What it does", "", f"{_sentence(card.summary)}", ""]
+    kind = _KINDS.get(card.kind, card.kind)
+    lines = [f"# {card.title}", "", f"`{card.name}`, a {kind}: {card.summary}.", "", _paper(card), ""]
     if card.factory is not None:
         cls = _class_of(card)
-        lines += [*_description(cls), f"Arguments, errors and methods: [`{cls.__name__}`]({_api(card, cls)}).", ""]
+        lines += [
+            "## What it does",
+            "",
+            *_description(cls),
+            f"Arguments, errors and methods: {_api(cls)}.",
+            "",
+        ]
     if card.placement:
         lines += ["## Where it goes", "", _sentence(card.placement), ""]
     lines += ["## Use", ""]
@@ -200,11 +169,10 @@ def _costs(card: Card, networks: list[str]) -> list[str]:
     rows = []
     if card.standalone:
         with torch.device("meta"):
-            block: nn.Module = card.constructor(_WIDTH, **next(iter(card.cases.values())))
-        shape = (_WIDTH, _SIDE, _SIDE) if card.kind == "plugin" else (_SIDE, _SIDE, _WIDTH)
+            block: nn.Module = card.constructor(_width(card), **next(iter(card.cases.values())))
         # Two maps at a time: what normalises single vectors needs two.
-        macs = count_macs(block, shape, batch=2)
-        rows.append((f"the module alone, {_WIDTH} channels, {_SIDE} x {_SIDE}", _size(block), macs))
+        macs = count_macs(block, _shape(card), batch=2)
+        rows.append((f"the module alone, {_width(card)} channels, {_SIDE} x {_SIDE}", _size(block), macs))
     for name, remark in zip(_host(networks) or networks[:1], ("", ", for comparison"), strict=False):
         rows.append((f"`{name}`{remark}", *_network_cost(name)))
     if rows:
@@ -225,10 +193,10 @@ def _proof(card: Card, module: ModuleType) -> list[str]:
     fixtures = fixtures_of(card)
     if fixtures:
         names = ", ".join(f"`{name}`" for name in fixtures)
-        what = re.search(r"\(.*?\)", _golden(card))
+        what = re.search(r"\(.*?\)", golden_of(card))
         found = f"{len(fixtures)} recorded results{' ' + what[0] if what else ''}"
         lines.append(f"- {found} that its file is compared with, in `tests/golden`: {names}.")
-    elif golden := _golden(card):
+    elif golden := golden_of(card):
         lines.append(f"- Recorded results of an official code: {golden}")
     tests = [path for path in (f"tests/{file.rpartition('/')[0]}/test_{stem}.py",) if (ROOT / path).is_file()]
     lines += [f"- Tests of its own: `{path}`." for path in tests]
@@ -313,6 +281,16 @@ def _record() -> dict[str, Any]:
     return record
 
 
+def _width(card: Card) -> int:
+    """Channels of the map that a module alone is shown with; front-ends see pictures."""
+    return 3 if card.kind == "frontend" else _WIDTH
+
+
+def _shape(card: Card) -> tuple[int, int, int]:
+    """Sides of that map, without the batch."""
+    return (_SIDE, _SIDE, _WIDTH) if card.kind == "mixer" else (_width(card), _SIDE, _SIDE)
+
+
 def _size(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -321,46 +299,9 @@ def _class_of(card: Card) -> Any:
     return getattr(card.factory, "func", card.factory)
 
 
-def _api(card: Card, cls: Any) -> str:
-    return f"../../api/{cls.__module__.split('.')[1]}.md#{cls.__module__}.{cls.__name__}"
+def _api(cls: Any) -> str:
+    return f"[`{cls.__name__}`](../../api/{cls.__module__.split('.')[1]}.md#{cls.__module__}.{cls.__name__})"
 
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:].rstrip('.')}."
-
-
-def _golden(card: Card) -> str:
-    """What the docstring of a mechanism's module says of recorded results."""
-    found = re.search(r"^Golden: (.*)", module_of(card).__doc__ or "", re.MULTILINE | re.DOTALL)
-    return " ".join(found[1].split()) if found else ""
-
-
-def _alternatives(pattern: str) -> list[str]:
-    """The patterns that one with a choice `{a,b}` stands for."""
-    found = re.fullmatch(r"(.*)\{(.*)\}(.*)", pattern)
-    return [f"{found[1]}{choice}{found[3]}" for choice in found[2].split(",")] if found else [pattern]
-
-
-def _reaches_kernel(value: Any) -> bool:
-    """Whether a function of `visionattn.ops` has kernels or names one there that has."""
-    if hasattr(value, "refuses"):
-        return True
-    if not isinstance(value, FunctionType) or not value.__module__.startswith("visionattn.ops"):
-        return False
-    return any(_reaches_kernel(value.__globals__.get(name)) for name in value.__code__.co_names)
-
-
-def _modules(package: ModuleType) -> Iterator[str]:
-    for module in iter_modules(package.__path__, f"{package.__name__}."):
-        if not module.name.rpartition(".")[2].startswith("_"):
-            yield module.name
-
-
-def _from_private_modules(package: ModuleType) -> list[str]:
-    """Public names of a package that come out of modules whose names begin with an underscore."""
-    found = []
-    for name in getattr(package, "__all__", ()):
-        home = getattr(getattr(package, name), "__module__", "")
-        if home.startswith(f"{package.__name__}._"):
-            found.append(f"{package.__name__}.{name}")
-    return found
