@@ -164,6 +164,7 @@ def denoise_rope(
     if any(getattr(layer, "num_kv_heads", layer.num_heads) != layer.num_heads for layer in layers):
         raise ValueError("keys that several heads share cannot be turned for one of them")
     chosen = _chosen(model, layers, loader, heads, r, order, of)
+    bands: Sequence[torch.Tensor | None]
     bands = [None] * len(layers) if mode == "all" else _low_of(network, len(layers), train_grid)
     handles = []
     for layer, numbers, low in zip(layers, chosen, bands, strict=True):
@@ -171,7 +172,7 @@ def denoise_rope(
         mask[numbers] = True
         unturned = None if mode == "gaussian" else low
         handles.append(layer.register_forward_pre_hook(partial(_unrotated, mask, unturned), with_kwargs=True))
-        if mode == "gaussian":
+        if mode == "gaussian" and low is not None:
             for seed, norm in enumerate((layer.q_norm, layer.k_norm)):
                 half = bool(getattr(layer, "rotate_half", False))
                 noisy = partial(_noisy, mask, low, layer.num_prefix_tokens, seed, half)
