@@ -181,7 +181,7 @@ class AlignedAttention(KeyValueFreeAttention):
         native = dict(state_dict)
         for kind in ("weight", "bias"):
             for name, ours, join in (("W_q", "wq", torch.cat), ("W_k", "wk", torch.cat), ("W_a", "align", torch.stack)):
-                heads = []
+                heads: list[torch.Tensor] = []
                 while (key := f"{prefix}layers.Attention_Layer {len(heads)}.{name}.{kind}") in native:
                     heads.append(native.pop(key))
                 if heads:
@@ -207,7 +207,9 @@ class AlignedAttention(KeyValueFreeAttention):
         """The matrix, `(N, N)` or one a head, and its bias, `(N)` or one a head, for a map of this size."""
         if prefix != self.prefix_tokens and self.prefix_tokens:
             raise ValueError(f"prefix must be prefix_tokens={self.prefix_tokens}, got {prefix}")
-        matrix, bias, first = self.align.weight, self.align.bias, self.prefix_tokens
+        matrix: torch.Tensor = self.align.weight
+        bias: torch.Tensor | None = self.align.bias
+        first = self.prefix_tokens
         if tuple(grid) != self.grid:
             keys = matrix[..., first:]
             share = _resize(keys, self.grid, grid) * (self.grid[0] * self.grid[1] / (grid[0] * grid[1]))
@@ -222,6 +224,8 @@ class AlignedAttention(KeyValueFreeAttention):
 
 class _Alignment(nn.Module):
     """A matrix of tokens by tokens, for all heads or for each, and a bias for each token."""
+
+    bias: nn.Parameter | None
 
     def __init__(self, tokens: int, heads: int, bias: bool, **dd: Any) -> None:
         super().__init__()
