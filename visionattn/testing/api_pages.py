@@ -36,5 +36,6 @@ def _from_private_modules(package: ModuleType) -> list[str]:
     for name in getattr(package, "__all__", ()):
         home = getattr(getattr(package, name), "__module__", "")
         if home.startswith(f"{package.__name__}._"):
-            found.append(f"{package.__name__}.{name}")
+            # What a package finds only when it is asked for is not there to be read: it is documented where it stands.
+            found.append(f"{package.__name__ if name in vars(package) else home}.{name}")
     return found
