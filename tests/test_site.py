@@ -111,6 +111,7 @@ def test_api_pages_cover_all_packages():
     assert "::: visionattn.plugins.cbam\n" in made["api/plugins.md"]
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
     pytest.importorskip("material", reason="needs pip install '.[docs]'")
     pytest.importorskip("mkdocstrings_handlers.python", reason="needs pip install '.[docs]'")

@@ -13,7 +13,7 @@ __all__ = ["Packing", "pack_tokens", "packed_attention"]
 class Packing(NamedTuple):
     """Where tokens lie: containers of `length` slots, one after another.
 
-    Args:
+    Attributes:
         token: The token in each slot, `(rows, slots)`; any in an empty one.
         slot: The slot of each token, `(rows, N)`; any if it is not kept.
         number: Tokens kept, `(rows, 1)`: those slots are full.

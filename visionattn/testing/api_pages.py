@@ -36,5 +36,9 @@ def _from_private_modules(package: ModuleType) -> list[str]:
     for name in getattr(package, "__all__", ()):
         home = getattr(getattr(package, name), "__module__", "")
         if home.startswith(f"{package.__name__}._"):
-            found.append(f"{package.__name__}.{name}")
-    return found
+            # What a package finds only when it is asked for is not there to be read: it is documented where it stands.
+            stands = (
+                f"{package.__name__}.{name}" if name in vars(package) else f"{home}.{getattr(package, name).__name__}"
+            )
+            found.append(stands)
+    return list(dict.fromkeys(found))
