@@ -146,10 +146,16 @@ def _errors(
         return before.repeat_interleave(chunk, -2)
 
     depends = rate * at_start(left.weight, 0.0) * (k @ k.mT)
-    solved = _inverse(depends, chunk) @ torch.cat(
-        (at_start(left.memory, 1.0) * k, at_start(left.momentum, 0.0) * k, v), -1
-    )
+    parts = (at_start(left.memory, 1.0) * k, at_start(left.momentum, 0.0) * k, v)
+    solved = _solve(depends, torch.cat(parts, -1), chunk)
     return solved.split((2 * k.size(-1), v.size(-1)), -1)
+
+
+def _solve(lower: torch.Tensor, right: torch.Tensor, chunk: int) -> torch.Tensor:
+    """`(I + lower)^-1 right`."""
+    if torch.compiler.is_exporting():  # ONNX has no such operator.
+        return _inverse(lower, chunk) @ right
+    return torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
 
 
 def _inverse(lower: torch.Tensor, chunk: int) -> torch.Tensor:
