@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-
-from visionattn.ops.relational_attention import RELATIONS
+from torch.nn import functional as F
 
 from ._literal import Literal
 
@@ -37,7 +36,7 @@ def dual_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
         count, asked = relational.num_relations, relational.wk_rel or relational.wq_rel
         q, k = (layer(tokens).unflatten(-1, (count, -1)) for layer in (relational.wq_rel, asked))
         scores = torch.einsum("bilp,bjlp->bijl", q, k) / q.shape[-1] ** 0.5
-        relations = RELATIONS[relational.activation](scores.transpose(2, 3)).transpose(2, 3)
+        relations = _activate(relational.activation, scores.transpose(2, 3)).transpose(2, 3)
         related = torch.einsum("bhij,bijr->bihr", weights, relations)
         out = out + torch.einsum("bihr,hdr->bihd", related, relational.wr)
         parts.append(relational.wo(out.flatten(2)))
@@ -59,3 +58,14 @@ def _weights(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 def naive_of(module: Any) -> nn.Module:
     """The literal module with the weights of a `DualAttention`."""
     return Literal(dual_attention, module)
+
+
+def _activate(name: str, relations: torch.Tensor) -> torch.Tensor:
+    if name == "identity":
+        return relations
+    if name == "softmax":
+        return torch.softmax(relations, -1)
+    if name == "gelu":
+        return F.gelu(relations, approximate="tanh")
+    activation: torch.Tensor = getattr(F, name)(relations)
+    return activation
