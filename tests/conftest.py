@@ -1,17 +1,49 @@
 """Small runs that several tests share."""
 
+import json
 import os
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each; read when torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from faults.kinds import KINDS, kind_of
+
 from visionattn.utils.resources import config_dir
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-faults", type=Path, help="write how many faults of each kind were survived, as JSON")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if kind := kind_of(item.nodeid):
+            item.add_marker(pytest.mark.faults(kind=kind))
+            item.user_properties.append(("fault", kind))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """How many faults of each kind were injected and survived, where faults were asked for."""
+    found = {kind: Counter() for kind in KINDS}
+    for report in terminalreporter.stats.get("passed", ()):
+        properties = dict(report.user_properties)
+        if report.when == "call" and (kind := properties.get("fault")):
+            found[kind].update(tests=1, faults=properties.get("faults", 1))
+    if path := config.getoption("--record-faults"):
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    if path or "faults" in config.getoption("-m") or any("faults" in str(place) for place in config.args):
+        terminalreporter.section("faults survived")
+        for kind, counts in found.items():
+            terminalreporter.write_line(f"{kind:16} {counts['faults']:5} in {counts['tests']} tests")
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ FLOORS = [
     ["tasks", "data"],
     ["explain"],
     ["models"],
+    ["heads"],
     ["plugins", "mixers"],
     ["ops"],
     ["reference"],
@@ -89,7 +90,8 @@ def test_papers_stand_on_their_own(folder):
     public = {path.stem for path in (PACKAGE / folder).glob("*.py") if not path.stem.startswith("_")}
     for path in (PACKAGE / folder).glob("[!_]*.py"):
         sideways = {m.rpartition(".")[2] for m in imports(path) if m.startswith(prefix)} & public
-        assert not sideways - {path.stem}, f"{path.name} imports {sideways}"
+        # Softmax attention is what many papers change.
+        assert not sideways - {path.stem, "softmax"}, f"{path.name} imports {sideways}"
 
 
 def python(code):
@@ -150,7 +152,8 @@ def test_every_config_is_short_and_loads():
     for name in list_configs():
         config = load_config(name)
         backbone = config.model.backbone
-        assert backbone.model_name.startswith("va_") or "attach" in config.model or "stamps" in name, name
+        baseline = "stamps" in name or name == "classification/mambaout_64-15e_digits"
+        assert backbone.model_name.startswith("va_") or "attach" in config.model or baseline, name
         backbone.pretrained = False
         with torch.device("meta"):
             task = MODELS.build(config.model)

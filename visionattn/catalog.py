@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from inspect import signature
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
 from visionattn.utils.exports import public_modules
+from visionattn.utils.map_input import check_maps
 
-__all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get", "resolve"]
+__all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get", "module_of", "resolve"]
 
-Kind = Literal["plugin", "mixer", "head", "method", "tool"]
-_WORDS: dict[Kind, str] = {"plugin": "plug-in"}
+Kind = Literal["plugin", "mixer", "frontend", "head", "method", "tool"]
+_WORDS: dict[Kind, str] = {"plugin": "plug-in", "frontend": "front-end"}
 # Rooms whose files end in cards.
-_ROOMS = ("visionattn.plugins", "visionattn.mixers")
+_ROOMS = ("visionattn.plugins", "visionattn.mixers", "visionattn.heads")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Card:
     Args:
         name: Name in lower case, as in `attach(model, name)` and in the names of networks.
         title: Name in words, such as `CBAM: Convolutional Block Attention Module`.
-        kind: `plugin` (`(B, C, H, W)` maps), `mixer` (`(B, H, W, C)` maps), `head`, `method` or `tool`.
+        kind: `plugin` (`(B, C, H, W)` maps), `mixer` (`(B, H, W, C)` maps), `frontend` (pictures), `head`, `method`
+            or `tool`.
         factory: The class, or a function that builds the module: called with the number of channels or the width, and
             keywords. None if the mechanism only says which mixers the blocks of a network have: see `mixers`.
         summary: One line on what it does.
@@ -137,6 +139,8 @@ class Card:
     def __post_init__(self) -> None:
         if self.factory is None and self.mixers is None:
             raise ValueError(f"the card of {self.name!r} needs a factory or mixers")
+        if self.kind == "mixer" and not self.further_inputs:  # those check themselves
+            check_maps(self.factory)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Card":
         """The card itself, which never changes: networks that were built from one can be copied."""
@@ -177,13 +181,24 @@ class Card:
 @cache
 def _index() -> dict[tuple[Kind, str], Card]:
     """Every card by kind and name."""
-    index: dict[tuple[Kind, str], Card] = {}
+    return {key: card for key, (card, _) in _homes().items()}
+
+
+@cache
+def _homes() -> dict[tuple[Kind, str], tuple[Card, ModuleType]]:
+    """Every card, and the module at whose end it stands, by kind and name."""
+    index: dict[tuple[Kind, str], tuple[Card, ModuleType]] = {}
     for file in (file for room in _ROOMS for file in public_modules(room)):
         for card in (*getattr(file, "CARDS", ()), *([file.CARD] if hasattr(file, "CARD") else ())):
             if (card.kind, card.name) in index:
                 raise ValueError(f"two cards are named {card.name!r}; the second is in {file.__name__}")
-            index[card.kind, card.name] = card
+            index[card.kind, card.name] = card, file
     return index
+
+
+def module_of(card: Card) -> ModuleType:
+    """The module at whose end a card stands."""
+    return _homes()[card.kind, card.name][1]
 
 
 def cards(kind: Kind | None = None) -> Iterator[Card]:

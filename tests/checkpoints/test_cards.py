@@ -43,12 +43,13 @@ def test_commands_write_them(run_cli, tmp_path):
     assert (tmp_path / "README.md").read_text() == f"before\n{START}\n{render_table(ENTRIES)}\n{END}\nafter\n"
 
 
-def test_a_page_without_marks_is_refused(tmp_path):
+@pytest.mark.parametrize("text", ["no marks\n", "<!-- checkpoints: start -->\n", "<!-- checkpoints: end -->\n"])
+def test_a_page_without_both_marks_is_refused(text, tmp_path):
     page = tmp_path / "README.md"
-    page.write_text("no marks\n")
+    page.write_text(text)
     with pytest.raises(ValueError, match="has no lines <!-- checkpoints: start -->"):
         write_table(MANIFEST, page)
-    assert page.read_text() == "no marks\n"
+    assert page.read_text() == text
 
 
 def test_missing_manifest(run_cli):

@@ -160,7 +160,7 @@ def test_tells_all_that_went_wrong(web, entry):
 def test_command_downloads_lists_and_says_what_is_missing(web, entry, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "download --list 'va_mobilenet*coord' va_resnet10n_cbam")
     assert code == 0 and "download" in out and "packaged" in out
-    code, out, _ = run(monkeypatch, capsys, f"download {NAME} {PACKAGED} --jobs 2")
+    code, out, _ = run(monkeypatch, capsys, f"download {NAME} {PACKAGED} --jobs 2 --attempts 1")
     assert code == 0 and f"{NAME}: {cache_dir() / 'mbv2_ca.pth'} (its authors state no hash; recorded sha256" in out
     assert f"{PACKAGED}: " in out and "(verified)" in out
     code, out, err = run(monkeypatch, capsys, f"download va_resnet50_cbam {NAME}")

@@ -21,6 +21,7 @@ MICRO = {"dims": (32, 64, 96, 128), "depths": (1,) * 4, "num_heads": (1, 2, 3, 4
 # Fixture -> network and arguments that no file tells.
 FORMATS = {
     "bam_resnet50": ("va_resnet50_bam", {}),
+    "biformer_tiny": ("va_biformer_tiny", {}),
     "bmta_balanced12": ("va_balanced12_bmta", {}),
     "boat_cswin_tiny": ("va_boat_cswin_tiny", {"legacy": True}),
     "boat_swin_tiny": ("va_boat_swin_tiny", {}),

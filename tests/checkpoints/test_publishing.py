@@ -330,4 +330,5 @@ def test_entered_into_a_manifest_that_is_there():
     path = publish(trained())
     entry = json.loads(Path("checkpoints/manifest.json").read_text())["checkpoints"][NAME]
     assert entry["file"] == path.name and entry["sources"] == [{"kind": "packaged"}] and "arguments" not in entry
+    assert entry["format"] == "native" and entry["reported_by"] == "this package"
     assert visionattn.checkpoints.write_cards(Path("checkpoints"), "cards.md").count(f"## {NAME}") == 1

@@ -1,4 +1,4 @@
-"""The report of a bake-off says what its numbers say, losses too."""
+"""The report of a comparison says what its numbers say, losses too."""
 
 import csv
 import dataclasses

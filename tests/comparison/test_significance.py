@@ -1,4 +1,4 @@
-"""Verdicts of a bake-off: only what neither the seeds nor the test pictures explain is called a difference."""
+"""Verdicts of a comparison: only what neither the seeds nor the test pictures explain is called a difference."""
 
 import math
 

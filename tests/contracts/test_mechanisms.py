@@ -16,7 +16,8 @@ def promises():
     """
     seen = set()
     for card in (card for kind in KINDS for card in catalog.cards(kind) if card.standalone):
-        forward = getattr(card.constructor, "func", card.constructor).forward
+        cls = getattr(card.constructor, "func", card.constructor)
+        forward = (cls.forward, getattr(cls, "forward_tokens", None))
         for number, (name, subject) in enumerate(contracts.subjects(card)):
             graphs = contracts.GRAPH_CHECKS[card.kind]
             quick = 0 if forward in seen else 1 if number else len(graphs)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from visionattn.data import SeededSampler, SyntheticDigits, list_collate
-from visionattn.data.synthetic.digits import PHOTOGRAPHS, _digits
+from visionattn.data.synthetic.digits import PHOTOGRAPHS, load_split
 
 AUGMENT = [
     {"type": "RandomCrop", "height": 96, "width": 112},
@@ -31,7 +31,7 @@ def test_a_scene_is_a_function_of_seed_split_and_index():
 
 def test_the_splits_share_nothing():
     assert not set(PHOTOGRAPHS["train"]) & set(PHOTOGRAPHS["test"])
-    train, test = ({digit.tobytes() for digit in _digits(split)[0]} for split in ("train", "test"))
+    train, test = ({digit.tobytes() for digit in load_split(split)[0]} for split in ("train", "test"))
     assert not train & test
     assert len(SyntheticDigits("train", "detection")) == 2000 and len(SyntheticDigits("test", "detection")) == 200
 

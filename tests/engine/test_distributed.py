@@ -4,15 +4,22 @@ import json
 import os
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
-def torchrun(folder, *arguments):
+def started(folder, *arguments, program=("-m", "visionattn.cli")):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", "-m", "visionattn.cli", *map(str, arguments), "--launcher", "pytorch"]
+    command += ["--rdzv-endpoint=localhost:0", *map(str, (*program, *arguments)), "--launcher", "pytorch"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def torchrun(folder, *arguments, **options):
+    done = started(folder, *arguments, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -85,3 +92,46 @@ def test_slurm_on_cpus(tmp_path):
     printed = [task.communicate(timeout=300)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], printed
     assert "score     top1" in printed[0] and "accuracy  top1" not in printed[1]
+
+
+SLOW_WRITER = """
+import time
+from visionattn.cli import main
+from visionattn.engine import own_data
+write = own_data.write_config
+def late(*arguments, **options):
+    time.sleep(2)
+    return write(*arguments, **options)
+own_data.write_config = late
+main()
+"""
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for number, name in enumerate(("ant", "bee")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for picture in range(20):
+            pixels = np.full((16, 16, 3), 100 * number + picture, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{picture}.png")
+    return tmp_path / "photos"
+
+
+def test_all_wait_for_the_config_that_the_first_one_writes(photos, tmp_path):
+    """It looks through the data, which takes its time; a config of an earlier run may lie in its place."""
+    (tmp_path / "slow.py").write_text(SLOW_WRITER)
+    (tmp_path / "run.py").write_text("model = None  # of an earlier run\n")
+    arguments = ["train", "--data", photos, "--model", "va_resnet10n_cbam", "--work-dir", tmp_path / "run"]
+    arguments += ["--cfg-options", "train_cfg.max_epochs=1", "val_dataloader.num_workers=0"]
+    arguments += ["val_dataloader.persistent_workers=False", "env_cfg.dist_cfg.timeout=60"]
+    printed = torchrun(tmp_path, *arguments, program=[tmp_path / "slow.py"])
+    assert printed.count("config    ") == printed.count("score     top1") == 1
+
+
+def test_nobody_waits_for_a_config_that_cannot_be_written(tmp_path):
+    (tmp_path / "empty").mkdir()
+    begun = time.monotonic()
+    done = started(tmp_path, "train", "--data", tmp_path / "empty", "--model", "va_resnet10n_cbam")
+    assert done.returncode != 0 and time.monotonic() - begun < 100
+    assert "visionattn: error: no data set recognised in" in done.stderr
+    assert "SIGABRT" not in done.stderr and 'visionattn/cli/train.py", line' not in done.stderr

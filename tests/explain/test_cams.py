@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from networks import fill, small
+from explained import fill, small
 
 from visionattn import explain
 

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from networks import MORE, OURS, TIMM, fill, small
+from explained import MORE, OURS, TIMM, fill, small
 from torch import nn
 
 from visionattn import explain

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from networks import fill
+from explained import fill
 
 from visionattn import explain
 from visionattn.plugins import PKCAM, list_plugins, resolve_plugin

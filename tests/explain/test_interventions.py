@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from networks import fill
+from explained import fill
 from torch import nn
 
 from visionattn import explain

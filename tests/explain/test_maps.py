@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from networks import small
+from explained import small
 
 from visionattn import explain
 from visionattn.testing.fixtures import load, relative_error

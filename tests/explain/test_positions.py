@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import small
+from explained import small
 from torch.nn import functional as F
 
 from visionattn import explain

@@ -5,7 +5,7 @@ import math
 import pytest
 import timm
 import torch
-from networks import small
+from explained import small
 
 from visionattn import explain
 from visionattn.explain import heads, metrics

@@ -7,6 +7,7 @@ What a plug-in or mixer promises on its own is tested over the cards.
 
 import copy
 import os
+from math import prod
 
 import pytest
 import timm
@@ -20,11 +21,13 @@ MODELS = timm.list_models("va_*")
 # The smallest of each kind, beside the narrow ones.
 SMALLEST = {
     *(name for name in MODELS if name.endswith("_nano") or name.startswith(("va_resnet10n", "va_resnet18n"))),
+    *("va_biformer_stl", "va_biformer_tiny", "va_mano_tiny"),
     *("va_balanced12_bmta", "va_boat_cswin_tiny", "va_boat_swin_tiny", "va_davit_tiny", "va_flatten_cswin_tiny"),
+    *("va_dhvt_tiny_cifar_p2", "va_dhvt_tiny_p16"),
     *("va_flatten_deit_tiny", "va_flatten_pvt_tiny", "va_flatten_pvtv2_b0", "va_flatten_swin_tiny", "va_lkca_vit_mini"),
     *("va_mobilenetv1_050_ulsam", "va_mobilenetv2_050_coord", "va_mobilenetv2_100_cbam", "va_mobilenetv2_100_ela_b"),
     *("va_mobilenetv2_100_triplet", "va_mobilenetv2_100_ulsam", "va_resnet18_pkcam", "va_resnext50_32x4d_bam"),
-    *("va_twins_pcpvt_small", "va_twins_svt_small", "va_vit_softmax_tiny"),
+    *("va_moh_vit_tiny_75", "va_ravlt_tiny", "va_twins_pcpvt_small", "va_twins_svt_small", "va_vit_softmax_tiny"),
 }
 # Networks of each host: the pyramid, the columnar one without and with extra tokens, timm's ResNet and MobileNet with
 # plug-ins in their blocks and as layers, the ResNet across layers.
@@ -44,8 +47,12 @@ FAMILIES = {  # narrow members of the others, for the slow run
     **dict.fromkeys(
         ("va_boat_cswin_tiny", "va_boat_swin_tiny", "va_flatten_cswin_tiny", "va_flatten_pvtv2_b0"), NARROW
     ),
-    **dict.fromkeys(("va_flatten_swin_tiny", "va_twins_svt_small"), NARROW),
+    **dict.fromkeys(
+        ("va_flatten_swin_tiny", "va_ravlt_tiny", "va_twins_svt_small", "va_biformer_tiny", "va_mano_tiny"), NARROW
+    ),
+    "va_moh_vit_tiny_75": {**NARROW, "shared_heads": (1, 1, 1, 2), "routed_heads": (1, 1, 2, 4)},
     "va_davit_tiny": {**NARROW, "depths": (1, 1, 1, 1)},
+    "va_dhvt_tiny_cifar_p4": {"dim": 32, "depth": 4, "num_heads": 2},
 }
 assert set(MODELS) >= SMALLEST | {name.split()[0] for name in HOSTS} | set(FAMILIES)
 
@@ -86,7 +93,10 @@ class TestOnMeta:
         assert len(set(fine.values())) >= len(set(coarse.values()))
         assert model.no_weight_decay() <= set(keys)
         features = model.forward_features(torch.empty(2, *cfg["input_size"], device="meta", dtype=torch.bfloat16))
-        assert features.shape[1] == model.num_features and features.shape[2:] == cfg["pool_size"]
+        if extra := getattr(model, "num_prefix_tokens", 0):
+            assert features.shape[1:] == (extra + prod(cfg["pool_size"]), model.num_features)
+        else:
+            assert features.shape[1] == model.num_features and features.shape[2:] == cfg["pool_size"]
         assert model.forward_head(features).shape == (2, cfg["num_classes"])
         assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
 
@@ -94,7 +104,7 @@ class TestOnMeta:
         model = create(name, device="meta", features_only=True, in_chans=1).eval()
         stem, small = strides(model)[0], model.pretrained_cfg["input_size"][-1] <= 64
         if len(set(strides(model))) == 1:  # columnar
-            assert strides(model) == [4 if small else 16] * 4
+            assert stem in ((2, 4) if small else (16,)) and strides(model) == [stem] * 4
         else:
             assert strides(model) == [stem, 2 * stem, 4 * stem, 8 * stem]
             # Networks for small images keep more of the resolution.
@@ -142,7 +152,7 @@ class TestOnCpu:
         torch.testing.assert_close(*results)
         assert len(calls) > 2 * len(set(calls)), "nothing is computed again"
 
-    @pytest.mark.parametrize("size", [(61, 83), (150, 203), (33, 32), (3, 1)], ids=str)
+    @pytest.mark.parametrize("size", [(61, 83), (150, 203), (33, 32), (28, 28), (3, 1)], ids=str)
     def test_any_size(self, name, arguments, size):
         model = settled(name, **arguments)
         with torch.inference_mode():

@@ -391,7 +391,7 @@ def test_survives_copies_and_synchronised_normalisation(name):
     ("arguments", "message"),
     [
         ({"plugin": "cbma"}, "unknown plug-in 'cbma'; there are: .*cbam"),
-        ({"where": "stem"}, "where must be 'block_end' or 'stage_end', got 'stem'"),
+        ({"where": "stem"}, "where: 'stem' is no module of ResNet, nor is it 'block_end' or 'stage_end'; maps .* from"),
         ({"start": "zero"}, "start must be 'identity' or 'paper', got 'zero'"),
         ({"stages": 4}, r"stages must be some of 0, 1, 2, 3 \(-1 is the last\), got \[4\]"),
         ({"stages": ["layer1"]}, r"got \['layer1'\]"),

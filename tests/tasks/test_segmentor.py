@@ -7,7 +7,8 @@ from torch.nn.functional import cross_entropy
 
 import visionattn  # noqa: F401
 from visionattn.tasks import Segmentor
-from visionattn.tasks.segmentor import _most_probable, _Predictor
+from visionattn.tasks._windows import SlidingWindows
+from visionattn.tasks.segmentor import _most_probable
 
 NAME = "va_resnet10n_cbam"
 SMALL = {"type": "FPN", "decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
@@ -112,11 +113,11 @@ class TestInference:
     @pytest.mark.parametrize(("crop", "stride"), [((16, 20), (11, 7)), ((45, 1), (45, 1)), ((64, 30), None)])
     def test_windows_cover_everything_once_where_the_network_sees_single_pixels(self, crop, stride):
         x = torch.randn(2, 3, 45, 51)
-        torch.testing.assert_close(_Predictor(crop, stride)(lambda x: 2 * x, x), 2 * x)
+        torch.testing.assert_close(SlidingWindows(crop, stride)(lambda x: 2 * x, x), 2 * x)
 
     def test_windows_see_no_more_than_they_hold(self):
         seen = []
-        _Predictor((16, 20), (11, 7))(lambda x: seen.append(x.shape[-2:]) or x, torch.randn(1, 3, 45, 51))
+        SlidingWindows((16, 20), (11, 7))(lambda x: seen.append(x.shape[-2:]) or x, torch.randn(1, 3, 45, 51))
         assert set(seen) == {(16, 20)} and len(seen) == 4 * 6
 
     def test_mirrored_pictures_have_mirrored_predictions(self):

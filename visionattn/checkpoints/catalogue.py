@@ -124,7 +124,7 @@ def build(checkpoint: str | Path, **kwargs: Any) -> nn.Module:
         return timm.create_model(f"{facts['model']}.{facts['tag']}", pretrained=True, **kwargs)
     cfg = published_cfg(facts, file)
     model = timm.create_model(facts["model"], pretrained_cfg=cfg, **{**facts.get("arguments", {}), **kwargs})
-    apply_modifications(model, facts.get("modifications", ()))
+    model = apply_modifications(model, facts.get("modifications", ()))
     vars(model)["load_report"] = load_fitting(model, read_weights(file), other_classes="num_classes" in kwargs)
     return model
 

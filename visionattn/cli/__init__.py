@@ -19,6 +19,7 @@ import os
 import pkgutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -44,7 +45,7 @@ def main(command: str | None = None) -> None:
         command: Name of the command; taken from the arguments without it.
     """
     arguments = sys.argv[1:] if command is None else [command, *sys.argv[1:]]
-    options = _parser().parse_args(arguments)
+    options = _parser(arguments).parse_args(arguments)
     stream: Any
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the command
         if getattr(stream, "errors", "") in ("strict", "surrogateescape"):  # the second in the C locale
@@ -78,12 +79,15 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _commands() -> dict[str, ModuleType]:
+def _commands(arguments: Sequence[str] = ()) -> dict[str, ModuleType]:
+    """The command that the arguments begin with, or else all of them."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
-    return {name.replace("_", "-"): importlib.import_module(f"{__name__}.{name}") for name in names}
+    commands = {name.replace("_", "-"): name for name in names}
+    chosen = arguments[:1] if arguments and arguments[0] in commands else commands
+    return {name: importlib.import_module(f"{__name__}.{commands[name]}") for name in chosen}
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="visionattn",
         description="Train, evaluate and use networks with visual attention.",
@@ -92,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visionattn {visionattn.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="command", title="commands")
-    for name, command in _commands().items():
+    for name, command in _commands(arguments).items():
         examples = "\n".join(f"  visionattn {name} {example}".rstrip() for example in command.EXAMPLES)
         subparser = subparsers.add_parser(
             name,

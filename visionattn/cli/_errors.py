@@ -84,6 +84,8 @@ def _missing_package(error: ImportError) -> str | None:
         inside = traceback.extract_tb(error.__traceback__)
         ours = inside and Path(__file__).parents[1] in Path(inside[-1].filename).parents
         return None if ours else f"cannot import {module or 'a module'}: {error}"
-    extras = [extra[1] for text in declared if (extra := re.search(r"extra == ['\"]([\w-]+)", text))]
-    what = f"'visionattn[{extras[0]}]'" if extras else f"'{distribution}'"
+    extras = [found[1] for text in declared if (found := re.search(r"extra == ['\"]([\w-]+)", text))]
+    # The one that is for it, not one that takes everything.
+    extra = next((name for name in extras if name not in ("all", "test")), extras[0] if extras else None)
+    what = f"'visionattn[{extra}]'" if extra else f"'{distribution}'"
     return f"this needs {module}, which is not installed: pip install {what}"

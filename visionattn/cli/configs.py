@@ -53,6 +53,7 @@ def _list() -> None:
 
 def _copy(name: str, destination: str = "", *rest: str) -> None:
     from visionattn.utils.config_files import copy_text, find_config
+    from visionattn.utils.files import replacing
 
     if rest:
         raise ValueError(f"--copy takes a name and a file, got {', '.join([name, destination, *rest])}")
@@ -69,6 +70,6 @@ def _copy(name: str, destination: str = "", *rest: str) -> None:
 
         backbone = load_config(name).model.backbone.to_dict()
     text = copy_text(file, backbone)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     print(f"{path}; to train by it: visionattn train {path}")

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         if name not in METHODS:
             raise ValueError(f"unknown --method {name!r}{did_you_mean(name, METHODS)}; there are {', '.join(METHODS)}")
     network = load_network(options.model, options.checkpoint, options.device)
-    if network.module is None:
+    if network.batch is None:
         raise ValueError(f"{options.model} is for {network.task}; visionattn explain takes classifiers")
     if options.target is not None and not 0 <= options.target < len(network.classes):
         raise ValueError(f"--target must lie in 0..{len(network.classes) - 1}, got {options.target}")
@@ -99,7 +99,7 @@ def _list(network: Any) -> None:
 
     x = network.batch([network.prepare(np.zeros((256, 256, 3), np.uint8), "a black picture")])
     table = Table("method", "offered", "what it shows, or why it is not offered")
-    for name, reason in methods(network.module, x).items():
+    for name, reason in methods(network.classifier, x).items():
         table.add_row(name, "no" if reason else "yes", reason or METHODS[name])
     Console().print(table)
 
@@ -119,7 +119,7 @@ def _explain(network: Any, options: argparse.Namespace, query: tuple[int, ...] |
         stem = Path(picture.name).stem
         numbers: dict[str, Any] = {}
         for method in options.method:
-            maps = _maps(network.module, x, method, options, query)
+            maps = _maps(network.classifier, x, method, options, query)
             numbers |= {f"{method} {label}".strip(): values.cpu().numpy() for label, values in maps.items()}
             drawn = [draw.overlay(seen, values.cpu()) for values in maps.values()]
             several = len(drawn) > 1

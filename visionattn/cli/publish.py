@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     dataset, task = runner.test_dataloader.dataset, runner.model
     preprocessor, pipeline = config.data_preprocessor, config.test_dataloader.dataset.get("pipeline", [])
     model = config.model.to_dict()
-    alone = task.kind == "classification" and not model.get("head")
+    alone = task.kind == "classification" and not (model.get("head") or model.get("frontend"))
     path = publish(
         task.backbone if alone else task,
         options.name,

@@ -106,20 +106,30 @@ def _make_room(work_dir: Path, options: argparse.Namespace) -> None:
 
 def _write_config(options: argparse.Namespace) -> None:
     """Writes a config for the data, which takes their place in the options."""
+    from visionattn.engine import first_process_does, join_processes
     from visionattn.engine.own_data import write_config
 
     if not options.model:
         raise ValueError("--data needs --model, such as --model va_resnet50_cbam")
     folder = options.work_dir or Path("work_dirs") / f"{Path(options.data).resolve().stem}-{options.model}"
-    _make_room(folder, options)  # before the config and the split are written anew
     # Beside the folder of the run, which gets a copy with everything that it inherits.
     path = folder.with_name(f"{folder.name}.py")
-    if is_first_process() and (options.resume is None or not path.exists()):
+
+    def write() -> None:
+        _make_room(folder, options)  # before the config and the split are written anew
+        if options.resume is not None and path.exists():
+            return
         found = write_config(
             path, options.data, options.model, task=options.task, pretrained=options.pretrained, split_dir=folder
         )
         print(f"data      {found.layout}, split: {found.split}")
         print(f"config    {path}", flush=True)
+
+    # All processes read what the first one writes, so that they are connected before there is a config.
+    prefix = "env_cfg.dist_cfg."
+    settings = {key.removeprefix(prefix): value for key, value in options.cfg_options.items() if key.startswith(prefix)}
+    join_processes(options.launcher, **settings)
+    first_process_does(write)
     options.config, options.work_dir, options.model = str(path), folder, None
 
 

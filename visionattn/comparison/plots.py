@@ -1,4 +1,4 @@
-"""A bake-off in pictures: what accuracy costs, and how the networks learn."""
+"""A comparison in pictures: what accuracy costs, and how the networks learn."""
 
 from collections.abc import Sequence
 from pathlib import Path

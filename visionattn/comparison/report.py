@@ -1,4 +1,4 @@
-"""The report of a bake-off: a table in Markdown and CSV, what it shows in words, and pictures."""
+"""The report of a comparison: a table in Markdown and CSV, what it shows in words, and pictures."""
 
 import csv
 import math

@@ -1,4 +1,4 @@
-"""What a bake-off knows of each network: accuracy, its difference from the baseline, and costs."""
+"""What a comparison knows of each network: accuracy, its difference from the baseline, and costs."""
 
 import copy
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The training runs of a bake-off, each in a folder of its own, and what their networks predict."""
+"""The training runs of a comparison, each in a folder of its own, and what their networks predict."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ class Run:
     def __post_init__(self) -> None:
         config = self.config
         if config.model.type != "Classifier" or METRIC not in config.test_evaluator.get("scores", {}):
-            raise ValueError(f"a bake-off compares classifiers by {METRIC}, but {self.name} is for another task")
+            raise ValueError(f"a comparison compares classifiers by {METRIC}, but {self.name} is for another task")
 
     @property
     def config(self) -> "Config":
@@ -84,7 +84,7 @@ class Run:
             ChildProcessError: If training fails.
         """
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        config = self.work_dir / "bakeoff_config.py"
+        config = self.work_dir / "comparison_config.py"
         with replacing(config) as temporary:
             temporary.write_text(self.config.pretty_text)
         command = [sys.executable, "-m", "visionattn.cli", "train", str(config), "--work-dir", str(self.work_dir)]

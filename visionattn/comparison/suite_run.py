@@ -1,4 +1,4 @@
-"""A bake-off from training to publishing."""
+"""A comparison from training to publishing."""
 
 import tempfile
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def run_suite(
     """
     groups = [[[_run(suite, name, seed, work_dir) for seed in suite.seeds] for name in group] for group in suite.groups]
     networks = [runs for group in groups for runs in group]
-    # Seed by seed, so that a bake-off that was stopped has whole seeds to compare.
+    # Seed by seed, so that a comparison that was stopped has whole seeds to compare.
     run_all([run for runs in zip(*networks, strict=True) for run in runs], jobs)
     seeds = " ".join(map(str, suite.seeds))
     text = write_report(
@@ -77,7 +77,7 @@ def smoke(jobs: int, publish: Callable[[Path, str, Path, str, str], None]) -> No
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        report = folder / "bakeoff.md"
+        report = folder / "comparison.md"
         print(
             run_suite(
                 SUITES["smoke"],

@@ -20,7 +20,8 @@ class Suite:
 
     Args:
         title: Heading of the report.
-        groups: Names of configs, or of networks for `recipe`; the first of each group is the others' baseline.
+        groups: Names of configs, or of networks for `recipe`; the first of each group is the others' baseline. With a
+            recipe, what is no network is a config of its own.
         seeds: Seeds of each.
         tag: What published weights of these runs are called: `<model>.<tag>`.
         remarks: Sentences that a reader of the table needs.
@@ -38,12 +39,14 @@ class Suite:
 
     def config(self, name: str) -> tuple[str, dict[str, Any]]:
         """The config of an entry of `groups`, and what is overridden in it."""
-        return (name, self.options) if self.recipe is None else (self.recipe, {**self.options, MODEL: name})
+        if self.recipe is None or not timm.is_model(name):
+            return name, self.options
+        return self.recipe, {**self.options, MODEL: name}
 
 
 SUITES = {
     "fashion-mnist": Suite(
-        "Bake-off: does attention help a narrow network on Fashion-MNIST?",
+        "Comparison: does attention help a narrow network on Fashion-MNIST?",
         (("va_resnet10n", *timm.list_models("va_resnet10n_*")), ("va_resnet18n", *timm.list_models("va_resnet18n_*"))),
         recipe="resnet10n_128-3e_fashion-mnist",
         tag="fashion_mnist",
@@ -57,18 +60,26 @@ SUITES = {
     ),
     "mixers": Suite(
         "Token mixers in one architecture, on the digits of scikit-learn",
-        (("va_stm_pool_nano", *timm.list_models("va_stm_*_nano", exclude_filters="va_stm_pool_nano")),),
+        (
+            (
+                "va_stm_pool_nano",
+                "mambaout_64-15e_digits",
+                *timm.list_models("va_stm_*_nano", exclude_filters="va_stm_pool_nano"),
+            ),
+        ),
         recipe="stm-swin-nano_64-15e_digits",
         seeds=(0, 1, 2),
         tag="digits",
         remarks=(
             "359 test images tell no ranking: one of them is 0.28 %. The table shows that all mixers train, and what "
             "they cost. The baseline mixes by average pooling, without attention.",
+            "MambaOut is timm's own network, not the common architecture: gated convolutions of 7x7, a quarter as wide "
+            "as `mambaout_femto`.",
         ),
         options={"train_cfg.max_epochs": 6},
     ),
     "smoke": Suite(
-        "Smoke test of the bake-off",
+        "Smoke test of the comparison",
         (("resnet10n_64-15e_digits", "resnet10n-cbam_64-15e_digits"),),
         seeds=(0, 1),
         tag="smoke",

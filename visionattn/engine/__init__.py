@@ -27,6 +27,8 @@ _MODULES = {
     "draw_learning_curve": "report",
     "draw_samples": "browse",
     "draw_scores": "report",
+    "first_process_does": "processes",
+    "join_processes": "processes",
     "latest_checkpoint": "resume",
     "list_configs": "config",
     "load_config": "config",

@@ -1,17 +1,13 @@
 """mmengine's Runner, mended where 0.10.7 fails with a current PyTorch or on a CPU, and quieter on the console."""
 
-import os
-import sys
 import time
 import zipfile
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import mmengine.runner
 import torch
-import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
@@ -29,6 +25,7 @@ from .checks import check_batches
 from .guard import guarded
 from .lock import work_dir_lock
 from .logs import tidy_handlers
+from .processes import join_processes
 from .resume import Schedule, changed_settings, latest_checkpoint, resume_hint, verify_checkpoint
 from .schedule import without_tiny_warmups
 
@@ -63,8 +60,8 @@ class Runner(mmengine.runner.Runner):
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """Starts the process group on CPUs, where mmengine's way needs a GPU; the rest is mmengine's."""
-        if self.distributed and not dist.is_initialized() and not torch.cuda.is_available():
-            _join_cpu_group(self.launcher, env_cfg.get("dist_cfg", {}).get("timeout"))
+        if self.distributed and not torch.cuda.is_available():
+            join_processes(self.launcher, **env_cfg.get("dist_cfg", {}))
         # Log folders are named by the second: two starts in one would share theirs.
         while Path(self.work_dir, time.strftime("%Y%m%d_%H%M%S")).exists():
             time.sleep(0.05)
@@ -203,25 +200,3 @@ def _check_schedule(cfg: Config) -> None:
                 f"{scheduler['type']} in param_scheduler reaches to {unit[:-1]} {latest}, but training lasts only "
                 f"{length} {unit}"
             )
-
-
-def _join_cpu_group(launcher: str, seconds: float | None) -> None:
-    if launcher == "slurm":
-        os.environ.update(
-            RANK=os.environ["SLURM_PROCID"],
-            WORLD_SIZE=os.environ["SLURM_NTASKS"],
-            LOCAL_RANK=os.environ["SLURM_LOCALID"],
-            MASTER_PORT=os.environ.get("MASTER_PORT", "29500"),
-            MASTER_ADDR=os.environ.get("MASTER_ADDR", os.environ["SLURM_LAUNCH_NODE_IPADDR"]),
-        )
-    elif launcher != "pytorch":
-        raise ValueError(f"launcher must be 'none', 'pytorch' or 'slurm', got {launcher!r}")
-    missing = [
-        name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
-    ]
-    if missing:
-        raise ValueError(
-            f"launcher 'pytorch' needs {', '.join(missing)} in the environment: start with "
-            f"`torchrun --nproc-per-node 2 {Path(sys.argv[0]).name} ...`"
-        )
-    dist.init_process_group("gloo", timeout=None if seconds is None else timedelta(seconds=seconds))

@@ -2,6 +2,7 @@
 
 from .cams import CAMS, cam, cam_layer
 from .capture import capture
+from .dope import axial_rope, denoise_rope, low_bands, rope_band_entropy, rope_truncated_rank, unrotate
 from .draw import grid, overlay
 from .gating import gates
 from .heads import ablation, gate_gradients, head_importance, ring_profile
@@ -31,10 +32,12 @@ __all__ = [
     "attention_grad_cam",
     "attention_iou",
     "attention_statistics",
+    "axial_rope",
     "cam",
     "cam_layer",
     "capture",
     "causal_laplacian",
+    "denoise_rope",
     "edit",
     "effective_rank",
     "find_register_neurons",
@@ -44,6 +47,7 @@ __all__ = [
     "head_importance",
     "knock_out",
     "laplacian_spectrum",
+    "low_bands",
     "mask_score",
     "masked_features",
     "masked_forward",
@@ -59,11 +63,14 @@ __all__ = [
     "ring_profile",
     "rollout",
     "rollout_matrix",
+    "rope_band_entropy",
+    "rope_truncated_rank",
     "scale_heads",
     "segmentation_scores",
     "spatial_layers",
     "statistics",
     "test_time_registers",
     "tokens",
+    "unrotate",
     "upsample",
 ]

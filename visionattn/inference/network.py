@@ -32,7 +32,10 @@ class Network:
             `boxes`, `labels`, `scores` and perhaps `masks`; or class numbers `(H, W)`.
         colours: Colours of the classes of pixels, if its data set has some.
         class_ids: Category ids of the classes in its data set, if it has some.
-        module: Of a classifier, the network itself.
+        module: The network itself: a task of `visionattn.tasks`, or a classifier of timm's.
+        mean: What is taken off each channel, for pixels in 0..1.
+        std: What each channel is divided by then.
+        input_size: Height and width that the network was trained for, if that is known.
         batch: Of a classifier, turns samples whose inputs have one size into what the network itself takes.
     """
 
@@ -43,7 +46,24 @@ class Network:
     colours: Sequence[Colour] | None = None
     class_ids: Sequence[int] | None = None
     module: Any = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    input_size: tuple[int, int] | None = None
     batch: Callable[[list[Sample]], torch.Tensor] | None = None
+
+    @property
+    def classifier(self) -> Any:
+        """Of a classifier, what turns a batch into logits: the network, or the task if that has a head of its own."""
+        plain = hasattr(self.module, "data_preprocessor") and self.module.head is None
+        return self.module.backbone if plain else self.module
+
+    def normalise(self, sample: Sample) -> torch.Tensor:
+        """A sample's `inputs` as the network gets them, `(1, 3, h, w)`, without padding."""
+        inputs = sample["inputs"]
+        if not hasattr(self.module, "data_preprocessor"):  # `prepare` has done so
+            return inputs[None]
+        batch = self.module.data_preprocessor({"inputs": [inputs], "data_samples": [sample["data_samples"]]})
+        return batch["inputs"][..., : inputs.shape[-2], : inputs.shape[-1]]
 
 
 def from_module(model: Any, device: torch.device, classes: Sequence[str] | None) -> Network:
@@ -79,7 +99,15 @@ def from_module(model: Any, device: torch.device, classes: Sequence[str] | None)
 
     names = classes or model.pretrained_cfg.get("label_names") or _imagenet_names(model)
     return Network(
-        "classification", _class_names(names, model.num_classes), prepare, predict, module=model, batch=batch
+        "classification",
+        _class_names(names, model.num_classes),
+        prepare,
+        predict,
+        module=model,
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        input_size=tuple(settings["input_size"][1:]),
+        batch=batch,
     )
 
 
@@ -118,10 +146,28 @@ def from_task(task: Any, transforms: Sequence[dict[str, Any]], meta: Mapping[str
     names = _class_names(meta.get("classes"), task.num_classes)
     ids = meta.get("class_ids")
     ids = ids if ids is not None and len(ids) == len(names) else None
-    # A head of its own stands on features of the network, so the task itself gives the logits then.
-    module = None if task.kind != "classification" else task if task.head is not None else task.backbone
-    colours = _colours(meta.get("palette"), len(names))
-    return Network(task.kind, names, prepare, predict, colours, ids, module, batch if module is not None else None)
+    mean, std = _scaling(task.data_preprocessor)
+    return Network(
+        task.kind,
+        names,
+        prepare,
+        predict,
+        _colours(meta.get("palette"), len(names)),
+        ids,
+        module=task,
+        batch=batch if task.kind == "classification" else None,
+        mean=mean,
+        std=std,
+        input_size=tuple((meta.get("input") or {}).get("input_size", ())[1:]) or None,
+    )
+
+
+def _scaling(preprocessor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the channels for pixels in 0..1."""
+    if not hasattr(preprocessor, "mean"):  # mmengine's without them
+        return (0.0,) * 3, (1 / 255,) * 3
+    mean, std = ((values.flatten() / 255).tolist() for values in (preprocessor.mean, preprocessor.std))
+    return tuple(mean), tuple(std)
 
 
 def _trimmed(image: np.ndarray, name: str, shorter: int | None) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Token mixers for vision transformers, `(B, H, W, C) -> (B, H, W, C)`, any H, W: one paper a file.
 
-Every mixer takes its width first and everything else by name.
+Every mixer takes its width first and everything else by name. `Tokens` makes one that takes tokens `(B, N, C)`.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ from visionattn.utils.exports import find_export, list_exports
 
 from ._resolve import list_mixers as list_mixers
 from ._resolve import resolve_mixer as resolve_mixer
+from ._tokens import Tokens as Tokens
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({"list_mixers", "resolve_mixer", *list_exports(__name__)})
+    return sorted({"Tokens", "list_mixers", "resolve_mixer", *list_exports(__name__)})

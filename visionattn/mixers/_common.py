@@ -1,6 +1,7 @@
 """Parts that several mixers share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from visionattn.ops import attention, window_attention
 from visionattn.utils.arguments import check_choice, check_heads, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
-__all__ = ["SR_RATIOS", "WINDOWS", "KVReducedAttention", "WindowMixer"]
+__all__ = ["SR_RATIOS", "WINDOWS", "KVReducedAttention", "WindowMixer", "convert_when_loading", "join_projections"]
 
 WINDOWS = Floor(10, 19, "q, k, v in, o out: 4; back q, k, v, do in, dq, dk, dv out: 7; the rest are projections")
 # Sides of the patches that become one key, in the stages of a pyramid.
@@ -157,3 +158,35 @@ class KVReducedAttention(nn.Module):
         if any(short):
             x = F.pad(x, (0, 0, 0, short[1], 0, short[0]))
         return self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+def join_projections(
+    state_dict: Mapping[str, torch.Tensor], prefix: str, parts: Sequence[str], proj: str = "proj"
+) -> dict[str, torch.Tensor]:
+    """Weights with one layer `qkv` for three, and an output projection named `proj`; other entries as they are.
+
+    Args:
+        state_dict: The weights.
+        prefix: What the names of the module's entries begin with.
+        parts: Names of the projections to queries, keys and values.
+        proj: Name of the output projection.
+    """
+    native = dict(state_dict)
+    for kind in ("weight", "bias"):
+        names = [f"{prefix}{part}.{kind}" for part in parts]
+        if all(name in native for name in names):
+            native[f"{prefix}qkv.{kind}"] = torch.cat([native.pop(name) for name in names])
+        if f"{prefix}{proj}.{kind}" in native:
+            native[f"{prefix}proj.{kind}"] = native.pop(f"{prefix}{proj}.{kind}")
+    return native
+
+
+def convert_when_loading(module: nn.Module) -> None:
+    """Lets `load_state_dict` take what the module's `to_native` reads, besides its own format."""
+    module.register_load_state_dict_pre_hook(_convert)
+
+
+def _convert(module: Any, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
+    native = module.to_native(state_dict, prefix)
+    state_dict.clear()
+    state_dict.update(native)

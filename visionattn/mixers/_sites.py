@@ -75,8 +75,9 @@ def _sites(model: Any) -> Iterator[Site]:
             yield Site(f"{name}.attn", module.attn, module.dim, 0, grid, install, keywords=windows)
         elif isinstance(module, (SpatialBlock, ChannelBlock)):
             dim = module.attn.proj.in_features
+            block: Any = module
             spatial = isinstance(module, SpatialBlock)
-            windows = {"window_size": tuple(module.window_size), "shift_size": (0, 0)} if spatial else {}
+            windows = {"window_size": to_2tuple(block.window_size), "shift_size": (0, 0)} if spatial else {}
             install = _block_installer(owner, last, module)
             yield Site(f"{name}.attn", module.attn, dim, 0, None, install, keywords=windows)
         elif last != "mlp" and _is_own_branch(module) and not getattr(module.fn, "cross_layer", False):

@@ -3,18 +3,19 @@
 Official code: https://github.com/google-research/vision_transformer (Apache-2.0), vit_jax/models_vit.py.
 
 Differs from the official code in: queries, keys and values are one layer `qkv`, as in timm; `qk_norm` (arXiv
-2302.05442) is an option.
+2302.05442) and sparse attention (see `mixers/sparge.py`) are options.
 
 Golden: none; the test compares it with timm's attention.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from visionattn.catalog import Card
-from visionattn.ops import attention
+from visionattn.ops import BlockMap, attention, masked_attention, pair_mask
 from visionattn.utils.arguments import check_heads
 from visionattn.utils.factory import FactoryKwargs
 
@@ -35,11 +36,12 @@ class SoftmaxAttention(nn.Module):
         qk_norm: Layer norms of the queries and keys of each head before their product.
         attn_drop: Dropout of the attention weights.
         proj_drop: Dropout after the output projection.
+        sparse: Arguments of `visionattn.ops.BlockMap`, such as `{"topk": 0.5}`: only keys of chosen blocks are seen.
         device: Of the parameters.
         dtype: Of the parameters.
 
     Raises:
-        ValueError: If `num_heads` does not divide `dim`.
+        ValueError: If `num_heads` does not divide `dim` or `sparse` is out of range.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class SoftmaxAttention(nn.Module):
         qk_norm: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        sparse: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -58,6 +61,9 @@ class SoftmaxAttention(nn.Module):
         check_heads(dim, num_heads)
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
+        self.sparse = None if sparse is None else BlockMap(**sparse)
+        if self.sparse is not None:
+            self.sparse.check_heads(num_heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.q_norm, self.k_norm = (
             nn.LayerNorm(dim // num_heads, eps=1e-6, **dd) if qk_norm else nn.Identity() for _ in range(2)
@@ -83,8 +89,8 @@ class SoftmaxAttention(nn.Module):
 
         Args:
             x: The tokens, extra ones first.
-            grid: `(H, W)`, which makes no difference here.
-            prefix: Number of extra tokens, likewise.
+            grid: `(H, W)`, which makes a difference to `sparse` only.
+            prefix: Number of extra tokens, likewise: they see everything and are always seen.
             rotate: Rotates queries and keys `(B, num_heads, N, C / num_heads)` by their positions.
             bias: Added to the scores; broadcasts to `(B, num_heads, N, N)`.
         """
@@ -92,12 +98,53 @@ class SoftmaxAttention(nn.Module):
         if rotate is not None:
             q, k = rotate(q), rotate(k)
         dropped = self.attn_drop.p if self.training else 0.0
-        return self.proj_drop(self.proj(attention(q, k, v, mask=bias, dropout_p=dropped)))
+        if self.sparse is None:
+            out = attention(q, k, v, mask=bias, dropout_p=dropped)
+        else:
+            seen, queries, keys = self.sparse.choose(q, k, grid, prefix)
+            out = masked_attention(
+                q, k, v, seen, queries=queries, keys=keys, prefix=prefix, bias=bias, dropout_p=dropped
+            )
+        return self.proj_drop(self.proj(out))
 
-    def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""
+    def weights(self, x: torch.Tensor, grid: tuple[int, int] | None = None, prefix: int = 0) -> torch.Tensor:
+        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`.
+
+        Args:
+            x: The map or the tokens, extra ones first.
+            grid: Of tokens `(H, W)`, where that makes a difference.
+            prefix: Number of extra tokens.
+
+        Raises:
+            ValueError: If there are tokens without a grid, and it makes a difference.
+        """
         q, k, _ = self._heads(x.flatten(1, -2))
-        return (q @ k.mT * q.size(-1) ** -0.5).softmax(-1)
+        scores = q @ k.mT * q.size(-1) ** -0.5
+        mask = self._mask(q, k, self._grid(x, grid), prefix)
+        return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+
+    def routes(self, x: torch.Tensor) -> torch.Tensor:
+        """Which blocks of keys each block of queries of a map `(B, H, W, C)` sees with `sparse`, bool,
+        `(B, num_heads, query blocks, key blocks)`.
+
+        Raises:
+            ValueError: If attention is not sparse.
+        """
+        if self.sparse is None:
+            raise ValueError(f"only sparse attention has routes: build {type(self).__name__} with sparse={{...}}")
+        q, k, _ = self._heads(x.flatten(1, 2))
+        return self.sparse.choose(q, k, (x.size(1), x.size(2)))[0]
+
+    def _grid(self, x: torch.Tensor, grid: tuple[int, int] | None) -> tuple[int, int] | None:
+        return (x.size(1), x.size(2)) if x.ndim == 4 else grid
+
+    def _mask(self, q: torch.Tensor, k: torch.Tensor, grid: tuple[int, int] | None, prefix: int) -> torch.Tensor | None:
+        """Which keys each query sees; none: all."""
+        if self.sparse is None:
+            return None
+        if grid is None:
+            raise ValueError("weights of tokens need their grid here, got grid=None")
+        return pair_mask(*self.sparse.choose(q, k, grid, prefix), prefix)
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each."""

@@ -145,6 +145,8 @@ class Mlp(nn.Module):
 class PatchConv(nn.Module):
     """A strided convolution with norms around it: stems and downsampling. `(B, H, W, C) -> (B, H', W', out_dim)`.
 
+    A map that is smaller than the kernel is filled up with zeros, at the right and the bottom: any H, W >= 1.
+
     Args:
         dim: Width of the input.
         out_dim: Width of the output.
@@ -177,6 +179,7 @@ class PatchConv(nn.Module):
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.stride = stride
         self.pad_to_stride = pad_to_stride
+        self.smallest = kernel_size - 2 * padding
         self.norm_first = norm_first(dim, **dd) if norm_first else nn.Identity()
         self.conv = nn.Conv2d(dim, out_dim, kernel_size, stride, padding, bias=bias, **dd)
         self.norm = norm(out_dim, **dd) if norm else nn.Identity()
@@ -185,6 +188,8 @@ class PatchConv(nn.Module):
         x = self.norm_first(x).permute(0, 3, 1, 2)
         if self.pad_to_stride:
             x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
+        if self.smallest > 1 and min(x.shape[2:]) < self.smallest:
+            x = F.pad(x, [side for size in (x.shape[3], x.shape[2]) for side in (0, max(self.smallest - size, 0))])
         return self.norm(self.conv(x).permute(0, 2, 3, 1))
 
 

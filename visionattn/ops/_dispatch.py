@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ._modes import transformed
+from ._modes import is_exporting, transformed
 
 __all__ = ["Choice", "explain", "has_kernel", "use_backend"]
 
@@ -129,7 +129,7 @@ def _choose(
     wish = _default if backend is None else _checked(backend, "backend")
     if wish == "torch" or not args:  # without a map the torch code says what is missing
         return Choice("torch", "asked for"), False
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if torch.jit.is_tracing() or is_exporting():
         return Choice("torch", "exporters get the torch code"), False
     if transformed():
         return Choice("torch", "torch.func and forward-mode differentiation get the torch code"), False

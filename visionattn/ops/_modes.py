@@ -3,7 +3,10 @@
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["needs_formula", "traced", "transformed", "use_eager_kernel"]
+__all__ = ["is_exporting", "needs_formula", "traced", "transformed", "use_eager_kernel"]
+
+# PyTorch 2.6 can only say that an exporter or a compiler reads the code.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def traced() -> bool:

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._autocast import autocast_dtype, wide
-from ._modes import traced, transformed
+from ._modes import is_exporting, traced, transformed
 
-__all__ = ["attention", "softmax_attention"]
+__all__ = ["attention", "loses_digits", "softmax_attention"]
 
 
 def attention(
@@ -32,7 +32,7 @@ def attention(
         dropout_p: Probability of dropping a weight.
     """
     out = softmax_attention(q, k, v, mask=mask, scale=scale, dropout_p=dropout_p).transpose(1, 2)
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # An exporter takes the operator apart more than once, and each time its result may lie otherwise in memory.
         out = out.clone(memory_format=torch.contiguous_format)
     return out.flatten(2)
@@ -49,7 +49,7 @@ def softmax_attention(
 ) -> torch.Tensor:
     """PyTorch's attention where each of its forms is right. Arguments as for `attention`. `-> (B, heads, N, d)`."""
     dtype = q.dtype
-    if _loses_digits(q, k, mask, scale):
+    if loses_digits(q, k, mask, scale):
         q, k, v = (part.double() for part in (q, k, v))
         mask = mask if mask is None or mask.dtype == torch.bool else mask.double()
     # The fused forms have no rule for forward-mode differentiation.
@@ -58,7 +58,7 @@ def softmax_attention(
     return out.to(dtype) if q.dtype != dtype else out
 
 
-def _loses_digits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float | None) -> bool:
+def loses_digits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float | None) -> bool:
     """Whether the gradients of PyTorch's fused CPU form would be wrong: it keeps the logarithm of each sum of weights.
 
     A weight that is made again from that has the logarithm's absolute error, which grows with the scores.

@@ -14,19 +14,22 @@ says so (`has_losses = True`) gets a dictionary from its host and passes it on t
 region as results (`visionattn.models.hosts`), and checkpointed networks compile to one graph too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["Losses", "add_loss", "call_with_losses", "collect_losses"]
+__all__ = ["Losses", "add_loss", "call_with_losses", "collect_losses", "find_target", "known_targets"]
 
 # Name -> the values of all modules that report under it, in the order of the forward pass.
 Losses = dict[str, list[torch.Tensor]]
 
 _open: Losses | None = None
+# What is known of the pictures of this forward pass, and of the last one, for what is computed again.
+_targets: Mapping[str, torch.Tensor] = {}
+_last_targets: Mapping[str, torch.Tensor] = {}
 
 
 @contextmanager
@@ -65,6 +68,26 @@ def add_loss(name: str, value: torch.Tensor, losses: Losses | None = None) -> No
         losses = None if _recomputing() else _open
     if losses is not None:
         losses.setdefault(name, []).append(value)
+
+
+@contextmanager
+def known_targets(targets: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Tells modules what a task knows of the pictures, for losses of their own, while the network runs.
+
+    Args:
+        targets: Name -> values of the batch, `(B, ...)`, such as the `domain` of each picture.
+    """
+    global _targets, _last_targets
+    before, _targets = _targets, targets
+    try:
+        yield
+    finally:
+        _targets, _last_targets = before, targets
+
+
+def find_target(name: str) -> torch.Tensor | None:
+    """What is known of the pictures of this forward pass under a name; none if nothing is."""
+    return (_last_targets if _recomputing() else _targets).get(name)
 
 
 def call_with_losses(module: nn.Module, *args: Any, losses: Losses | None) -> Any:

@@ -1,5 +1,7 @@
 """What holds attention in a network that was built without it."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -29,23 +31,41 @@ class ZeroInitGate(nn.Module):
         return torch.lerp(x, self.block(x).to(x.dtype), self.gamma.to(x.dtype))
 
 
-class AttachedModule(nn.Sequential):
+class AttachedModule(nn.Module):
     """A module of the network with attention before or behind it, under the module's own state-dict keys.
 
     Attention stands beside the module, not inside: converting batch normalisation (`SyncBatchNorm`, freezing) keeps it.
-    Only `named_parameters` tells that the module moved.
+    Only `named_parameters` tells that the module moved. The module's data can be read as before: some networks keep the
+    wiring of their layers on them. Its methods can't: what folds a block into one layer would lose the attention.
 
     Args:
         module: What stood in the place; None if nothing did.
         plugin: The attention.
-        first: Whether attention comes before the module.
+        first: Whether attention comes before the module, on its first argument.
     """
 
     def __init__(self, module: nn.Module | None, plugin: nn.Module, *, first: bool) -> None:
         super().__init__()
+        self.plugin_first = first
         parts = {"plugin": plugin, "module": module} if first else {"module": module, "plugin": plugin}
         for name, part in parts.items():
-            if part is not None:
-                self.add_module(name, part)
-        if module is not None:
-            hide_child(self, "module")
+            self.add_module(name, part)
+        hide_child(self, "module")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.plugin_first:
+            return self.plugin(self.module(*args, **kwargs))
+        x = self.plugin(args[0])
+        return x if self.module is None else self.module(x, *args[1:], **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            module = vars(self).get("_modules", {}).get("module")
+            if module is None or name.startswith("__"):
+                raise
+            value = getattr(module, name)
+            if callable(value) and not isinstance(value, nn.Module):
+                raise
+            return value

@@ -5,71 +5,52 @@ stochastic depth and the addition. The network is run once on the meta device, w
 weights, to see which steps it takes, in which order, and how wide the maps are.
 """
 
-import itertools
 import types
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from ._attached import AttachedModule
+from ._dry_run import Call, dry_run, producer
+from ._named import Names, describe_maps, named_places
+from ._residuals import Additions, residual_blocks
 
-__all__ = ["SLOTS", "SOUGHT", "InsertionPoint", "find_insertion_points"]
+__all__ = ["InsertionPoint", "find_insertion_points"]
 
 # What timm and torchvision call a block's last step before the addition. It has no weights and may be None.
 SLOTS = ("drop_path", "stochastic_depth")
-# Blocks without such a step -> where their branch ends ("" stands for the block's output). By class name, so that
-# subclasses, and both libraries' blocks of one name, are covered.
-_ENDS: dict[str, tuple[str, ...]] = {
-    "BasicBlock": ("bn2",),
-    "Bottleneck": ("se_module", "bn3"),
-    "SEResNetBlock": ("se_module",),
-    "InvertedResidual": ("conv", "block"),
-    "_InvertedResidual": ("layers",),
-    "ResBottleneckBlock": ("f",),
-    "DlaBasic": ("bn2",),
-    "DlaBottleneck": ("bn3",),
-    "DlaBottle2neck": ("bn3",),
-    "GhostBottleneck": ("ghost2",),
-    "GhostBottleneckV3": ("ghost2",),
-    "RepGhostBottleneck": ("ghost2",),
-    "DenseLayer": ("",),
-    "_DenseLayer": ("",),
-}
+# Blocks without such a step that add nothing -> the layout that they must have. Their place is their output.
+_JOINED = {"DenseLayer": ("norm1", "conv1", "norm2", "conv2"), "_DenseLayer": ("norm1", "conv1", "norm2", "conv2")}
 # Plain convolutions that have a drop path; without a shortcut they are no blocks.
 _NO_BLOCKS = ("ConvBnAct",)
 _CHAIN = 4
-_FLAGS = ("training", "grad_checkpointing")
-SOUGHT = (
-    f"blocks with a {' or '.join(SLOTS)}, blocks named {', '.join(_ENDS)}, and chains of at least {_CHAIN} "
+_SOUGHT = (
+    f"blocks with a {' or '.join(SLOTS)}, residual blocks, layers of DenseNet, and chains of at least {_CHAIN} "
     "convolutions, with maps (B, C, H, W)"
 )
 
 
 @dataclass(frozen=True)
 class InsertionPoint:
-    """A place for attention: at the module `path`, before it if that is the last step of a block, else behind it."""
+    """A place for attention.
+
+    Args:
+        path: The module that it is at.
+        channels: Of the maps there.
+        stage: Number of the stage.
+        first: Whether it is before that module, the last step of a block, and not behind it.
+        name: What the place was named by, if it was.
+    """
 
     path: str
     channels: int
     stage: int
-
-
-@dataclass
-class _Call:
-    order: int
-    output: Any
-    version: int
-    count: int
-
-    @property
-    def is_map(self) -> bool:
-        # The input is square, so maps are; tokens (B, N, C) and maps (B, H, W, C) are not.
-        return isinstance(self.output, torch.Tensor) and self.output.ndim == 4 and len({*self.output.shape[2:]}) == 1
+    first: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,37 +60,60 @@ class _Block:
     end: str
 
 
-def find_insertion_points(model: nn.Module, where: str) -> list[InsertionPoint]:
-    """Every place for attention, in the order in which the network runs.
+def find_insertion_points(model: nn.Module, where: Names, example_input: Any = None) -> list[InsertionPoint]:
+    """Places for attention, in the order in which the network runs.
 
     Args:
         model: A convolutional network.
-        where: `block_end` or `stage_end`.
+        where: `block_end`, `stage_end` or what `attach` takes besides.
+        example_input: What `dry_run` calls it with.
 
     Raises:
-        ValueError: If the network does not run.
+        ValueError: If the network does not run or has no such place.
     """
-    blocks = list(_blocks(model)) or list(_chains(model))
-    taps = _taps(model)
-    if not blocks and (where == "block_end" or not taps):
-        return []
-    with _open_slots(model, blocks):
-        calls = _run(model)
-    taps = sorted((path for tap in taps if (path := _find(calls, tap)) is not None), key=lambda path: calls[path].order)
-    anchors, levels = {}, {}
-    for block in sorted((b for b in blocks if b.path in calls), key=lambda b: calls[b.path].order):
-        anchor = _anchor(model, calls, block)
-        if anchor is not None and calls[anchor].is_map:
-            anchors[block.path] = anchor
-            levels[block.path] = _level(calls, taps, block.path)
+    blocks = list(_blocks(model))
+    with _open_slots(model, blocks), Additions() as additions:
+        calls = dry_run(model, example_input)
+    name = type(model).__name__
+    if not calls:
+        raise ValueError(f"{name} has no place for attention: it has no Conv2d; example_input= says what it takes")
+    found = (_find(calls, tap) for tap in _taps(model))
+    taps = sorted((path for path in found if path is not None), key=lambda path: calls[path].order)
+    residuals = (_Block(path, None, end) for path, end in residual_blocks(model, calls, additions).items())
+    anchors = next(filter(None, (_anchors(model, calls, kind) for kind in (blocks, residuals, _chains(model)))), {})
+    levels = {path: _level(calls, taps, path) for path in anchors}
+    if where not in ("block_end", "stage_end"):
+        return _named_points(model, calls, where, taps, [*levels.values()])
     # Levels without blocks are the stem's.
     numbers = {level: number for number, level in enumerate(sorted({*levels.values()} or range(len(taps))))}
     if where == "block_end":
         ends = [(anchor, numbers[levels[path]]) for path, anchor in anchors.items()]
     else:
         ends = [(taps[level] if taps else _around(calls, levels, level), number) for level, number in numbers.items()]
-        ends = [(_producer(model, calls, path), number) for path, number in ends if calls[path].is_map]
-    return [InsertionPoint(path, calls[path].output.shape[1], number) for path, number in ends]
+        ends = [(producer(model, calls, path), number) for path, number in ends if calls[path].is_map]
+    if not ends:
+        raise ValueError(
+            f"{name} has no place for attention at {where!r}; looked for {_SOUGHT}. where= also takes names of "
+            f"modules, patterns and predicates; {describe_maps(model, calls)}"
+        )
+    return [
+        InsertionPoint(path, calls[path].output.shape[1], number, path.rpartition(".")[2] in SLOTS)
+        for path, number in ends
+    ]
+
+
+def _named_points(
+    model: nn.Module, calls: dict[str, Call], where: Names, taps: list[str], levels: list[int]
+) -> list[InsertionPoint]:
+    """The places of modules that are named, in the stages of the network's blocks; the stem counts as the first."""
+    places = named_places(model, calls, where)
+    own = [_level(calls, taps, place.called_as) for place in places]
+    known = sorted({*(levels or own)})
+    stages = [min(bisect_left(known, level), len(known) - 1) for level in own]
+    return [
+        InsertionPoint(place.path, place.channels, stage, name=place.name)
+        for place, stage in zip(places, stages, strict=True)
+    ]
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -120,17 +124,16 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _blocks(model: nn.Module) -> Iterator[_Block]:
     for path, module in _modules(model):
-        if not path:
+        if not path or isinstance(module, AttachedModule):
             continue
         slot = next((s for s in SLOTS if isinstance(getattr(module, s, 0), nn.Module | types.NoneType)), None)
         if slot is not None:
             # A block that can fold its branches into one convolution loses its drop path then.
             yield _Block(path, None if hasattr(module, "reparameterize") else slot, path)
             continue
-        ends = [end for cls in type(module).__mro__ for end in _ENDS.get(cls.__name__, ())]
-        end = next((end for end in ends if not end or hasattr(module, end)), None)
-        if end is not None:
-            yield _Block(path, None, f"{path}.{end}" if end else path)
+        layout = _JOINED.get(type(module).__name__)
+        if layout and all(hasattr(module, part) for part in layout):
+            yield _Block(path, None, path)
 
 
 def _chains(model: nn.Module) -> Iterator[_Block]:
@@ -167,63 +170,21 @@ def _open_slots(model: nn.Module, blocks: list[_Block]) -> Iterator[None]:
             setattr(module, slot, None)
 
 
-def _run(model: nn.Module) -> dict[str, _Call]:
-    calls: dict[str, _Call] = {}
-    clock = itertools.count()
-
-    def record(path: str, module: nn.Module, args: Any, output: Any) -> None:
-        count = calls[path].count + 1 if path in calls else 1
-        calls[path] = _Call(next(clock), output, getattr(output, "_version", 0), count)
-
-    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if conv is None:
-        return {}
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
-    channels = getattr(model, "in_chans", conv.in_channels)
-    x = torch.empty(1, channels, size, size, device="meta", dtype=conv.weight.dtype)
-    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
-    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-    handles = [module.register_forward_hook(partial(record, path)) for path, module in model.named_modules()]
-    # Gradient checkpointing goes round the stages' own forward.
-    flags = [(m, flag, getattr(m, flag)) for m in model.modules() for flag in _FLAGS if getattr(m, flag, False)]
-    for module, flag, _ in flags:
-        setattr(module, flag, False)
-    try:
-        with torch.inference_mode(False), torch.no_grad():  # inference tensors do not count their changes
-            torch.func.functional_call(model, state, (x,))
-    except Exception as error:
-        raise ValueError(f"{type(model).__name__} does not run on an input of {tuple(x.shape)}: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, flag, value in flags:
-            setattr(module, flag, value)
-    return calls
+def _anchors(model: nn.Module, calls: dict[str, Call], blocks: Iterable[_Block]) -> dict[str, str]:
+    """Path of each block that gives a map -> where its place is, in the order in which they run."""
+    ran = sorted((block for block in blocks if block.path in calls), key=lambda block: calls[block.path].order)
+    anchors = ((block.path, _anchor(model, calls, block)) for block in ran)
+    return {path: anchor for path, anchor in anchors if anchor is not None and calls[anchor].is_map}
 
 
-def _anchor(model: nn.Module, calls: dict[str, _Call], block: _Block) -> str | None:
+def _anchor(model: nn.Module, calls: dict[str, Call], block: _Block) -> str | None:
     slot = f"{block.path}.{block.slot}"
     if slot in calls and calls[slot].count == 1:
         return slot
     no_block = type(model.get_submodule(block.path)).__name__ in _NO_BLOCKS
     if no_block or block.end not in calls or calls[block.end].count > 1:
         return None
-    return _producer(model, calls, block.end)
-
-
-def _producer(model: nn.Module, calls: dict[str, _Call], path: str) -> str:
-    """The innermost module that gives the output of the one at `path` as it is.
-
-    A joint there leaves the modules around it as they are: networks iterate over their stages and set flags on them.
-    """
-    while not isinstance(module := model.get_submodule(path), AttachedModule):
-        inner = [name for child, _ in module.named_children() if (name := f"{path}.{child}") in calls]
-        last = max(inner, key=lambda name: calls[name].order, default=path)
-        same = calls[last].output is calls[path].output and calls[last].version == calls[path].version
-        if last == path or not same or calls[last].count > 1:
-            break
-        path = last
-    return path
+    return producer(model, calls, block.end)
 
 
 def _taps(model: nn.Module) -> list[str]:
@@ -231,20 +192,20 @@ def _taps(model: nn.Module) -> list[str]:
     return [tap["module"] for tap in getattr(info, "info", info) if tap.get("module")]
 
 
-def _find(calls: dict[str, _Call], tap: str) -> str | None:
+def _find(calls: dict[str, Call], tap: str) -> str | None:
     """timm's wrappers for features rename `stages.0` to `stages_0`, `model.stages.0` or `body.stages.0`."""
     names = {f"{prefix}{tap}".replace("_", ".") for prefix in ("", "model.", "body.")}
     return next((path for path in calls if path.replace("_", ".") in names), None)
 
 
-def _level(calls: dict[str, _Call], taps: list[str], path: str) -> int:
+def _level(calls: dict[str, Call], taps: list[str], path: str) -> int:
     """Number of the first feature that is ready when the block is; without features, the smaller the later."""
     if not taps:
         return -calls[path].output.shape[-1]
     return next((i for i, tap in enumerate(taps) if calls[tap].order >= calls[path].order), len(taps) - 1)
 
 
-def _around(calls: dict[str, _Call], levels: dict[str, int], level: int) -> str:
+def _around(calls: dict[str, Call], levels: dict[str, int], level: int) -> str:
     """Without features a stage is the outermost module around its last block that holds no other stage's block."""
     path = parent = [block for block, number in levels.items() if number == level][-1]
     others = [block for block, number in levels.items() if number != level]

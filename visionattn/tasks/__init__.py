@@ -9,12 +9,12 @@ from mmengine.registry import MODELS
 
 from visionattn.utils.lazy import import_name
 
-from . import collectors, heads, losses  # noqa: F401  (registered by importing)
-from .registry import DECODERS, DETECTORS, HEADS, LOSS_COLLECTORS, LOSSES
+from . import collectors, frontends, heads, losses  # noqa: F401  (registered by importing)
+from .registry import DECODERS, DETECTORS, FRONTENDS, HEADS, LOSS_COLLECTORS, LOSSES
 
 _TASKS = {"Classifier": "classifier", "Detector": "detector", "Segmentor": "segmentor"}
 _MODULES = {**_TASKS, "build_task": "published", "from_checkpoint": "published"}
-__all__ = ["DECODERS", "DETECTORS", "HEADS", "LOSSES", "LOSS_COLLECTORS", *_MODULES]
+__all__ = ["DECODERS", "DETECTORS", "FRONTENDS", "HEADS", "LOSSES", "LOSS_COLLECTORS", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from visionattn.utils.building import build, did_you_mean
 from visionattn.utils.files import read_checkpoint
 
 from ._weights import check_loaded, load_except_head, weights_of_changed_network, with_known_names
-from .registry import LOSS_COLLECTORS
+from .registry import FRONTENDS, LOSS_COLLECTORS
 
 __all__ = ["Task", "check_kinds", "compile_network", "create_network"]
 
@@ -53,6 +53,8 @@ class Task(BaseModel):
         loss_collectors: What else is minimised; each `type` is a name in `LOSS_COLLECTORS`. By default what layers
             report (`visionattn.ops.losses.add_loss`).
         data_preprocessor: As in mmengine, usually `dict(type='ImgDataPreprocessor', mean=[...], std=[...])`.
+        frontend: What stands before the backbone and learns with it: `type` is a name in `visionattn.tasks.FRONTENDS`,
+            as `FeatEnHancer`, the rest its arguments.
     """
 
     kind: str  # what it does: classification, detection or segmentation
@@ -64,11 +66,15 @@ class Task(BaseModel):
         start_from: dict[str, Any] | None,
         loss_collectors: Sequence[dict[str, Any]],
         data_preprocessor: dict[str, Any] | nn.Module | None,
+        frontend: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
-        check_kinds(dict, "a dict", start_from=start_from)
+        check_kinds(dict, "a dict", start_from=start_from, frontend=frontend)
         check_kinds((list, tuple), "a list of dicts", loss_collectors=loss_collectors)
         self.in_chans = in_chans
+        self.frontend: nn.Module | None = None
+        if frontend is not None:
+            self.frontend = build(FRONTENDS, frontend, "frontend", in_channels=in_chans)
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         start_from = dict(start_from or {})
         if unknown := start_from.keys() - {"checkpoint", "new_head"}:
@@ -128,6 +134,23 @@ class Task(BaseModel):
         if not inputs.is_floating_point():
             raise ValueError(f"inputs must be normalised, got {inputs.dtype}: the config lacks a data_preprocessor")
         return inputs.to(memory_format=self.memory_format)
+
+    def enhanced(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What the backbone gets of a batch: what the front-end makes of it, if there is one.
+
+        Raises:
+            ValueError: If the front-end gives another shape.
+        """
+        if self.frontend is None:
+            return inputs
+        out = self.frontend(inputs)
+        if out.shape != inputs.shape:
+            name = type(self.frontend).__name__
+            raise ValueError(
+                f"frontend {name} must give pictures of the shape it gets, {tuple(inputs.shape)}, got "
+                f"{tuple(out.shape)}"
+            )
+        return out
 
     def with_collected(self, compute: Callable[[], Losses]) -> Losses:
         """Losses, and those that collectors find while they are computed.

@@ -8,6 +8,8 @@ from timm.data import Mixup
 from torch import nn
 
 from visionattn.models.loading import LoadReport, load_fitting
+from visionattn.ops.losses import known_targets
+from visionattn.plugins._condition import given_condition
 from visionattn.utils.building import build
 
 from ._base import Task, check_kinds, compile_network, create_network
@@ -39,6 +41,7 @@ class Classifier(Task):
         start_from: As for `Task`.
         loss_collectors: As for `Task`.
         data_preprocessor: As for `Task`.
+        frontend: As for `Task`.
 
     Raises:
         ValueError: If the network, the loss or an argument is unknown or wrong.
@@ -59,6 +62,7 @@ class Classifier(Task):
         start_from: dict[str, Any] | None = None,
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
+        frontend: dict[str, Any] | None = None,
     ) -> None:
         check_kinds(
             dict,
@@ -71,7 +75,7 @@ class Classifier(Task):
             mixup=mixup,
         )
         in_chans = backbone.get("in_chans", 3)
-        super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
+        super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor, frontend)
         self.data_preprocessor.register_forward_pre_hook(_one_size)
         self.head: nn.Module | None = None
         self.backbone: Any
@@ -112,7 +116,9 @@ class Classifier(Task):
 
         Args:
             inputs: `(B, C, H, W)`, normalised.
-            data_samples: `label` and `index`, each `(B,)`; needed for `loss` and `predict`.
+            data_samples: `label` and `index`, each `(B,)`; needed for `loss` and `predict`. A network that takes one
+                gets the `condition` of each picture from them, `(B, D)` or `(B, S, h, w)`; other values are known to
+                its layers while `loss` is computed (`visionattn.ops.losses.find_target`).
             mode: `tensor` gives the logits, `loss` a dict of losses, `predict` one dict a picture with `preds`
                 (probability of each class) and `target`.
 
@@ -120,10 +126,15 @@ class Classifier(Task):
             ValueError: If the mode is unknown, or the inputs are no batch of normalised pictures.
         """
         inputs = self.checked(inputs)
+        condition = (data_samples or {}).get("condition")
         if mode == "loss":
             assert data_samples is not None, f"mode {mode!r} needs data_samples"
-            return self.with_collected(lambda: self._loss(inputs, data_samples["label"]))
-        logits = self._logits(inputs)
+            if self.mixup is not None and condition is not None:
+                raise ValueError("mixup mixes pictures, and each has a condition of its own: leave model.mixup out")
+            with given_condition(condition), known_targets(data_samples):
+                return self.with_collected(lambda: self._loss(inputs, data_samples["label"]))
+        with given_condition(condition):
+            logits = self._logits(inputs)
         if mode == "tensor":
             return logits
         if mode == "predict":
@@ -133,6 +144,7 @@ class Classifier(Task):
         raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
 
     def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = self.enhanced(inputs)
         if self.head is None:
             return self.backbone(inputs)
         (last,) = self.backbone.forward_intermediates(inputs, indices=1, norm=True, intermediates_only=True)

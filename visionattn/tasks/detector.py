@@ -14,14 +14,16 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 
+from visionattn.plugins._condition import given_condition
 from visionattn.utils.building import build
 
 from . import _torchvision  # noqa: F401  (registered by importing)
 from ._base import Task, check_kinds
+from ._conditions import batch_condition
 from ._features import FeatureMaps, find_maps, pad_to_multiple
 from .registry import DETECTORS
 
-__all__ = ["Detector"]
+__all__ = ["Detector", "PaddedBatch"]
 
 
 class Detector(Task):
@@ -57,6 +59,7 @@ class Detector(Task):
         start_from: As for `Task`.
         loss_collectors: As for `Task`.
         data_preprocessor: As for `Task`.
+        frontend: As for `Task`.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -81,6 +84,7 @@ class Detector(Task):
         start_from: dict[str, Any] | None = None,
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
+        frontend: dict[str, Any] | None = None,
     ) -> None:
         check_kinds(
             dict,
@@ -94,7 +98,7 @@ class Detector(Task):
         check_kinds(int, "a whole number", num_classes=num_classes, frozen_stages=frozen_stages)
         check_kinds(int, "a whole number", pyramid_channels=pyramid_channels)
         in_chans = backbone.get("in_chans", 3)
-        super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
+        super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor, frontend)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1 (objects, without background), got {num_classes}")
         self.num_classes = num_classes
@@ -129,7 +133,8 @@ class Detector(Task):
             inputs: `(B, C, H, W)`, normalised, padded below and to the right.
             data_samples: One dict a picture. `size` `(h, w)` without the padding; for `loss` also `boxes` `(N, 4)`,
                 `labels` `(N,)` and, for Mask R-CNN, `masks` `(N, h, w)`; for `predict` also `original` with the `size`
-                of the original picture, into which predictions are scaled, and what the metrics compare with.
+                of the original picture, into which predictions are scaled, and what the metrics compare with; and
+                `condition` where the backbone takes one, `(D,)` or `(S, h, w)`.
             mode: `tensor` gives the maps of the pyramid, `loss` a dict of losses, `predict` one dict a picture with
                 `preds` (`boxes`, `scores`, `labels` and, from Mask R-CNN, `masks` `(N, h0, w0)` bool) and `target`.
 
@@ -137,22 +142,30 @@ class Detector(Task):
             ValueError: If the mode is unknown, `loss` is wanted in evaluation mode or `predict` in training mode, or
                 the inputs are no batch of normalised pictures.
         """
-        inputs = pad_to_multiple(self.checked(inputs), self.divisor)
+        inputs = self.checked(inputs)
+        padded = pad_to_multiple(inputs, self.divisor)
+        with given_condition(batch_condition(data_samples, padded)):
+            return self._run(inputs, data_samples, mode)
+
+    def _run(self, inputs: torch.Tensor, data_samples: Sequence[dict[str, Any]] | None, mode: str) -> Any:
         if mode == "tensor":
-            maps = getattr(self.detector, "backbone", self.backbone)(inputs)
+            maps = getattr(self.detector, "backbone", self.backbone)(self._padded(inputs))
             return list(maps.values() if isinstance(maps, dict) else maps)
         if mode not in ("loss", "predict"):
             raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
         if self.detector.training != (mode == "loss"):
             raise ValueError(f"mode {mode!r} needs the model in {'training' if mode == 'loss' else 'evaluation'} mode")
         assert data_samples is not None, f"mode {mode!r} needs data_samples"
-        batch = _Batch(inputs, [tuple(map(int, sample["size"])) for sample in data_samples])
+        sizes = [tuple(map(int, sample["size"])) for sample in data_samples]
         if mode == "predict":
-            found = self.detector(batch)
+            found = self.detector(PaddedBatch(self._padded(inputs), sizes))
             return [self._finish(*pair) for pair in zip(found, data_samples, strict=True)]
         targets = [self._target(sample) for sample in data_samples]
-        losses = self.with_collected(lambda: self.detector(batch, targets))
+        losses = self.with_collected(lambda: self.detector(PaddedBatch(self._padded(inputs), sizes), targets))
         return {key if "loss" in key else f"loss_{key}": value for key, value in losses.items()}
+
+    def _padded(self, inputs: torch.Tensor) -> torch.Tensor:
+        return pad_to_multiple(self.enhanced(inputs), self.divisor)
 
     def _target(self, sample: dict[str, Any]) -> dict[str, torch.Tensor]:
         target = {"boxes": sample["boxes"].float(), "labels": sample["labels"] + self.first_class}
@@ -176,7 +189,7 @@ class Detector(Task):
         return {"preds": preds, "target": original}
 
 
-class _Batch(ImageList):
+class PaddedBatch(ImageList):
     """Padded pictures that yield their true parts, for torchvision asks the pictures of a list for their sizes."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:

@@ -60,7 +60,7 @@ def build_task(facts: Facts) -> Task:
         classes = facts["input"]["num_classes"]
         backbone = {"model_name": facts["model"], "num_classes": classes, **facts.get("arguments", {})}
         task = _task_class("Classifier")(backbone, data_preprocessor=preprocessor or None)
-        apply_modifications(task.backbone, facts.get("modifications", ()))
+        task.backbone = apply_modifications(task.backbone, facts.get("modifications", ()))
         return task
     training = ("compile", "start_from")
     arguments: dict[str, Any] = {k: v for k, v in facts.get("task_config", {}).items() if k not in training}

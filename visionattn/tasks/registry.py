@@ -6,7 +6,7 @@ of that dict are its arguments. Besides these it gets what is offered below, if 
 
 from mmengine.registry import Registry
 
-__all__ = ["DECODERS", "DETECTORS", "HEADS", "LOSSES", "LOSS_COLLECTORS"]
+__all__ = ["DECODERS", "DETECTORS", "FRONTENDS", "HEADS", "LOSSES", "LOSS_COLLECTORS"]
 
 # Offered: `num_classes`, `ignore_index`. A module called with logits `(B, K)` and class numbers `(B,)` or probabilities
 # `(B, K)` by the classifier, with `(B, K, H, W)` and `(B, H, W)` by the segmentor. `log_name` is its name in logs.
@@ -22,6 +22,10 @@ DETECTORS = Registry("detector", scope="visionattn")
 # Offered: `build_maps(levels)` and `num_classes`, as above. A module `(B, C, H, W) -> (logits, maps)`: logits of any
 # size, and the maps that it was made from, the last but one of which an auxiliary head gets.
 DECODERS = Registry("decoder", scope="visionattn")
+
+# Offered: `in_channels`, those of the pictures. A module on normalised pictures, `(B, C, H, W) -> (B, C, H, W)`, that
+# learns with the network behind it.
+FRONTENDS = Registry("front-end", scope="visionattn")
 
 # Offered: `in_channels` and `num_classes`. A module on one feature map `(B, C, H, W)` that gives logits: `(B, K)` for
 # the classifier, `(B, K, h, w)` for the segmentor's auxiliary head.

@@ -4,7 +4,7 @@ UPerNet (arXiv 1807.10221), FPN (arXiv 1901.02446), Unet (arXiv 1505.04597), Dee
 Segformer (arXiv 2105.15203).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
+from visionattn.plugins._condition import given_condition
 from visionattn.utils.building import build
 
 from . import _smp  # noqa: F401  (registered by importing)
 from ._base import Task, check_kinds
+from ._conditions import batch_condition
 from ._features import FeatureMaps, find_maps, pad_to_multiple
+from ._windows import SlidingWindows, cut
 from .losses import build_losses
 from .registry import DECODERS, HEADS
 
@@ -60,6 +63,7 @@ class Segmentor(Task):
         start_from: As for `Task`.
         loss_collectors: As for `Task`.
         data_preprocessor: As for `Task`.
+        frontend: As for `Task`.
 
     Raises:
         ValueError: If an argument is unknown or out of range.
@@ -86,6 +90,7 @@ class Segmentor(Task):
         start_from: dict[str, Any] | None = None,
         loss_collectors: Sequence[dict[str, Any]] = ({"type": "ReportedLosses"},),
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
+        frontend: dict[str, Any] | None = None,
     ) -> None:
         dicts = {"backbone": backbone, "decoder": decoder, "auxiliary": auxiliary, "inference": inference}
         check_kinds(dict, "a dict", **dicts, attach=attach, replace_attention=replace_attention)
@@ -93,7 +98,7 @@ class Segmentor(Task):
         check_kinds(int, "a whole number", loss_stride=loss_stride, ignore_index=ignore_index)
         check_kinds((list, tuple), "a list of dicts", losses=losses)
         in_chans = backbone.get("in_chans", 3)
-        super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor)
+        super().__init__(in_chans, channels_last, start_from, loss_collectors, data_preprocessor, frontend)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2 (the background counts), got {num_classes}")
         if loss_stride < 1:
@@ -120,7 +125,7 @@ class Segmentor(Task):
             self.auxiliary = build(HEADS, head, "auxiliary head", in_channels=channels[-2], num_classes=num_classes)
         if unknown := (inference or {}).keys() - {"crop", "stride", "flip"}:
             raise ValueError(f"inference takes crop, stride and flip, got {', '.join(sorted(unknown))}")
-        self.predictor = _Predictor(**(inference or {}))
+        self.predictor = SlidingWindows(**(inference or {}))
         self.to(memory_format=self.memory_format)
 
     @property
@@ -136,7 +141,8 @@ class Segmentor(Task):
         Args:
             inputs: `(B, C, H, W)`, normalised, padded below and to the right.
             data_samples: One dict a picture. `size` `(h, w)` without the padding; for `loss` also `mask` `(h, w)`; for
-                `predict` also `original_mask`, whose size is the original picture's, or that `original_size` alone.
+                `predict` also `original_mask`, whose size is the original picture's, or that `original_size` alone;
+                and `condition` where the backbone takes one, `(D,)` or `(S, h, w)`.
             mode: `tensor` gives the logits `(B, num_classes, H, W)`, `loss` a dict of losses, `predict` one dict a
                 picture with `preds`, class numbers of the original picture's size, and `target`.
 
@@ -144,36 +150,56 @@ class Segmentor(Task):
             ValueError: If the mode is unknown, or the inputs are no batch of normalised pictures.
         """
         inputs = self.checked(inputs)
+        condition = batch_condition(data_samples, inputs)
         if mode == "tensor":
-            return self._logits(inputs)[0]
+            return self._scores(inputs, condition)
         if mode == "loss":
             assert data_samples is not None, f"mode {mode!r} needs data_samples"
-            return self.with_collected(lambda: self._loss(inputs, data_samples))
+            with given_condition(self._padded(condition, inputs)):
+                return self.with_collected(lambda: self._loss(inputs, data_samples))
         if mode == "predict":
             assert data_samples is not None, f"mode {mode!r} needs data_samples"
             sizes = [tuple(map(int, sample["size"])) for sample in data_samples]
             if len(set(sizes)) == 1:
-                scores = list(self.predictor(self.forward, _cut(inputs, sizes[0])))
+                scores = list(self._predict(inputs, condition, sizes[0]))
             else:
-                alone = zip(inputs.split(1), sizes, strict=True)
-                scores = [self.predictor(self.forward, _cut(x, size))[0] for x, size in alone]
+                parts = [None] * len(inputs) if condition is None else condition.split(1)
+                alone = zip(inputs.split(1), parts, sizes, strict=True)
+                scores = [self._predict(x, part, size)[0] for x, part, size in alone]
             return [self._finish(*pair) for pair in zip(scores, data_samples, strict=True)]
         raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
 
+    def _predict(self, x: torch.Tensor, condition: torch.Tensor | None, size: Sequence[int]) -> torch.Tensor:
+        """Scores of pictures of one size, of which windows are taken, and of conditions that are maps of that size."""
+        if condition is None or condition.shape[2:] != x.shape[2:]:
+            return self.predictor(lambda part: self._scores(part, condition), cut(x, size))
+        joint, channels = torch.cat((x, condition.to(x.dtype)), dim=1), x.shape[1]
+        return self.predictor(lambda part: self._scores(part[:, :channels], part[:, channels:]), cut(joint, size))
+
+    def _scores(self, x: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        with given_condition(self._padded(condition, x)):
+            return self._logits(self.checked(x))[0]
+
+    def _padded(self, condition: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+        """A condition that is a map of the picture's size, padded as the picture will be."""
+        if condition is None or condition.shape[2:] != x.shape[2:]:
+            return condition
+        return pad_to_multiple(condition, self.divisor)
+
     def _logits(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Logits of the decoder and, in training, of the auxiliary head, in the input's size."""
-        padded = pad_to_multiple(x, self.divisor)
+        padded = pad_to_multiple(self.enhanced(x), self.divisor)
         logits, maps = self.network(padded)
         outputs = [logits]
         if self.auxiliary is not None and self.training:
             outputs.append(self.auxiliary(maps[-2]))
         resized = (interpolate(y.float(), padded.shape[-2:], mode="bilinear") for y in outputs)
-        return [_cut(y, x.shape[-2:]) for y in resized]
+        return [cut(y, x.shape[-2:]) for y in resized]
 
     def _loss(self, inputs: torch.Tensor, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         target = inputs.new_full((len(inputs), *inputs.shape[-2:]), self.ignore_index, dtype=torch.int64)
         for row, sample in zip(target, samples, strict=True):
-            _cut(row, sample["mask"].shape)[:] = sample["mask"]
+            cut(row, sample["mask"].shape)[:] = sample["mask"]
         grid = self._grid()
         target = target[grid]
         known = bool((target != self.ignore_index).any())
@@ -218,73 +244,3 @@ def _most_probable(scores: torch.Tensor, size: tuple[int, int], at_once: int = 1
         labels = torch.where(values > best, numbers + start, labels)
         best = torch.maximum(values, best)
     return labels
-
-
-class _Predictor:
-    """Scores of pictures, `(B, 3, H, W) -> (B, num_classes, H, W)`: at once or by a sliding window, mirrored too.
-
-    Args:
-        crop: Height and width of the window; none takes the whole picture.
-        stride: How far it moves down and to the right; two thirds of the window without it.
-        flip: Whether to average the probabilities with those of the mirrored picture.
-    """
-
-    def __init__(
-        self,
-        crop: int | tuple[int, int] | None = None,
-        stride: int | tuple[int, int] | None = None,
-        flip: bool = False,
-    ) -> None:
-        window, step = _pair("crop", crop), _pair("stride", stride)
-        if window is None and step is not None:
-            raise ValueError("inference.stride needs inference.crop")
-        if window is not None:
-            step = step or (max(2 * window[0] // 3, 1), max(2 * window[1] // 3, 1))
-            if not all(0 < s <= c for s, c in zip(step, window, strict=True)):
-                raise ValueError(
-                    "inference.crop and stride must be (height, width) with 0 < stride <= crop, got "
-                    f"crop={window}, stride={step}"
-                )
-        self.crop, self.stride, self.flip = window, step, flip
-
-    def __call__(self, network: Any, x: torch.Tensor) -> torch.Tensor:
-        scores = self._slide(network, x)
-        if self.flip:
-            mirrored = self._slide(network, x.flip(-1)).flip(-1)
-            scores = (scores.softmax(1) + mirrored.softmax(1)) / 2
-        return scores
-
-    def _slide(self, network: Any, x: torch.Tensor) -> torch.Tensor:
-        if self.crop is None or self.stride is None:
-            return network(x)
-        total, count = 0, x.new_zeros(x.shape[-2:])
-        rows, columns = (list(_windows(*sides)) for sides in zip(x.shape[-2:], self.crop, self.stride, strict=True))
-        for window in ((..., row, column) for row in rows for column in columns):
-            logits = network(x[window])
-            if isinstance(total, int):
-                total = logits.new_zeros((*logits.shape[:2], *x.shape[-2:]))
-            total[window] += logits
-            count[window] += 1
-        return total / count
-
-
-def _windows(length: int, window: int, stride: int) -> Iterator[slice]:
-    """Windows that cover a length, the last one flush with its end."""
-    for start in range(0, max(length - window, 0) + stride, stride):
-        stop = min(start + window, length)
-        yield slice(max(stop - window, 0), stop)
-        if stop == length:
-            return
-
-
-def _pair(key: str, value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    sides = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (list, tuple)) else ()
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
-        raise ValueError(f"inference.{key} must be (height, width) or one number for both, got {value!r}")
-    return sides
-
-
-def _cut(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    return x[..., : size[0], : size[1]]

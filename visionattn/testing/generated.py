@@ -1,5 +1,7 @@
 """Parts of a checkout's files that are made of the cards: tables in README.md, the list of official codes in NOTICE.
 
+The number of recorded fixtures in docs/promises.md is counted here, too.
+
     python -m visionattn.testing.generated
 
 writes them anew, and the byte budgets of blocks that have none. Tests hold that nothing is stale.
@@ -18,6 +20,7 @@ from visionattn.utils.files import replacing
 from visionattn.utils.marks import put_between
 
 from . import byte_budgets
+from .fixtures import FOLDER
 
 __all__ = ["COMMAND", "mechanism_table", "network_table", "notice", "renew", "stale"]
 
@@ -96,6 +99,11 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
             new = put_between(new, start, end, part)
         if new != old:
             found[root / name] = new
+    promises = root / "docs" / "promises.md"
+    old = promises.read_text(encoding="utf-8")
+    new = re.sub(r"\d+ recorded fixtures", f"{len(list(FOLDER.glob('*.npz')))} recorded fixtures", old)
+    if new != old:
+        found[promises] = new
     return found
 
 

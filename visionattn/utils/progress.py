@@ -2,13 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 __all__ = ["download_bars"]
 
 
 @contextmanager
 def download_bars() -> Iterator[Callable[[str], Callable[[int, int | None], None]]]:
-    """Gives a function that makes a bar: called with a title, it returns what to tell the bytes that are there to."""
+    """Gives a function that makes a bar: called with a title, it returns what to tell the bytes that are there to.
+
+    Without rich, which weights can do without, nothing is shown.
+    """
+    if find_spec("rich") is None:
+        yield lambda title: lambda done, total: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

@@ -7,7 +7,7 @@ the manifest (checkpoints/manifest.schema.json) without those about where a file
     name            <model>.<tag>
     arguments       of timm.create_model, beyond the number of classes
     modifications   what was done to the network then: [{"kind": "attach", "arguments": {...}}, ...]
-    task_config     of detectors, segmentors and classifiers with a head of their own: the config's `model`
+    task_config     of detectors, segmentors and classifiers with a head or a front-end: the config's `model`
     preprocessor    the config's `data_preprocessor`
     pipeline        the config's test pipeline
     palette         colours of the classes, if the data set has some

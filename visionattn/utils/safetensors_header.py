@@ -37,7 +37,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
         text = file.read(length)
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no safetensors file: its header is invalid JSON") from error
     ends = _ends(header)
     if ends is None:

@@ -18,6 +18,7 @@ from kernels import (
 from torch import nn
 
 from visionattn.mixers import (
+    BiLevelRoutingAttention,
     FeatureSpaceLocalAttention,
     LocallyGroupedAttention,
     SpatialWindowAttention,
@@ -213,6 +214,8 @@ MIXERS = {
     },
     "davit": lambda: SpatialWindowAttention(32, num_heads=2, window_size=4),
     "davit exact": lambda: SpatialWindowAttention(32, num_heads=2, window_size=4, pad_mask="exact"),
+    "biformer": lambda: BiLevelRoutingAttention(32, num_heads=2, n_win=4, topk=3),
+    "biformer nchw": lambda: BiLevelRoutingAttention(32, num_heads=2, n_win=3, topk=2, form="nchw", lepe=0),
     "boat": lambda: FeatureSpaceLocalAttention(32, num_heads=2, cluster_size=10, overlap=3),
     "boat legacy": lambda: FeatureSpaceLocalAttention(32, num_heads=2, cluster_size=35, overlap=3, legacy=True),
 }

@@ -17,7 +17,7 @@ from ..objects import Objects
 from ..pipeline import DetectionPipeline, SegmentationPipeline
 from .composing import Cutout, compose, load_photographs, square_piece
 
-__all__ = ["SyntheticDigits"]
+__all__ = ["SyntheticDigits", "load_split"]
 
 DIGITS = tuple(str(digit) for digit in range(10))
 PHOTOGRAPHS = {
@@ -123,7 +123,7 @@ def digit_scene(split: str, size: int, digits: tuple[int, int], seed: Sequence[i
 
 
 def _cutouts(split: str, size: int, digits: tuple[int, int], rng: np.random.Generator) -> Iterator[Cutout]:
-    images, classes = _digits(split)
+    images, classes = load_split(split)
     for _ in range(rng.integers(digits[0], digits[1] + 1)):
         number = rng.integers(len(images))
         side = round(size * rng.uniform(0.18, 0.5))
@@ -140,7 +140,7 @@ def _colour(rng: np.random.Generator, around: float) -> np.ndarray:
 
 
 @cache
-def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Digits of a split as `(N, 8, 8)` float32 of 0..1, and their classes; every fifth is for testing."""
     from sklearn.datasets import load_digits
 

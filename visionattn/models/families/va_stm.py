@@ -99,7 +99,13 @@ class STM(Pyramid):
             final_norm=_final,
             final_dim=dims[-1] * 3 // 2,
             conv_init=narrow_normal,
-            no_weight_decay_parts=(".position.", "relative_position_bias_table", ".height_rel", ".width_rel"),
+            no_weight_decay_parts=(
+                ".position.",
+                "relative_position_bias_table",
+                ".height_rel",
+                ".width_rel",
+                ".embed_",
+            ),
             **kwargs,
         )
 

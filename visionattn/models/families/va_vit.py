@@ -21,6 +21,7 @@ from visionattn.catalog import Card, cards, get
 from ..builder import StateDict, rename_keys
 from ..hosts.backbone import imagenet_cfg
 from ..hosts.columnar import Columnar, quarters
+from ..hosts.published import TIMM_KEYS
 from ..registry import Network, card_source, register_family
 
 __all__ = ["vit"]
@@ -38,20 +39,8 @@ def vit(mixer: str | Card, *args: Any, **kwargs: Any) -> Columnar:
         ValueError: If there is no such mixer, or an argument does not fit.
     """
     card = get("mixer", mixer) if isinstance(mixer, str) else mixer
+    kwargs.setdefault("no_weight_decay_parts", (".embed_",))
     return Columnar(*args, mixers=card.build_mixers, block_position=card.position, **kwargs)
-
-
-_TIMM = (
-    (r"^patch_embed\.proj\.", "stem.conv."),
-    (r"^pos_embed$", "position.weight"),
-    (r"^(blocks\.\d+)\.norm1\.", r"\1.attn.norm."),
-    (r"^(blocks\.\d+)\.norm2\.", r"\1.mlp.norm."),
-    (r"^(blocks\.\d+)\.ls1\.gamma$", r"\1.attn.gamma"),
-    (r"^(blocks\.\d+)\.ls2\.gamma$", r"\1.mlp.gamma"),
-    (r"^(blocks\.\d+\.(?:attn|mlp))\.(?!fn\.|norm\.|gamma)", r"\1.fn."),
-    (r"^(?:fc_)?norm\.", "final."),
-    (r"^head\.(weight|bias)$", r"head.fc.\1"),
-)
 
 
 def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
@@ -63,7 +52,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     """
     if "pos_embed" not in state_dict:
         return state_dict
-    native = rename_keys(state_dict, _TIMM)
+    native = rename_keys(state_dict, TIMM_KEYS)
     position, own = native["position.weight"], model.state_dict()["position.weight"]
     extra = position.shape[1] - own.shape[1] * own.shape[2]
     if extra == 1 and "cls_token" in native:

@@ -30,7 +30,6 @@ STAGED_KEYS = (
     (r"^stem\.patches\.", "stem."),
     (r"^stem\.position\.", "position."),
 )
-
 State = Any  # nested tuples, lists or dictionaries of tensors
 
 
@@ -54,7 +53,7 @@ class ColumnarBlock(nn.Module):
     Args:
         prefix: Number of extra tokens.
         mixers: The branches of the mixers by name.
-        mlp: The branch of the MLP.
+        mlp: The branch of the MLP, which may see the map or all tokens as a mixer does (`forward_tokens`).
         position: What encodes positions before the mixers, on the map of the patches.
 
     Raises:
@@ -106,6 +105,9 @@ class ColumnarBlock(nn.Module):
             if stateful:
                 y, states[name] = y
             x = branch.add(x, y if self.prefix else y.flatten(1, 2))
+        mlp: Any = self.mlp.fn
+        if hasattr(mlp, "forward_tokens"):
+            return self.mlp.add(x, mlp.forward_tokens(self.mlp.norm(x), grid, self.prefix)), states
         return call_with_losses(self.mlp, x, losses=losses), states
 
 
@@ -121,6 +123,9 @@ class Columnar(Backbone[Tokens]):
         num_heads: Heads.
         mixers: Builds the mixers of a block, by name: called with a `BlockContext`, `device` and `dtype`.
         block_position: Builds what encodes positions before the mixers of a block from the same, or none.
+        mlp: Builds the MLP of a block from the same; by default two linear layers with `mlp_ratio`.
+        stem: Builds what makes the patches from `in_chans` and `dim`, `(B, H, W, in_chans) -> (B, H', W', dim)`, sides
+            rounded up; by default one convolution.
         patch_size: Side of the patches.
         img_size: Nominal side of the picture, or height and width: what belongs to positions is learnt for it and
             interpolated for others.
@@ -157,6 +162,8 @@ class Columnar(Backbone[Tokens]):
         *,
         mixers: Callable[..., Mapping[str, nn.Module]],
         block_position: Callable[..., nn.Module | None] | None = None,
+        mlp: Callable[..., nn.Module] | None = None,
+        stem: Callable[..., nn.Module] | None = None,
         patch_size: int = 16,
         img_size: int | tuple[int, int] = 224,
         position: bool = True,
@@ -191,7 +198,8 @@ class Columnar(Backbone[Tokens]):
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         height, width = (-(-side // patch_size) for side in to_2tuple(img_size))
-        self.stem = PatchConv(in_chans, dim, kernel_size=patch_size, stride=patch_size, pad_to_stride=True, **dd)
+        patches = partial(PatchConv, kernel_size=patch_size, stride=patch_size, pad_to_stride=True)
+        self.stem = (stem or patches)(in_chans, dim, **dd)
         self.position = PositionEmbedding(dim, (height, width), mode="bicubic", **dd) if position else nn.Identity()
         has_class = global_pool == "token" if class_token is None else class_token
         counts = {"cls_token": int(has_class), "reg_token": num_registers, "prompt_token": num_prompts}
@@ -208,8 +216,8 @@ class Columnar(Backbone[Tokens]):
             branch = branch_builder(context, norm=norm, layer_scale=layer_scale, **dd)
             encoding = block_position(context, **dd) if block_position else None
             branches = {name: branch(mixer) for name, mixer in mixers(context, **dd).items()}
-            mlp = branch(Mlp(dim, ratio=mlp_ratio, drop=proj_drop_rate, **dd))
-            blocks.append(ColumnarBlock(self.num_prefix_tokens, branches, mlp, encoding))
+            last = mlp(context, **dd) if mlp else Mlp(dim, ratio=mlp_ratio, drop=proj_drop_rate, **dd)
+            blocks.append(ColumnarBlock(self.num_prefix_tokens, branches, branch(last), encoding))
         self.blocks = nn.Sequential(*blocks)
         self.final = norm(dim, **dd)
         self.feature_info = [

@@ -11,7 +11,20 @@ from torch import nn
 from ..layers import PatchConv, PatchMerging
 from .backbone import fan_out_normal
 
-__all__ = ["OFFICIAL_KEYS", "cswin_host", "doubling", "pvt_host", "pvtv2_host", "swin_host"]
+__all__ = ["OFFICIAL_KEYS", "TIMM_KEYS", "cswin_host", "doubling", "pvt_host", "pvtv2_host", "swin_host"]
+
+# Names of timm's plain vision transformers, which are DeiT's, and ours.
+TIMM_KEYS = (
+    (r"^patch_embed\.proj\.", "stem.conv."),
+    (r"^pos_embed$", "position.weight"),
+    (r"^(blocks\.\d+)\.norm1\.", r"\1.attn.norm."),
+    (r"^(blocks\.\d+)\.norm2\.", r"\1.mlp.norm."),
+    (r"^(blocks\.\d+)\.ls1\.gamma$", r"\1.attn.gamma"),
+    (r"^(blocks\.\d+)\.ls2\.gamma$", r"\1.mlp.gamma"),
+    (r"^(blocks\.\d+\.(?:attn|mlp))\.(?!fn\.|norm\.|gamma)", r"\1.fn."),
+    (r"^(?:fc_)?norm\.", "final."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+)
 
 _Norm = partial(nn.LayerNorm, eps=1e-6)
 

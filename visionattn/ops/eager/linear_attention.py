@@ -10,7 +10,7 @@ import torch
 
 from ._function import EagerFunction, Tensors
 
-__all__ = ["EPS", "LinearAttention", "heads", "normaliser"]
+__all__ = ["EPS", "LinearAttention", "heads", "multiply", "normaliser"]
 
 EPS = 1e-6
 # Numbers in what is worked on at a time: 1 MB in float32; half of it backward, where there is more to keep in cache.
@@ -42,7 +42,7 @@ class LinearAttention(EagerFunction):
         for images, rows in _chunks(q, _CHUNK):
             queries = heads(_features(q[images, rows], factor, power), num_heads)
             queries *= normaliser(queries, mean[images])
-            _multiply(queries, kv[images], heads(out[images, rows], num_heads))
+            multiply(queries, kv[images], heads(out[images, rows], num_heads))
         return out, kv, mean
 
     @staticmethod
@@ -56,7 +56,7 @@ class LinearAttention(EagerFunction):
             focused = _focus_by_hand(q[at], factor, power)
             queries, some_grad, target = (heads(t, num_heads) for t in (focused.features, grad[at], q_grad[at]))
             z = normaliser(queries, mean[at[0]])
-            _multiply(some_grad, kv[at[0]].mT, target)
+            multiply(some_grad, kv[at[0]].mT, target)
             # The product of the result with its gradient, which z passes on, is that of the queries with theirs.
             from_z = (queries * target).sum(-1, keepdim=True) * z.square()
             target.mul_(z).addcmul_(from_z, mean[at[0]].mT, value=-1)
@@ -67,9 +67,9 @@ class LinearAttention(EagerFunction):
         for at in _chunks(k, _CHUNK // 2):
             some_k = k[at] + positions[at[1]]
             focused = _focus_by_hand(some_k, factor, power)
-            _multiply(heads(focused.features, num_heads), kv_grad[at[0]], heads(v_grad[at], num_heads))
+            multiply(heads(focused.features, num_heads), kv_grad[at[0]], heads(v_grad[at], num_heads))
             target = heads(k_grad[at], num_heads)
-            _multiply(heads(v[at], num_heads), kv_grad[at[0]].mT, target)
+            multiply(heads(v[at], num_heads), kv_grad[at[0]].mT, target)
             target += mean_grad[at[0]].mT
             factor_grad += _focus_backward(k_grad[at], some_k, factor, focused, power)
         # The formula is one input before the tensors.
@@ -103,7 +103,7 @@ def _zero_means(t: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Te
     return t.new_zeros(len(t), num_heads, side, side), t.new_zeros(len(t), num_heads, side, 1)
 
 
-def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+def multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     """`out = a @ b` of `(B, H, N, D)`."""
     if a[0].numel() < _SMALL:
         out.copy_(a @ b)

@@ -11,12 +11,13 @@ from visionattn.ops._autocast import autocast_dtype
 from visionattn.ops.block_sparse_attention import Windows, check_arguments
 from visionattn.ops.block_sparse_attention import block_sparse_attention as torch_code
 from visionattn.ops.cluster_attention import siblings
+from visionattn.ops.eager.routed_attention import local_values
 from visionattn.ops.window_attention import WIDEST
 
 from . import _block_sparse_kernels as kernels
 from ._register import formula_gradients, power_of_2, register, wrap_triton
 
-__all__ = ["block_sparse_attention", "cluster_attention", "window_attention"]
+__all__ = ["block_sparse_attention", "cluster_attention", "routed_attention", "window_attention"]
 
 Pair = tuple[int, int]
 Tensors3 = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -68,6 +69,25 @@ def cluster_attention(
     out, values = _attention(rows, order, overlap=overlap, scale=scale, values=True)
     shape = qkv[:, :, 0].shape
     return out.view(shape), values.view(shape)
+
+
+def routed_attention(
+    qkv: torch.Tensor,
+    table: torch.Tensor,
+    *,
+    num_heads: int,
+    region: Pair,
+    scale: float,
+    convolution: tuple[torch.Tensor, torch.Tensor | None] | None = None,
+    dropout_p: float = 0.0,
+) -> torch.Tensor:
+    """As `visionattn.ops.routed_attention`; nothing is cut out of the map or picked."""
+    size = (qkv.size(1), qkv.size(2))
+    rows = qkv.flatten(1, 2).unflatten(2, (3, num_heads, -1))
+    out = block_sparse_attention(rows, Windows(size, region), block_table=table, scale=scale)
+    out = out.flatten(2).unflatten(1, size)
+    local = local_values(qkv, *(convolution or (None, None)))
+    return out if local is None else out + local
 
 
 def _attention(

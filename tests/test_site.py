@@ -1,0 +1,137 @@
+"""The documentation site: pages that follow from the cards, code on pages, the strict build."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from visionattn.catalog import cards, module_of
+from visionattn.models.mechanisms import networks_of
+from visionattn.testing import evidence, pages
+from visionattn.testing.api_pages import api_pages
+
+ROOT = Path(__file__).parents[1]
+CARDS = list(cards())
+# Pages whose Python runs as it is printed, each in a folder of its own; names of files make a block part of a config.
+GUIDES = [
+    "faq.md",
+    "start/three-tasks.md",
+    *(f"guides/{path.name}" for path in (ROOT / "docs" / "guides").glob("*.md")),
+]
+BLOCKS = [
+    pytest.param(page, block, id=f"{page.removesuffix('.md')}-{number}")
+    for page in sorted(GUIDES)
+    for number, block in enumerate(
+        re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+    )
+]
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS)
+def test_code_of_guides_runs(page, block, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if block.startswith("# config.py\n"):
+        from visionattn.engine import load_config
+
+        Path("config.py").write_text(block)
+        config = load_config("config.py")
+        assert config.model.attach.plugin in {card.name for card in cards("plugin")}
+        assert config.train_dataloader
+        return
+    exec(compile(block, page, "exec"), {})
+    assert "print(" not in block or capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"{card.kind}-{card.name}")
+def test_code_of_mechanisms_runs(card, capsys):
+    shown = pages.usage(card, networks_of([card])[card.name])
+    assert shown, "nothing shows how to use it"
+    for code in shown.values():
+        names = {}
+        # Nothing is computed, so that whole networks are cheap.
+        with torch.device("meta"):
+            exec(compile(code, card.name, "exec"), names)
+        if "y" in names:
+            width = 3 if card.kind == "frontend" else 96
+            assert names["y"].shape == ((2, 28, 28, 96) if card.kind == "mixer" else (2, width, 28, 28))
+        if "print(" in code:
+            assert capsys.readouterr().out.count("\n") > 1
+
+
+@pytest.fixture(scope="module")
+def made():
+    return pages.mechanism_pages()
+
+
+def test_every_mechanism_has_a_page_and_a_row(made):
+    assert len(made) == len(CARDS) + 1
+    index = made["mechanisms/index.md"]
+    for card in CARDS:
+        text = made[pages.path_of(card)]
+        assert text.startswith(f"# {card.title}\n") and card.summary in text
+        assert {"## Use", "## Cost", "## Proof"} <= set(text.splitlines())
+        assert index.count(f"[`{card.name}`]({card.kind}s/{card.name}.md)") == 1
+        assert ("## Formula" in text) == (card.reference is not None)
+
+
+def test_costs_are_those_of_the_networks(made):
+    import timm
+
+    text = made["mechanisms/plugins/cbam.md"]
+    for name in ("va_resnet50_cbam", "resnet50"):
+        count = sum(parameter.numel() for parameter in timm.create_model(name, device="meta").parameters())
+        assert re.search(rf"`{name}`.* \| {count:,} \| 4,\d\d\d\.\d\d \|", text)
+
+
+def test_fixtures_are_those_that_the_docstring_names():
+    found = {card.name: evidence.fixtures_of(card) for card in CARDS}
+    assert "davit_chanattn_module_2x196x64_eval" in found["davit_channels"]
+    assert "davit_channelblock_module_1x17x10x48_eval" not in found["davit_channels"]
+    assert not found["simam"] and "boat_swin_fsla_module_1x196x64_eval" in found["boat"]
+    for card in CARDS:
+        golden = re.search(r"^Golden: (\S+)", module_of(card).__doc__, re.MULTILINE)
+        assert golden, f"the docstring of {card.name} says nothing of recorded results"
+        assert bool(found[card.name]) == golden[1].startswith("tests/"), card.name
+
+
+def test_kernels_are_found_through_operations():
+    found = {card.name: evidence.has_kernels(card) for card in CARDS}
+    assert found["cbam"] and found["swin"] and found["twins"] and found["boat"]
+    assert not found["simam"] and not found["pool"] and not found["convnext"]
+
+
+def test_api_pages_cover_all_packages():
+    made = api_pages()
+    packages = {path.parent.name for path in (ROOT / "visionattn").glob("*/__init__.py")} - {"cli", "utils"}
+    assert set(made) == {"api/visionattn.md", *(f"api/{name}.md" for name in packages)}
+    assert "::: visionattn.ops.use_backend\n" in made["api/ops.md"]
+    assert "::: visionattn.plugins.cbam\n" in made["api/plugins.md"]
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
+    pytest.importorskip("material", reason="needs pip install '.[docs]'")
+    pytest.importorskip("mkdocstrings_handlers.python", reason="needs pip install '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "WARNING -" not in done.stdout + done.stderr, done.stdout + done.stderr
+    built = {path: path.read_text() for path in tmp_path.rglob("*.html")}
+    assert len(built) > len(CARDS) + 30
+    for path, text in built.items():
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"?(https?:[^\s\">]+)", text)
+        loaded += re.findall(r"<link[^>]*rel=\"?(?:stylesheet|preload|icon)[^>]*href=\"?(https?:[^\s\">]+)", text)
+        assert not loaded, f"{path.name} loads {loaded}"
+        assert "<!-- include:" not in text, path.name
+    # Links to files and to places in them; 404.html is served from anywhere.
+    for path, text in built.items():
+        body = re.sub(r"<(pre|code).*?</\1>", "", text, flags=re.DOTALL)
+        for target, _, anchor in (link.partition("#") for link in re.findall(r"<a[^>]*\shref=\"?([^\s\">]+)", body)):
+            if re.match(r"[a-z]+:", target) or path.name == "404.html":
+                continue
+            page = (path.parent / target).resolve() if target else path
+            assert page.exists(), f"{path.relative_to(tmp_path)} links to {target}"
+            if anchor and page in built:
+                assert f'id="{anchor}"' in built[page], f"{path.relative_to(tmp_path)} links to {target}#{anchor}"

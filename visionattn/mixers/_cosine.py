@@ -1,0 +1,79 @@
+"""What the attentions of TransNeXt share (arXiv 2311.17132): temperatures, learned queries, biases of positions.
+
+The biases come from an MLP of the logarithmic distances in both directions, so that they fit any map.
+"""
+
+from math import exp, log, log2
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from visionattn.ops._autocast import wide
+from visionattn.utils.factory import FactoryKwargs
+
+__all__ = ["CosineParts", "log_position_bias"]
+
+# Hidden width of the MLP of positions.
+_HIDDEN = 512
+# Start of the temperature, before its softplus.
+_TEMPERATURE = log(exp(1 / 0.24) - 1)
+
+# The largest distance of the nominal map becomes this before the logarithm, and 1 after it.
+_LARGEST = 8
+
+
+class CosineParts(nn.Module):
+    """Gives a module the parameters of cosine attention, under their official names."""
+
+    def add_cosine_parts(self, num_heads: int, head_dim: int, dd: FactoryKwargs) -> None:
+        """Adds the temperature and the learned query of each head, and the MLP of positions.
+
+        Args:
+            num_heads: Heads.
+            head_dim: Width of each.
+            dd: device and dtype.
+        """
+        self.temperature = nn.Parameter(torch.full((num_heads, 1, 1), _TEMPERATURE, **dd))
+        self.query_embedding = nn.Parameter(torch.empty(num_heads, 1, head_dim, **dd))
+        nn.init.trunc_normal_(self.query_embedding, std=0.02)
+        self.cpb_fc1 = nn.Linear(2, _HIDDEN, **dd)
+        self.cpb_fc2 = nn.Linear(_HIDDEN, num_heads, **dd)
+
+
+def log_position_bias(
+    fc1: nn.Linear, fc2: nn.Linear, grid: tuple[int, int], pooled: tuple[int, int], nominal: tuple[int, int]
+) -> torch.Tensor:
+    """What the score of each position with each pooled one is raised by, `(heads, H * W, H' * W')`.
+
+    The MLP sees each pair of distances once.
+
+    Args:
+        fc1: From the two distances.
+        fc2: To the heads.
+        grid: `(H, W)`.
+        pooled: `(H', W')` of the keys, which lie at the middles of their cells of adaptive pooling.
+        nominal: `(H, W)` of the map whose largest distances are the unit.
+    """
+    (rows, row_index), (columns, column_index) = (
+        _axis(side, cells, span, fc1.weight) for side, cells, span in zip(grid, pooled, nominal, strict=True)
+    )
+    pairs = torch.stack((rows.unsqueeze(1).expand(-1, len(columns)), columns.expand(len(rows), -1)), -1)
+    table = fc2(F.relu(fc1(pairs))).permute(2, 0, 1)
+    table = table.index_select(1, row_index).index_select(2, column_index)
+    table = table.unflatten(2, (grid[1], pooled[1])).unflatten(1, (grid[0], pooled[0]))
+    return table.permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)
+
+
+def _axis(side: int, cells: int, nominal: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The different distances along an axis, scaled, and the number of that of each pair, `(side * cells)`."""
+    cell = torch.arange(cells, device=like.device)
+    # Twice the middle of each cell, a whole number; the last cell ends where the axis does.
+    middles = cell * side // cells + ((cell + 1) * side + cells - 1) // cells - 1
+    least, most = 1 - side - (cells - 1) * side // cells, 2 * (side - 1) + 1 - -(-side // cells)
+    step = 1 if side % cells else 2
+    position = 2 * torch.arange(side, device=like.device)
+    index = (position.unsqueeze(1) - middles - least) // step
+    distances = torch.arange(least, most + 1, step, device=like.device).to(wide(like)) / 2
+    scaled = distances * (_LARGEST / max(nominal - 1, 1))
+    return (scaled.sign() * (scaled.abs() + 1).log2() / log2(_LARGEST)).to(like.dtype), index.flatten()

@@ -1,0 +1,170 @@
+"""Neural Attention: a small network instead of the dot product of query and key (arXiv 2502.17206).
+
+Official code: https://github.com/awayfromzel/neural-attention-research, Models/NeuralAttention.py of its vision part.
+
+Differs from the official code in:
+- the first layer of the score network is applied to queries and keys apart and the results are added, which is the same
+  without a pair of each query and key side by side; keys are read for some of the queries at a time;
+- `qkv` and `proj` have softmax attention's layout (theirs has the heads innermost): `to_native` reorders;
+- at least two projected channels (theirs has none left for heads narrower than 64 by default).
+
+Golden: tests/golden/neuralattention_*.npz.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from visionattn.catalog import Card
+from visionattn.utils.arguments import check_heads
+from visionattn.utils.factory import FactoryKwargs
+from visionattn.utils.state_dict import StateDict
+
+from ._common import WINDOWS
+
+__all__ = ["NeuralAttention"]
+
+# Scores' hidden values that are held at a time, in numbers: queries are taken in groups for that.
+_HELD = 1 << 24
+
+
+class NeuralAttention(nn.Module):
+    """Attention whose scores come from a network of three layers. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+
+    The score of a query and a key is `w3 relu(w2 relu(w1 [q'; k'] + b1) + b2)` of their projections, one network for
+    all heads. Time grows with N^2 times the square of the projected channels.
+
+    Args:
+        dim: Width C.
+        num_heads: Heads, a divisor of `dim`.
+        projection_dim: Channels that queries and keys of a head are projected to; by default a 32nd, at least 2.
+        causal: Whether a token sees itself and those before it only.
+        attn_drop: Dropout of the attention weights.
+        proj_drop: Dropout after the output projection.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `dim` or `projection_dim` is below 2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int = 8,
+        projection_dim: int | None = None,
+        causal: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_heads(dim, num_heads)
+        width = dim // num_heads
+        p = max(2, width // 32) if projection_dim is None else projection_dim
+        if p < 2:
+            raise ValueError(f"projection_dim must be at least 2, got {p}")
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.causal = causal
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
+        self.q_proj = nn.Linear(width, p, **dd)
+        self.k_proj = nn.Linear(width, p, **dd)
+        self.linear1 = nn.Linear(2 * p, p, **dd)
+        self.linear2 = nn.Linear(p, p // 2, **dd)
+        self.linear3 = nn.Linear(p // 2, 1, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, bias=False, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        grid = (x.shape[1], x.shape[2])
+        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
+
+    def forward_tokens(self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0) -> torch.Tensor:
+        """Attention of tokens, `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
+
+        Args:
+            x: The tokens, extra ones first.
+            grid: `(H, W)`, which makes no difference here.
+            prefix: Number of extra tokens, likewise.
+        """
+        q, k, v = self._parts(x)
+        out = torch.cat([self._part_of(rows, q, k, v) for rows in self._groups(q)], 2)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""
+        q, k, _ = self._parts(x.flatten(1, -2))
+        return torch.cat([self._weights(rows, q, k) for rows in self._groups(q)], 2)
+
+    @staticmethod
+    def to_native(state_dict: StateDict, num_heads: int) -> StateDict:
+        """The official names and order of channels as ours.
+
+        Args:
+            state_dict: Of one module, without a prefix.
+            num_heads: Its heads.
+        """
+        native = dict(state_dict)
+        if "to_qkv.weight" in native:
+            weight = native.pop("to_qkv.weight").unflatten(0, (-1, 3, num_heads))
+            native["qkv.weight"] = weight.permute(1, 2, 0, 3).flatten(0, 2)
+        if "W_out.weight" in native:
+            native["proj.weight"] = native.pop("W_out.weight")
+        return native
+
+    def _parts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The first layer's shares of queries and keys, `(B, heads, N, p)`, and values."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        of_queries, of_keys = self.linear1.weight.chunk(2, 1)
+        return F.linear(self.q_proj(q), of_queries, self.linear1.bias), F.linear(self.k_proj(k), of_keys), v
+
+    def _groups(self, q: torch.Tensor) -> list[tuple[int, int]]:
+        """First and last queries that are taken at a time."""
+        count = q.shape[2]
+        step = count if torch.compiler.is_exporting() else max(1, _HELD // max(1, q.numel()))
+        return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def _part_of(self, rows: tuple[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """What some queries get; with several groups of them nothing between is kept for the backward pass."""
+        if rows == (0, q.shape[2]) or not torch.is_grad_enabled():
+            return self._attend(rows, q, k, v)
+        return checkpoint(self._attend, rows, q, k, v, use_reentrant=False)
+
+    def _attend(self, rows: tuple[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return self.attn_drop(self._weights(rows, q, k)) @ v
+
+    def _weights(self, rows: tuple[int, int], q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        first, last = rows
+        hidden = F.relu(q[:, :, first:last].unsqueeze(3) + k.unsqueeze(2))  # (B, heads, rows, N, p)
+        scores = self.linear3(F.relu(self.linear2(hidden))).squeeze(-1)
+        if self.causal:
+            places = torch.arange(k.shape[2], device=k.device)
+            scores = scores.masked_fill(places > places[first:last].unsqueeze(1), float("-inf"))
+        return scores.softmax(-1)
+
+
+CARD = Card(
+    name="neural",
+    title="Neural Attention",
+    kind="mixer",
+    factory=NeuralAttention,
+    summary="attention with scores from a small network of query and key",
+    paper="arXiv:2502.17206",
+    code="https://github.com/awayfromzel/neural-attention-research",
+    placement="in the first block in place of attention",
+    columnar=("nano", "tiny"),
+    cases={
+        "": {"num_heads": 3},
+        "wide": {"num_heads": 2, "projection_dim": 5},
+        "causal": {"num_heads": 2, "projection_dim": 4, "causal": True},
+    },
+    floor=WINDOWS,
+    cost="N^2",
+    maps=True,
+    reference="neural_attention",
+)

@@ -1,0 +1,110 @@
+"""Attention to routed regions, whose copies of keys and values are made again for the backward pass."""
+
+from typing import Any
+
+import torch
+
+from visionattn.ops.window_attention import merge_windows, partition_windows
+
+from ._function import EagerFunction, Tensors
+
+__all__ = ["RoutedAttention", "local_values", "pick_regions"]
+
+
+def pick_regions(
+    qkv: torch.Tensor, num_heads: int, table: torch.Tensor, region: tuple[int, int]
+) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Queries of each region, keys and values of those that it sees, and the rows of the regions that were picked.
+
+    `(B, H, W, 3C) -> (B * regions, heads, n, d)` and twice `(B * regions, heads, K * n, d)`; `(B * regions * K,)`.
+    """
+    batch, regions, count = table.shape
+    rows = partition_windows(qkv, region)
+    q, kv = rows.tensor_split((rows.size(2) // 3,), dim=2)
+    first = torch.arange(batch, device=table.device).view(-1, 1, 1) * regions
+    picked = (table + first).flatten()
+    # Whole regions are copied, with one row for each.
+    kv = kv.flatten(1).index_select(0, picked)
+    k, v = kv.view(batch * regions, count * rows.size(1), 2, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return (q.unflatten(2, (num_heads, -1)).transpose(1, 2), k, v), picked
+
+
+class RoutedAttention(EagerFunction):
+    """`apply(formula, qkv, weight, bias, num_heads, table, region, scale)`, as `visionattn.ops.routed_attention`.
+
+    The result itself is kept, which the projection after it keeps anyway; without the convolution, made again, it is
+    the attention's.
+    """
+
+    @staticmethod
+    def compute(
+        qkv: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        num_heads: int,
+        table: torch.Tensor,
+        region: tuple[int, int],
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        (q, k, v), _ = pick_regions(qkv, num_heads, table, region)
+        found, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
+        out = merge_windows(found.transpose(1, 2).flatten(2), (qkv.size(1), qkv.size(2)), region)
+        local = local_values(qkv, weight, bias)
+        # The merged map may be a view of what the operator left, and this a second name for it: nobody else has it.
+        return (out if local is None else out.add_(local)), sums
+
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        super().setup_context(ctx, inputs, output)
+        ctx.save_for_backward(*inputs[1:4], *output)
+
+    @staticmethod
+    def gradients(ctx: Any, grad: torch.Tensor, *_: Any) -> Tensors:
+        qkv, weight, bias, out, sums = ctx.saved_tensors
+        num_heads, table, region, scale = ctx.settings
+        (q, k, v), picked = pick_regions(qkv, num_heads, table, region)
+        local = local_values(qkv, weight, bias)
+        found = out if local is None else out - local
+        by_head = [partition_windows(x, region).unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (grad, found)]
+        parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            by_head[0], q, k, v, by_head[1], sums, 0.0, False, scale=scale
+        )
+        dim = grad.size(3)
+        d_qkv = torch.empty_like(qkv)
+        for number, part in enumerate(parts):
+            rows = part.transpose(1, 2).flatten(2)
+            if number:
+                copies = rows.reshape(picked.numel(), -1)
+                rows = copies.new_zeros(q.size(0), copies.size(1)).index_add_(0, picked, copies).unflatten(1, (-1, dim))
+            # Straight to their places in the map.
+            d_qkv[..., number * dim : (number + 1) * dim] = merge_windows(rows, (grad.size(1), grad.size(2)), region)
+        if weight is None:
+            return d_qkv, None, None
+        d_v, d_weight, d_bias = torch.ops.aten.convolution_backward(
+            grad.permute(0, 3, 1, 2),
+            qkv[..., 2 * dim :].permute(0, 3, 1, 2),
+            weight,
+            None if bias is None else [dim],
+            [1, 1],
+            [side // 2 for side in weight.shape[2:]],
+            [1, 1],
+            False,
+            [0, 0],
+            dim,
+            [True, True, bias is not None],
+        )
+        d_qkv[..., 2 * dim :] += d_v.permute(0, 2, 3, 1)
+        return d_qkv, d_weight, d_bias
+
+
+def local_values(qkv: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """The depthwise convolution of the values."""
+    if weight is None:
+        return None
+    values = qkv[..., 2 * weight.size(0) :]
+    if not torch.is_grad_enabled():
+        # oneDNN takes longer over a part of a map than a copy of it does; for a backward pass it would be kept.
+        values = values.contiguous()
+    values = values.permute(0, 3, 1, 2)
+    padding = (weight.size(2) // 2, weight.size(3) // 2)
+    return torch.nn.functional.conv2d(values, weight, bias, padding=padding, groups=weight.size(0)).permute(0, 2, 3, 1)

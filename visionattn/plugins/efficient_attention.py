@@ -1,0 +1,181 @@
+"""Efficient Attention: Attention with Linear Complexities (WACV 2021, arXiv 1812.01243).
+
+Official code: https://github.com/cmsflash/efficient-attention (MIT), efficient_attention.py.
+
+Differs from the official code in:
+- keys are summed over the positions before they are projected to values, and the reprojection is folded into that
+  summary, so neither values nor attention's output are ever made: the same numbers up to rounding;
+- widths that the heads do not divide are refused (the official code drops the channels left over);
+- the paper's other form, without softmaxes, and its single-head widths are arguments too.
+
+Golden: tests/golden/efficientattention_module_*.npz (outputs and input gradients).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from visionattn.catalog import Card
+from visionattn.ops.layout import as_rows
+from visionattn.utils.arguments import check_choice, check_positive
+from visionattn.utils.factory import FactoryKwargs
+
+__all__ = ["EfficientAttention"]
+
+_NORMALIZATIONS = ("softmax", "scaling")
+
+
+class EfficientAttention(nn.Module):
+    """Attention of linear cost: queries read a summary of all positions. `(B, C, H, W) -> (B, C, H, W)`, any H, W >= 1.
+
+    `x + reprojection(rho(q) (rho(k)^T v))` in each head. With `softmax`, rho is a softmax over the channels of each
+    query and over the positions of each key channel, so each key channel is one map over the whole picture; with
+    `scaling` it divides by the root of the number of positions, which is the non-local block's dot product exactly.
+
+    Args:
+        channels: Width of the map.
+        key_channels: Width of queries and keys, all heads together; `channels // 2` (at least one a head) if None.
+        head_count: Heads; the paper has one.
+        value_channels: Width of the values, all heads together; as `key_channels` if None.
+        normalization: `softmax` or `scaling`.
+        residual: Whether the map is added, as in a non-local block.
+        zero_init_last: Start the reprojection at zero, so that with `residual` nothing changes at first.
+
+    Raises:
+        ValueError: If a width or `head_count` is below 1, `head_count` does not divide a width, or `normalization` is
+            unknown.
+    """
+
+    # The names are the author's.
+    official_keys = ()
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        key_channels: int | None = None,
+        head_count: int = 1,
+        value_channels: int | None = None,
+        normalization: str = "softmax",
+        residual: bool = True,
+        zero_init_last: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(channels=channels, head_count=head_count)
+        if key_channels is None:
+            key_channels = max(channels // 2 // head_count, 1) * head_count
+        value_channels = key_channels if value_channels is None else value_channels
+        check_positive(key_channels=key_channels, value_channels=value_channels)
+        if key_channels % head_count or value_channels % head_count:
+            raise ValueError(
+                f"head_count must divide key_channels and value_channels, got head_count={head_count}, "
+                f"key_channels={key_channels}, value_channels={value_channels}"
+            )
+        check_choice("normalization", normalization, _NORMALIZATIONS)
+        dd: FactoryKwargs = {"device": device, "dtype": dtype}
+        self.head_count = head_count
+        self.normalization = normalization
+        self.residual = residual
+        self.zero_last = zero_init_last  # under the argument's name timm's ResNets look for a method
+        self.keys = nn.Conv2d(channels, key_channels, 1, **dd)
+        self.queries = nn.Conv2d(channels, key_channels, 1, **dd)
+        self.values = nn.Conv2d(channels, value_channels, 1, **dd)
+        self.reprojection = nn.Conv2d(value_channels, channels, 1, **dd)
+        self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        return f"head_count={self.head_count}, normalization={self.normalization!r}, residual={self.residual}"
+
+    def reset_parameters(self) -> None:
+        """PyTorch's default start, the official one; the reprojection's may be zero."""
+        for layer in (self.keys, self.queries, self.values, self.reprojection):
+            layer.reset_parameters()
+        if self.zero_last:
+            nn.init.zeros_(self.reprojection.weight)
+            if self.reprojection.bias is not None:
+                nn.init.zeros_(self.reprojection.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, axis = as_rows(x)
+        keys, queries = self._keys(rows, axis), self._queries(rows, axis)
+        # Products are taken in the order in which their results lie as the map does.
+        if axis == 2:
+            reader, bias = self._reader(keys.mT, rows)
+            out = torch.baddbmm(rows, queries, reader) if self.residual else queries @ reader
+            out = out if bias is None else out + bias
+            return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        reader, bias = self._reader(keys, rows.mT)
+        out = torch.baddbmm(rows, reader.mT, queries) if self.residual else reader.mT @ queries
+        out = out if bias is None else out + bias[:, None]
+        return out.unflatten(2, x.shape[2:])
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """What each key channel takes from each position, `(B, key_channels, H, W)`; with `softmax` the sum is 1."""
+        rows, axis = as_rows(x)
+        keys = self._keys(rows, axis)
+        return (keys if axis == 1 else keys.mT).unflatten(2, x.shape[2:])
+
+    def _keys(self, rows: torch.Tensor, axis: int) -> torch.Tensor:
+        """rho of the keys, lying as `rows`; with `scaling` the queries' factor is in here too."""
+        keys = _pointwise(self.keys, rows, axis)
+        return keys.softmax(3 - axis) if self.normalization == "softmax" else keys / rows.shape[3 - axis]
+
+    def _queries(self, rows: torch.Tensor, axis: int) -> torch.Tensor:
+        queries = _pointwise(self.queries, rows, axis)
+        if self.normalization == "scaling":
+            return queries
+        return queries.unflatten(axis, (self.head_count, -1)).softmax(axis + 1).flatten(axis, axis + 1)
+
+    def _reader(self, keys: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What one unit of each query channel gives: `(B, key_channels, N), (B, N, C) -> (B, key_channels, C)`.
+
+        It is `rho(k)^T v` times the reprojection. Values are linear in the map, so that is summed up in their place.
+        What is left to add is the reprojection's bias; after a softmax the weights of a query add up to 1 in each head,
+        so its query channels share the bias, and nothing is left.
+        """
+        heads, softmax = (self.head_count, -1), self.normalization == "softmax"
+        weight, bias = _weight_bias(self.values)
+        last, last_bias = _weight_bias(self.reprojection)
+        bias = bias.unflatten(0, heads).unsqueeze(1)
+        if not softmax:
+            bias = bias * keys.sum(2).unflatten(1, heads).unsqueeze(3)
+        context = (keys @ rows).unflatten(1, heads) @ weight.unflatten(0, heads).mT + bias
+        reader = (context @ last.unflatten(1, heads).permute(1, 2, 0)).flatten(1, 2)
+        return (reader + last_bias / self.head_count, None) if softmax else (reader, last_bias)
+
+
+def _weight_bias(layer: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrix of a convolution of one position, and its bias."""
+    assert layer.bias is not None
+    return layer.weight.flatten(1), layer.bias
+
+
+def _pointwise(layer: nn.Conv2d, rows: torch.Tensor, axis: int) -> torch.Tensor:
+    """The convolution of a map whose positions are in one axis, lying as the map does."""
+    weight, bias = _weight_bias(layer)
+    if axis == 2:
+        return F.linear(rows, weight, bias)
+    return torch.baddbmm(bias[:, None], weight.expand(rows.shape[0], -1, -1), rows)
+
+
+CARD = Card(
+    name="efficientattention",
+    title="Efficient Attention: Attention with Linear Complexities",
+    kind="plugin",
+    factory=EfficientAttention,
+    summary="attention of linear cost by softmaxes over the keys' positions and the queries' channels",
+    paper="arXiv:1812.01243",
+    code="https://github.com/cmsflash/efficient-attention",
+    license="MIT",
+    placement="behind the last stages of a ResNet and in the levels of a feature pyramid, as a non-local block",
+    hosts=("narrow",),
+    cases={
+        "": {"head_count": 2},
+        "wide values": {"key_channels": 8, "head_count": 4, "value_channels": 32, "residual": False},
+        "scaling": {"head_count": 3, "normalization": "scaling"},
+    },
+    maps=True,
+    reference="efficient_attention",
+)
