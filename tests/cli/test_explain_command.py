@@ -14,7 +14,7 @@ def photo(tmp_path):
 
 def test_maps_of_a_transformer(run_cli, photo, tmp_path):
     code, out, _ = run_cli(
-        "explain", photo, "--model", "va_stm_davit_nano.digits", "--method", "relevance", "rollout", "attention",
+        "explain", photo, "--model", "va_stm_davit_nano.digits", "--method", "relevance,rollout", "attention",
         "--target", 3, "--layer", 0, "--query", "5,9", "--heads", "all", "--out", "maps", "--raw",
     )  # fmt: skip
     assert code == 0

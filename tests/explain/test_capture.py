@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from explained import MORE, OURS, TIMM, fill, small
+from torch import nn
 
 from visionattn import explain
 
@@ -66,7 +67,9 @@ def test_all_of_ours(name):
     try:
         check(model, x)
     except ValueError as error:
-        assert "has no attention" in str(error) and any(mark in name for mark in ("pool", "lkca", "linear", "convnext"))
+        assert "has no attention" in str(error) and any(
+            mark in name for mark in ("pool", "lkca", "linear", "convnext", "flatten")
+        )
 
 
 def vit(**kwargs):
@@ -163,3 +166,6 @@ def test_what_cannot_be_captured():
     with refused(r"attention dropout must be off .* model.eval\(\)"), explain.capture(dropping):
         dropping(x)
     assert not model._forward_hooks
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), nn.TransformerEncoderLayer(16, 2)).eval()
+    with refused(r"inside nn\.MultiheadAttention cannot be captured"), explain.capture(encoder):
+        encoder(x)

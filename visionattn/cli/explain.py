@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "show where a classifier looks: attention, relevance, class activation maps and gates over pictures"
 EXAMPLES = (
-    "photo.jpg --model vit_small_patch16_224 --method relevance rollout --target 281",
+    "photo.jpg --model vit_small_patch16_224 --method relevance,rollout --target 281",
     "photos/ --model davit_tiny --method attention --layer 0 --query 120,80 --heads all",
     "photo.jpg --model va_resnet10n_cbam.digits --method gates --out maps",
     "--model va_stm_swin_nano.digits --list",
@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
     from visionattn.inference.loading import load_network
     from visionattn.utils.building import did_you_mean
 
+    options.method = [name for text in options.method for name in text.split(",")]
     for name in options.method:
         if name not in METHODS:
             raise ValueError(f"unknown --method {name!r}{did_you_mean(name, METHODS)}; there are {', '.join(METHODS)}")

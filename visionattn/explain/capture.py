@@ -30,6 +30,8 @@ __all__ = ["Edit", "capture"]
 Edit = Callable[[Layer], torch.Tensor]
 
 _PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum"}
+# Whole attention modules of PyTorch, whose inside no mode sees.
+_OPAQUE = {"multi_head_attention_forward", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"}
 _HEADS = ("num_heads", "heads", "n_heads")
 # Who lays heads out before windows: a function of ours, and classes of timm's.
 _HEADS_FIRST = {"block_sparse_attention", "MaskUnitAttention"}
@@ -116,6 +118,11 @@ class _Mode(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._fused(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if name in _OPAQUE:
+            raise ValueError(
+                "attention inside nn.MultiheadAttention cannot be captured: PyTorch computes it as one operation; use "
+                "timm's form of this network"
+            )
         if name in ("softmax", "_softmax"):
             return self._softmax(func, args, kwargs)
         out = func(*args, **kwargs)

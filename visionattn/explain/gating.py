@@ -33,7 +33,9 @@ def gates(model: nn.Module, x: torch.Tensor) -> dict[str, dict[str, torch.Tensor
         if callable(getattr(module, "gates", None)):
 
             def note(module: Any, args: Any, kwargs: Any, name: str = name) -> None:
-                found[name] = {key: value.detach() for key, value in module.gates(*args, **kwargs).items()}
+                factors = module.gates(*args, **kwargs)
+                if isinstance(factors, dict):  # other mechanisms call other things so
+                    found[name] = {key: value.detach() for key, value in factors.items()}
 
             handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
         elif type(module).__module__.startswith("timm.layers") and _is_activation(getattr(module, "gate", None)):

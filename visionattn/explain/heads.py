@@ -12,6 +12,7 @@ Golden: tests/golden/explain_head_importance_*.npz.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -73,7 +74,7 @@ def ablation(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, loss: Loss
         for number, heads in [(layer.index, layer.shape[2]) for layer in record]:
             changes = []
             for head in range(heads):
-                with capture(model, keep=(), edit=lambda layer, at=(number, head): _without(layer, *at)):
+                with capture(model, keep=(), edit=partial(_without, number=number, head=head)):
                     changes.append(_losses(model(x), labels, loss).mean() - before)
             table.append(torch.stack(changes))
     return table

@@ -52,7 +52,7 @@ def masked_features(model: nn.Module, x: torch.Tensor, mask: torch.Tensor, *, pr
     if mask.dtype == torch.bool:
         if prune:
             count = int(mask.sum(1).amax())
-            order = mask.to(torch.int8).argsort(1, descending=True, stable=True)[:, :count].sort(1).values
+            order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count].sort(1).values
             mask = mask.gather(1, order)
             kept = tokens[:, prefix:].gather(1, order.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
             tokens = torch.cat((tokens[:, :prefix], kept), 1)

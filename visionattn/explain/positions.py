@@ -10,6 +10,7 @@ several places and its position is their centre.
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,7 +172,11 @@ def _trace(record: "Record") -> list[Positions | None]:
         tracer = _Tracer(name, MapFinder(model, x))
         try:
             # Of a level of its own: tangents of one pass must not meet those of the next.
-            with torch.no_grad(), forward_ad.dual_level(), _hooked(model, tracer):
+            with torch.no_grad(), warnings.catch_warnings(), forward_ad.dual_level(), _hooked(model, tracer):
+                # PyTorch's own, of how it takes derivatives apart.
+                warnings.filterwarnings(
+                    "ignore", message=r".*torch\.jit\.script.* is deprecated", category=FutureWarning
+                )
                 with capture(model, reduce=_tangents) as traced:
                     model(x)
                 found[name] = [layer.reduced for layer in traced]

@@ -41,8 +41,8 @@ def attention_statistics(attention: torch.Tensor, grid: tuple[int, int], prefix:
         - `position_deviation`: how much the rows of the patches differ; `head_deviation` `(B, layers)`: the heads;
         - `patch_to_cls`: mean weight that patches give to the class token, if there is one;
         - `on_token` `(..., T)`: mean weight that each token gets; `sinks` `(..., T)`: those with ten times their share;
-        - `aligned` `(..., 2H - 1, 2W - 1)`: mean attention around a patch, with `offset_y`, `offset_x` and `offset`,
-          its centre of mass in -1..1.
+        - `aligned` `(..., 2H - 1, 2W - 1)`: mean attention around a patch, rows scaled to the sum 1; `offset_y`,
+          `offset_x` and `offset`: its centre of mass in -1..1.
 
     Raises:
         ValueError: If there are other numbers of tokens.
@@ -56,15 +56,16 @@ def attention_statistics(attention: torch.Tensor, grid: tuple[int, int], prefix:
     patches = attention[..., prefix:, prefix:]
     entropy = torch.special.entr(attention).sum(-1).mean(-1)
     on_token = attention.mean(-2)
-    aligned = aligned_map(patches, grid)
+    rows = _unit_rows(patches)
+    aligned = aligned_map(rows, grid)
     offset_y, offset_x = _centre(aligned)
     result = {
-        "distance": _distance(patches, grid, unit=True),
-        "distance_patches": _distance(patches, grid, unit=False),
+        "distance": _distance(rows, grid, unit=True),
+        "distance_patches": _distance(rows, grid, unit=False),
         "entropy": entropy,
         "entropy_normalised": entropy / torch.tensor(float(tokens)).log(),
         "position_deviation": patches.std(-2).mean(-1),
-        "head_deviation": patches.std(2).mean((-2, -1)),
+        "head_deviation": patches.std(2, correction=min(1, attention.shape[2] - 1)).mean((-2, -1)),
         "on_token": on_token,
         "sinks": on_token > SINK / tokens,
         "aligned": aligned,
@@ -144,14 +145,18 @@ def statistics(record: Record) -> dict[str, torch.Tensor]:
     return attention_statistics(attention, known.grid, known.prefix)
 
 
-def _distance(patches: torch.Tensor, grid: tuple[int, int], *, unit: bool) -> torch.Tensor:
-    """Mean over the rows, whose weights are scaled to the sum 1; rows without any count as 0."""
-    sides = [torch.arange(side, dtype=patches.dtype, device=patches.device) for side in grid]
+def _unit_rows(patches: torch.Tensor) -> torch.Tensor:
+    """Rows scaled to the sum 1, without what went to extra tokens; those without any weight stay 0."""
+    return F.normalize(patches, p=1, dim=-1, eps=torch.finfo(patches.dtype).tiny)
+
+
+def _distance(rows: torch.Tensor, grid: tuple[int, int], *, unit: bool) -> torch.Tensor:
+    """Mean over the rows, whose weights have the sum 1."""
+    sides = [torch.arange(side, dtype=rows.dtype, device=rows.device) for side in grid]
     if unit:
         sides = [side / max(len(side) - 1, 1) for side in sides]
     places = torch.cartesian_prod(*sides)
-    weights = F.normalize(patches, p=1, dim=-1, eps=torch.finfo(patches.dtype).tiny)
-    return (weights * torch.cdist(places, places)).sum(-1).mean(-1)
+    return (rows * torch.cdist(places, places)).sum(-1).mean(-1)
 
 
 def _centre(aligned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

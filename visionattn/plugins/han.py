@@ -163,11 +163,12 @@ class ChannelSpatialAttention(nn.Module):
         nn.init.zeros_(self.gamma)
 
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What a share of the map is multiplied by, as large as the map."""
-        return {"neighbours": self._volume_conv(x).sigmoid()}
+        """What a share of the map is multiplied by, as large as the map; `gate` is the factor of the map itself."""
+        neighbours = self._volume_conv(x).sigmoid()
+        return {"neighbours": neighbours, "gate": 1 + self.gamma * neighbours}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.gamma * self.gates(x)["neighbours"]
+        gate = self.gamma * self._volume_conv(x).sigmoid()
         return torch.addcmul(x, x, gate.to(x.dtype))
 
     def _volume_conv(self, x: torch.Tensor) -> torch.Tensor:
