@@ -41,13 +41,15 @@ TRAIN = [
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 # The documentation site; it shows what the whole package says of itself.
 DOCS = [*TRAIN, "mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings>=1.0", "mkdocstrings-python>=2.0"]
+EXPLAIN = [*TRAIN, "grad-cam>=1.5.5"]
 HUB = ["huggingface_hub>=0.34"]
 EXTRAS = {
     "train": TRAIN,
+    "explain": EXPLAIN,
     "export": [*TRAIN, *EXPORT],
     "hub": HUB,
     "docs": DOCS,
-    "all": [*TRAIN, *EXPORT],
+    "all": [*EXPLAIN, *EXPORT],
     "test": [
         *TRAIN,
         *EXPORT,

@@ -20,7 +20,7 @@ __all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get", "mod
 Kind = Literal["plugin", "mixer", "frontend", "head", "method", "tool"]
 _WORDS: dict[Kind, str] = {"plugin": "plug-in", "frontend": "front-end"}
 # Rooms whose files end in cards.
-_ROOMS = ("visionattn.plugins", "visionattn.mixers")
+_ROOMS = ("visionattn.plugins", "visionattn.mixers", "visionattn.heads")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Card:
     def __post_init__(self) -> None:
         if self.factory is None and self.mixers is None:
             raise ValueError(f"the card of {self.name!r} needs a factory or mixers")
-        if self.kind == "mixer":
+        if self.kind == "mixer" and not self.further_inputs:  # those check themselves
             check_maps(self.factory)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Card":

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from visionattn.mixers import MultiViewWindowAttention
+from visionattn.mixers import MultiViewWindowAttention, resolve_mixer
 from visionattn.ops import attention
 from visionattn.reference.mvas import naive_of
+from visionattn.testing import contracts
 from visionattn.testing.contracts import perturbed
 from visionattn.testing.fixtures import check_module, load, relative_error
 
@@ -61,6 +62,28 @@ def test_keys_may_be_others_than_what_asks(proj):
     torch.testing.assert_close(mixer(x, x), mixer(x))
     assert not torch.allclose(mixer(x + position, x), mixer(x))
     assert not torch.allclose(mixer(x + position, x), mixer(x + position))
+
+
+@pytest.mark.parametrize("proj", [False, True])
+@pytest.mark.parametrize("check", [*contracts.CHECKS["mixer"], *contracts.GRAPH_CHECKS["mixer"]])
+def test_keeps_what_mixers_promise_on_a_single_view(check, proj):
+    if check is contracts.converts_to_onnx:
+        pytest.importorskip("onnxruntime", reason="ONNX parity needs the [test] extra")
+    keywords = {"num_heads": 3, "n_win": 4, "topk": 3, "proj": proj}
+    check(contracts.Subject("mixer", MultiViewWindowAttention, keywords, discrete=True, formula=naive_of))
+
+
+def test_compiles_and_exports_with_several_views():
+    mixer, x = MultiViewWindowAttention(8, num_heads=2, n_win=2, topk=3), torch.randn(2, 3, 5, 4, 8)
+    expected = mixer(x)
+    torch.testing.assert_close(torch.compile(mixer, fullgraph=True, backend="aot_eager")(x), expected)
+    program = torch.export.export(mixer, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
+    torch.testing.assert_close(program.module()(x.repeat(2, 1, 1, 1, 1))[:2], expected)
+
+
+def test_says_that_it_needs_views():
+    with pytest.raises(ValueError, match=r"'mvas' needs more than a map \(views\)"):
+        resolve_mixer("mvas")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import visionattn
 
-from ._errors import explain
+from ._errors import explain as explain_error
 
 __all__ = ["main"]
 
@@ -66,7 +66,7 @@ def main(command: str | None = None) -> None:
             raise
         _fail(f"stopped{f'; {stopped}' if str(stopped) else ''}", 130)
     except Exception as error:
-        message = None if options.debug else explain(error, options)
+        message = None if options.debug else explain_error(error, options)
         if message is None:
             raise
         _fail(f"error: {message}", 2)

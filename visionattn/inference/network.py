@@ -36,6 +36,7 @@ class Network:
         mean: What is taken off each channel, for pixels in 0..1.
         std: What each channel is divided by then.
         input_size: Height and width that the network was trained for, if that is known.
+        batch: Of a classifier, turns samples whose inputs have one size into what the network itself takes.
     """
 
     task: str
@@ -48,6 +49,13 @@ class Network:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     input_size: tuple[int, int] | None = None
+    batch: Callable[[list[Sample]], torch.Tensor] | None = None
+
+    @property
+    def classifier(self) -> Any:
+        """Of a classifier, what turns a batch into logits: the network, or the task if that has a head of its own."""
+        plain = hasattr(self.module, "data_preprocessor") and self.module.head is None
+        return self.module.backbone if plain else self.module
 
     def normalise(self, sample: Sample) -> torch.Tensor:
         """A sample's `inputs` as the network gets them, `(1, 3, h, w)`, without padding."""
@@ -83,9 +91,11 @@ def from_module(model: Any, device: torch.device, classes: Sequence[str] | None)
         inputs = transform(Image.fromarray(_trimmed(image, name, shorter)))
         return {"inputs": inputs, "size": image.shape[:2]}
 
+    def batch(samples: list[Sample]) -> torch.Tensor:
+        return torch.stack([sample["inputs"] for sample in samples]).to(device)
+
     def predict(samples: list[Sample]) -> Sequence[Any]:
-        inputs = torch.stack([sample["inputs"] for sample in samples])
-        return list(model(inputs.to(device)).float().softmax(-1))
+        return list(model(batch(samples)).float().softmax(-1))
 
     names = classes or model.pretrained_cfg.get("label_names") or _imagenet_names(model)
     return Network(
@@ -97,6 +107,7 @@ def from_module(model: Any, device: torch.device, classes: Sequence[str] | None)
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
         input_size=tuple(settings["input_size"][1:]),
+        batch=batch,
     )
 
 
@@ -119,12 +130,18 @@ def from_task(task: Any, transforms: Sequence[dict[str, Any]], meta: Mapping[str
         sample = {"size": tuple(inputs.shape[1:]), "original": {"size": size}, "original_size": size}
         return {"inputs": inputs, "size": size, "data_samples": sample}
 
-    def predict(samples: list[Sample]) -> Sequence[Any]:
+    def processed(samples: list[Sample]) -> Any:
         parts = {name: [sample[name] for sample in samples] for name in ("inputs", "data_samples")}
-        batch = task.data_preprocessor(parts)
+        return task.data_preprocessor(parts)
+
+    def batch(samples: list[Sample]) -> torch.Tensor:
+        inputs: torch.Tensor = processed(samples)["inputs"]
+        return inputs
+
+    def predict(samples: list[Sample]) -> Sequence[Any]:
         if task.kind == "classification":
-            return list(task(batch["inputs"]).float().softmax(-1))
-        return [result["preds"] for result in task(**batch, mode="predict")]
+            return list(task(batch(samples)).float().softmax(-1))
+        return [result["preds"] for result in task(**processed(samples), mode="predict")]
 
     names = _class_names(meta.get("classes"), task.num_classes)
     ids = meta.get("class_ids")
@@ -138,6 +155,7 @@ def from_task(task: Any, transforms: Sequence[dict[str, Any]], meta: Mapping[str
         _colours(meta.get("palette"), len(names)),
         ids,
         module=task,
+        batch=batch if task.kind == "classification" else None,
         mean=mean,
         std=std,
         input_size=tuple((meta.get("input") or {}).get("input_size", ())[1:]) or None,

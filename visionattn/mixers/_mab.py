@@ -73,13 +73,17 @@ class MultiheadAttentionBlock(nn.Module):
             mask: Added to the scores, or False where a key is not seen; broadcasts to `(B, num_heads, N, M)`.
             rotate: Rotates queries and keys of the heads by their positions.
         """
-        q = self.fc_q(queries)
-        heads, k = self._heads(q), self._heads(self.fc_k(keys))
+        # One product for all that the same set is projected to.
+        if queries is keys:
+            q, k, v = _project(queries, self.fc_q, self.fc_k, self.fc_v)
+        else:
+            (q,), (k, v) = _project(queries, self.fc_q), _project(keys, self.fc_k, self.fc_v)
+        heads, k = self._heads(q), self._heads(k)
         if rotate is not None:
             heads, k = rotate(heads), rotate(k)
         if heads.size(0) != k.size(0):
             heads = heads.expand(k.size(0), -1, -1, -1)
-        out = attention(heads, k, self._heads(self.fc_v(keys)), mask=mask, scale=q.size(-1) ** -0.5)
+        out = attention(heads, k, self._heads(v), mask=mask, scale=q.size(-1) ** -0.5)
         if self.fc_o is None:
             return out
         out = q + out
@@ -95,3 +99,10 @@ class MultiheadAttentionBlock(nn.Module):
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _project(x: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
+    if len(layers) == 1:
+        return (layers[0](x),)
+    weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    return F.linear(x, weight, bias).chunk(len(layers), -1)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card
-from visionattn.ops import merge_windows, partition_windows
+from visionattn.ops import merge_windows, partition_windows, widened
 from visionattn.utils.arguments import check_choice, check_positive
 
 from ._ema import DampedEMA, MultiHeadEMA
@@ -210,7 +210,7 @@ class _RasterBias(nn.Module):
 
     def _rotated(self, vector: torch.Tensor, length: int) -> torch.Tensor:
         """A vector turned by each position, `(length, z)`; its halves are the two coordinates."""
-        first, second = vector.to(torch.promote_types(vector.dtype, torch.float32)).chunk(2, -1)
+        first, second = widened(vector).chunk(2, -1)
         half = first.size(-1)
         speed = torch.exp(torch.arange(half, device=vector.device) * (-log(10000) / half))
         angle = torch.arange(length, device=vector.device).unsqueeze(1) * speed

@@ -67,6 +67,13 @@ class MultiTokenAttention(nn.Module):
         ValueError: If an argument is out of range, or arguments do not go together.
     """
 
+    kernel_k: nn.Parameter | None
+    kernel_q: nn.Parameter | None
+    kernel_k_after: nn.Parameter | None
+    kernel_q_after: nn.Parameter | None
+    mta_kernel: nn.Parameter | None
+    mta_kernel_after_sm: nn.Parameter | None
+
     def __init__(
         self,
         dim: int,
@@ -268,7 +275,7 @@ class MultiTokenAttention(nn.Module):
         if bias is not None:
             scores = scores + bias
         weights = (scores if hidden is None else scores.masked_fill(hidden, float("-inf"))).softmax(-1)
-        if self.kernel_k_after is not None:
+        if self.kernel_k_after is not None and self.kernel_q_after is not None:
             block = conv_keys(weights[:, :, prefix:, prefix:], self.kernel_k_after, grid)
             weights = put_block(conv_keys(block.mT, self.kernel_q_after, grid).mT, weights, prefix)
         if self.mta_kernel_after_sm is not None:

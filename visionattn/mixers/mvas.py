@@ -146,12 +146,9 @@ CARD = Card(
     paper="arXiv:2407.11935",
     code="https://github.com/lewandofskee/MVAD",
     placement="between the features of several views of an object, at each of their scales",
-    cases={
-        "": {"num_heads": 3, "n_win": 4, "topk": 3},
-        "projections": {"num_heads": 3, "n_win": 4, "topk": 3, "proj": True},
-    },
     floor=WINDOWS,
     cost="N w",
     discrete=True,
+    further_inputs=("views",),
     reference="mvas",
 )

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card
-from visionattn.ops import cross_merge, cross_scan, gated_scan, recomputed
+from visionattn.ops import cross_merge, cross_scan, gated_scan, recomputed, widened
 from visionattn.utils.arguments import check_choice, check_heads, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
@@ -88,27 +88,27 @@ class ReGLA(nn.Module):
 
     def decay(self, x: torch.Tensor) -> torch.Tensor:
         """What part of the state remains at each token, by feature: from 0 to 1, in float32 at least. Shape of x."""
-        gate = _wide(self.gate(x)).sigmoid()
+        gate = widened(self.gate(x)).sigmoid()
         if self.refine is None:
             return gate
         # (1 - r) g^2 + r (1 - (1 - g)^2)
-        return gate.square() + 2 * _wide(self.refine(x)).sigmoid() * gate * (1 - gate)
+        return gate.square() + 2 * widened(self.refine(x)).sigmoid() * gate * (1 - gate)
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """What each position takes from each before the norm, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
         grid, count = (x.size(1), x.size(2)), x.size(1) * x.size(2)
-        values = torch.eye(count, device=x.device, dtype=_wide(x).dtype).view(1, *grid, count)
+        values = torch.eye(count, device=x.device, dtype=widened(x).dtype).view(1, *grid, count)
         rows = self._scan(x, values.expand(x.shape[0], -1, -1, -1).repeat(1, 1, 1, self.num_heads))
         return rows.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _scan(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """What each token reads in all directions together, in the shape of the values."""
         # Before projections leave float32 under autocast: what follows needs it.
-        q, k = (_wide(part(x)).unflatten(-1, (self.num_heads, -1)) for part in (self.q, self.k))
+        q, k = (widened(part(x)).unflatten(-1, (self.num_heads, -1)) for part in (self.q, self.k))
         size = q.size(-1)
         q = (q - q.amax(-1, keepdim=True)).exp() * (1 / (e * (size * (e**2 - 1)) ** 0.5))
         k = (k - k.amax((1, 2, 4), keepdim=True)).exp()
-        return recomputed(self._read, q.flatten(-2), k.flatten(-2), _wide(values), self.decay(x))
+        return recomputed(self._read, q.flatten(-2), k.flatten(-2), widened(values), self.decay(x))
 
     def _read(self, *maps: torch.Tensor) -> torch.Tensor:
         """The same of maps of queries, keys, values and decays."""
@@ -117,10 +117,6 @@ class ReGLA(nn.Module):
         )
         out = gated_scan(q, k, v, decay, chunk=self.chunk)
         return cross_merge(out.transpose(2, 3).flatten(3), (maps[0].size(1), maps[0].size(2)))
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 CARD = Card(

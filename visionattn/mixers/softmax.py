@@ -102,8 +102,9 @@ class SoftmaxAttention(nn.Module):
             out = attention(q, k, v, mask=bias, dropout_p=dropped)
         else:
             seen, queries, keys = self.sparse.choose(q, k, grid, prefix)
-            blocks = {"queries": queries, "keys": keys}
-            out = masked_attention(q, k, v, seen, **blocks, prefix=prefix, bias=bias, dropout_p=dropped)
+            out = masked_attention(
+                q, k, v, seen, queries=queries, keys=keys, prefix=prefix, bias=bias, dropout_p=dropped
+            )
         return self.proj_drop(self.proj(out))
 
     def weights(self, x: torch.Tensor, grid: tuple[int, int] | None = None, prefix: int = 0) -> torch.Tensor:

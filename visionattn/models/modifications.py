@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from visionattn.mixers import replace_attention
+from visionattn.mixers import insert_context_broadcast, replace_attention
 from visionattn.plugins import attach
 
 __all__ = ["MODIFICATIONS", "apply_modifications"]
@@ -14,6 +14,7 @@ __all__ = ["MODIFICATIONS", "apply_modifications"]
 MODIFICATIONS: dict[str, Callable[..., nn.Module]] = {
     "attach": attach,
     "replace_attention": replace_attention,
+    "insert_context_broadcast": insert_context_broadcast,
 }
 
 

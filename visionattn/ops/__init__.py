@@ -1,5 +1,6 @@
 """Functions on tensors that the blocks share; the torch code here defines what they mean."""
 
+from ._autocast import widened
 from ._dispatch import explain, use_backend
 from .attention import attention
 from .axis_gate import axis_attention, axis_gate
@@ -18,6 +19,7 @@ from .large_kernel_conv import interpolate_kernel, large_kernel_conv, toeplitz_m
 from .layout import memory_format
 from .masked_attention import Blocks, masked_attention, pair_mask
 from .max_first import max_first
+from .memory_scan import memory_scan
 from .moving_average import ema_kernel, moving_average
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
@@ -31,6 +33,7 @@ from .route_blocks import route_blocks
 from .routed_attention import route_regions, routed_attention
 from .stripe_attention import stripe_attention
 from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
+from .summed_attention import summed_attention
 from .window_attention import merge_windows, partition_windows, relative_position_bias, window_attention
 
 __all__ = [
@@ -64,6 +67,7 @@ __all__ = [
     "masked_attention",
     "max_first",
     "memory_format",
+    "memory_scan",
     "merge_windows",
     "moving_average",
     "nested_gate",
@@ -89,7 +93,9 @@ __all__ = [
     "routed_attention",
     "stripe_attention",
     "subspace_scores",
+    "summed_attention",
     "toeplitz_matrix",
     "use_backend",
+    "widened",
     "window_attention",
 ]

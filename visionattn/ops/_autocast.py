@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["autocast_dtype", "wide", "without_autocast"]
+__all__ = ["autocast_dtype", "wide", "widened", "without_autocast"]
 
 # Asked once: compilers of PyTorch 2.11 cannot ask, and other devices, such as meta, do not even say that it is off.
 _DEVICES = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")))
@@ -26,3 +26,8 @@ def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
 def wide(x: torch.Tensor) -> torch.dtype:
     """Float32, or float64 for such a tensor: what sums are added up in."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32, or as it is in float64."""
+    return x.to(wide(x))

@@ -9,7 +9,7 @@ between chunks come from the same pairing. Time and memory are linear in the tok
 import torch
 from torch.nn import functional as F
 
-from ._autocast import wide, without_autocast
+from ._autocast import widened, without_autocast
 
 __all__ = ["gated_scan", "linear_recurrence"]
 
@@ -38,7 +38,7 @@ def gated_scan(
     with without_autocast(q):
         # What is padded comes last, where no token reads it.
         q, k, v, decay = (
-            F.pad(part.to(wide(part)), (0, 0, 0, -length % size)).unflatten(-2, (-1, 1)) for part in (q, k, v, decay)
+            F.pad(widened(part), (0, 0, 0, -length % size)).unflatten(-2, (-1, 1)) for part in (q, k, v, decay)
         )
         out = (q * k).sum(-1, keepdim=True) * v
         # Products of the gates from the start of a block up to a token, and behind the token up to its end.

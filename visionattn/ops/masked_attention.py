@@ -14,7 +14,7 @@ from ._autocast import wide, without_autocast
 from ._modes import needs_formula
 from .attention import attention, softmax_attention
 
-__all__ = ["Blocks", "masked_attention", "pair_mask"]
+__all__ = ["Blocks", "masked_attention", "pair_mask", "token_rows"]
 
 # Where keys are copied for at most a half of the pairs, or queries for a quarter, and there are so many tokens, that is
 # quicker than a mask of all pairs.
@@ -154,7 +154,7 @@ def _first(chosen: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]
     return order.indices[..., :most], order.values[..., :most].bool()
 
 
-def _rows(x: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+def token_rows(x: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Tokens by their numbers, `(B, heads, N, d), (B, heads, ..., n) -> (B, heads, ..., n, d)`."""
     batch, heads, tokens, dim = x.shape
     start = torch.arange(batch * heads, device=x.device).view(batch, heads, *([1] * (number.ndim - 2))) * tokens
@@ -181,8 +181,8 @@ def _gather_keys(
         extra = torch.arange(prefix, device=q.device).expand(*number.shape[:-1], -1)
         number, visible = torch.cat([extra, number], -1), F.pad(visible, (prefix, 0), value=True)
     row, _ = _slots(queries, prefix)
-    q_rows = _rows(q, row[None, None].expand(q.size(0), q.size(1), -1, -1))
-    parts = (x.flatten(0, 1) for x in (q_rows, _rows(k, number), _rows(v, number)))
+    q_rows = token_rows(q, row[None, None].expand(q.size(0), q.size(1), -1, -1))
+    parts = (x.flatten(0, 1) for x in (q_rows, token_rows(k, number), token_rows(v, number)))
     out = softmax_attention(*parts, mask=visible.flatten(0, 1).unsqueeze(-2), scale=scale)
     place = torch.empty_like(queries.of_token).new_zeros(queries.of_token.size(0) + 1)
     place[queries.tokens.clamp_max(queries.of_token.size(0)).flatten()] = torch.arange(row.numel(), device=q.device)
@@ -212,8 +212,8 @@ def _gather_queries(
     factor = dim**-0.5 if scale is None else scale
     with without_autocast(q):
         exact = wide(q)
-        picked = _rows(q, query).to(exact) * factor
-        scores = picked @ _rows(k, slot).to(exact).mT
+        picked = token_rows(q, query).to(exact) * factor
+        scores = picked @ token_rows(k, slot).to(exact).mT
         scores = scores.masked_fill(~(chosen.unsqueeze(-1) & held.unsqueeze(-2)), float("-inf"))
         start = torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1) * tokens
         row = (start + query).flatten()
@@ -226,7 +226,7 @@ def _gather_queries(
                 best[:, :, prefix:] = torch.maximum(best[:, :, prefix:], front.amax(-1))
             best = best.clamp_min(torch.finfo(exact).min)
         weights = (scores - best.flatten()[row].view(query.shape).unsqueeze(-1)).exp()
-        parts = torch.cat([weights @ _rows(v, slot).to(exact), weights.sum(-1, keepdim=True)], -1)
+        parts = torch.cat([weights @ token_rows(v, slot).to(exact), weights.sum(-1, keepdim=True)], -1)
         total = parts.new_zeros(batch * heads * tokens, dim + 1).index_add(0, row, parts.reshape(-1, dim + 1))
         total = total.view(batch, heads, tokens, dim + 1)[:, :, prefix:]
         if prefix:

@@ -7,7 +7,7 @@ Its kernels need no scan: all taps are made at once, and convolved by whichever 
 import torch
 from torch.nn import functional as F
 
-from ._autocast import wide, without_autocast
+from ._autocast import widened, without_autocast
 from .large_kernel_conv import large_kernel_conv
 
 __all__ = ["ema_kernel", "moving_average"]
@@ -28,7 +28,7 @@ def ema_kernel(
         length: Number of taps.
     """
     with without_autocast(gamma):
-        delta, alpha, beta, gamma = (part.flatten(1).to(wide(part)) for part in (delta, alpha, beta, gamma))
+        delta, alpha, beta, gamma = (widened(part.flatten(1)) for part in (delta, alpha, beta, gamma))
         # log c without 1 - p a, which rounds to zero: 1 - p a is p a times the sum below.
         powers = torch.logsumexp(torch.stack((-delta, -alpha, -delta - alpha)), 0)
         powers = powers + F.logsigmoid(delta) + F.logsigmoid(alpha)
@@ -75,4 +75,4 @@ def moving_average(
         kernel = kernel + F.pad(taps[channels:], (length - 1, 0))
     kernel = kernel.view(channels, 1, *((1, -1) if axis == 2 else (-1, 1)))
     with without_autocast(x):
-        return large_kernel_conv(x.to(wide(x)), kernel)
+        return large_kernel_conv(widened(x), kernel)

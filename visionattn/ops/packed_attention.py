@@ -16,13 +16,13 @@ class Packing(NamedTuple):
     Attributes:
         token: The token in each slot, `(rows, slots)`; any in an empty one.
         slot: The slot of each token, `(rows, N)`; any if it is not kept.
-        count: Tokens kept, `(rows, 1)`: those slots are full.
+        number: Tokens kept, `(rows, 1)`: those slots are full.
         length: Slots of a container.
     """
 
     token: torch.Tensor
     slot: torch.Tensor
-    count: torch.Tensor
+    number: torch.Tensor
     length: int
 
 
@@ -69,7 +69,7 @@ def packed_attention(
         dropout_p: Probability of dropping an attention weight.
     """
     rows, slots = packing.token.shape
-    full = (torch.arange(slots, device=qkv.device) < packing.count).unflatten(1, (-1, packing.length)).flatten(0, 1)
+    full = (torch.arange(slots, device=qkv.device) < packing.number).unflatten(1, (-1, packing.length)).flatten(0, 1)
     # Queries of empty slots must see something.
     mask = full[:, None, :] | ~full[:, :, None]
     if image is not None:

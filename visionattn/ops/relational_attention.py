@@ -61,7 +61,8 @@ def relational_attention(
         some = slice(start, start + rows)
         own = mask if mask is None or mask.ndim < 2 or mask.size(-2) == 1 else mask[..., some, :]
         arguments = (q[:, :, some], k, v, q_rel[:, :, some], k_rel, own, activation, start, dropout_p)
-        if needs_formula() or not torch.is_grad_enabled():
+        # What all queries need at once may be kept, too.
+        if needs_formula() or not torch.is_grad_enabled() or rows >= q.size(2):
             parts.append(_some_queries(*arguments))
         else:
             kept = dropout_p > 0

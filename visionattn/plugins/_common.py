@@ -94,7 +94,12 @@ class StripGates(nn.Module):
         for layer in (self.conv1, self.bn1, self.conv_h, self.conv_w):
             layer.reset_parameters()
 
-    def gates(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The factors of the rows `(B, C, H, 1)` and of the columns `(B, C, 1, W)`."""
+        rows, columns = self.strips(x.mean(3), x.mean(2))
+        return {"rows": rows, "columns": columns}
+
+    def strips(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Means `(B, C, H), (B, C, W)` to gates between 0 and 1, `(B, C, H, 1), (B, C, 1, W)`."""
         strips = torch.cat((rows, columns), dim=2).unsqueeze(3)
         strips = self.act(self.bn1(self.conv1(strips)))

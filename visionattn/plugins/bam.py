@@ -105,8 +105,16 @@ class BAM(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        channel = self.channel_gate(x.mean((2, 3)))[:, :, None, None]
-        return cross_gate(x, channel, self.spatial_gate(x), self.mode)
+        return cross_gate(x, *self._scores(x), self.mode)
+
+    def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The scores of the channels `(B, C, 1, 1)` and of the positions `(B, 1, H, W)`, and the `gate` of both."""
+        channel, spatial = self._scores(x)
+        joint = channel * spatial if self.mode == "product" else channel + spatial
+        return {"channel": channel, "spatial": spatial, "gate": 1 + joint.sigmoid()}
+
+    def _scores(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.channel_gate(x.mean((2, 3)))[:, :, None, None], self.spatial_gate(x)
 
 
 CARD = Card(

@@ -76,8 +76,15 @@ class BalancedMultiTaskAttention(StripGates):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return axis_attention(x, self.pools, (*self.broadcast_dims, (2, 3)), self._mixed, join="mixed")
 
+    def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The factors by name; `rows * columns` and `channel` in the learned mix are `gate`."""
+        rows, columns, channel = self._mixed(x.mean(3), x.mean(2))
+        mix = self.alpha.sigmoid()
+        gate = rows * columns + channel
+        return {"rows": rows / mix, "columns": columns, "channel": channel / (1 - mix), "gate": gate}
+
     def _mixed(self, row_means: torch.Tensor, column_means: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        rows, columns = self.gates(row_means, column_means)
+        rows, columns = self.strips(row_means, column_means)
         channel = self.fc2(self.fc1(row_means.mean(2)).relu()).sigmoid()[:, :, None, None]
         mix = self.alpha.sigmoid()
         return mix * rows, columns, (1 - mix) * channel

@@ -135,6 +135,15 @@ class CBAM(nn.Module):
         x, channel = self.channel_gate.gate(x)
         return nested_gate(x, channel, self.spatial_gate)
 
+    def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The factors of the channels `(B, C, 1, 1)` and of the positions `(B, 1, H, W)`."""
+        _, channel = self.channel_gate.gate(x)
+        channel = channel[:, :, None, None]
+        if self.spatial_gate is None:
+            return {"channel": channel}
+        y = x * channel
+        return {"channel": channel, "spatial": self.spatial_gate(torch.stack((y.amax(1), y.mean(1)), dim=1))}
+
 
 CARD = Card(
     name="cbam",

@@ -51,7 +51,7 @@ class CoordinateAttention(StripGates):
         super().__init__(channels, hidden, bias=True, act=nn.Hardswish, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return axis_attention(x, self.pools, self.broadcast_dims, self.gates)
+        return axis_attention(x, self.pools, self.broadcast_dims, self.strips)
 
 
 CARD = Card(

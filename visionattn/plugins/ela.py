@@ -82,6 +82,12 @@ class EfficientLocalAttention(nn.Module):
             x, (("mean", 3), ("mean", 2)), ((3,), (2,)), self._gates, residual=x if self.residual else None
         )
 
+    def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The factors of rows `(B, C, H, 1)` and columns `(B, C, 1, W)`; with a residual also the `gate` of both."""
+        rows, columns = self._gates(x.mean(3), x.mean(2))
+        joint = {"gate": rows * columns + 1} if self.residual else {}
+        return {"rows": rows, "columns": columns, **joint}
+
     def _gates(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._gate(rows).unsqueeze(3), self._gate(columns).unsqueeze(2)
 

@@ -211,6 +211,19 @@ class PKCAM(nn.Module):
         Returns:
             The scaled map and the own descriptor, for later layers.
         """
+        gate, own = self._gate(x, stage, block)
+        return x * gate, own
+
+    def gates(
+        self, x: torch.Tensor, stage: Sequence[torch.Tensor] = (), block: Sequence[torch.Tensor] = ()
+    ) -> dict[str, torch.Tensor]:
+        """The factor of the channels, `(B, C, 1, 1)`. Arguments as for a call."""
+        return {"channel": self._gate(x, stage, block)[0]}
+
+    def _gate(
+        self, x: torch.Tensor, stage: Sequence[torch.Tensor], block: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The factor of the channels and the own descriptor."""
         for name, given, expected in (("stage", stage, self.stage_widths), ("block", block, self.block_widths)):
             widths = tuple(descriptor.shape[1] for descriptor in given)
             if widths != expected:
@@ -222,7 +235,7 @@ class PKCAM(nn.Module):
         if self.block_gate is not None:
             gates.append(self.block_gate(block, own))
         gate = gates[0] if self.mix is None else self.mix(gates).sigmoid()
-        return x * (1 + gate)[:, :, None, None], own
+        return (1 + gate)[:, :, None, None], own
 
 
 CARD = Card(

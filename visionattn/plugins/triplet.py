@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from visionattn.catalog import Card
-from visionattn.ops import axis_attention
+from visionattn.ops import axis_attention, axis_pools
 from visionattn.utils.arguments import check_positive
 from visionattn.utils.factory import FactoryKwargs
 
@@ -75,6 +75,13 @@ class TripletAttention(nn.Module):
         axes = (2, 3) if self.hw is None else (2, 3, 1)
         pools = [(kind, axis) for axis in axes for kind in ("max", "mean")]
         return axis_attention(x, pools, [(axis,) for axis in axes], self._gates, join="sum")
+
+    def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The gates of the planes (C, W), (H, C) and (H, W), `columns`, `rows` and `spatial`; `gate` is their mean."""
+        axes = (2, 3) if self.hw is None else (2, 3, 1)
+        parts = self._gates(*axis_pools(x, [(kind, axis) for axis in axes for kind in ("max", "mean")]))
+        named = zip(("columns", "rows", "spatial"), (part * len(parts) for part in parts), strict=False)
+        return {**dict(named), "gate": sum(parts[1:], parts[0])}
 
     def _gates(self, *pools: torch.Tensor) -> list[torch.Tensor]:
         over_h, over_w, *over_c = (torch.stack(pair, dim=1) for pair in zip(pools[::2], pools[1::2], strict=True))

@@ -101,6 +101,12 @@ class ULSAM(nn.Module):
         scores = F.relu(self.bn_point(self._scores(x)))
         return scores.flatten(2).softmax(-1).view_as(scores).to(x.dtype)
 
+    def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The attention of each group, `(B, num_splits, H, W)`, and the `gate` of each channel."""
+        attention = self.attention(x)
+        gate = 1 + attention.repeat_interleave(x.shape[1] // self.num_splits, dim=1)
+        return {"spatial": attention, "gate": gate}
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return residual_gate(x, self.attention(x))
 

@@ -116,9 +116,10 @@ class DeconstructedVisionTransformer(Columnar):
             raise ValueError(f"blocks must be some of 0 to {depth - 1}, got {sorted(chosen)}")
         self.kind = kind
         if kind in ("random", "fixed"):
-            kernel = self.stem.conv.weight
+            stem: Any = self.stem
+            kernel: torch.Tensor = stem.conv.weight
             height, width = to_2tuple(img_size)
-            shape = (self.in_chans, height, width)
+            shape: tuple[int, ...] = (self.in_chans, height, width)
             if kind == "random":
                 shape = (kernel.shape[0], -(-height // kernel.shape[2]), -(-width // kernel.shape[3]))
             self.source: torch.Tensor

@@ -1,0 +1,165 @@
+"""Captured attention: outputs bit for bit the same, true gradients, probabilities that reproduce the output."""
+
+import pytest
+import timm
+import torch
+from explained import MORE, OURS, TIMM, fill, small
+
+from visionattn import explain
+
+CHECKED = [*TIMM, *(f"va_stm_{mixer}_nano" for mixer in OURS), "va_vit_softmax_nano"]
+# Heads are mixed between the probabilities and the values.
+TALKING = ("cait",)
+
+
+def check(model, x):
+    with torch.no_grad():
+        plain = model(x)
+        with explain.capture(model) as record:
+            assert torch.equal(model(x), plain)
+    graded = model(x)
+    score = graded[:, 3].sum()
+    first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+    expected = torch.autograd.grad(score, first)[0]
+    with explain.capture(model) as with_graph:
+        logits = model(x)
+    assert torch.equal(logits, graded)
+    with_graph.gradients(logits[:, 3].sum())
+    assert len(with_graph) == len(record) > 0
+    return record, with_graph, torch.autograd.grad(logits[:, 3].sum(), first)[0], expected
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_outputs_are_the_same_and_gradients_true(name):
+    model, x = small(name)
+    record, graded, actual, expected = check(model, x)
+    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
+    for layer in graded:
+        batch, windows, heads, rows, columns = layer.shape
+        assert batch == len(x) and layer.probs.shape == layer.shape
+        if layer.kind == "channel":
+            continue
+        assert layer.q.shape[:-1] == (batch, windows, heads, rows) and layer.k.shape[:-1][-1] == columns
+        assert layer.grad.shape == layer.shape and layer.grad.abs().max() > 0
+        torch.testing.assert_close(layer.probs.sum(-1), torch.ones(layer.shape[:-1]))
+    for layer in record:
+        if "v" in layer.raw and not name.startswith(TALKING):
+            torch.testing.assert_close(layer.probs @ layer.v, layer.out, rtol=1e-4, atol=1e-5)
+    assert all(layer.path in str(record) for layer in record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
+def test_more_of_timm(name):
+    model = fill(timm.create_model(name, num_classes=10))
+    side = model.pretrained_cfg["input_size"][-1]
+    try:
+        check(model, torch.randn(1, 3, side, side))
+    except ValueError as error:
+        assert "no attention" in str(error) and name in ("efficientvit_m0", "repvit_m0_9")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*timm.list_models("va_*_nano"), "va_davit_tiny", "va_boat_swin_tiny"])
+def test_all_of_ours(name):
+    model, x = small(name)
+    try:
+        check(model, x)
+    except ValueError as error:
+        assert "has no attention" in str(error) and any(mark in name for mark in ("pool", "lkca", "linear", "convnext"))
+
+
+def vit(**kwargs):
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
+    return fill(timm.models.VisionTransformer(**arguments | kwargs))
+
+
+def test_layers_and_parts_that_are_held():
+    model, x = vit(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), explain.capture(model, layers=(0, -1), keep=("probs", "logits")) as record:
+        model(x)
+    assert [sorted(layer.raw) for layer in record] == [["logits", "probs"], [], ["logits", "probs"]]
+    torch.testing.assert_close(record[0].logits.softmax(-1), record[0].probs)
+    with pytest.raises(ValueError, match=r"layer 1 \(blocks.1.attn\) holds no probs: .* layers= and keep="):
+        _ = record[1].probs
+    with pytest.raises(ValueError, match="no gradient of its probs"):
+        _ = record[0].grad
+    with pytest.raises(IndexError, match=r"0\.\.2, got 3"):
+        _ = record[3]
+    with torch.no_grad(), explain.capture(model, reduce=lambda layer: layer.probs.mean().item()) as record:
+        model(x)
+    assert [layer.reduced for layer in record] == [pytest.approx(1 / 17)] * 3 and not record[0].raw
+
+
+def test_gradients_of_other_parts_and_frozen_weights():
+    model, x = vit(), torch.randn(2, 3, 32, 32)
+    with explain.capture(model) as record:
+        score = model(x)[:, 1].sum()
+    record.gradients(score, of=("probs", "out"))
+    # d/dA = d/dout v'
+    torch.testing.assert_close(record[1].grad, record[1].grad_of("out") @ record[1].v.mT)
+    with explain.capture(model.requires_grad_(False)) as frozen:
+        score = model(x)[:, 1].sum()
+    frozen.gradients(score)
+    torch.testing.assert_close(frozen[1].grad, record[1].grad)
+
+
+def test_gradients_need_a_score():
+    model, x = vit(), torch.randn(1, 3, 32, 32)
+    with explain.capture(model) as record:
+        logits = model(x)
+    with pytest.raises(ValueError, match=r"score must be one number .* got shape \(1, 5\), requires_grad=True"):
+        record.gradients(logits)
+    with pytest.raises(ValueError, match="none of the attentions holds logits"):
+        record.gradients(logits.sum(), of="logits")
+
+
+@pytest.mark.parametrize("name", ["vit", "swin_tiny_patch4_window7_224"])
+def test_edited_probabilities(name):
+    model, x = (vit(), torch.randn(2, 3, 32, 32)) if name == "vit" else small(name)
+    with torch.no_grad():
+        plain = model(x)
+        with explain.capture(model, edit=lambda layer: layer.probs):
+            torch.testing.assert_close(model(x), plain)
+        with explain.capture(model, edit=lambda layer: layer.probs * (layer.index > 0)) as record:
+            changed = model(x)
+    assert not torch.allclose(changed, plain, atol=1e-3)
+    assert not record[0].out.any() and record[1].out.any()
+
+
+def test_autocast_and_checkpointing():
+    model, x = vit(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(x)
+        with explain.capture(model) as record:
+            assert torch.equal(model(x), plain)
+    assert len(record) == 3
+    model.train()
+    model.set_grad_checkpointing()
+    with explain.capture(model) as record:
+        logits = model(x)
+    record.gradients(logits.sum())
+    assert record[2].grad.any() and model.grad_checkpointing
+
+
+def refused(message):
+    return pytest.raises(ValueError, match=message)
+
+
+def test_what_cannot_be_captured():
+    model, x = vit(), torch.randn(1, 3, 32, 32)
+    with refused("nothing was captured: call the network"), explain.capture(model):
+        pass
+    with refused(r"layers must lie in 0\.\.2: .* 3 attentions, got 7"), explain.capture(model, layers=[7]):
+        model(x)
+    with refused(r"keep must be of probs, .*, got weights"), explain.capture(model, keep=["weights"]):
+        model(x)
+    with refused(r"capture the eager model, model\._orig_mod"), explain.capture(torch.compile(model)):
+        model(x)
+    plain = timm.create_model("resnet10t", num_classes=2).eval()
+    with refused(r"ResNet has no attention .* use explain.cam"), torch.no_grad(), explain.capture(plain):
+        plain(x)
+    dropping = vit(attn_drop_rate=0.5).train()
+    with refused(r"attention dropout must be off .* model.eval\(\)"), explain.capture(dropping):
+        dropping(x)
+    assert not model._forward_hooks

@@ -1,0 +1,147 @@
+"""Raw attention, rollout, relevance and Grad-CAM of attention: the fixtures, and what must hold for any network."""
+
+import pytest
+import timm
+import torch
+from explained import small
+
+from visionattn import explain
+from visionattn.testing.fixtures import load, relative_error
+
+
+def network(golden):
+    settings = {k: v for k, v in golden.meta["constructor"].items() if k not in ("prefix", "class")}
+    settings["img_size"] = tuple(settings["img_size"])
+    model = timm.models.VisionTransformer(**settings)
+    model.load_state_dict(golden.state_dict)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["explain_relevance_vit_32", "explain_relevance_vit_reg_32x48"])
+def test_relevance_as_the_official_code(name):
+    golden = load(name)
+    model, x, target = network(golden), golden.input, golden.meta["target"]
+    with explain.capture(model) as record:
+        logits = model(x)
+    record.gradients(logits[:, target].sum())
+    arrays = golden.arrays
+    assert relative_error(logits, arrays["out_0"]) < 1e-5
+    assert relative_error(torch.cat([layer.probs for layer in record], 1), arrays["attn"]) < 1e-5
+    assert relative_error(torch.cat([layer.grad for layer in record], 1), arrays["grad"]) < 1e-4
+    assert relative_error(explain.relevance_matrix(model, x, target)[0], arrays["out_1"]) < 1e-5
+    relevance = explain.relevance(model, x, target)
+    assert relative_error(relevance[0], arrays["out_2"]) < 1e-4
+    assert relative_error(explain.min_max(explain.upsample(relevance, x.shape[-2:]))[0], arrays["out_3"]) < 1e-4
+    assert relative_error(explain.attention_grad_cam(model, x, target)[0], arrays["out_4"]) < 1e-4
+
+
+def test_rollout_as_the_official_codes():
+    golden = load("explain_rollout_3x3")
+    attention, arrays = golden.arrays["attn"], golden.arrays
+    assert relative_error(explain.rollout_matrix(attention), arrays["out_0"]) < 1e-5
+    assert relative_error(explain.rollout_matrix(attention, start=1), arrays["out_1"]) < 1e-5
+    for number, fusion in enumerate(("mean", "max", "min"), 2):
+        actual = explain.rollout_matrix(attention, fusion=fusion, discard=0.5, legacy=True)
+        assert relative_error(actual, arrays[f"out_{number}"]) < 1e-5
+    rows = explain.rollout_matrix(attention, fusion="max", discard=0.5).sum(-1)
+    torch.testing.assert_close(rows, torch.ones_like(rows))
+
+
+@pytest.mark.parametrize("discard", [0, 0.4])
+@pytest.mark.parametrize("fusion", ["mean", "max"])
+def test_rollout_of_a_record_is_that_of_its_matrices(fusion, discard):
+    model, x = small("vit_tiny_patch16_224")
+    with torch.no_grad(), explain.capture(model) as record:
+        model(x)
+    attention = torch.cat([layer.probs for layer in record], 1)
+    expected = explain.rollout_matrix(attention, fusion=fusion, discard=discard)[:, 0, 1:].unflatten(1, (4, 4))
+    actual = explain.rollout(record, fusion=fusion, discard=discard)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(explain.raw(record), attention[:, -1].mean(1)[:, 0, 1:].unflatten(1, (4, 4)))
+
+
+HIERARCHICAL = [
+    "swin_tiny_patch4_window7_224",
+    "davit_tiny",
+    "twins_svt_small",
+    "va_stm_halonet_nano",
+    "va_stm_boat_nano",
+]
+
+
+@pytest.mark.parametrize("name", HIERARCHICAL)
+def test_windowed_networks(name):
+    """Against the same rule with matrices (tokens x tokens) that are filled one weight at a time."""
+    model, x = small(name)
+    with explain.capture(model) as record:
+        logits = model(x)
+    record.gradients(logits[:, 3].sum())
+    layers = [layer for layer in record if layer.kind == "spatial"]
+    grid = record.positions(layers[0].index).queries.grid
+    expected = torch.eye(grid[0] * grid[1], dtype=torch.float64)
+    for layer in layers:
+        found = record.positions(layer.index)
+        matrix = dense((layer.probs * layer.grad).detach().relu(), found)
+        seen = pooled(expected, grid, found.keys.grid)
+        expected, grid = pooled(expected, grid, found.queries.grid) + matrix @ seen, found.queries.grid
+    actual = explain.relevance(model, x, 3)
+    assert actual.shape[0] == 2
+    assert relative_error(actual[0].flatten(), expected.mean(0)) < 1e-4
+    rolled = explain.rollout(record)
+    torch.testing.assert_close(rolled.sum((1, 2)), torch.ones(2))  # every row is a distribution over the tokens
+
+
+def dense(weights, found):
+    rows, columns = found.queries.index[0], found.keys.index[0]
+    counts = [places.grid[0] * places.grid[1] for places in (found.queries, found.keys)]
+    matrix = torch.zeros(counts[0] + 1, counts[1] + 1, dtype=torch.float64)
+    at = (rows[..., :, None].expand(weights.shape[1:]), columns[..., None, :].expand(weights.shape[1:]))
+    matrix.index_put_(at, weights[0].double() / weights.shape[2], accumulate=True)  # padding: the last row and column
+    return matrix[:-1, :-1]
+
+
+def pooled(matrix, old, new):
+    if old == new:
+        return matrix
+    cells = matrix.view(new[0], old[0] // new[0], new[1], old[1] // new[1], -1)
+    return cells.mean((1, 3)).flatten(0, 1)
+
+
+def test_heads_may_change_places_and_zero_gradients_give_the_identity():
+    golden = load("explain_relevance_vit_32")
+    model, x = network(golden), golden.input
+    before = explain.relevance(model, x, 2)
+    order = torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        for block in model.blocks:
+            qkv = block.attn.qkv
+            for value in (qkv.weight, qkv.bias):
+                value.copy_(value.unflatten(0, (3, 3, -1))[:, order].flatten(0, 2))
+            block.attn.proj.weight.copy_(block.attn.proj.weight.unflatten(1, (3, -1))[:, order].flatten(1))
+    torch.testing.assert_close(explain.relevance(model, x, 2), before)
+    matrix = explain.relevance_matrix(model, x, lambda logits: 0 * logits[:, 0])
+    assert torch.equal(matrix[0], torch.eye(17)) and (explain.relevance_matrix(model, x) >= 0).all()
+
+
+def test_each_image_by_itself():
+    model, x = small("vit_tiny_patch16_224")
+    both = explain.relevance(model, x, [1, 7])
+    torch.testing.assert_close(both[1:], explain.relevance(model, x[1:], 7))
+
+
+def test_bad_arguments():
+    model, x = small("vit_tiny_patch16_224")
+    with torch.no_grad(), explain.capture(model) as record:
+        model(x)
+    with pytest.raises(ValueError, match=r"target must lie in 0\.\.9, got 10"):
+        explain.relevance(model, x, 10)
+    with pytest.raises(ValueError, match="one for each of 2 images"):
+        explain.relevance(model, x, [1, 2, 3])
+    with pytest.raises(ValueError, match="fusion must be one of mean, max, min, got 'sum'"):
+        explain.rollout(record, fusion="sum")
+    with pytest.raises(ValueError, match="discard must be at least 0 and below 1, got 1"):
+        explain.rollout(record, discard=1)
+    with pytest.raises(ValueError, match=r"start must lie in 0\.\.1, got 2"):
+        explain.rollout(record, start=2)
+    with pytest.raises(ValueError, match=r"class_row must lie in 0\.\.0, .* got 1"):
+        explain.rollout(record, class_row=1)

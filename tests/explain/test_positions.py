@@ -1,0 +1,123 @@
+"""Positions of queries and keys against the closed formulas of each network."""
+
+import pytest
+import torch
+from explained import small
+from torch.nn import functional as F
+
+from visionattn import explain
+
+
+def traced(name, size=None):
+    model, x = small(name)
+    if size is not None:
+        x = torch.randn(2, 3, *size)
+    with torch.no_grad(), explain.capture(model) as record:
+        model(x)
+    return model, record
+
+
+def cells(places):
+    """Rows and columns on the grid."""
+    return (places.y * places.grid[0] - 0.5).round().long(), (places.x * places.grid[1] - 0.5).round().long()
+
+
+def windows(height, width, side, shift=0):
+    """Rows and columns of the tokens of each window of a rolled map, `(windows, side * side)`."""
+    rows = (torch.arange(height)[:, None] + shift) % height
+    columns = (torch.arange(width)[None] + shift) % width
+    both = torch.stack((rows.expand(height, width), columns.expand(height, width))).float()
+    parts = F.unfold(both[None], side, stride=side)[0].unflatten(0, (2, -1))
+    return parts[0].T.long(), parts[1].T.long()
+
+
+def test_shifted_windows_of_swin():
+    model, record = traced("swin_tiny_patch4_window7_224")
+    shifts = [block.shift_size[0] for stage in model.layers for block in stage.blocks]
+    assert max(shifts) == 3
+    for layer, shift in zip(record, shifts, strict=True):
+        found = record.positions(layer.index)
+        for places in (found.queries, found.keys):
+            side = places.grid[0]
+            assert places.grid == (side, side) and side in (24, 12, 6)
+            rows, columns = windows(side, side, 6, shift)
+            y, x = cells(places)
+            assert (y == rows[None, :, None]).all() and (x == columns[None, :, None]).all()
+            assert places.valid.all() and (places.prefix == -1).all() and places.spread.max() < 1e-4
+
+
+def test_windows_of_davit_with_padding():
+    _, record = traced("davit_tiny", (72, 56))
+    first = next(layer for layer in record if layer.kind == "spatial")
+    places = record.positions(first.index).keys
+    assert places.grid == (18, 14)
+    rows, columns = windows(21, 14, 7)  # 18 rows are padded to 21
+    y, x = cells(places)
+    inside = (rows < 18)[None, :, None].expand_as(places.valid)
+    assert (places.valid == inside).all()
+    assert (y == rows[None, :, None])[inside].all() and (x == columns[None, :, None])[inside].all()
+    channel = next(layer for layer in record if layer.kind == "channel")
+    with pytest.raises(ValueError, match=f"layer {channel.index} .* has no positions: its channel attention"):
+        record.positions(channel.index)
+
+
+def test_reduced_keys_of_twins():
+    _, record = traced("twins_svt_small")
+    grids = {layer.path: record.positions(layer.index) for layer in record}
+    assert grids["blocks.0.0.attn"].queries.grid == (16, 16)
+    reduced = grids["blocks.0.1.attn"]
+    assert reduced.queries.grid == (16, 16) and reduced.keys.grid == (2, 2)
+    assert (reduced.keys.index[0, 0, 0] == torch.arange(4)).all()
+    assert (reduced.queries.index[0, 0, 0] == torch.arange(256)).all()
+
+
+def test_extra_tokens():
+    _, record = traced("cait_xxs24_224")
+    last = record.positions(-1)
+    assert last.queries.prefix.flatten().tolist() == [0] * last.queries.prefix.numel()
+    assert last.keys.index[0, 0, 0].tolist() == [16, *range(16)]
+
+
+@pytest.mark.parametrize("mixer", ["swin", "twins", "davit", "halonet", "boat", "pvt", "softmax"])
+def test_ours(mixer):
+    """Every query once; every key is a token of the map, and halos reach beyond it."""
+    _, record = traced(f"va_stm_{mixer}_nano", (64, 96))
+    for layer in (layer for layer in record if layer.kind == "spatial"):
+        found = record.positions(layer.index)
+        area = found.queries.grid[0] * found.queries.grid[1]
+        index = found.queries.index.transpose(1, 2).flatten(2)
+        held = index.sort(-1).values[..., -area:]
+        assert (held == torch.arange(area)).all()
+        assert found.keys.valid.all() or mixer in ("halonet", "swin", "davit", "twins", "boat")
+        assert found.keys.spread.max() < 1e-3
+
+
+def test_map_of_a_query():
+    _, record = traced("swin_tiny_patch4_window7_224")
+    picture = record.map(0, query=(50, 20))
+    assert picture.shape == (2, 2, 24, 24)
+    window = picture[..., 12:18, 0:6]  # row 12 and column 5 of the grid
+    torch.testing.assert_close(window.sum((-2, -1)), torch.ones(2, 2))
+    assert picture.sum() == pytest.approx(4)
+    torch.testing.assert_close(window.flatten(2), record[0].probs[:, 8, :, 0 * 6 + 5])
+    assert record.map(0, query=(50, 20), upsample=True).shape == (2, 2, 96, 96)
+    with pytest.raises(ValueError, match=r"query must lie inside the image of 96 x 96 pixels, got \(96, 3\)"):
+        record.map(0, query=(96, 3))
+    with pytest.raises(ValueError, match="there is no token 0"):
+        record.map(0, query=0)
+
+
+def test_map_of_the_class_token():
+    _, record = traced("vit_tiny_patch16_224")
+    torch.testing.assert_close(record.map(1, query=0).flatten(2), record[1].probs[:, 0, :, 0, 1:])
+    torch.testing.assert_close(record.map(1, query=(63, 0)).flatten(2), record[1].probs[:, 0, :, 13, 1:])
+
+
+def test_tracing_leaves_the_network_as_it_was():
+    model, record = traced("davit_tiny")
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    record.positions(0)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())

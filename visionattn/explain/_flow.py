@@ -1,0 +1,57 @@
+"""What flows along attention between the tokens of an image, whatever windows it runs in."""
+
+import torch
+from torch.nn import functional as F
+
+from .positions import Places, Positions
+
+__all__ = ["Flow", "regrid"]
+
+
+class Flow:
+    """The matrix (tokens x tokens) of one attention, applied without being made.
+
+    Tokens are numbered row by row on their grid; the extra ones come after it.
+
+    Args:
+        weights: `(B, windows, heads, N, M)`; heads are averaged.
+        positions: Of the attention.
+        prefix: Number of extra tokens.
+    """
+
+    def __init__(self, weights: torch.Tensor, positions: Positions, prefix: int) -> None:
+        self.counts = tuple(places.grid[0] * places.grid[1] + prefix for places in (positions.queries, positions.keys))
+        rows, columns = (
+            self._numbers(places, count)
+            for places, count in zip((positions.queries, positions.keys), self.counts, strict=True)
+        )
+        if positions.shared:
+            self.weights, self.rows, self.columns = weights.mean(2), rows[:, :, 0], columns[:, :, 0]
+        else:  # heads that see windows of their own
+            self.weights = weights.flatten(1, 2) / weights.shape[2]
+            self.rows, self.columns = rows.flatten(1, 2), columns.flatten(1, 2)
+
+    @staticmethod
+    def _numbers(places: Places, count: int) -> torch.Tensor:
+        """Padding is one token more, of which nothing is known."""
+        index = places.index
+        return torch.where((index < 0) | (index >= count), count, index)
+
+    def __matmul__(self, source: torch.Tensor) -> torch.Tensor:
+        """`(B, keys, D) -> (B, queries, D)`."""
+        results = []
+        for weights, rows, columns, values in zip(self.weights, self.rows, self.columns, source, strict=True):
+            known = torch.cat((values, values.new_zeros(1, values.shape[1])))
+            moved = weights.to(values.dtype) @ known[columns]
+            result = values.new_zeros(self.counts[0] + 1, values.shape[1])
+            results.append(result.index_add_(0, rows.flatten(), moved.flatten(0, 1))[:-1])
+        return torch.stack(results)
+
+
+def regrid(x: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
+    """Rows of tokens of one grid to those of another: the mean of the children. `(B, H * W + prefix, D)`."""
+    if old == new:
+        return x
+    area = old[0] * old[1]
+    patches = F.adaptive_avg_pool2d(x[:, :area].mT.unflatten(2, old), new).flatten(2).mT
+    return torch.cat((patches, x[:, area:]), 1)

@@ -1,0 +1,287 @@
+"""Queries, keys, values and probabilities of every attention of a network, which stays as it is.
+
+While `capture` is entered, one `torch.overrides.TorchFunctionMode` sees every call of `scaled_dot_product_attention`
+and every softmax over the last axis of a product of two tensors, whatever module makes it. There is no hook, no patched
+class and no flag, so fused attention stays fused: outputs are the same bit for bit, and gradients flow through the
+probabilities that are recorded beside them.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from visionattn.ops import use_backend
+
+from ._layout import find_layout
+from .layer import PARTS, Layer
+from .record import Record
+
+__all__ = ["Edit", "capture"]
+
+# Called with an attention, whose probabilities are `(B, windows, heads, N, M)`; returns those to use instead.
+Edit = Callable[[Layer], torch.Tensor]
+
+_PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum"}
+_HEADS = ("num_heads", "heads", "n_heads")
+# Who lays heads out before windows: a function of ours, and classes of timm's.
+_HEADS_FIRST = {"block_sparse_attention", "MaskUnitAttention"}
+_CHANNEL = ("channel_attention", "ChannelAttention", "XCA", "CrossCovariance")
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    *,
+    layers: Sequence[int] | None = None,
+    keep: Collection[str] = ("probs", "q", "k", "v", "out"),
+    reduce: Callable[[Layer], Any] | None = None,
+    edit: Edit | None = None,
+) -> Iterator[Record]:
+    """Records every attention of a forward pass.
+
+        with capture(model) as record:
+            logits = model(x)
+        record.gradients(logits[:, 281].sum())
+        record[3].probs, record[3].grad
+
+    Of a compiled network, capture the eager one. Attention dropout must be off where gradients are wanted. Gradient
+    checkpointing is switched off inside, and kernels of ours are PyTorch's operations.
+
+    Args:
+        model: Any network.
+        layers: Numbers of the attentions to hold, negative ones from the last; all without it. The others are listed
+            without their tensors.
+        keep: Which parts to hold, any of `probs`, `logits`, `q`, `k`, `v`, `out`.
+        reduce: Makes of each attention, with all its parts, what is held in its `reduced` instead of the parts.
+        edit: Changes the probabilities; then the explicit product is what the network goes on with.
+
+    Raises:
+        ValueError: If the network is compiled, an argument is out of range, or, on leaving, if nothing was recorded.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("a compiled network cannot be captured: capture the eager model, model._orig_mod")
+    if unknown := set(keep) - set(PARTS):
+        raise ValueError(f"keep must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    record = Record(model)
+    mode = _Mode(record, layers, () if reduce else keep, reduce, edit)
+    with _without_checkpointing(model), use_backend("torch"), mode:
+        yield record
+    mode.finish()
+
+
+@contextmanager
+def _without_checkpointing(model: nn.Module) -> Iterator[None]:
+    """Recomputation would run outside of the mode."""
+    switched: list[Any] = [module for module in model.modules() if getattr(module, "grad_checkpointing", None) is True]
+    for module in switched:
+        module.grad_checkpointing = False
+    try:
+        yield
+    finally:
+        for module in switched:
+            module.grad_checkpointing = True
+
+
+class _Mode(TorchFunctionMode):
+    """Sees the operations of a network and fills a record."""
+
+    def __init__(
+        self,
+        record: Record,
+        layers: Sequence[int] | None,
+        keep: Collection[str],
+        reduce: Callable[[Layer], Any] | None,
+        edit: Edit | None,
+    ) -> None:
+        super().__init__()
+        self.record, self.layers, self.kept, self.reduce, self.edit = record, layers, keep, reduce, edit
+        self.paths = {id(module): name for name, module in record.model.named_modules()}
+        self.products: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque(maxlen=6)
+        self.open: Layer | None = None  # a softmax whose product with the values is still to come
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.record.input is None:
+            self._look_for_input(args)
+        if func is F.scaled_dot_product_attention:
+            return self._fused(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in ("softmax", "_softmax"):
+            return self._softmax(func, args, kwargs)
+        out = func(*args, **kwargs)
+        if name in _PRODUCTS and isinstance(out, torch.Tensor):
+            self._product(args, out)
+        return out
+
+    def _look_for_input(self, args: tuple[Any, ...]) -> None:
+        """The images: what the network's first operation of a map takes."""
+        first = args[0] if args else None
+        if isinstance(first, torch.Tensor) and first.ndim == 4 and self._caller(sys._getframe(2)) is not None:
+            self.record.input = first
+
+    def _caller(self, frame: Any) -> tuple[str, nn.Module, list[str]] | None:
+        """The innermost module of the network that is at work, and the functions between it and the operation."""
+        functions = []
+        while frame is not None:
+            functions.append(frame.f_code.co_name)
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and id(module) in self.paths:
+                return self.paths[id(module)], module, functions
+            frame = frame.f_back
+        return None
+
+    def _fused(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        plain = (query, key, value)
+        if forward_ad._current_level >= 0:  # the fused forms have no rule for tangents
+            plain = tuple(forward_ad.unpack_dual(part).primal for part in plain)
+        fused = F.scaled_dot_product_attention(
+            *plain, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        caller = self._caller(sys._getframe(2))
+        if caller is None:
+            return fused
+        graded = torch.is_grad_enabled()
+        if graded and dropout_p > 0:
+            raise ValueError("attention dropout must be off where gradients are captured: call model.eval()")
+        if enable_gqa:
+            groups = query.size(-3) // key.size(-3)
+            key, value = (part.repeat_interleave(groups, -3) for part in (key, value))
+        logits = query @ key.mT * (query.size(-1) ** -0.5 if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+        if attn_mask is not None:
+            masked = attn_mask.dtype == torch.bool
+            logits = logits.masked_fill(~attn_mask, float("-inf")) if masked else logits + attn_mask
+        probs = logits.softmax(-1)
+        if graded and not probs.requires_grad:
+            probs.requires_grad_()
+        layer = self._layer(caller, {"probs": probs, "logits": logits, "q": query, "k": key, "v": value})
+        if self.edit is not None:
+            probs = self._edited(layer)
+        out = probs.to(value.dtype) @ value
+        layer.raw["out"] = out
+        self._done(layer)
+        if self.edit is not None:
+            return out.to(fused.dtype)
+        # The value is the fused one bit for bit, the gradient that of the probabilities.
+        return fused.detach() + (out - out.detach()).to(fused.dtype) if graded else fused
+
+    def _softmax(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        result: torch.Tensor = func(*args, **kwargs)
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        logits = args[0] if args else kwargs["input"]
+        if dim not in (-1, result.ndim - 1) or result.ndim < 3:
+            return result
+        made = next((made for made in reversed(self.products) if made[2].numel() == logits.numel()), None)
+        caller = self._caller(sys._getframe(2)) if made is not None else None
+        if made is None or caller is None:
+            return result
+        if torch.is_grad_enabled() and not result.requires_grad:
+            result.requires_grad_()
+        left, right, _ = made
+        # A product's right side has the keys as columns, that of einsum may have them as rows.
+        keys = right.mT if right.shape[-2] == left.shape[-1] else right
+        raw = {"probs": result, "logits": logits, "q": left, "k": keys}
+        layer = self._layer(caller, raw)
+        if self.edit is not None:
+            result = self._edited(layer)
+        self._close()
+        self.open = layer
+        return result
+
+    def _product(self, args: tuple[Any, ...], out: torch.Tensor) -> None:
+        operands = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        if len(operands) != 2 or min(part.ndim for part in operands) < 2:
+            return
+        left, right = operands
+        if self.open is not None and left.shape == self.open.raw["probs"].shape:
+            self.open.raw |= {"v": right, "out": out}
+            self._close()
+        else:
+            self.products.append((left, right, out))
+
+    def _close(self) -> None:
+        layer, self.open = self.open, None
+        if layer is not None:
+            self._done(layer)
+
+    def _edited(self, layer: Layer) -> torch.Tensor:
+        assert self.edit is not None
+        shape = layer.raw["probs"].shape
+        layer.raw["probs"] = layer.layout.undo(self.edit(layer), shape)
+        return layer.raw["probs"]
+
+    def _layer(self, caller: tuple[str, nn.Module, list[str]], raw: dict[str, torch.Tensor]) -> Layer:
+        path, module, functions = caller
+        names = {type(module).__name__, *functions}
+        counts = [value for name in _HEADS if isinstance(value := getattr(module, name, None), int)]
+        lead = raw["probs"].shape[:-2]
+        batch = self.record.input.shape[0] if self.record.input is not None else lead[0]
+        layout = find_layout(lead, batch, counts[0] if counts else None, bool(names & _HEADS_FIRST))
+        kind = "channel" if any(mark in name for mark in _CHANNEL for name in names) else "spatial"
+        shape = tuple(layout.apply(raw["probs"]).shape)
+        layer = Layer(len(self.record), path, kind, shape, layout, raw)
+        self.record.append(layer)
+        return layer
+
+    def _done(self, layer: Layer) -> None:
+        """Drops what is not to be held, of this attention and of those that the negative numbers no longer mean."""
+        layer.raw = {name: _spread(part, layer.raw["probs"]) for name, part in layer.raw.items()}
+        if self.reduce is not None:
+            layer.reduced = self.reduce(layer) if self._may_be_wanted(layer.index) else None
+            layer.raw = {}
+        layer.keep(self.kept)
+        if self.layers is not None:
+            for other in self.record:
+                if not self._may_be_wanted(other.index) and other is not self.open:
+                    other.raw, other.reduced = {}, None
+
+    def _may_be_wanted(self, index: int) -> bool:
+        return self.layers is None or any(
+            index == layer if layer >= 0 else index - len(self.record) >= layer for layer in self.layers
+        )
+
+    def finish(self) -> None:
+        """Closes the record and checks it."""
+        self._close()
+        count, name = len(self.record), type(self.record.model).__name__
+        if self.record.input is None:
+            raise ValueError(f"nothing was captured: call the network ({name}) on images inside the with block")
+        if not count:
+            raise ValueError(f"{name} has no attention that makes probabilities: use explain.cam or explain.gates")
+        for layer in self.layers or ():
+            if not -count <= layer < count:
+                raise ValueError(f"layers must lie in 0..{count - 1}: {name} has {count} attentions, got {layer}")
+        if self.layers is not None:
+            wanted = {layer % count for layer in self.layers}
+            for other in self.record:
+                if other.index not in wanted:
+                    other.raw, other.reduced = {}, None
+
+
+def _spread(part: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """A part with the leading axes of the probabilities, if it has fewer or shares some."""
+    lead = probs.shape[:-2]
+    if part.shape[:-2] == lead or part.shape[:-2].numel() == lead.numel():
+        return part
+    return part.expand(*lead, *part.shape[-2:])

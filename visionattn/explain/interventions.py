@@ -1,0 +1,106 @@
+"""Interventions: heads scaled, attention between places cut, sinks emptied; each holds while a `with` block lasts.
+
+with explain.edit(model, explain.scale_heads({(3, 1): 0.0})):
+    model(x)
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from .capture import Edit, capture
+from .layer import Layer
+from .record import Record
+
+__all__ = ["edit", "knock_out", "redistribute_sinks", "scale_heads"]
+
+
+@contextmanager
+def edit(model: nn.Module, *edits: Edit) -> Iterator[Record]:
+    """Changes the attention probabilities of a network, one edit after the other.
+
+    Args:
+        model: The network.
+        *edits: Each is called with an attention and returns its probabilities, `(B, windows, heads, N, M)`.
+    """
+
+    def change(layer: Layer) -> torch.Tensor:
+        for step in edits:
+            layer.raw["probs"] = layer.layout.undo(step(layer), layer.raw["probs"].shape)
+        return layer.probs
+
+    with capture(model, edit=change) as record:
+        yield record
+
+
+def scale_heads(factors: Mapping[tuple[int, int], float]) -> Edit:
+    """Heads times a factor; 0 switches one off.
+
+    Args:
+        factors: (number of the attention, number of the head) -> factor.
+    """
+
+    def change(layer: Layer) -> torch.Tensor:
+        scale = torch.ones(layer.shape[2], dtype=layer.probs.dtype, device=layer.probs.device)
+        for (number, head), factor in factors.items():
+            if number == layer.index:
+                if not 0 <= head < len(scale):
+                    raise ValueError(f"heads of layer {number} must lie in 0..{len(scale) - 1}, got {head}")
+                scale[head] = factor
+        return layer.probs * scale.view(-1, 1, 1)
+
+    return change
+
+
+def knock_out(
+    rows: Collection[int], columns: Collection[int], layers: Collection[int] | None = None
+) -> Callable[[Layer], torch.Tensor]:
+    """Some tokens cannot see some others: the scores are minus infinity there, so the rest of a row sums to 1.
+
+    Args:
+        rows: Numbers of the queries that are cut off, as the network counts its tokens (0: the class token).
+        columns: Numbers of the keys that they cannot see.
+        layers: Numbers of the attentions; all without it.
+    """
+
+    def change(layer: Layer) -> torch.Tensor:
+        if layers is not None and layer.index not in layers:
+            return layer.probs
+        seen = torch.ones(layer.shape[-2:], dtype=layer.probs.dtype, device=layer.probs.device)
+        for name, numbers, count in (("rows", rows, layer.shape[3]), ("columns", columns, layer.shape[4])):
+            if any(not 0 <= number < count for number in numbers):
+                raise ValueError(f"{name} must lie in 0..{count - 1} in layer {layer.index}, got {sorted(numbers)}")
+        seen[torch.tensor(sorted(rows)).view(-1, 1), torch.tensor(sorted(columns)).view(1, -1)] = 0
+        kept = layer.probs * seen
+        return kept / kept.sum(-1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
+
+    return change
+
+
+def redistribute_sinks(keep: float = 0.6, *, times: float = 10.0, layers: Collection[int] | None = None) -> Edit:
+    """Tokens that get many times their share keep a part of it; the rest goes to the others in proportion.
+
+    Args:
+        keep: The part, from 0 to 1.
+        times: A token is a sink of a head if the mean over the rows is more than so many times its share.
+        layers: Numbers of the attentions; all without it.
+
+    Raises:
+        ValueError: If `keep` is not in 0..1.
+    """
+    if not 0 <= keep <= 1:
+        raise ValueError(f"keep must lie in 0..1, got {keep}")
+
+    def change(layer: Layer) -> torch.Tensor:
+        probs = layer.probs
+        if layers is not None and layer.index not in layers:
+            return probs
+        sinks = probs.mean(-2, keepdim=True) > times / probs.shape[-1]
+        others = (probs * ~sinks).sum(-1, keepdim=True)
+        freed = (1 - keep) * (probs * sinks).sum(-1, keepdim=True)
+        grown = probs * (1 + freed / others.clamp_min(torch.finfo(probs.dtype).tiny))
+        return torch.where(others > 0, torch.where(sinks, keep * probs, grown), probs)
+
+    return change

@@ -1,0 +1,55 @@
+"""What the tokens of a network are: extra ones, which of them the class is read from, and the grid of the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Tokens", "patch_of", "tokens"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a network for images of one size.
+
+    Args:
+        prefix: Number of tokens before those of the image: class token, distillation token, registers.
+        class_row: The prefix token that the classifier reads; none if it pools the image's tokens.
+        grid: `(H, W)` of the first stage's tokens; none if the network does not say how it cuts patches.
+        patch: Height and width of a patch, likewise.
+    """
+
+    prefix: int
+    class_row: int | None
+    grid: tuple[int, int] | None
+    patch: tuple[int, int] | None
+
+
+def tokens(model: nn.Module, size: Sequence[int]) -> Tokens:
+    """What the tokens of a network of timm's or ours are.
+
+    Args:
+        model: The network.
+        size: `(H, W)` of its images.
+    """
+    network: Any = model
+    has_class = any(name.startswith("cls_token") for name, _ in network.named_parameters(recurse=False))
+    has_class = has_class or getattr(network, "cls_token", None) is not None
+    prefix = getattr(network, "num_prefix_tokens", None)
+    prefix = int(has_class) if prefix is None else int(prefix)
+    pool = getattr(network, "global_pool", "token" if has_class else "avg")
+    reads_class = has_class and prefix > 0 and pool in ("token", "cls", "")
+    patch = patch_of(getattr(network, "patch_embed", None))
+    grid = None if patch is None else (-(-size[0] // patch[0]), -(-size[1] // patch[1]))
+    return Tokens(prefix, 0 if reads_class else None, grid, patch)
+
+
+def patch_of(module: Any) -> tuple[int, int] | None:
+    """Height and width of the patches that a module cuts, if it says so."""
+    size = getattr(module, "patch_size", None)
+    if isinstance(size, int):
+        return (size, size)
+    if isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        return (size[0], size[1])
+    return None
