@@ -49,8 +49,8 @@ def test_says_who_wins_loses_and_ties(results, tmp_path):
     assert (tmp_path / "report.md").read_text() == text
     assert "- More accurate than the baseline: `va_good`.\n" in text
     assert "- Less accurate than the baseline: `va_bad`.\n" in text
-    assert "- Not told apart from the baseline: `va_same`.\n" in text
-    assert "- Proven or not, 1 of 3 score less than the baseline, the lowest by 1.99 points.\n" in text
+    assert "- Not significantly different from the baseline: `va_same`.\n" in text
+    assert "- Significant or not, 1 of 3 score less than the baseline, the lowest by 1.99 points.\n" in text
     assert "from 0.98 times (`va_same`) to 3.25 times (`va_bad`)" in text
     assert "- Mind this.\n" in text and "Made by `visionattn compare x`" in text
     rows = [line for line in text.splitlines() if line.startswith("| `va_")]
@@ -75,6 +75,6 @@ def test_leaves_numbers_and_pictures_beside_it(results, tmp_path):
 def test_one_seed_is_called_one_seed(tmp_path):
     baseline = row("va_plain", (0.9,))
     text = report([baseline, row("va_other", (0.95,), baseline, (0.9,))], tmp_path / "report.md", seeds=(7,))
-    assert "Trained with one seed only, which proves no difference: `va_other`." in text
+    assert "Trained with one seed only, which shows no significant difference: `va_other`." in text
     assert "More accurate" not in text and "standard deviation, pooled" not in text
     assert "2 networks, one recipe, one seed (7):" in text

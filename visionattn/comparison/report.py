@@ -77,8 +77,8 @@ def _findings(results: Sequence[Result], seeds: int) -> list[str]:
     for verdict, words in (
         ("better", "More accurate than the baseline"),
         ("worse", "Less accurate than the baseline"),
-        ("noise", "Not told apart from the baseline"),
-        ("one seed", "Trained with one seed only, which proves no difference"),
+        ("noise", "Not significantly different from the baseline"),
+        ("one seed", "Trained with one seed only, which shows no significant difference"),
     ):
         if names := [_plain(network) for network, difference in differences if difference.verdict == verdict]:
             lines.append(f"- {words}: {', '.join(names)}.")
@@ -87,7 +87,7 @@ def _findings(results: Sequence[Result], seeds: int) -> list[str]:
     below = [difference.mean for _, difference in differences if difference.mean < 0]
     if below:
         lines.append(
-            f"- Proven or not, {len(below)} of {len(compared)} score less than the baseline, the lowest by "
+            f"- Significant or not, {len(below)} of {len(compared)} score less than the baseline, the lowest by "
             f"{-100 * min(below):.2f} points."
         )
     noise = seed_noise([row.accuracies for row in results])

@@ -18,7 +18,7 @@ def fixtures_of(card: Card) -> list[str]:
     Args:
         card: Its module names them in its docstring, after `Golden:`.
     """
-    patterns = re.findall(r"[\w{},*]+\.npz", golden_of(card))
+    patterns = re.findall(r"[\w{},*[\]]+\.npz", golden_of(card))
     expanded = (name for pattern in patterns for name in _alternatives(pattern))
     return sorted({path.stem for pattern in expanded for path in FOLDER.glob(pattern)})
 
