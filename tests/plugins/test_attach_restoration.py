@@ -1,4 +1,4 @@
-"""The plug-ins of super-resolution, and efficient attention, in networks of timm and torchvision."""
+"""The plug-ins of super-resolution, efficient attention, U-GAT-IT and CSA in networks of timm and torchvision."""
 
 import pytest
 import timm
@@ -11,7 +11,7 @@ from visionattn.plugins import EfficientAttention, timm_layer
 from visionattn.plugins._attached import ZeroInitGate
 from visionattn.testing.fixtures import relative_error
 
-PLUGINS = ("a2n", "csam", "efficientattention", "lam", "pixelattention")
+PLUGINS = ("a2n", "csam", "efficientattention", "lam", "pixelattention", "cam", "csa")
 # One of each family, narrow ones; widths that few numbers divide are among them.
 NETWORKS = (
     *("resnet18", "resnetv2_18", "resnext26ts", "regnety_002", "convnext_atto", "densenet121", "efficientnet_b0"),
@@ -70,7 +70,7 @@ def test_what_starts_as_the_identity_needs_no_factor(plugin):
         assert torch.equal(visionattn.attach(model, plugin, "stage_end", start="paper")(x), before)
 
 
-@pytest.mark.parametrize("plugin", PLUGINS)
+@pytest.mark.parametrize("plugin", [*PLUGINS, "bmta"])
 def test_timm_s_own_doors(plugin):
     cls = visionattn.plugins.resolve_plugin(plugin)
     for name, arguments in (

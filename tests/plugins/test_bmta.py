@@ -49,12 +49,12 @@ def test_starts_with_the_given_mix():
 
 def test_switches():
     module = BalancedMultiTaskAttention(64, reduction=4, se_reduction=8)
-    assert (module.conv1.out_channels, module.fc1.out_features) == (16, 8)
+    assert (module.conv1.out_channels, module.fc1.weight.size(0)) == (16, 8)
 
 
 def test_narrow_maps_keep_one_hidden_unit():
     module = BalancedMultiTaskAttention(3)
-    assert (module.conv1.out_channels, module.fc1.out_features) == (1, 1)
+    assert (module.conv1.out_channels, module.fc1.weight.size(0)) == (1, 1)
 
 
 @pytest.mark.parametrize("argument", ["channels", "reduction", "se_reduction"])

@@ -1,18 +1,43 @@
 """Parts that several plug-ins share."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from visionattn.catalog import Floor
 from visionattn.ops import plane_conv
 from visionattn.utils.arguments import check_odd
 from visionattn.utils.factory import FactoryKwargs
 
-__all__ = ["ONE_POOL", "PlaneGate", "StripGates"]
+__all__ = ["ONE_POOL", "Matrix", "PlaneGate", "StripGates"]
 
 ONE_POOL = Floor(3, 4, "all pools are of x: R, then R and W; back R dy, R x, then R dy, W dx")
+
+
+class Matrix(nn.Module):
+    """A linear layer without bias; no `nn.Linear`, whose bias timm's EfficientNets set to zero wherever one stands."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The start of a linear layer."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
 
 
 class PlaneGate(nn.Module):

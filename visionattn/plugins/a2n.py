@@ -9,7 +9,6 @@ Differs from the official code in:
 Golden: tests/golden/a2n_*.npz (outputs and input gradients of the block; whole networks put together of it).
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from visionattn.catalog import Card
 from visionattn.utils.arguments import check_choice, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
+from ._common import Matrix
 from ._resolve import resolve_plugin
 
 __all__ = ["AttentionInAttention", "DynamicBranch", "PixelAttention"]
@@ -61,29 +61,6 @@ class PixelAttention(nn.Module):
         return x * self.gates(x)["pixels"]
 
 
-class _Matrix(nn.Module):
-    """A linear layer without bias; no `nn.Linear`, whose bias timm's EfficientNets set to zero wherever one stands."""
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """The start of a linear layer."""
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
-
-
 class DynamicBranch(nn.Module):
     """`p * attention(x) + (1 - p) * plain(x)`, p chosen for each image. `(B, C, H, W) -> (B, C, H, W)`.
 
@@ -119,8 +96,8 @@ class DynamicBranch(nn.Module):
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.temperature = temperature
         hidden = max(channels // reduction, 1)
-        self.fc1 = _Matrix(channels, hidden, **dd)
-        self.fc2 = _Matrix(hidden, 2, **dd)
+        self.fc1 = Matrix(channels, hidden, **dd)
+        self.fc2 = Matrix(hidden, 2, **dd)
         self.attention = resolve_plugin(attention)(channels, **dd)
         self.plain = nn.Identity() if plain is None else resolve_plugin(plain)(channels, **dd)
 

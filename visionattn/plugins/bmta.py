@@ -18,7 +18,7 @@ from visionattn.ops import axis_attention
 from visionattn.utils.arguments import check_positive
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import ONE_POOL, StripGates
+from ._common import ONE_POOL, Matrix, StripGates
 
 __all__ = ["BalancedMultiTaskAttention"]
 
@@ -60,8 +60,8 @@ class BalancedMultiTaskAttention(StripGates):
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
         super().__init__(channels, max(channels // reduction, 1), bias=False, act=nn.ReLU, **dd)
         hidden = max(channels // se_reduction, 1)
-        self.fc1 = nn.Linear(channels, hidden, bias=False, **dd)
-        self.fc2 = nn.Linear(hidden, channels, bias=False, **dd)
+        self.fc1 = Matrix(channels, hidden, **dd)
+        self.fc2 = Matrix(hidden, channels, **dd)
         self.start = alpha
         self.alpha = nn.Parameter(torch.empty((), **dd))
         self.reset_parameters()

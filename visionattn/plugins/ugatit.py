@@ -22,6 +22,7 @@ from visionattn.ops.losses import add_loss, find_target
 from visionattn.utils.arguments import check_choice, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
+from ._common import Matrix
 from ._layer_instance import LIN, AdaLIN, clip_rho_
 
 __all__ = ["ILN", "LIN", "AdaLIN", "AdaLINBlock", "AdaLINParameters", "CAMAttention", "clip_rho_"]
@@ -69,8 +70,8 @@ class CAMAttention(nn.Module):
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.negative_slope, self.loss = negative_slope, loss
         self.normalize, self.legacy = normalize, legacy
-        self.gap_fc = nn.Linear(channels, 1, bias=False, **dd)
-        self.gmp_fc = nn.Linear(channels, 1, bias=False, **dd)
+        self.gap_fc = Matrix(channels, 1, **dd)
+        self.gmp_fc = Matrix(channels, 1, **dd)
         self.conv1x1 = nn.Conv2d(2 * channels, channels, 1, **dd)
 
     def extra_repr(self) -> str:
