@@ -20,6 +20,7 @@ from .layout import memory_format
 from .masked_attention import Blocks, masked_attention, pair_mask
 from .max_first import max_first
 from .memory_scan import memory_scan
+from .mixture_attention import mixture_attention, mixture_weights
 from .moving_average import ema_kernel, moving_average
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
@@ -69,6 +70,8 @@ __all__ = [
     "memory_format",
     "memory_scan",
     "merge_windows",
+    "mixture_attention",
+    "mixture_weights",
     "moving_average",
     "nested_gate",
     "nhwc_conv",
