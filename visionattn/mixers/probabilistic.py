@@ -1,8 +1,8 @@
 """Probabilistic attention: probabilistic attention for interactive segmentation (NeurIPS 2021, arXiv 2106.15338).
 
-Official code: https://github.com/apple/ml-probabilistic-attention (no licence found), probabilisticattention.py, which is the
-function `visionattn.ops.mixture_attention`: every option of it is there. Around it is softmax attention as in timm,
-which is this with the prior of long keys and no steps: it takes over the weights of any ViT.
+Official code: https://github.com/apple/ml-probabilistic-attention (Apple's sample code licence),
+probabilisticattention.py. It is a function, here `visionattn.ops.mixture_attention` with all its options. The module
+puts the projections of softmax attention around it, which it is without steps: it takes over the weights of any ViT.
 
 Differs from the official code in:
 - the prior makes up for the lengths of the keys, not for those of the values, so that attention without known values
@@ -210,6 +210,7 @@ CARD = Card(
     summary="attention as a mixture of Gaussians: its keys adapt to the queries, known values spread",
     paper="arXiv:2106.15338",
     code="https://github.com/apple/ml-probabilistic-attention",
+    license="Apple Sample Code",
     placement="in every block in place of attention; networks here move the keys once",
     columnar=("nano", "tiny"),
     keywords=_keywords,
