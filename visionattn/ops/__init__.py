@@ -6,6 +6,7 @@ from .attention import attention
 from .axis_gate import axis_attention, axis_gate
 from .axis_pools import axis_pools
 from .balanced_bisection import balanced_bisection
+from .bidirectional_wkv import bidirectional_wkv
 from .block_map import BlockMap, hilbert_order
 from .block_sparse_attention import Windows, block_sparse_attention
 from .channel_attention import channel_attention, prefer_moments, projected_channel_attention
@@ -47,6 +48,7 @@ __all__ = [
     "axis_gate",
     "axis_pools",
     "balanced_bisection",
+    "bidirectional_wkv",
     "block_sparse_attention",
     "channel_attention",
     "channel_moments",
