@@ -141,8 +141,7 @@ def _factors(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """What the scores are of: the products of the first with the second, plus the third."""
     q_pos, k_pos, v_pos = positions
-    a: Any = _column(precision)
-    b: Any = _column(value_precision)
+    a, b = _column(precision), _column(value_precision)
     rows, columns = [q], [a * k]
     terms = [] if bias is None else [bias]
     if isinstance(a, torch.Tensor):  # or this is the same for all keys
@@ -190,8 +189,8 @@ def _moved(
     return (prior * means + a * total) / (prior + a * mass)
 
 
-def _column(precision: Precision) -> torch.Tensor:
-    """As factors of keys, `(B, heads, M, 1)`, or for all keys."""
+def _column(precision: Precision) -> Any:
+    """As factors of keys, `(B, heads, M, 1)`, or one number for all."""
     if isinstance(precision, torch.Tensor):
         return widened(precision).unsqueeze(-1)
     return precision
