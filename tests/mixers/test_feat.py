@@ -1,11 +1,18 @@
 """FEAT's mixers against the official modules' recorded results and the sums of the formula."""
 
 import pytest
+import timm
 import torch
 from largest import LargestTensor
 from torch import nn
 
-from visionattn.mixers import GatedDepthwiseFFN, GlobalChannelAttention, WKVSpatialMixer, WKVTemporalMixer
+from visionattn.mixers import (
+    GatedDepthwiseFFN,
+    GlobalChannelAttention,
+    WKVSpatialMixer,
+    WKVTemporalMixer,
+    replace_attention,
+)
 from visionattn.ops import bidirectional_wkv
 from visionattn.reference.feat import channel_attention, naive_of, wkv, wkv_spatial
 from visionattn.testing.contracts import perturbed
@@ -146,6 +153,15 @@ def test_holds_no_matrix_of_all_pairs():
             mixer(x).sum().backward()
         largest[side] = seen.numbers
     assert largest[56] <= 16 * largest[14]
+
+
+@pytest.mark.parametrize("name", ["feat_wkv", "feat_channel"])
+def test_mixes_the_patches_of_timms_networks(name):
+    model = timm.create_model("vit_tiny_patch16_224", embed_dim=48, num_heads=3, depth=2, num_classes=5, img_size=64)
+    with pytest.raises(ValueError, match=f"{name} has no place for attention's own weights: pass weights='new'"):
+        replace_attention(model, name)
+    replace_attention(model, name, blocks=1, weights="new")
+    assert model(torch.randn(2, 3, 64, 64)).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,14 @@ class GlobalChannelAttention(nn.Module):
         added = None
         if first is not None:
             v, added = v + first * self.alpha[0], self.alpha[1] * (first - v)
-        heads = v.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        out = (heads @ weights.to(heads.dtype).mT).transpose(1, 2).reshape(x.shape)
-        return nhwc_conv(out if added is None else out + added, self.project_out.weight, self.project_out.bias)
+        # The weights meet the last projection instead of the map: one product over the positions, not two.
+        with without_autocast(x):
+            proj = widened(self.project_out.weight.flatten(1)).unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+            mixed = (proj @ weights).transpose(1, 2).flatten(2)
+        out = (v.flatten(1, 2) @ mixed.to(v.dtype).mT).view(x.shape)
+        if added is not None:
+            return out + nhwc_conv(added, self.project_out.weight, self.project_out.bias)
+        return out if self.project_out.bias is None else out + self.project_out.bias
 
     def channel_weights(self, x: torch.Tensor) -> torch.Tensor:
         """What each channel takes from each of its head, `(B, num_heads, d, d)`, of a map `(B, H, W, C)`."""
