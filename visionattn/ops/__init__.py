@@ -6,6 +6,7 @@ from .attention import attention
 from .axis_gate import axis_attention, axis_gate
 from .axis_pools import axis_pools
 from .balanced_bisection import balanced_bisection
+from .bidirectional_wkv import bidirectional_wkv
 from .block_map import BlockMap, hilbert_order
 from .block_sparse_attention import Windows, block_sparse_attention
 from .channel_attention import channel_attention, prefer_moments, projected_channel_attention
@@ -20,6 +21,7 @@ from .layout import memory_format
 from .masked_attention import Blocks, masked_attention, pair_mask
 from .max_first import max_first
 from .memory_scan import memory_scan
+from .mixture_attention import mixture_attention, mixture_weights
 from .moving_average import ema_kernel, moving_average
 from .nested_gate import map_pools, nested_gate
 from .nhwc_conv import nhwc_conv
@@ -46,6 +48,7 @@ __all__ = [
     "axis_gate",
     "axis_pools",
     "balanced_bisection",
+    "bidirectional_wkv",
     "block_sparse_attention",
     "channel_attention",
     "channel_moments",
@@ -69,6 +72,8 @@ __all__ = [
     "memory_format",
     "memory_scan",
     "merge_windows",
+    "mixture_attention",
+    "mixture_weights",
     "moving_average",
     "nested_gate",
     "nhwc_conv",
