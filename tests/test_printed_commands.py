@@ -42,6 +42,7 @@ DIGITS = [
     ("visionattn test quickstart va_resnet10n_cbam.digits", ["--cfg-options", *TEST]),
     ("visionattn predict photos/ clip.mp4 --model va_resnet10n_cbam.digits", []),
     ("visionattn export va_resnet10n_cbam.digits --format onnx --dynamic", []),
+    ("visionattn explain photos/ --model va_resnet10n_cbam.digits --method gates", []),
     ("visionattn zoo cbam", []),
     ("visionattn browse quickstart", []),
     ("visionattn download --list", []),
