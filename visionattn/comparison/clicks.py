@@ -5,6 +5,7 @@ python -m visionattn.comparison.clicks --seeds 0 1 2 --out docs/results/clicks.m
 
 import argparse
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from statistics import mean
 
@@ -25,7 +26,7 @@ VARIANTS = {
     "values spread, keys adapt": {"key_iters": 1},
     "clicks left out": {"key_iters": 0, "value_iters": 0},
 }
-_SIZE = 48
+_SIZE = 40
 _LEAST = 8  # pixels of a digit that is asked for, at half the size
 Scenes = tuple[torch.Tensor, torch.Tensor]
 
@@ -70,6 +71,7 @@ class ClickSegmenter(nn.Module):
         return self.head(x).squeeze(-1)
 
 
+@cache
 def scenes(split: str, count: int, seed: int) -> Scenes:
     """Pictures of two or three digits, `(N, 3, H, W)`, and the mask of one of them, `(N, H / 2, W / 2)` bool."""
     images, targets = [], []
@@ -180,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs all seeds, writes the table and draws the picture beside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--tests", type=int, default=150)
     parser.add_argument("--clicks", type=int, default=6)
