@@ -52,7 +52,7 @@ class ClickSegmenter(nn.Module):
             nn.Conv2d(dim, dim, 3, padding=1),
         )
         self.norm = nn.LayerNorm(dim)
-        self.attn = ProbabilisticAttention(dim, num_heads=2, **{"value_iters": 2, "value_theta": 0.1, **options})
+        self.attn = ProbabilisticAttention(dim, num_heads=2, **{"value_theta": 0.01, **options})
         self.marks = nn.Embedding(2, dim)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 1))
 
@@ -182,9 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs all seeds, writes the table and draws the picture beside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--scenes", type=int, default=1000)
-    parser.add_argument("--tests", type=int, default=150)
+    parser.add_argument("--tests", type=int, default=100)
     parser.add_argument("--clicks", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("clicks.md"), help="the table; the picture lies beside it")
     options = parser.parse_args(arguments)
