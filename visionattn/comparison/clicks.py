@@ -148,7 +148,8 @@ def write(results: dict[str, list[list[float]]], out: Path, command: str) -> str
     for variant, runs in results.items():
         means = [f"{mean(one[click - 1] for one in runs):.1f}" for click in clicks]
         rows.append(f"| {variant} | {' | '.join(means)} | {', '.join(f'{one[-1]:.1f}' for one in runs)} |")
-    text = "\n".join([_HEAD.format(command=command), *rows, ""])
+    picture = f"![IoU over the number of clicks]({out.with_suffix('.png').name})"
+    text = "\n".join([_HEAD.format(command=command), *rows, "", picture, ""])
     out.write_text(text, encoding="utf-8")
     return text
 
