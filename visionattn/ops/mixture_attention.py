@@ -90,14 +90,14 @@ def mixture_attention(
             k = _moved(k, weights.mT @ q, weights.sum(-2).unsqueeze(-1), precision, key_prior)
         if values is not None and known is not None and value_iters:
             flags = torch.broadcast_to(known.to(q.dtype), q.shape[:3]).unsqueeze(-1)
-            given = flags * widened(values)
+            given = torch.cat((flags * widened(values), flags), -1)
             some = flags.amax((1, 2, 3), keepdim=True) > 0
             changes = start is not None or magnitude == "both"  # do the weights depend on the values?
-            weights = _softmax(*parts())
+            pulled = _softmax(*parts()).mT @ given
             for step in range(value_iters):
                 if step and changes:
-                    weights = _softmax(*parts())
-                moved = _moved(v, weights.mT @ given, weights.mT @ flags, value_precision, value_prior)
+                    pulled = _softmax(*parts()).mT @ given
+                moved = _moved(v, pulled[..., :-1], pulled[..., -1:], value_precision, value_prior)
                 v = torch.where(some, moved, v)
         left, right, extra = parts()
         if v_pos is None:
