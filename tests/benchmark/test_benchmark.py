@@ -482,7 +482,7 @@ def test_damaged_records_are_named(tmp_path, text, message):
 
 
 def test_committed_tables_are_made_of_the_committed_records():
-    paths = sorted((ROOT / "docs" / "results").glob("*.json"))
+    paths = [path for path in sorted((ROOT / "docs" / "results").glob("*.json")) if '"rows"' in path.read_text()]
     records = [load(path) for path in paths]
     stale = f"is stale: run `{COMMAND}`"
     for path, record in zip(paths, records, strict=True):

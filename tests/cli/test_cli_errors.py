@@ -133,7 +133,7 @@ def test_places_that_cannot_be_written(run_cli, tmp_path, arguments):
             ModuleNotFoundError("No module named 'rich'", name="rich"),
             "this needs rich, which is not installed: pip install",
         ),
-        (ModuleNotFoundError("No module named 'skimage'", name="skimage"), "pip install 'scikit-image'"),
+        (ModuleNotFoundError("No module named 'skimage'", name="skimage"), "pip install 'visionattn[train]'"),
         (RuntimeError("DataLoader worker (pid 3) exited unexpectedly"), "num_workers"),
     ],
 )

@@ -24,7 +24,11 @@ def test_shows_all_of_what_is_found(run_cli):
 
 def test_says_what_there_is_if_nothing_is_found(run_cli):
     code, _, error = run_cli("zoo", "cbamm", "--kind", "plugin")
-    assert code == 2 and "no mechanism has 'cbamm' in its name, description or paper; there are: bam, " in error
+    assert (
+        code == 2
+        and "no mechanism has 'cbamm' in its name, description or paper; there are: " in error
+        and " bam, " in error
+    )
     code, _, error = run_cli("zoo", "--kind", "tool")
     assert code == 2 and "there are: none of this kind" in error
 

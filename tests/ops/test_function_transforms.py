@@ -37,6 +37,16 @@ def tokens(x):
     return x.flatten(2).mT
 
 
+def heads_of(x):
+    """Queries, keys and values `(B, heads, N, d)`."""
+    return qkv_of(x).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def gates_of(x):
+    """Numbers from 0 to 1 for each of the queries, keys and values."""
+    return heads_of(x)[1].sigmoid()
+
+
 # Of a map (B, 8, H, W); what is not the map is made of it or constant.
 OPS = {
     "axis_pools": lambda x: ops.axis_pools(x, POOLS),
@@ -74,6 +84,25 @@ OPS = {
     "cluster_attention": lambda x: ops.cluster_attention(
         qkv_of(x), ops.balanced_bisection(qkv_of(x)[:, :, 0].transpose(1, 2), cluster_size=10), overlap=3
     ),
+    "rank_augmented_attention": lambda x: ops.rank_augmented_attention(
+        tokens(x), tokens(x).sin(), tokens(x).cos(), *ops.rotation_tables((5, 6), 4, like=x), num_heads=2
+    ),
+    "routed_attention": lambda x: ops.routed_attention(
+        qkv_of(x)[:, :24].flatten(2).unflatten(1, (4, 6)), torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]]).expand(
+            len(x), -1, -1), num_heads=2, region=(2, 3), scale=0.4, convolution=(numbers(8, 1, 3, 3), numbers(8))
+    ),
+    "summed_attention": lambda x: ops.summed_attention(*heads_of(x), scale=0.5),
+    "masked_attention": lambda x: ops.masked_attention(*heads_of(x), torch.ones(len(x), 2, 30, 30).tril().bool()),
+    "polynomial_attention": lambda x: ops.polynomial_attention(*(t * 0.1 for t in heads_of(x)), (1.0, 1.0, 0.5)),
+    "relational_attention": lambda x: ops.relational_attention(*heads_of(x), *heads_of(x)[:2], activation="tanh"),
+    "mixture_attention": lambda x: ops.mixture_attention(*heads_of(x), 0.5, 0.1, key_iters=1),
+    "gated_scan": lambda x: ops.gated_scan(*heads_of(x), gates_of(x), chunk=8),
+    "linear_recurrence": lambda x: ops.linear_recurrence(gates_of(x), heads_of(x)[0]),
+    "bidirectional_wkv": lambda x: ops.bidirectional_wkv(
+        tokens(x), tokens(x).sin(), numbers(8).sigmoid(), numbers(8).cos()
+    ),
+    "cross_scan": lambda x: ops.cross_scan(x.permute(0, 2, 3, 1), 4),
+    "recomputed": lambda x: ops.recomputed(lambda a, b: a * b.sin(), x, x.cos()),
 }  # fmt: skip
 LARGE = {"nested_gate", "map_pools"}
 
@@ -123,6 +152,10 @@ def test_every_operation_is_here():
     others = {"axis_pools", "memory_format", "merge_windows", "partition_windows", "relative_position_bias", "explain"}
     others |= {"interpolate_kernel", "toeplitz_matrix", "focused_features", "max_first", "nhwc_conv", "use_backend"}
     others |= {"prefer_moments", "prefer_subspace_scores", "attention", "balanced_bisection", "Windows"}
+    # What makes masks, routes and tables, or is made of plain operators alone.
+    others |= {"BlockMap", "Blocks", "Packing", "hilbert_order", "pack_tokens", "pair_mask", "route_blocks"}
+    others |= {"route_regions", "rotation_tables", "rotate_pairs", "widened", "ema_kernel", "cross_merge"}
+    others |= {"memory_scan", "moving_average", "mixture_weights", "packed_attention"}
     assert set(ops.__all__) - others <= OPS.keys()
 
 

@@ -19,6 +19,7 @@ FAMILIES = {
     "va_biformer": {"model_name": "va_biformer_tiny", **_NARROW},
     "va_boat": {"model_name": "va_boat_swin_tiny", **_NARROW},
     "va_davit": {"model_name": "va_davit_tiny", **_NARROW},
+    "va_deconstructed": {"model_name": "va_deconstructed_relu_nano"},
     "va_dhvt": {"model_name": "va_dhvt_tiny_cifar_p4", "dim": 32, "depth": 4, "num_heads": 2},
     "va_flatten": {"model_name": "va_flatten_swin_tiny", **_NARROW},
     "va_lkca": {"model_name": "va_lkca_vit_mini"},

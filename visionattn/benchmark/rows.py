@@ -294,4 +294,6 @@ def _forward(module: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> tuple[
 def _forward_backward(module: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
     x = x.detach().requires_grad_()
     out = module(x)
-    return out.detach(), *torch.autograd.grad(out, (x, *module.parameters()), weight)
+    return out.detach(), *torch.autograd.grad(
+        out, (x, *module.parameters()), weight, allow_unused=True, materialize_grads=True
+    )

@@ -36,6 +36,8 @@ class ContextBroadcast(nn.Module):
         ValueError: If an argument is out of range.
     """
 
+    takes_tokens = True  # `(B, N, C)` as well as maps
+
     def __init__(
         self,
         dim: int,

@@ -202,7 +202,8 @@ class DynamicMaskAttention(nn.Module):
 
     def _lift(self, v: torch.Tensor) -> torch.Tensor:
         """The bias of each key, `(B, N, num_kv_heads * d) -> (B, num_kv_heads, N)`."""
-        return (self.A * F.softplus(self.dt_proj(v))).transpose(1, 2)
+        # Not `softplus`: its gradient keeps the layout of the transposed one, which compiled graphs do not expect.
+        return (self.A * -F.logsigmoid(-self.dt_proj(v))).transpose(1, 2)
 
     def _mask(self, lift: torch.Tensor, prefix: int) -> torch.Tensor:
         """The biases of the keys that are seen, `(B, num_heads, 1 or N, N)`, and negative infinity."""
