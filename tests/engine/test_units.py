@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,16 @@ from engine.small import said, small_runner
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-from visionattn.engine import MetricInfo, TorchMetrics, draw_learning_curve, draw_scores, metric_info, training_summary
+from visionattn.engine import (
+    MetricInfo,
+    Runner,
+    TorchMetrics,
+    draw_learning_curve,
+    draw_scores,
+    load_config,
+    metric_info,
+    training_summary,
+)
 from visionattn.utils.json_text import to_json
 
 NAN = math.nan
@@ -228,3 +238,16 @@ def test_unreadable_pictures_are_reported_at_the_end(tiny_config, tmp_path, phot
     runner.train()
     skipped = training_summary(runner, 1.0)["skipped"]
     assert skipped == "1 pictures of the training set that cannot be read (named in the log)"
+
+
+def test_two_runs_of_one_second_have_names_of_their_own(tmp_path, monkeypatch):
+    """Or the second one would write into the first one's folder of logs."""
+    clock = [7]  # stands still until somebody waits
+    monkeypatch.setattr(time, "strftime", lambda *_: f"20260101_{clock[0]:06d}")
+    monkeypatch.setattr(time, "sleep", lambda _: clock.append(clock.pop() + 1))
+    names = []
+    for folder in "ab":
+        config = load_config("quickstart")
+        config.work_dir = str(tmp_path / folder)
+        names.append(Runner.from_cfg(config).experiment_name)
+    assert names[0] != names[1]

@@ -62,8 +62,11 @@ class Runner(mmengine.runner.Runner):
         """Starts the process group on CPUs, where mmengine's way needs a GPU; the rest is mmengine's."""
         if self.distributed and not torch.cuda.is_available():
             join_processes(self.launcher, **env_cfg.get("dist_cfg", {}))
-        # Log folders are named by the second: two starts in one would share theirs.
-        while Path(self.work_dir, time.strftime("%Y%m%d_%H%M%S")).exists():
+        # Log folders, and loggers within a process, are named by the second: two starts in one would share theirs.
+        name = Path(self.cfg.filename or "").stem
+        while Path(self.work_dir, now := time.strftime("%Y%m%d_%H%M%S")).exists() or MMLogger.check_instance_created(
+            f"{name}_{now}"
+        ):
             time.sleep(0.05)
         super().setup_env(env_cfg)
 
