@@ -1,22 +1,57 @@
 """Parts that several mixers share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.catalog import Floor
+from visionattn.catalog import BlockContext, Floor
 from visionattn.ops import attention, window_attention
 from visionattn.utils.arguments import check_choice, check_heads, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
-__all__ = ["SR_RATIOS", "WINDOWS", "KVReducedAttention", "WindowMixer", "convert_when_loading", "join_projections"]
+__all__ = [
+    "SR_RATIOS",
+    "WINDOWS",
+    "KVReducedAttention",
+    "TokenMixer",
+    "WindowMixer",
+    "accept_split_qkv",
+    "convert_when_loading",
+    "join_projections",
+    "split_heads",
+    "usual_window",
+]
 
 WINDOWS = Floor(10, 19, "q, k, v in, o out: 4; back q, k, v, do in, dq, dk, dv out: 7; the rest are projections")
 # Sides of the patches that become one key, in the stages of a pyramid.
 SR_RATIOS = (8, 4, 2, 1)
+
+
+class TokenMixer(nn.Module):
+    """What mixes all tokens, extra ones too: of a map, those of its rows. `(B, H, W, C) -> (B, H, W, C)`.
+
+    A subclass has `forward_tokens(x, grid, prefix=0)`, `(B, prefix + H * W, C)` in and out.
+    """
+
+    forward_tokens: Callable[..., torch.Tensor]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        grid = (x.shape[1], x.shape[2])
+        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
+
+
+def split_heads(qkv: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values `(B, num_heads, N, d)` of what one projection gives, `(B, N, 3 * num_heads * d)`."""
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def usual_window(context: BlockContext) -> dict[str, Any]:
+    """Windows of 7, and of 4 on small maps, that these have several too."""
+    return {"window": 4 if context.grid and max(context.grid) <= 8 else 7}
 
 
 class WindowMixer(nn.Module):
@@ -186,7 +221,19 @@ def convert_when_loading(module: nn.Module) -> None:
     module.register_load_state_dict_pre_hook(_convert)
 
 
+def accept_split_qkv(module: nn.Module) -> None:
+    """Lets `load_state_dict` of a module with a layer `qkv` take weights that are kept apart, as `q`, `k` and `v`."""
+    module.register_load_state_dict_pre_hook(_join)
+
+
+def _join(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
+    _replace(state_dict, join_projections(state_dict, prefix, "qkv"))
+
+
 def _convert(module: Any, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
-    native = module.to_native(state_dict, prefix)
+    _replace(state_dict, module.to_native(state_dict, prefix))
+
+
+def _replace(state_dict: dict[str, torch.Tensor], native: dict[str, torch.Tensor]) -> None:
     state_dict.clear()
     state_dict.update(native)

@@ -11,6 +11,8 @@ from torch import nn
 from visionattn.ops import attention
 from visionattn.utils.transparent import hide_child
 
+from ._common import split_heads
+
 __all__ = ["ChannelsFirstBlock", "MapBlock", "PrefixedMap", "TokenAttention"]
 
 
@@ -34,7 +36,7 @@ class PrefixedMap(nn.Module):
     def forward_tokens(self, x: torch.Tensor, grid: tuple[int, int], prefix: int, **position: Any) -> torch.Tensor:
         patches = self.mixer(x[:, prefix:].unflatten(1, grid)).flatten(1, 2)
         source: Any = self.mixer if self.queries is None else self.queries
-        q, k, v = source.qkv(x).unflatten(-1, (3, source.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(source.qkv(x), source.num_heads)
         q = q[:, :, :prefix]
         if hasattr(source, "q_norm"):
             q, k = source.q_norm(q), source.k_norm(k)

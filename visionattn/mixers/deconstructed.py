@@ -21,8 +21,7 @@ from visionattn.ops._autocast import wide, without_autocast
 from visionattn.utils.arguments import check_choice, check_heads, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
-from ._projections import accept_split_qkv
+from ._common import WINDOWS, accept_split_qkv, split_heads
 
 __all__ = ["DeconstructedAttention"]
 
@@ -189,7 +188,7 @@ class DeconstructedAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each; the first two of `source`."""
         if source is None:
-            q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            q, k, v = split_heads(self.qkv(x), self.num_heads)
         else:
             width = x.shape[-1]
             parts = self.qkv.weight.split((2 * width, width))

@@ -18,10 +18,12 @@ from visionattn.ops import attention
 from visionattn.utils.arguments import check_heads
 from visionattn.utils.factory import FactoryKwargs
 
+from ._common import TokenMixer, split_heads
+
 __all__ = ["HeadInteractionAttention"]
 
 
-class HeadInteractionAttention(nn.Module):
+class HeadInteractionAttention(TokenMixer):
     """Softmax attention with a further token for each head. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     The mean of a head's share of the channels over all tokens, widened to C, is that head's token. The head tokens take
@@ -63,10 +65,6 @@ class HeadInteractionAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
     def forward_tokens(self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0) -> torch.Tensor:
         """Attention of tokens, `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
 
@@ -104,8 +102,7 @@ class HeadInteractionAttention(nn.Module):
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values of tokens and head tokens, `(B, heads, N + heads, C / heads)` each."""
         together = self.qkv(torch.cat([x, self.head_tokens(x).to(x.dtype)], 1))
-        q, k, v = together.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
+        return split_heads(together, self.num_heads)
 
 
 CARD = Card(

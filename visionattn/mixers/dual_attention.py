@@ -25,7 +25,7 @@ from visionattn.ops.relational_attention import RELATIONS
 from visionattn.utils.arguments import check_choice, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
+from ._common import WINDOWS, TokenMixer
 from ._symbols import build_symbols
 
 __all__ = ["DualAttention"]
@@ -33,7 +33,7 @@ __all__ = ["DualAttention"]
 Rotate = Callable[[torch.Tensor], torch.Tensor]
 
 
-class DualAttention(nn.Module):
+class DualAttention(TokenMixer):
     """Heads that attend to tokens and heads that attend to relations with tokens. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. A relational head gives the mean of the symbols of the tokens it attends to, and a projection of the
@@ -143,10 +143,6 @@ class DualAttention(nn.Module):
                 if "_attn." in key:
                     native[key.replace("relational_", "self_").replace("_attn.", ".", 1)] = native.pop(key)
         return native
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
 
     def forward_tokens(
         self,

@@ -24,14 +24,14 @@ from visionattn.ops import attention
 from visionattn.utils.arguments import check_choice, check_heads, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
+from ._common import WINDOWS, TokenMixer
 
 __all__ = ["DynamicMaskAttention"]
 
 Rotation = Callable[[torch.Tensor], torch.Tensor]
 
 
-class DynamicMaskAttention(nn.Module):
+class DynamicMaskAttention(TokenMixer):
     """Softmax attention to the keys of the largest biases, which come from the values. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. The cost is that of the keys kept, or, with blocks, `relu` or `causal`, of all pairs. Keys that are
@@ -113,10 +113,6 @@ class DynamicMaskAttention(nn.Module):
     def init_weights(self) -> None:
         """The official start of the biases' factors."""
         nn.init.normal_(self.A, std=0.02)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
 
     def forward_tokens(
         self,

@@ -21,12 +21,12 @@ from visionattn.ops import polynomial_attention
 from visionattn.utils.arguments import check_choice, check_heads
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
+from ._common import WINDOWS, TokenMixer, split_heads
 
 __all__ = ["FastmaxAttention"]
 
 
-class FastmaxAttention(nn.Module):
+class FastmaxAttention(TokenMixer):
     """Attention with weights `f(q k)` over their sum, `f(s) = 1 + s + s^2 / 2`. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. The weights factorise: keys and values are summed up once for all queries, and the cost is linear in
@@ -87,10 +87,6 @@ class FastmaxAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
     def forward_tokens(
         self,
         x: torch.Tensor,
@@ -125,7 +121,7 @@ class FastmaxAttention(nn.Module):
         self, x: torch.Tensor, rotate: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         if rotate is not None:
             q, k = rotate(q), rotate(k)
         if self.normalize:

@@ -12,26 +12,25 @@ the form for images), outputs and gradients.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.catalog import BlockContext, Card
+from visionattn.catalog import Card
 from visionattn.ops import attention
 from visionattn.ops.window_attention import partition_windows
 from visionattn.utils.arguments import check_heads, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS, convert_when_loading, join_projections
+from ._common import WINDOWS, TokenMixer, convert_when_loading, join_projections, split_heads, usual_window
 
 __all__ = ["LandmarkAttention", "landmark_softmax"]
 
 Rotation = Callable[[torch.Tensor], torch.Tensor]
 
 
-class LandmarkAttention(nn.Module):
+class LandmarkAttention(TokenMixer):
     """Attention to the own window and, as far as their landmarks match, to others. `(B, H, W, C) -> (B, H, W, C)`.
 
     A query's weights sum to one over the tokens of its window and the landmarks of the other windows; the weight of a
@@ -94,10 +93,6 @@ class LandmarkAttention(nn.Module):
         """
         return join_projections(state_dict, prefix, ("q", "k", "v"))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
     def forward_tokens(
         self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0, *, rotate: Rotation | None = None
     ) -> torch.Tensor:
@@ -148,8 +143,7 @@ class LandmarkAttention(nn.Module):
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
+        return split_heads(self.qkv(x), self.num_heads)
 
     def _windows(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Patches by windows, `(B, heads, H * W, d) -> (B, heads, U, n, d)`, with zeros beyond the map."""
@@ -214,10 +208,6 @@ def landmark_softmax(scores: torch.Tensor, blocks: int, block_size: int) -> torc
     return torch.cat([F.pad(inside, (0, 1)).flatten(-2), top[..., blocks:]], -1)
 
 
-def _window(context: BlockContext) -> dict[str, Any]:
-    return {"window": 4 if context.grid and max(context.grid) <= 8 else 7}  # four windows on small maps too
-
-
 CARD = Card(
     name="landmark",
     title="Landmark attention",
@@ -229,7 +219,7 @@ CARD = Card(
     license="Apache-2.0",
     placement="in every block in place of attention",
     columnar=("nano", "tiny"),
-    keywords=_window,
+    keywords=usual_window,
     cases={
         "": {"num_heads": 3, "window": 4},
         "topk": {"num_heads": 3, "window": (3, 2), "topk": 2},

@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from visionattn.catalog import Card, Floor
 from visionattn.utils.arguments import check_heads
 
+from ._common import TokenMixer, split_heads
+
 __all__ = ["LinearAttention"]
 
 
-class LinearAttention(nn.Module):
+class LinearAttention(TokenMixer):
     """Attention with weights `f(q) f(k)`, f = elu + 1, over their sum. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     Keys and values are summed up once for all queries, so the cost is linear in the positions.
@@ -59,10 +61,6 @@ class LinearAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
     def forward_tokens(self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0) -> torch.Tensor:
         """Attention of tokens, `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
 
@@ -85,7 +83,7 @@ class LinearAttention(nn.Module):
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features of queries and keys, and values, `(B, num_heads, N, C / num_heads)` each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         return F.elu(q) + 1, F.elu(k) + 1, v
 
 

@@ -19,10 +19,12 @@ from visionattn.ops import attention
 from visionattn.utils.arguments import check_choice, check_heads, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
+from ._common import TokenMixer
+
 __all__ = ["MultiHeadEmbeddingAttention"]
 
 
-class MultiHeadEmbeddingAttention(nn.Module):
+class MultiHeadEmbeddingAttention(TokenMixer):
     """Softmax attention of heads that embed one query, key and value. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     Over attention with one head it has three vectors a head more.
@@ -82,10 +84,6 @@ class MultiHeadEmbeddingAttention(nn.Module):
         """The start of the embeddings."""
         for embedding in (self.embed_q, self.embed_k, self.embed_v):
             nn.init.normal_(embedding, std=self.embed_std)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
 
     def forward_tokens(
         self,

@@ -26,7 +26,7 @@ from visionattn.ops.losses import Losses
 from visionattn.utils.arguments import pair
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
+from ._common import WINDOWS, split_heads
 from ._cosine import CosineParts, log_position_bias
 from ._head_routing import HeadRouting
 
@@ -134,8 +134,7 @@ class MixtureOfHeadAttention(HeadRouting, CosineParts):
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
+        return split_heads(self.qkv(x), self.num_heads)
 
     def _normed(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries that hold the scale of the scores, and keys."""

@@ -27,7 +27,7 @@ from visionattn.ops import attention
 from visionattn.utils.arguments import check_choice, check_heads
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS, convert_when_loading, join_projections
+from ._common import WINDOWS, TokenMixer, convert_when_loading, join_projections, split_heads
 from ._score_conv import beside, bias_rows, conv_keys, conv_tokens, kernel_sizes, put_block, zeros_before
 
 __all__ = ["MultiTokenAttention"]
@@ -35,7 +35,7 @@ __all__ = ["MultiTokenAttention"]
 Rotation = Callable[[torch.Tensor], torch.Tensor]
 
 
-class MultiTokenAttention(nn.Module):
+class MultiTokenAttention(TokenMixer):
     """Attention whose scores see those of neighbouring queries, keys and heads. `(B, H, W, C) -> (B, H, W, C)`.
 
     All kernels and mixing matrices start as the identity. Any H, W >= 1; borders are padded with zeros.
@@ -164,10 +164,6 @@ class MultiTokenAttention(nn.Module):
         """
         return join_projections(state_dict, prefix, ("wq", "wk", "wv"), "wo")
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
     def forward_tokens(
         self,
         x: torch.Tensor,
@@ -221,8 +217,7 @@ class MultiTokenAttention(nn.Module):
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
+        return split_heads(self.qkv(x), self.num_heads)
 
     def _folded(
         self,

@@ -31,7 +31,7 @@ from visionattn.ops import (
 from visionattn.utils.arguments import check_choice, check_heads
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
+from ._common import WINDOWS, TokenMixer, split_heads
 
 __all__ = ["MultiWindowAttention"]
 
@@ -47,7 +47,7 @@ class _Table(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros(distances, 1, **dd))
 
 
-class MultiWindowAttention(nn.Module):
+class MultiWindowAttention(TokenMixer):
     """Softmax attention, of each head in windows of its own size. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     Args:
@@ -114,10 +114,6 @@ class MultiWindowAttention(nn.Module):
             if isinstance(module, _Table):
                 nn.init.zeros_(module.relative_position_bias_table)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
     def forward_tokens(
         self,
         x: torch.Tensor,
@@ -147,7 +143,7 @@ class MultiWindowAttention(nn.Module):
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """What each position takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`."""
         grid = (x.shape[1], x.shape[2])
-        q, k, _ = self.qkv(x.flatten(1, 2)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, _ = split_heads(self.qkv(x.flatten(1, 2)), self.num_heads)
         scores = q @ k.mT * q.shape[-1] ** -0.5
         if self.layout == "sequence":
             grid = (1, grid[0] * grid[1])

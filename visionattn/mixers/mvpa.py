@@ -21,7 +21,7 @@ from visionattn.ops._autocast import wide
 from visionattn.utils.arguments import pair
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
+from ._common import WINDOWS, TokenMixer
 from ._mvpa import (
     Terms,
     attend_by_features,
@@ -39,7 +39,7 @@ __all__ = ["MVPAttention"]
 _PAIRS_UP_TO = 256
 
 
-class MVPAttention(nn.Module):
+class MVPAttention(TokenMixer):
     """Attention with scores of content, row offset and column offset. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     `s = [(q + u) k + (q + v) r(dy) + (q + z) c(dx)] / sqrt(d)` with learnt tables `r` and `c`, u, v and z; offsets
@@ -101,10 +101,6 @@ class MVPAttention(nn.Module):
     def init_weights(self) -> None:
         """The official start: everything normal with 0.02, biases zero."""
         start_small(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
 
     def forward_tokens(
         self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0, *, bias: torch.Tensor | None = None

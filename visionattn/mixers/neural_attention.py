@@ -21,7 +21,7 @@ from visionattn.utils.arguments import check_heads
 from visionattn.utils.factory import FactoryKwargs
 from visionattn.utils.state_dict import StateDict
 
-from ._common import WINDOWS
+from ._common import WINDOWS, TokenMixer, split_heads
 
 __all__ = ["NeuralAttention"]
 
@@ -29,7 +29,7 @@ __all__ = ["NeuralAttention"]
 _HELD = 1 << 24
 
 
-class NeuralAttention(nn.Module):
+class NeuralAttention(TokenMixer):
     """Attention whose scores come from a network of three layers. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     The score of a query and a key is `w3 relu(w2 relu(w1 [q'; k'] + b1) + b2)` of their projections, one network for
@@ -80,10 +80,6 @@ class NeuralAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
     def forward_tokens(self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0) -> torch.Tensor:
         """Attention of tokens, `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
 
@@ -119,7 +115,7 @@ class NeuralAttention(nn.Module):
 
     def _parts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The first layer's shares of queries and keys, `(B, heads, N, p)`, and values."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         of_queries, of_keys = self.linear1.weight.chunk(2, 1)
         return F.linear(self.q_proj(q), of_queries, self.linear1.bias), F.linear(self.k_proj(k), of_keys), v
 

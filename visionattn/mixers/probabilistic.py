@@ -25,7 +25,7 @@ from visionattn.ops import attention, mixture_attention, mixture_weights, widene
 from visionattn.utils.arguments import check_heads
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
+from ._common import WINDOWS, split_heads
 
 __all__ = ["ProbabilisticAttention"]
 
@@ -183,7 +183,7 @@ class ProbabilisticAttention(nn.Module):
 
     def _heads(self, x: torch.Tensor, rotate: Rotate | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         return (q, k, v) if rotate is None else (rotate(q), rotate(k), v)
 
 

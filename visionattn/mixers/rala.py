@@ -22,10 +22,12 @@ from visionattn.ops.rank_augmented_attention import augmented_features
 from visionattn.utils.arguments import check_odd
 from visionattn.utils.factory import FactoryKwargs
 
+from ._common import TokenMixer
+
 __all__ = ["RankAugmentedLinearAttention"]
 
 
-class RankAugmentedLinearAttention(nn.Module):
+class RankAugmentedLinearAttention(TokenMixer):
     """Linear attention whose keys are weighted by the mean query, with an output gate. `(B, H, W, C) -> (B, H, W, C)`.
 
     Both raise the rank of what linear attention can give: the weights that of the summary of the keys and values, the
@@ -75,10 +77,6 @@ class RankAugmentedLinearAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Conv2d(dim, dim, 1, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
 
     def forward_tokens(self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0) -> torch.Tensor:
         """Attention of tokens, `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.

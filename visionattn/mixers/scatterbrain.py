@@ -27,10 +27,12 @@ from visionattn.ops.scatterbrain_attention import features, scatterbrain_attenti
 from visionattn.utils.arguments import check_choice, check_heads, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
+from ._common import TokenMixer, split_heads
+
 __all__ = ["ScatterbrainAttention"]
 
 
-class ScatterbrainAttention(nn.Module):
+class ScatterbrainAttention(TokenMixer):
     """Attention with exact weights near by and random features elsewhere. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. Cost grows linearly with the positions. With a support that covers all it is softmax attention.
@@ -133,10 +135,6 @@ class ScatterbrainAttention(nn.Module):
         if self.support == "clusters":
             self.lsh_alpha.copy_(torch.randn(self.lsh_alpha.shape, generator=generator))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
     def forward_tokens(
         self,
         x: torch.Tensor,
@@ -206,7 +204,7 @@ class ScatterbrainAttention(nn.Module):
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         return self.q_norm(q), self.k_norm(k), v
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

@@ -21,7 +21,7 @@ from visionattn.catalog import Card
 from visionattn.utils.arguments import check_choice, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
+from ._common import WINDOWS, TokenMixer
 from ._mab import MultiheadAttentionBlock
 
 __all__ = ["ISABMixer", "SABMixer"]
@@ -29,7 +29,7 @@ __all__ = ["ISABMixer", "SABMixer"]
 _FORMS = ("paper", "prenorm")
 
 
-class SABMixer(nn.Module):
+class SABMixer(TokenMixer):
     """Set attention block: every element asks all. `(B, H, W, dim_in) -> (B, H, W, dim)`, any H, W >= 1.
 
     The result moves with the elements wherever they go: positions must be in them.
@@ -68,10 +68,6 @@ class SABMixer(nn.Module):
             width, width, dim, num_heads=num_heads, norm=norm, residual=form == "paper", **dd
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
     def forward_tokens(
         self,
         x: torch.Tensor,
@@ -99,7 +95,7 @@ class SABMixer(nn.Module):
         return self.mab.weights(x, x)
 
 
-class ISABMixer(nn.Module):
+class ISABMixer(TokenMixer):
     """Induced set attention block: learnt points ask the elements, and these the points. `(B, H, W, C)` in and out.
 
     From `(B, H, W, dim_in)` to `(B, H, W, dim)`, any H, W >= 1, with `num_inducing` scores an element and head each
@@ -144,10 +140,6 @@ class ISABMixer(nn.Module):
         self.mab1 = MultiheadAttentionBlock(width, dim, dim, num_heads=num_heads, norm=norm, residual=residual, **dd)
         self.I = nn.Parameter(torch.empty(1, num_inducing, dim, **dd))
         nn.init.xavier_uniform_(self.I)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
 
     def forward_tokens(
         self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0, *, mask: torch.Tensor | None = None

@@ -19,12 +19,12 @@ from visionattn.ops import BlockMap, attention, masked_attention, pair_mask
 from visionattn.utils.arguments import check_heads
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
+from ._common import WINDOWS, TokenMixer, split_heads
 
 __all__ = ["SoftmaxAttention"]
 
 
-class SoftmaxAttention(nn.Module):
+class SoftmaxAttention(TokenMixer):
     """Multi-head attention of all tokens to all tokens. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     The names of its parameters are timm's: `qkv`, `proj`, `q_norm`, `k_norm`.
@@ -71,10 +71,6 @@ class SoftmaxAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
 
     def forward_tokens(
         self,
@@ -148,7 +144,7 @@ class SoftmaxAttention(nn.Module):
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         return self.q_norm(q), self.k_norm(k), v
 
 

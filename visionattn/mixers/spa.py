@@ -25,7 +25,7 @@ from visionattn.ops.losses import Losses, add_loss
 from visionattn.utils.arguments import check_choice, check_heads, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
+from ._common import WINDOWS, split_heads
 
 __all__ = ["SelectPackAttention"]
 
@@ -168,7 +168,7 @@ class SelectPackAttention(nn.Module):
         """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`; 0 if it is not kept."""
         scores, kept, container = self.selection(x)
         tokens = x.flatten(1, 2) * scores.sigmoid().unsqueeze(2)
-        q, k, _ = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, _ = split_heads(self.qkv(tokens), self.num_heads)
         seen = ((container.unsqueeze(1) == container.unsqueeze(2)) & kept.unsqueeze(1)).unsqueeze(1)
         rows = (q @ k.mT * q.size(-1) ** -0.5).masked_fill(~seen, -torch.inf).softmax(-1)
         return torch.where(kept[:, None, :, None], rows, 0.0)

@@ -11,18 +11,17 @@ Golden: tests/golden/star_*.npz (outputs and input gradients of an independent i
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.catalog import BlockContext, Card
+from visionattn.catalog import Card
 from visionattn.ops import Windows, attention, merge_windows, partition_windows
 from visionattn.utils.arguments import check_choice, check_heads, pair
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS, convert_when_loading, join_projections
+from ._common import WINDOWS, convert_when_loading, join_projections, split_heads, usual_window
 
 __all__ = ["StarAttention"]
 
@@ -117,7 +116,7 @@ class StarAttention(nn.Module):
         """Queries, keys and values of the windows, `(B * U, heads, n, d)` with anchors behind, and which are seen."""
         size = (x.shape[1], x.shape[2])
         windows = self.qkv(partition_windows(x, self.window))
-        q, k, v = windows.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(windows, self.num_heads)
         height, width = (-(-side // by) for side, by in zip(size, self.window, strict=True))
         blocks = height * width
         if self.anchor == "pool":
@@ -163,10 +162,6 @@ class StarAttention(nn.Module):
         return torch.cat([real, real[middle] & others.unsqueeze(1)], -1)
 
 
-def _window(context: BlockContext) -> dict[str, Any]:
-    return {"window": 4 if context.grid and max(context.grid) <= 8 else 7}  # four windows on small maps too
-
-
 CARD = Card(
     name="star",
     title="Star attention",
@@ -178,7 +173,7 @@ CARD = Card(
     license="Apache-2.0",
     placement="in every block in place of attention",
     pyramid=("nano", "micro"),
-    keywords=_window,
+    keywords=usual_window,
     cases={
         "": {"num_heads": 3, "window": 4},
         "window": {"num_heads": 3, "window": (4, 3), "anchor": "window"},

@@ -22,12 +22,12 @@ from visionattn.ops import attention
 from visionattn.utils.arguments import check_heads, pair
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS, convert_when_loading
+from ._common import WINDOWS, TokenMixer, convert_when_loading
 
 __all__ = ["AlignedAttention", "KeyValueFreeAttention"]
 
 
-class KeyValueFreeAttention(nn.Module):
+class KeyValueFreeAttention(TokenMixer):
     """Softmax attention whose values are the channels of the input. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     A head's values, and without `key_proj` its keys, are its share of the channels, so a layer before should mix these.
@@ -70,10 +70,6 @@ class KeyValueFreeAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.wo = nn.Linear(dim, dim, bias=bias, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
 
     def forward_tokens(self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0) -> torch.Tensor:
         """Attention of tokens, `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.

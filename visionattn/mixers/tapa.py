@@ -19,13 +19,12 @@ from visionattn.ops._autocast import wide, without_autocast
 from visionattn.utils.arguments import check_choice, check_heads
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import WINDOWS
-from ._projections import accept_split_qkv
+from ._common import WINDOWS, TokenMixer, accept_split_qkv, split_heads
 
 __all__ = ["TokenAwarePhaseAttention"]
 
 
-class TokenAwarePhaseAttention(nn.Module):
+class TokenAwarePhaseAttention(TokenMixer):
     """Attention whose scores turn with the distance, each pair at its own speed. `(B, H, W, C) -> (B, H, W, C)`.
 
     A part of the features of each head gives amplitudes, the rest the phases of rows and columns:
@@ -96,10 +95,6 @@ class TokenAwarePhaseAttention(nn.Module):
             heads = self.qkv.weight.unflatten(0, (3, self.num_heads, -1))
             heads[:2, :, self.amplitude :] *= 0.1
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grid = (x.shape[1], x.shape[2])
-        return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
     def forward_tokens(
         self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0, *, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -125,8 +120,7 @@ class TokenAwarePhaseAttention(nn.Module):
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
+        return split_heads(self.qkv(x), self.num_heads)
 
     def _weights(
         self, q: torch.Tensor, k: torch.Tensor, grid: tuple[int, int], prefix: int, bias: torch.Tensor | None
