@@ -38,6 +38,12 @@ def test_list(run_cli):
     assert "no attention" in " ".join(out.split())
 
 
+def test_list_shows_the_extra_in_full(run_cli, monkeypatch):
+    monkeypatch.setattr("visionattn.explain.offers.find_spec", lambda _: None)
+    out = run_cli("explain", "--model", "va_resnet10n_cbam.digits", "--list")[1]
+    assert "pip install 'visionattn[explain]'" in " ".join(out.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -93,6 +93,7 @@ def _numbers(text: str, option: str, count: int | None = None) -> tuple[int, ...
 def _list(network: Any) -> None:
     import numpy as np
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from visionattn.explain.offers import METHODS, methods
@@ -100,7 +101,7 @@ def _list(network: Any) -> None:
     x = network.batch([network.prepare(np.zeros((256, 256, 3), np.uint8), "a black picture")])
     table = Table("method", "offered", "what it shows, or why it is not offered")
     for name, reason in methods(network.classifier, x).items():
-        table.add_row(name, "no" if reason else "yes", reason or METHODS[name])
+        table.add_row(name, "no" if reason else "yes", escape(reason or METHODS[name]))  # square brackets are no markup
     Console().print(table)
 
 
