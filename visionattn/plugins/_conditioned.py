@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from visionattn import catalog
+from visionattn.utils.transparent import hide_child
 
 from ._condition import ConditionedGate, given_condition, is_given
 
 __all__ = ["Conditioned", "resolve_gate"]
-
-_INSIDE = "network."
 
 
 class Conditioned(nn.Module):
@@ -29,8 +28,7 @@ class Conditioned(nn.Module):
         super().__init__()
         self.network: Any = network
         self.training = network.training
-        self.register_state_dict_post_hook(_hide)
-        self.register_load_state_dict_pre_hook(_reveal)
+        hide_child(self, "network")
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -94,13 +92,3 @@ def resolve_gate(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> Cal
         return ConditionedGate(build(channels, **{**arguments, **kwargs}))
 
     return gate
-
-
-def _hide(model: Conditioned, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    for key in [key for key in state_dict if key.startswith(prefix + _INSIDE)]:
-        state_dict[prefix + key.removeprefix(prefix + _INSIDE)] = state_dict.pop(key)
-
-
-def _reveal(model: Conditioned, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        state_dict[prefix + _INSIDE + key.removeprefix(prefix)] = state_dict.pop(key)
