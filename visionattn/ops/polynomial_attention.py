@@ -1,13 +1,12 @@
 """Attention whose weights are a polynomial of the scores, in time linear in the keys (Fastmax, arXiv 2402.07901)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ._autocast import wide, without_autocast
-from ._modes import needs_formula
+from .recomputed import recomputed
 
 __all__ = ["polynomial_attention"]
 
@@ -99,21 +98,18 @@ def _read(q: torch.Tensor, summary: torch.Tensor, order: int, dropout_p: float) 
     return _features(q, order, dropout_p) @ summary
 
 
-def _run(function: Callable[..., torch.Tensor], *args: object, dropout_p: float) -> torch.Tensor:
-    """Calls a function whose features the backward pass makes again, where it is not a compiler that decides."""
-    if needs_formula() or not torch.is_grad_enabled():
-        return function(*args, dropout_p)
-    return checkpoint(function, *args, dropout_p, use_reentrant=False, preserve_rng_state=dropout_p > 0)
-
-
 def _linear(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, coefficients: Sequence[float], dropout_p: float
 ) -> torch.Tensor:
     order = len(coefficients) - 1
     parts = zip(k.split(_CHUNK, 2), v.split(_CHUNK, 2), strict=True)
-    summary = sum((_run(_summary, *part, order, dropout_p=dropout_p) for part in parts), start=v.new_zeros(()))
+    summary = sum(
+        (recomputed(_summary, *part, order, dropout_p, random=dropout_p > 0) for part in parts), start=v.new_zeros(())
+    )
     summary = summary * _factors(coefficients, q)
-    return torch.cat([_run(_read, part, summary, order, dropout_p=dropout_p) for part in q.split(_CHUNK, 2)], 2)
+    return torch.cat(
+        [recomputed(_read, part, summary, order, dropout_p, random=dropout_p > 0) for part in q.split(_CHUNK, 2)], 2
+    )
 
 
 def _causal(
@@ -128,7 +124,7 @@ def _causal(
     for queries, keys, values in zip(q.split(size, 2), k.split(size, 2), v.split(size, 2), strict=True):
         out = _weights(queries, keys, coefficients, causal=True) @ values
         if done:
-            out = out + _run(_read, queries, summary * factors, order, dropout_p=dropout_p)
+            out = out + recomputed(_read, queries, summary * factors, order, dropout_p, random=dropout_p > 0)
         done.append(out)
-        summary = summary + _run(_summary, keys, values, order, dropout_p=dropout_p)
+        summary = summary + recomputed(_summary, keys, values, order, dropout_p, random=dropout_p > 0)
     return torch.cat(done, 2)

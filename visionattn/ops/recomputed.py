@@ -1,6 +1,7 @@
 """Steps whose intermediate results are made again in the backward pass instead of kept."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -9,16 +10,21 @@ from ._modes import needs_formula
 
 __all__ = ["recomputed"]
 
+Result = TypeVar("Result")
 
-def recomputed(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> torch.Tensor:
+
+def recomputed(function: Callable[..., Result], *arguments: object, random: bool = False) -> Result:
     """`function(*arguments)`, of which only the arguments are kept.
 
-    For scans, whose many small steps keep far more than they take time. Compilers decide on their own what to keep.
+    For what keeps far more than it takes time: the many small steps of scans, scores and features of all pairs.
+    Compilers decide on their own what to keep.
 
     Args:
-        function: Draws no random numbers.
-        arguments: Tensors.
+        function: What to compute.
+        arguments: Tensors and settings.
+        random: Whether it draws random numbers, as dropout does.
     """
     if needs_formula() or not torch.is_grad_enabled():
         return function(*arguments)
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    result: Result = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)
+    return result

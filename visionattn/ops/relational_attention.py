@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from ._modes import needs_formula
 from .attention import softmax_attention
+from .recomputed import recomputed
 
 __all__ = ["RELATIONS", "relational_attention"]
 
@@ -61,12 +60,10 @@ def relational_attention(
         some = slice(start, start + rows)
         own = mask if mask is None or mask.ndim < 2 or mask.size(-2) == 1 else mask[..., some, :]
         arguments = (q[:, :, some], k, v, q_rel[:, :, some], k_rel, own, activation, start, dropout_p)
-        # What all queries need at once may be kept, too.
-        if needs_formula() or not torch.is_grad_enabled() or rows >= q.size(2):
+        if rows >= q.size(2):  # what all queries need at once may be kept
             parts.append(_some_queries(*arguments))
         else:
-            kept = dropout_p > 0
-            parts.append(checkpoint(_some_queries, *arguments, use_reentrant=False, preserve_rng_state=kept))
+            parts.append(recomputed(_some_queries, *arguments, random=dropout_p > 0))
     values, relations = zip(*parts, strict=True)
     return torch.cat(values, 2), torch.cat(relations, 2)
 
