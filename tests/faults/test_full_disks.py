@@ -1,6 +1,7 @@
 """Every command that writes meets a full disk: one line, status 2, nothing half-written, nothing overwritten."""
 
 import errno
+import multiprocessing
 import os
 import resource
 import sys
@@ -13,6 +14,8 @@ from PIL import Image
 from visionattn.cli import main
 
 ROOT = Path(__file__).parents[2]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["visionattn.cli", "visionattn.engine.runner"])
 NAME = "va_resnet10n_cbam.digits"
 # Arguments, and what must not be there (or must be as it was) afterwards.
 COMMANDS = {
@@ -28,31 +31,31 @@ COMMANDS = {
 }
 
 
+def write_with_limit(arguments, size, place, output):
+    """Runs a command whose files may not exceed so many bytes; what it prints goes to a pipe, which has no limit."""
+    os.chdir(place)
+    for number in (1, 2):
+        os.dup2(output.fileno(), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    sys.argv = ["visionattn", *arguments]
+    main()
+
+
 def limited(arguments, size):
-    """Runs a command in a fork whose files may not exceed so many bytes; gives its status and what it printed."""
-    reading, writing = os.pipe()
-    process = os.fork()
-    if process == 0:
-        status = 1
-        try:
-            os.close(reading)
-            os.dup2(writing, 1)
-            os.dup2(writing, 2)
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-            sys.argv = ["visionattn", *arguments]
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 0
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    os.close(writing)
-    with open(reading, encoding="utf-8") as pipe:
+    """Runs a command under a limit in a process of its own; gives its status and what it printed.
+
+    The process is forked from one that has run nothing: a fork of the tests' own process may not run a backward pass
+    where an earlier test has run one.
+    """
+    reading, writing = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=write_with_limit, args=(arguments, size, Path.cwd(), writing))
+    process.start()
+    writing.close()
+    with os.fdopen(os.dup(reading.fileno()), encoding="utf-8") as pipe:
         printed = pipe.read()
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), printed
+    process.join()
+    return process.exitcode, printed
 
 
 @pytest.fixture
