@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`visionattn.checkpoints`, imported when it is asked for."""
+    """Imports `visionattn.checkpoints` on first access."""
     if name == "checkpoints":
         return import_module("visionattn.checkpoints")
     raise AttributeError(f"module 'visionattn' has no attribute {name!r}")

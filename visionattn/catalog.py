@@ -25,7 +25,7 @@ _ROOMS = ("visionattn.plugins", "visionattn.mixers", "visionattn.heads")
 
 @dataclass(frozen=True)
 class Floor:
-    """The least that any implementation moves through memory, in T, the bytes of the input; what fits on chip is free.
+    """The minimum memory traffic of any implementation, in T, the bytes of the input; what fits on chip is free.
 
     Token mixers read and write 6 T in their projections forward and 12 T backward; these stay separate products.
 
@@ -42,7 +42,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class BlockContext:
-    """Where a block stands in a network and what it drops: all that a card or a family needs to choose its parts.
+    """The position of a block in a network and its drop rates: all that a card or a family needs to choose its parts.
 
     Args:
         stage: Number of the stage, from 0.
@@ -66,13 +66,13 @@ class BlockContext:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """What a mixer of this block is given, as far as it takes it: its heads and what it drops."""
+        """The keywords of this block that a mixer accepts: number of heads and drop rates."""
         return {"num_heads": self.num_heads, "attn_drop": self.attn_drop, "proj_drop": self.proj_drop}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Card:
-    """What a mechanism is.
+    """The description of a mechanism.
 
     Args:
         name: Name in lower case, as in `attach(model, name)` and in the names of networks.
@@ -143,17 +143,17 @@ class Card:
             check_maps(self.factory)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Card":
-        """The card itself, which never changes: networks that were built from one can be copied."""
+        """The card itself, which is immutable: networks built from one can be copied."""
         return self
 
     @property
     def standalone(self) -> bool:
-        """Whether the mechanism is a module of its own that needs nothing but a map."""
+        """Whether the mechanism is a module that needs no input but a map."""
         return self.factory is not None and not self.further_inputs
 
     @property
     def constructor(self) -> Callable[..., Any]:
-        """What builds the module.
+        """The constructor of the module.
 
         Raises:
             ValueError: If the mechanism is no module of its own.
@@ -174,7 +174,7 @@ class Card:
         return self.mixers(context, **dd) if self.mixers else {"attn": self.build_in(context, **dd)}
 
     def build_position(self, context: BlockContext, **dd: Any) -> Any | None:
-        """The position encoding in front of the mixers, with `device` and `dtype`, or none."""
+        """The position encoding before the mixers, with `device` and `dtype`, or none."""
         return self.position(context, **dd) if self.position else None
 
 
@@ -186,7 +186,7 @@ def _index() -> dict[tuple[Kind, str], Card]:
 
 @cache
 def _homes() -> dict[tuple[Kind, str], tuple[Card, ModuleType]]:
-    """Every card, and the module at whose end it stands, by kind and name."""
+    """Every card and the module that defines it, by kind and name."""
     index: dict[tuple[Kind, str], tuple[Card, ModuleType]] = {}
     for file in (file for room in _ROOMS for file in public_modules(room)):
         for card in (*getattr(file, "CARDS", ()), *([file.CARD] if hasattr(file, "CARD") else ())):
@@ -197,7 +197,7 @@ def _homes() -> dict[tuple[Kind, str], tuple[Card, ModuleType]]:
 
 
 def module_of(card: Card) -> ModuleType:
-    """The module at whose end a card stands."""
+    """The module that defines a card."""
     return _homes()[card.kind, card.name][1]
 
 
@@ -220,7 +220,7 @@ def get(kind: Kind, name: str) -> Card:
 
 
 def find(text: str = "", kind: Kind | None = None) -> list[Card]:
-    """Cards whose name, title, summary or paper contains a text, in any case.
+    """Cards whose name, title, summary or paper contains a text, ignoring case.
 
     Args:
         text: What to look for; everything matches an empty text.
@@ -231,7 +231,7 @@ def find(text: str = "", kind: Kind | None = None) -> list[Card]:
 
 
 def resolve(kind: Kind, what: str | dict[str, Any] | Callable[..., Any]) -> Callable[..., Any]:
-    """The constructor behind a name, a class or a config; call it with the number of channels or the width.
+    """The constructor for a name, a class or a config; call it with the number of channels or the width.
 
     Args:
         kind: Which kind of mechanism a name is of.

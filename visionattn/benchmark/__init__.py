@@ -1,4 +1,4 @@
-"""Speed against other implementations of the same weights, on the CPU and on a GPU.
+"""Speed compared with other implementations of the same weights, on CPU and GPU.
 
 `cases` say what is compared, `contenders` how baselines are made, `suites` what a run takes; `rows` makes one row with
 the stopwatch of `timing`; `record` is what stays; `report` and `plots` are what is said about it.

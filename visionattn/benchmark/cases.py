@@ -38,7 +38,7 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 @dataclass(frozen=True)
 class Case:
-    """Ours, its baselines, and what they are given.
+    """An implementation of ours, its baselines, and their inputs.
 
     Args:
         suite: Which table it belongs to.
@@ -173,7 +173,7 @@ def _mixer_case(card: Card, place: BlockContext, batch: int, dtype: torch.dtype)
 def window_cases(
     shapes: Sequence[tuple[int, int]] = ((8, 14), (4, 28), (2, 56), (1, 112)), *, dtype: torch.dtype = torch.float32
 ) -> list[Case]:
-    """Focused linear attention to the whole map against softmax attention in windows of 7x7, at equal widths.
+    """Focused linear attention over the whole map against softmax attention in 7x7 windows, at equal widths.
 
     Args:
         shapes: Images and side of the map.
@@ -226,7 +226,7 @@ def resnet_cases(
     dtype: torch.dtype = torch.float32,
     check_batch: int | None = None,
 ) -> list[Case]:
-    """Training steps of a ResNet-50 with a plug-in in each block, against the literal formula, and without any.
+    """Training steps of a ResNet-50 with a plug-in in each block, against the literal formula and the plain network.
 
     Args:
         names: Plug-ins.
@@ -260,7 +260,7 @@ def resnet_cases(
 
 
 def _official_blocks(card: Card) -> Baseline:
-    """A network with the literal formula in the place of each of its blocks."""
+    """A network in which the literal formula replaces each block."""
     baseline = literal(card)
     if baseline is None:
         raise ValueError(f"visionattn.reference has no formula of {card.name} to compare the speed of a network with")
@@ -276,14 +276,14 @@ def _perturbed_resnet(plugin: str) -> nn.Module:
 
 
 def _timms(name: str, ours: nn.Module | None = None) -> nn.Module:
-    """timm's network, the same at each call."""
+    """timm's network, identical at each call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return timm.create_model(name)
 
 
 def _like_timm(name: str) -> nn.Module:
-    """Ours with the weights of timm's, through the file that a user would load."""
+    """Our network with timm's weights, loaded from a file as a user would."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.pth"
         torch.save(_timms(name).state_dict(), file)

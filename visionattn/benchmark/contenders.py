@@ -1,4 +1,4 @@
-"""Other implementations of our blocks, made of ours with its weights."""
+"""Other implementations of our blocks, built with the same weights."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ Baseline = Callable[[nn.Module], nn.Module]
 
 
 def literal(card: Card) -> Baseline | None:
-    """The literal formula of a mechanism; None if there is none, or if it goes position by position."""
+    """The literal formula of a mechanism; None if there is none, or if it loops over positions."""
     if card.reference is None:
         return None
     module = importlib.import_module(f"visionattn.reference.{card.reference}")
@@ -40,7 +40,7 @@ def literal(card: Card) -> Baseline | None:
 
 
 def with_baseline_blocks(baseline: Baseline, cls: Any) -> Baseline:
-    """Makes a network whose blocks of a class are each replaced by the baseline.
+    """A network in which the baseline replaces each block of a class.
 
     Args:
         baseline: Makes the replacement of a block.
@@ -59,7 +59,7 @@ def with_baseline_blocks(baseline: Baseline, cls: Any) -> Baseline:
 
 
 class PlainOps(nn.Module):
-    """A module whose operators take PyTorch's formulations, not our kernels."""
+    """A module whose operations run PyTorch's formulations instead of our kernels."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class PlainOps(nn.Module):
 
 
 def timm_plugin(name: str) -> Baseline | None:
-    """timm's own layer of a plug-in; None if it has no equal one (its `EfficientLocalAttn` is another block)."""
+    """timm's layer for a plug-in; None if it has no equivalent (its `EfficientLocalAttn` is a different block)."""
     return {"cbam": _timm_cbam, "coord": _timm_coord}.get(name)
 
 
@@ -103,7 +103,7 @@ UNFIT = {
 
 
 def fightingcv_plugin(name: str) -> Baseline | None:
-    """The layer of the package fightingcv-attention; None if it has no equal one.
+    """The layer of the package fightingcv-attention; None if it has no equivalent.
 
     Raises:
         ImportError: If the package is not installed.
@@ -129,7 +129,7 @@ _FIGHTINGCV = {"coord": "CoordAttention", "triplet": "TripletAttention"}
 
 
 def timm_mixer(name: str, dim: int, num_heads: int, sr_ratio: int) -> Baseline | None:
-    """timm's own module of a mixer; None if it has none.
+    """timm's module for a mixer; None if it has none.
 
     Args:
         name: Name of the mixer's card.
@@ -169,7 +169,7 @@ class _OnTokens(nn.Module):
 
 
 class _TimmWindows(nn.Module):
-    """timm's DaViT cuts the windows in the block, around the module."""
+    """timm's DaViT partitions windows in the block, outside the module."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

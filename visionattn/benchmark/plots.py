@@ -1,4 +1,4 @@
-"""Pictures of how far ours is ahead."""
+"""Plots of speed ratios."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ _MODES = {"fwd": ("inference", "tab:blue", -0.17), "f+b": ("training", "tab:oran
 
 
 def draw_suite(title: str, rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Draws the ratio of each row to its reference, with the range of 80 % of the rounds, and the noise behind it.
+    """Draws the ratio of each row to its reference, with the range of 80 % of the rounds and the noise level.
 
     Args:
         title: Heading.

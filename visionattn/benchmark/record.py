@@ -1,4 +1,4 @@
-"""What a run leaves behind: one JSON file with everything that tables, plots and comparisons are made of."""
+"""The record of a run: one JSON file from which tables, plots and comparisons are generated."""
 
 import json
 import platform
@@ -40,7 +40,7 @@ def surroundings(device: str) -> Record:
 
 
 def save(record: Record, path: Path) -> None:
-    """Writes a record; a run that is killed leaves the rows until then."""
+    """Writes a record; a killed run keeps the rows measured so far."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -64,14 +64,14 @@ def load(path: Path) -> Record:
 
 
 def label(row: Row) -> str:
-    """A row in a few words."""
+    """A short label for a row."""
     dtype = "" if row["dtype"] == "float32" else row["dtype"]
     parts = (row["name"], "x".join(map(str, row["shape"])), row["layout"], dtype, row["mode"])
     return " ".join(part for part in parts if part)
 
 
 def key(row: Row) -> tuple[str, ...]:
-    """What makes two rows the same measurement."""
+    """The key by which two rows are the same measurement."""
     return row["suite"], label(row), row["reference"]
 
 

@@ -1,4 +1,4 @@
-"""Tables and pictures of records: everything that is said about speed is made here of JSON."""
+"""Tables and plots of records: everything the documentation states about speed is generated here from JSON."""
 
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -26,7 +26,7 @@ _MODES = {"fwd": "inference", "f+b": "training"}
 
 
 def write_report(record: Record, path: Path) -> str:
-    """Writes the tables of a record and a picture for each suite beside it.
+    """Writes the tables of a record, and a plot for each suite beside it.
 
     Args:
         record: What was measured.
@@ -51,7 +51,7 @@ def write_report(record: Record, path: Path) -> str:
 
 
 def format_record(record: Record) -> str:
-    """The Markdown text of a record: how it was made, and every row that was measured."""
+    """The Markdown text of a record: how it was measured, and every row."""
     device, versions = record["device"], record["versions"]
     gpu = device["kind"] == "cuda"
     measured = [row for row in record["rows"] if "contenders" in row]
@@ -96,7 +96,7 @@ def format_record(record: Record) -> str:
 
 
 def crossings(rows: Sequence[Row]) -> list[str]:
-    """From how many tokens on ours is faster than the reference, a line for each mode; both take time like N."""
+    """The number of tokens from which ours is faster than the reference, a line for each mode; both are linear in N."""
     lines = []
     for mode, words in _MODES.items():
         measured = [row for row in rows if row["mode"] == mode]
@@ -161,7 +161,7 @@ def readme_block(records: Sequence[Record]) -> str:
 
 
 def update_readme(text: str, records: Sequence[Record]) -> str:
-    """The text of README with its speed tables made anew.
+    """The text of README with its speed tables regenerated.
 
     Raises:
         ValueError: If the marks are missing.

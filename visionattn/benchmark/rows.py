@@ -1,4 +1,4 @@
-"""One row: builds the contenders of a case, makes sure that they are equal, then times and counts them."""
+"""One row: builds the implementations of a case, checks that their results agree, then times and counts them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -27,12 +27,12 @@ _SMALLEST_MAP = 4 * 2**20
 
 
 class Unequal(ValueError):
-    """Contenders that should compute the same do not."""
+    """Implementations that should agree do not."""
 
 
 @dataclass
 class CompileBudget:
-    """Seconds that compilers may take in a whole run; who comes too late is left out."""
+    """Seconds that compilation may take in a whole run; later rows are not compiled."""
 
     left: float
 
@@ -140,7 +140,7 @@ def _inputs(
 
 
 def _count_inputs(case: Case, device: str) -> int:
-    """On a GPU enough that none is still in its cache when its turn comes, within reason."""
+    """On a GPU, enough inputs that none is still in the cache when it is used again, within reason."""
     if device == "cpu":
         return 1
     size = case.dtype.itemsize * torch.Size(case.shape).numel()
@@ -185,7 +185,7 @@ def _check(
 def _shared_gradients(
     module: nn.Module, gradients: Sequence[torch.Tensor], reference: nn.Module, expected: Sequence[torch.Tensor]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """All gradients of parameters of one name and shape as one vector: single ones may be zero but for rounding."""
+    """The gradients of all parameters of one name and shape as one vector: single ones may be zero up to rounding."""
     own = dict(zip(_names(module), gradients, strict=False))
     theirs = dict(zip(_names(reference), expected, strict=False))
     names = [name for name, value in own.items() if name in theirs and theirs[name].shape == value.shape]
@@ -219,7 +219,7 @@ def _compile(
     sample: tuple[torch.Tensor, torch.Tensor],
     budget: CompileBudget,
 ) -> dict[str, str]:
-    """Compiles by a first call, and checks the result. Gives a note if that fails."""
+    """Compiles with a first call and checks the result. Returns a note if that fails."""
     started = time.perf_counter()
     try:
         torch.compiler.reset()
@@ -269,7 +269,7 @@ def _count_on_gpu(run: Callable[[], Any]) -> dict[str, int]:
 def _floor(
     case: Case, mode: str, contenders: Sequence[_Contender], ceilings: dict[str, float]
 ) -> dict[str, dict[str, float]]:
-    """The time that the fewest bytes and the products take at the speed measured here, and the share reached."""
+    """The time that the minimum of bytes and products takes at the speed measured here, and the share reached."""
     size = case.dtype.itemsize * torch.Size(case.shape).numel()
     peak = ceilings.get(f"product {str(case.dtype).removeprefix('torch.')}")
     if case.floor is None or peak is None or size < _SMALLEST_MAP:

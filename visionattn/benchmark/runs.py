@@ -1,4 +1,4 @@
-"""A whole run: row by row, each written as soon as it is measured."""
+"""A whole run: each row is written as soon as it is measured."""
 
 import gc
 import time

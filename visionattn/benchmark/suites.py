@@ -1,4 +1,4 @@
-"""Which cases a run takes, for each device, and how long that will be."""
+"""Which cases a run measures on each device, and how long that takes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def expected(self) -> float:
-        """Seconds that it takes, roughly."""
+        """The estimated time in seconds."""
         measuring = sum((3 + len(case.baselines)) * self.seconds + _OVERHEAD[self.device] for case, _ in self.rows)
         compiling = min(self.compilers, _COMPILING * sum(case.compiled for case, _ in self.rows))
         return min(measuring + compiling, self.limit)
@@ -78,7 +78,7 @@ def suite_cases(
     shapes: Sequence[tuple[int, ...]] = (),
     layouts: Sequence[str] = BOTH,
 ) -> list[Case]:
-    """The cases of a suite: on the CPU in float32, on a GPU in bfloat16 first, with batches that fill it.
+    """The cases of a suite: in float32 on the CPU; on a GPU in bfloat16 first, with batches that fill it.
 
     Args:
         suite: One of `SUITES`, or `cpu` or `gpu` for all of them.
@@ -128,7 +128,7 @@ def _names(chosen: Iterable[Card]) -> list[str]:
 
 
 def _one_of_each_paper() -> list[str]:
-    """Plug-ins with a literal formula; of those that share one, the first."""
+    """Plug-ins with a literal formula; the first of those that share one."""
     first: dict[str, Card] = {}
     for card in cards("plugin"):
         if card.reference:

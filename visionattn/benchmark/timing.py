@@ -1,4 +1,4 @@
-"""Taking turns with a stopwatch, on any device.
+"""Interleaved timing, on any device.
 
 Contenders run in turns, and who begins changes with every round: whatever else the machine does meets all of them
 alike, and each round gives one ratio. Such ratios can be trusted on a machine that others use too.
@@ -24,14 +24,14 @@ BURST = 0.002
 
 
 def cpu_clock(run: Callable[[], object]) -> float:
-    """Time that this thread computes, without the time that others hold the core."""
+    """CPU time of this thread, without the time that other processes hold the core."""
     started = time.thread_time()
     run()
     return time.thread_time() - started
 
 
 def cuda_clock(run: Callable[[], object]) -> float:
-    """Time between two marks in the GPU's queue; it includes waiting for launches."""
+    """Time between two events in the GPU's queue, including launch latency."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     run()
@@ -48,7 +48,7 @@ def clock_of(device: str) -> Clock:
 def take_turns(
     steps: Sequence[Callable[[int], object]], clock: Clock, *, seconds: float, min_rounds: int, burst: float = 0.0
 ) -> list[list[float]]:
-    """Times steps in turns: the seconds of one call of each, round by round.
+    """Times steps interleaved: the seconds of one call of each, round by round.
 
     Args:
         steps: What to time; each gets the number of its call, to choose among inputs.
@@ -86,7 +86,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def measure_ceilings(device: str, dtypes: Sequence[torch.dtype]) -> dict[str, float]:
-    """What the machine can do here and now: bytes a second of a copy and of `x * s`, operations a second of products.
+    """What the machine can do at present: bytes per second of a copy and of `x * s`, operations per second of products.
 
     Args:
         device: `cpu` or `cuda`.
@@ -109,7 +109,7 @@ def measure_ceilings(device: str, dtypes: Sequence[torch.dtype]) -> dict[str, fl
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Lets PyTorch compute on one thread inside."""
+    """Limits PyTorch to one thread inside a `with` block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

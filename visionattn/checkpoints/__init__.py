@@ -1,4 +1,4 @@
-"""Checkpoints by name or file: what there is, where it comes from, loading, converting and publishing.
+"""Checkpoints by name or file: listing, provenance, loading, converting and publishing.
 
 checkpoints/manifest.json names them all, checkpoints/manifest.schema.json says what its fields mean.
 """

@@ -1,4 +1,4 @@
-"""What checkpoints say of themselves, for people: a card for each packaged one, and README's table of them."""
+"""Human-readable pages about checkpoints: a card for each packaged one, and the table of them."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def write_cards(manifest: str | Path, out: str | Path) -> str:
 
 
 def write_table(manifest: str | Path, page: str | Path) -> str:
-    """Writes the table of packaged checkpoints between the two marks of a page.
+    """Writes the table of packaged checkpoints between the two markers of a page.
 
     Args:
         manifest: The manifest.
@@ -138,7 +138,7 @@ def _packaged(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _headline(entry: dict[str, Any]) -> dict[str, float]:
-    """The metrics of the whole, without those of single classes (`<name>/<class>`)."""
+    """The overall metrics, without those of single classes (`<name>/<class>`)."""
     whole = {name: value for name, value in entry["metrics"].items() if "/" not in name}
     return whole or entry["metrics"]
 

@@ -1,4 +1,4 @@
-"""Checkpoints by name, file or repository: what there is, what it is, and the weights or the network."""
+"""Checkpoints by name, file or repository: listing, metadata, weights and networks."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,7 +23,7 @@ __all__ = ["build", "info", "list", "load", "packaged_path", "path"]
 
 
 def list(pattern: str = "*") -> tuple[str, ...]:
-    """Names of checkpoints, `<model>.<tag>`, that fit a pattern such as `va_resnet*`; a model stands for all its tags.
+    """Names of checkpoints, `<model>.<tag>`, that match a pattern such as `va_resnet*`; a model matches all its tags.
 
     First those of the manifest, then the user's in ./checkpoints and in the folder that VISIONATTN_CHECKPOINTS names.
 
@@ -38,7 +38,7 @@ def list(pattern: str = "*") -> tuple[str, ...]:
 
 
 def info(checkpoint: str | Path) -> dict[str, Any]:
-    """What is known of a checkpoint: task, classes, sizes, metrics, licence, origin, ...
+    """The metadata of a checkpoint: task, classes, sizes, metrics, licence, origin, ...
 
     Args:
         checkpoint: A name `<model>.<tag>`, a published file, `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
@@ -58,7 +58,7 @@ def info(checkpoint: str | Path) -> dict[str, Any]:
 
 
 def path(checkpoint: str | Path, progress: Progress = lambda done, total: None) -> Path:
-    """The file of a checkpoint, as its authors made it; downloaded if it is not on this machine.
+    """The file of a checkpoint as its authors published it; downloaded if it is not on this machine.
 
     Args:
         checkpoint: As in `info`.
@@ -72,7 +72,7 @@ def path(checkpoint: str | Path, progress: Progress = lambda done, total: None) 
 
 
 def load(checkpoint: str | Path) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint under our keys, downloaded and converted if need be.
+    """The weights of a checkpoint under our keys, downloaded and converted if necessary.
 
     Args:
         checkpoint: As in `info`, or a training checkpoint.
@@ -96,7 +96,7 @@ def load(checkpoint: str | Path) -> dict[str, torch.Tensor]:
 
 
 def build(checkpoint: str | Path, **kwargs: Any) -> nn.Module:
-    """The network of a checkpoint with its weights, its modifications done again; of other tasks the whole task.
+    """The network of a checkpoint with its weights and modifications; for other tasks, the whole task.
 
     A network's `pretrained_cfg` has the classes' names (`label_names`), sizes, mean and standard deviation.
 

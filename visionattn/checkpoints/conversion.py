@@ -1,4 +1,4 @@
-"""From anybody's files of weights to ours and back: recognised, converted, traced weight by weight."""
+"""Conversion of weight files to our format and back: recognised, converted, traced weight by weight."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ _TABLES = ("relative_position_index", "attn_mask", "relative_coords_table")
 
 @dataclass(frozen=True)
 class Conversion:
-    """A file under our keys.
+    """A weight file converted to our keys.
 
     Args:
         model: Registered name of the network.
@@ -45,7 +45,7 @@ class Conversion:
         return timm.create_model(self.model, **self.arguments, **kwargs)
 
     def report(self) -> list[str]:
-        """What was done with the entries of the file, and why some are left out."""
+        """What happened to the entries of the file, and why some are dropped."""
         shapes, origins = self.traced.layout.shapes, self.traced.origins
         merged = [key for key, names in origins.items() if len(names) > 1]
         kept = [key for key, names in origins.items() if names == [key]]
@@ -86,7 +86,7 @@ def convert(
     file: str = "",
     track: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Conversion:
-    """Brings weights in any format that a family of ours knows under our keys.
+    """Converts weights in any format that one of our families knows to our keys.
 
     Args:
         state_dict: The flat weights.
@@ -118,7 +118,7 @@ def convert(
 
 
 def export(conversion: Conversion, like: Layout | None, kind: str) -> tuple[StateDict, Layout, list[str]]:
-    """Brings weights of ours into the names and shapes of others; converts them back and compares.
+    """Converts our weights to the names and shapes of another format; converts them back and compares.
 
     Args:
         conversion: The weights under our keys.
@@ -165,7 +165,7 @@ def export(conversion: Conversion, like: Layout | None, kind: str) -> tuple[Stat
 
 
 def save(conversion: Conversion, folder: str | Path) -> Path:
-    """Writes weights under our keys as `<model>-<format>-<sha256>.safetensors`, which remembers their first layout.
+    """Writes weights under our keys as `<model>-<format>-<sha256>.safetensors`, which records their original layout.
 
     Args:
         conversion: The weights.
@@ -209,7 +209,7 @@ def _fit(state_dict: StateDict, layout: Layout, name: str, arguments: dict[str, 
 
 
 def _differs(name: str) -> bool:
-    """Whether timm's names are others than the authors'."""
+    """Whether timm's names differ from the authors'."""
     return any(entry["model"] == name and entry["format"] == "timm" for entry in read_manifest().values())
 
 

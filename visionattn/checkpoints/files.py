@@ -1,4 +1,4 @@
-"""Files of weights that come from elsewhere or go there, with what they tell of themselves."""
+"""Weight files from and for other software, with their metadata."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ _WRAPPERS = ("state_dict", "model")
 
 
 def read_weights(path: str | Path, allow_nonfinite: bool = False) -> StateDict:
-    """The flat weights in a published file, a training checkpoint or an author's file.
+    """The flat state dict in a published file, a training checkpoint or an author's file.
 
     Args:
         path: The file.
@@ -39,7 +39,7 @@ def read_weights(path: str | Path, allow_nonfinite: bool = False) -> StateDict:
 
 
 def read_source(path: str | Path) -> tuple[StateDict, Layout]:
-    """The flat weights of a network in a file, and how it lays them out.
+    """The flat state dict of a network in a file, and its layout.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -57,7 +57,7 @@ def read_source(path: str | Path) -> tuple[StateDict, Layout]:
 
 
 def read_origin(path: str | Path) -> tuple[str | None, dict[str, Any], Layout | None]:
-    """What a file written by `publish` or `convert` tells of itself: network, its arguments, and its first layout."""
+    """The metadata of a file written by `publish` or `convert`: network, its arguments, and its original layout."""
     facts = read_facts(path) or {}
     layout = Layout.from_json(facts["layout"]) if "layout" in facts else None
     model = facts.get("model")
@@ -65,7 +65,7 @@ def read_origin(path: str | Path) -> tuple[str | None, dict[str, Any], Layout | 
 
 
 def published_content(state_dict: StateDict, facts: dict[str, Any]) -> bytes:
-    """The content of a safetensors file that says of itself what it is.
+    """The content of a safetensors file with its metadata.
 
     Args:
         state_dict: The weights, as they shall be stored.
@@ -100,7 +100,7 @@ def write_published(state_dict: StateDict, facts: dict[str, Any], folder: str | 
 
 
 def save_as(state_dict: StateDict, layout: Layout, path: str | Path) -> None:
-    """Writes exported weights as a file of the layout: safetensors by the ending of its name, else as PyTorch does.
+    """Writes exported weights as a file of the layout: safetensors if its name ends so, else PyTorch's format.
 
     Args:
         state_dict: The weights.

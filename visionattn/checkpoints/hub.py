@@ -1,4 +1,4 @@
-"""A published checkpoint as a repository of the Hugging Face hub: model card, timm's config.json, model.safetensors."""
+"""A published checkpoint as a Hugging Face hub repository: model card, timm's config.json, model.safetensors."""
 
 import json
 import re
@@ -25,7 +25,7 @@ _PIPELINES = {
 
 
 def push_to_hub(checkpoint: str | Path, repository: str, *, private: bool = False, token: str | None = None) -> str:
-    """Uploads a published checkpoint; creates the repository if there is none. A model card that is there stays.
+    """Uploads a published checkpoint; creates the repository if there is none. An existing model card is kept.
 
     Args:
         checkpoint: Its name `<model>.<tag>` or file.
@@ -93,7 +93,7 @@ def _check_repository(repository: str) -> None:
 
 
 def _config(facts: Facts) -> dict[str, Any]:
-    """timm's config of a classifier; of other tasks what they are, which timm can't build."""
+    """timm's config of a classifier; for other tasks, which timm can't build, a description."""
     stated = {"library_name": "visionattn", "task": facts["task"], "versions": facts.get("versions", {})}
     if not is_network(facts):
         return {**stated, "model": facts["model"], "label_names": facts["input"]["label_names"]}
@@ -158,7 +158,7 @@ def model_card(facts: Facts, repository: str) -> str:
 
 
 def _is_timms(facts: Facts) -> bool:
-    """Whether timm builds it without this package."""
+    """Whether timm can build it without this package."""
     return facts["task"] == "classification" and not facts["model"].startswith("va_") and not facts.get("modifications")
 
 

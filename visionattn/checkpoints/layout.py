@@ -1,4 +1,4 @@
-"""What a file of weights looks like, and the way back from our keys to it.
+"""The layout of a weight file, and the conversion from our keys back to it.
 
 The way there, from any format to our keys, is code of each family. The way back is written down nowhere: numbers that
 occur once each go the way there in place of the weights, and where one comes out tells where its weight has to go back
@@ -19,7 +19,7 @@ StateDict = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """Keys and shapes of a file, and what stands around them.
+    """Keys and shapes of a file, and its wrappers.
 
     Args:
         shapes: Of each entry, in the order of the file.
@@ -47,7 +47,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Traced:
-    """Where the weights of a layout come out.
+    """Where the weights of a layout end up.
 
     Args:
         layout: The layout.
@@ -61,17 +61,17 @@ class Traced:
 
     @property
     def origins(self) -> dict[str, list[str]]:
-        """Our key -> the entries of the layout it is made of."""
+        """Our key -> the entries of the layout that it comes from."""
         return {key: [name for name, _ in self._parts(numbers)] for key, numbers in self.numbers.items()}
 
     @property
     def dropped(self) -> list[str]:
-        """Entries of the layout that come out nowhere."""
+        """Entries of the layout that end up nowhere."""
         used = {name for names in self.origins.values() for name in names}
         return [name for name in self.layout.shapes if name not in used]
 
     def back(self, native: StateDict) -> StateDict:
-        """Weights under our keys in the layout, but for its dropped entries.
+        """Converts weights under our keys to the layout, except its dropped entries.
 
         Raises:
             ValueError: If they are not those that the layout gives, or only a part of an entry comes back.
@@ -99,7 +99,7 @@ class Traced:
         return state_dict
 
     def _parts(self, numbers: torch.Tensor) -> list[tuple[str, torch.Tensor | slice]]:
-        """The entries that some numbers are of, each with which of the numbers those are."""
+        """The entries that given numbers belong to, each with the indices of those numbers."""
         if not numbers.numel():
             return []
         names, bounds = list(self.starts), torch.tensor(list(self.starts.values()))
@@ -112,7 +112,7 @@ class Traced:
 
 
 def _distinct(numbers: torch.Tensor, total: int) -> bool:
-    """Whether numbers below `total` are all different."""
+    """Whether numbers below `total` are all distinct."""
     seen = torch.zeros(total, dtype=torch.bool)
     seen[numbers.long()] = True
     return int(seen.sum()) == len(numbers)

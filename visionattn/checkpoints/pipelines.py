@@ -1,4 +1,4 @@
-"""What a test pipeline does to a picture, in the words of timm's configuration."""
+"""Describes a test pipeline in the terms of timm's configuration."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ _INTERPOLATIONS = {0: "nearest", 1: "bilinear", 2: "bicubic", 3: "box", 4: "lanc
 
 
 def describe_pipeline(pipeline: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`interpolation`, `crop_pct` and `crop_mode` of the usual ways to resize; the whole picture for all others.
+    """`interpolation`, `crop_pct` and `crop_mode` of the common resizing pipelines; the whole image for all others.
 
     Args:
         pipeline: A config's test pipeline: one dict a transform.

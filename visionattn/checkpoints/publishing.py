@@ -1,4 +1,4 @@
-"""Publishing trained networks: one file each that says all that is needed to rebuild, use and judge it."""
+"""Publishing trained networks: one file each with everything needed to rebuild, use and evaluate it."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def publish(
     bits: int = 32,
     allow_nonfinite: bool = False,
 ) -> Path:
-    """Writes a trained network as `<model>-<tag>-<sha256>.safetensors`, which `build` and timm load by its name.
+    """Writes a trained network as `<model>-<tag>-<sha256>.safetensors`, which `build` and timm load by name.
 
     A file of the same name in the folder is replaced. If the folder has a `manifest.json`, the file is entered into it.
 
@@ -111,7 +111,7 @@ def publish(
 
 
 def manifest_entry(path: Path) -> dict[str, Any]:
-    """The manifest's entry of a published file in the manifest's folder."""
+    """The manifest entry for a published file in the manifest's folder."""
     facts = read_facts(path) or {}
     entry = {key: facts[key] for key in _ENTRY if key in facts and (key != "arguments" or facts[key])}
     size = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -119,7 +119,7 @@ def manifest_entry(path: Path) -> dict[str, Any]:
 
 
 def _statement(model: nn.Module, architecture: str, tag: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """What a file says of its network, but for the pictures and the sizes."""
+    """The metadata that describes the network of a file, except for images and sizes."""
     statement = {
         "name": f"{architecture}.{tag}",
         "model": architecture,
@@ -147,7 +147,7 @@ def _statement(model: nn.Module, architecture: str, tag: str, facts: dict[str, A
 
 
 def _as_json(statement: dict[str, Any]) -> dict[str, Any]:
-    """What a reader will get: lists in place of tuples.
+    """A value as it is read back from JSON: lists in place of tuples.
 
     Raises:
         ValueError: If something is not plain data.
@@ -161,7 +161,7 @@ def _as_json(statement: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_rebuilds(statement: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> None:
-    """Builds what the statement says, without weights, and compares.
+    """Builds the network that the metadata describes, without weights, and compares.
 
     Raises:
         ValueError: If the weights would not fit.

@@ -1,4 +1,4 @@
-"""Which networks a file of weights may be of."""
+"""Recognises which networks a weight file may belong to."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ __all__ = ["candidates"]
 
 
 def candidates(state_dict: StateDict, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Networks that weights may be of and their arguments, those that the file's name tells first.
+    """Networks that weights may belong to, with their arguments; those named by the file come first.
 
     Args:
         state_dict: The flat weights, in any format.
@@ -37,7 +37,7 @@ def candidates(state_dict: StateDict, file: str) -> Iterator[tuple[str, dict[str
 
 
 def _hosts(names: list[str]) -> list[str]:
-    """One network of a family for each that has other keys; those that differ in size are alike."""
+    """One network of a family for each distinct set of keys; networks that differ in size only are equivalent."""
     words = [re.sub(r"(?<!v)\d+", "", name).split("_")[1:] for name in names]
     which = 0 if len({first for first, *_ in words}) > 1 else 1
     first: dict[str, str] = {}
@@ -47,7 +47,7 @@ def _hosts(names: list[str]) -> list[str]:
 
 
 def _share(state_dict: StateDict, name: str) -> float:
-    """Which share of the weights' keys is a network's own after conversion, numbers aside."""
+    """The share of the weights' keys that the network has after conversion, ignoring indices."""
     network = timm.create_model(name, device="meta")
     try:
         native = CONVERTERS[name](dict(state_dict), network)

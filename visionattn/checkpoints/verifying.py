@@ -1,4 +1,4 @@
-"""Conversions against recorded outputs of the official networks, where the fixtures are at hand: in a checkout."""
+"""Verifies conversions against recorded outputs of the official networks, where the fixtures exist: in a checkout."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of the largest logit, in double precision; the outputs were 
 
 
 def verify(conversion: Conversion, folder: str | Path) -> tuple[str, float] | None:
-    """Sends weights that a fixture knows the outputs for the way of a conversion, and compares.
+    """Converts weights whose outputs a fixture records, and compares the outputs.
 
     The fixture must be of the very same entries; the weights are its own, so any file of the format is verified by it.
 
@@ -58,7 +58,7 @@ def verify(conversion: Conversion, folder: str | Path) -> tuple[str, float] | No
 
 
 def _matching(shapes: dict[str, tuple[int, ...]], folder: Path) -> str | None:
-    """The fixture of a network with these entries; those that a network builds itself may be left out."""
+    """The fixture of a network with these entries; entries that the network builds itself may be missing."""
     for path in sorted(folder.glob("*_eval.npz")):
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -80,7 +80,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _commands(arguments: Sequence[str] = ()) -> dict[str, ModuleType]:
-    """The command that the arguments begin with, or else all of them."""
+    """The command that the arguments name, or else all commands."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
     commands = {name.replace("_", "-"): name for name in names}
     chosen = arguments[:1] if arguments and arguments[0] in commands else commands

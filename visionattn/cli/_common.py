@@ -1,4 +1,4 @@
-"""What several commands share: their options, the config and the device of a run, and commands to go on with."""
+"""Parts shared by commands: options, the config and device of a run, and suggested next commands."""
 
 import argparse
 import os
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def add_config(parser: argparse.ArgumentParser, optional: bool = False) -> None:
-    """Declares a config and what changes it."""
+    """Declares the config and its overrides."""
     parser.add_argument(
         "config",
         nargs="?" if optional else None,
@@ -67,7 +67,7 @@ def add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
 
 
 def add_own_data(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Declares data of one's own, what they are for, and whether the network starts from its weights."""
+    """Declares the options for one's own data: path, task, and whether to start from pretrained weights."""
     parser.add_argument(
         "--data",
         required=required,
@@ -84,7 +84,7 @@ def add_own_data(parser: argparse.ArgumentParser, required: bool) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser, optional_config: bool = False) -> None:
-    """Declares what training and testing share."""
+    """Declares the options shared by training and testing."""
     add_config(parser, optional_config)
     add_device(parser, None)
     parser.add_argument(
@@ -96,7 +96,7 @@ def add_run_options(parser: argparse.ArgumentParser, optional_config: bool = Fal
 
 
 def load(options: argparse.Namespace, default_dir: str, needs: Sequence[str] = ()) -> "Config":
-    """The config of a run; it is also left in `options.loaded`, for errors to be explained by.
+    """The config of a run; also stored in `options.loaded` for explaining errors.
 
     Args:
         options: With `config`, `cfg_options`, `work_dir` and `launcher`, and perhaps `model`.
@@ -117,7 +117,7 @@ def load(options: argparse.Namespace, default_dir: str, needs: Sequence[str] = (
 
 
 def use_device(name: str | None, *, hide_others: bool = False) -> None:
-    """Checks that a device is there, and makes it the current one.
+    """Checks that a device is available, and makes it the current one.
 
     Args:
         name: `cpu`, `cuda` or `cuda:1`; none leaves the choice to whoever computes.
@@ -162,7 +162,7 @@ def evaluate(config: "Config", weights: dict[str, Any]) -> tuple[dict[str, float
 
 
 def self_contained(backbone: dict[str, Any]) -> dict[str, Any]:
-    """A config's `model.backbone` with what the checkpoint that it starts from brings along, and without its name.
+    """A config's `model.backbone` with the arguments of the checkpoint it starts from, and without that name.
 
     Args:
         backbone: Arguments of timm.create_model, `model_name` among them, perhaps that of a checkpoint.
@@ -176,7 +176,7 @@ def self_contained(backbone: dict[str, Any]) -> dict[str, Any]:
 
 
 def command_line(name: str, *arguments: Any, **options: Any) -> str:
-    """A command to be pasted into a shell.
+    """A command as it can be pasted into a shell.
 
     Args:
         name: Name of the command.
@@ -196,12 +196,12 @@ def command_line(name: str, *arguments: Any, **options: Any) -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first of the processes that a launcher has started, or the only one."""
+    """Whether this is the first process of a launcher, or the only one."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def leave(options: argparse.Namespace) -> None:
-    """Ends together: a process that ends while others still talk to it may take them down."""
+    """Ends all processes together: one that ends while others still communicate with it may take them down."""
     if options.launcher != "none":
         import torch.distributed as dist
         from mmengine.dist import barrier

@@ -1,4 +1,4 @@
-"""Errors that a user can do something about, as one line."""
+"""Errors that a user can act on, as one line."""
 
 import argparse
 import errno
@@ -34,7 +34,7 @@ _DISTRIBUTIONS = {
 
 
 def explain(error: Exception, options: argparse.Namespace) -> str | None:
-    """What a user needs to know of an error.
+    """The message of an error for the user.
 
     Args:
         error: What a command raised.
@@ -63,7 +63,7 @@ def explain(error: Exception, options: argparse.Namespace) -> str | None:
 
 
 def _message(error: Exception) -> str:
-    """An error's text in a line; errors of worker processes carry a whole traceback, whose last line counts."""
+    """The text of an error in one line; of a worker process's traceback, the last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "Original Traceback" in str(error):
         return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1])
@@ -71,7 +71,7 @@ def _message(error: Exception) -> str:
 
 
 def _missing_package(error: ImportError) -> str | None:
-    """How to install what is missing, if the package declares that it may be."""
+    """How to install a missing package, if it is an optional dependency."""
     from importlib.metadata import PackageNotFoundError, requires
 
     module = (error.name or "").partition(".")[0]

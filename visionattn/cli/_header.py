@@ -1,4 +1,4 @@
-"""What a run is, in a few lines before it begins."""
+"""The header that describes a run before it begins."""
 
 import os
 from typing import TYPE_CHECKING, Any

@@ -15,7 +15,7 @@ class StoreSettings(argparse.Action):
     """Collects `key=value` arguments into a dictionary."""
 
     def __call__(self, parser: argparse.ArgumentParser, options: argparse.Namespace, values: Any, *_: Any) -> None:
-        """Adds what stands behind the option."""
+        """Adds the values of the option."""
         settings = dict(getattr(options, self.dest) or {})
         for text in values:
             key, equals, value = text.partition("=")
@@ -29,7 +29,7 @@ class StoreSettings(argparse.Action):
 
 
 def parse_value(text: str) -> Any:
-    """The value of a text: a number, true, false, none, a list `a,b` or `[a,b]`, a tuple `(a,b)`, else the text itself.
+    """Parses a text: a number, true, false, none, a list `a,b` or `[a,b]`, a tuple `(a,b)`, else the text itself.
 
     Lists and tuples may be nested; quotes keep a text as it is: `"'1,2'"`.
 
@@ -57,7 +57,7 @@ def parse_value(text: str) -> Any:
 
 
 def format_setting(key: str, value: Any) -> str:
-    """`key=value` as `StoreSettings` reads it."""
+    """Formats a setting as `key=value`, which `StoreSettings` reads."""
     return f"{key}={_format(value)}"
 
 

@@ -119,7 +119,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _compare_speed(lines: list[tuple[str, float, tuple[float, float]]], fail_below: float | None) -> None:
-    """Prints how fast the head is over the base, and ends with 1 if a row fell below the limit and its noise."""
+    """Prints the speed of the head relative to the base; exits with 1 if a row fell below the limit and its noise."""
     worse = 0
     for name, ratio, (low, high) in lines:
         regressed = fail_below is not None and ratio < min(fail_below, low)

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draws what the data pipeline feeds the network."""
+    """Draws the inputs that the data pipeline gives the network."""
     from PIL import Image
 
     from visionattn.engine import draw_samples, load_config

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes what the manifest says for people."""
+    """Writes the manifest as a human-readable page."""
     from visionattn.checkpoints import write_cards, write_table
 
     if not options.manifest.is_file():

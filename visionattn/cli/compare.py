@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Trains networks by one recipe with several seeds, reports and publishes them."""
+    """Trains networks with one recipe and several seeds, reports and publishes them."""
     from dataclasses import replace
 
     from visionattn.comparison import SUITES, Suite, run_suite, smoke

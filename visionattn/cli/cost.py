@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Counts what plug-ins add to a network."""
+    """Counts the cost that plug-ins add to a network."""
     from visionattn.plugins import list_plugins
     from visionattn.profiling.cost import format_table, measure, write_table
 

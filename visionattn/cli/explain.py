@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _numbers(text: str, option: str, count: int | None = None) -> tuple[int, ...]:
-    """Integers between commas."""
+    """Parses comma-separated integers."""
     try:
         numbers = tuple(map(int, text.split(",")))
     except ValueError:
@@ -133,7 +133,7 @@ def _explain(network: Any, options: argparse.Namespace, query: tuple[int, ...] |
 
 
 def _as_seen(x: "torch.Tensor") -> "np.ndarray":
-    """A network's input as a picture: the very pixels that it sees, in contrast from black to white."""
+    """A network's input as an image: exactly the pixels it sees, stretched from black to white."""
     import numpy as np
 
     low, high = x.amin(), x.amax()

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes the config and says how to train by it."""
+    """Writes the config and prints how to train with it."""
     import shlex
 
     from visionattn.engine.own_data import write_config

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _find(inputs: Sequence[str]) -> tuple[list[str | Path], int]:
-    """What to predict, folders replaced by their pictures, and how many pictures that is."""
+    """The inputs with folders expanded to their images, and the number of images."""
     from visionattn.inference import find_images
     from visionattn.inference.pictures import printable
     from visionattn.inference.video import VIDEO_SUFFIXES, frame_count
@@ -186,12 +186,12 @@ def _show(report: "FolderReport", results: Sequence[tuple[str, str]]) -> None:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as if it were Ctrl-C."""
+    """Raised on SIGTERM, handled like Ctrl-C."""
 
 
 @contextmanager
 def _orderly() -> Iterator[None]:
-    """On SIGTERM the tables are written as on Ctrl-C, and warnings take one line."""
+    """Writes the tables on SIGTERM as on Ctrl-C, and prints warnings in one line."""
 
     def terminate(number: int, frame: Any) -> None:
         raise _Terminated

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Counts what the blocks move and compute."""
+    """Counts the memory traffic and operations of the blocks."""
     import torch
 
     from visionattn.profiling.roofline import blocks, count, format_table

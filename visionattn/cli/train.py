@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Trains by a config, then says how good the result is and what to do next."""
+    """Trains with a config, then reports the result and what to do next."""
     if bool(options.data) == bool(options.config):
         raise ValueError("name a config, or data of your own by --data: one of the two")
     if (options.task or options.pretrained) and not options.data:
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _make_room(work_dir: Path, options: argparse.Namespace) -> None:
-    """Backs up an earlier run of a work folder, or refuses to train there.
+    """Backs up an earlier run in the work folder, or refuses to train there.
 
     Raises:
         ValueError: If there is one, and it is to be neither resumed nor backed up.
@@ -105,7 +105,7 @@ def _make_room(work_dir: Path, options: argparse.Namespace) -> None:
 
 
 def _write_config(options: argparse.Namespace) -> None:
-    """Writes a config for the data, which takes their place in the options."""
+    """Writes a config for the data, which replaces them in the options."""
     from visionattn.engine import first_process_does, join_processes
     from visionattn.engine.own_data import write_config
 
@@ -156,7 +156,7 @@ def _resumption(options: argparse.Namespace, work_dir: Path) -> str:
 
 
 def _kept(options: argparse.Namespace) -> dict[str, object]:
-    """What a command that goes on with this run must repeat."""
+    """The options that a command continuing this run must repeat."""
     names = ("model", "work_dir", "device", "cfg_options")
     return {name: getattr(options, name) for name in names}
 

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _details(card: "Card", networks: list[str]) -> str:
-    """All about a mechanism, in lines."""
+    """The details of a mechanism, line by line."""
     room = "plugins" if card.kind == "plugin" else "mixers"
     lines = [f"{card.title} ({card.paper})", f"  place     {card.placement}"]
     if card.code:

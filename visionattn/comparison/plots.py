@@ -1,4 +1,4 @@
-"""A comparison in pictures: what accuracy costs, and how the networks learn."""
+"""Plots of a comparison: accuracy over cost, and learning curves."""
 
 from collections.abc import Sequence
 from pathlib import Path

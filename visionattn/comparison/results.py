@@ -1,4 +1,4 @@
-"""What a comparison knows of each network: accuracy, its difference from the baseline, and costs."""
+"""The results of a comparison for each network: accuracy, difference from the baseline, and costs."""
 
 import copy
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The training runs of a comparison, each in a folder of its own, and what their networks predict."""
+"""The training runs of a comparison, each in its own folder, and the predictions of their networks."""
 
 import os
 import subprocess
@@ -57,12 +57,12 @@ class Run:
 
     @property
     def network(self) -> str:
-        """Name of its network."""
+        """The name of its network."""
         return self.config.model.backbone.model_name
 
     @property
     def label(self) -> str:
-        """What tells it from the other runs of a comparison: its network where that is overridden, or its config."""
+        """The label that distinguishes a run from the others: its network where that is overridden, or its config."""
         return self.options.get(MODEL) or Path(self.name).stem
 
     @property
@@ -76,7 +76,7 @@ class Run:
         return latest is not None and latest.name == f"epoch_{self.config.train_cfg.max_epochs}.pth"
 
     def train(self) -> None:
-        """Trains it in a process of its own, from where an earlier one stopped; its output goes to `train.log`.
+        """Trains in a separate process, resuming an earlier one; its output goes to `train.log`.
 
         It computes on one thread, so that sums come in one order however many cores there are and runs at a time.
 
@@ -96,7 +96,7 @@ class Run:
             raise ChildProcessError(f"{self.label} with seed {self.seed} failed; see {log}")
 
     def correct(self) -> np.ndarray:
-        """Which pictures of the test set the last weights classify correctly, in order; kept in `correct.npy`.
+        """Which test images the last weights classify correctly, in order; cached in `correct.npy`.
 
         Raises:
             ValueError: If their share is not what the run has logged.
@@ -135,7 +135,7 @@ def classifier(config: "Config") -> Classifier:
 
 
 def run_all(runs: Sequence[Run], jobs: int) -> None:
-    """Trains what is not finished yet, some at a time, telling of each as it ends.
+    """Trains the runs that are not finished, several at a time, reporting each as it ends.
 
     Args:
         runs: The runs, first ones first.

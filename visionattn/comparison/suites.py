@@ -1,4 +1,4 @@
-"""What is compared with what: the comparisons whose tables are in docs/results."""
+"""The comparisons whose tables are in docs/results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ MODEL = "model.backbone.model_name"
 
 @dataclass(frozen=True)
 class Suite:
-    """Networks that are trained by one recipe.
+    """Networks that are trained with one recipe.
 
     Args:
         title: Heading of the report.
@@ -38,7 +38,7 @@ class Suite:
     recipe: str | None = None
 
     def config(self, name: str) -> tuple[str, dict[str, Any]]:
-        """The config of an entry of `groups`, and what is overridden in it."""
+        """The config of an entry of `groups`, and its overrides."""
         if self.recipe is None or not timm.is_model(name):
             return name, self.options
         return self.recipe, {**self.options, MODEL: name}

@@ -1,4 +1,4 @@
-"""Data sets, their albumentations pipelines, and the sampler that makes augmentation repeatable.
+"""Data sets, their albumentations pipelines, and the sampler that makes augmentation reproducible.
 
 Each is imported, and so registered, when it is first used. Data sets of one's own are classes registered with
 mmengine's `DATASETS`, transforms of one's own subclasses of albumentations' registered with its `TRANSFORMS`, both in a

@@ -1,4 +1,4 @@
-"""What all data sets share: classes that training decides, and the interface of mmengine's joined data sets."""
+"""The base of all data sets: classes decided by training, and the interface of mmengine's joined data sets."""
 
 import logging
 import unicodedata
@@ -40,18 +40,18 @@ class PictureDataset(Dataset):
         self.source = source
 
     def names(self) -> list[str]:
-        """What `names_file` calls its pictures, in order; none where they are no files."""
+        """The names that `names_file` uses for its images, in order; none if they are not files."""
         return []
 
     def paths(self) -> list[Path]:
-        """The files of its pictures, in order; none where they are no files."""
+        """The files of its images, in order; none if they are not files."""
         return []
 
     def full_init(self) -> None:
-        """Does nothing, for all is read when it is built; mmengine's joined data sets call it."""
+        """Does nothing, since everything is read at construction; mmengine's joined data sets call it."""
 
     def use_classes(self, classes: Sequence[str]) -> None:
-        """Numbers the classes as given, by their names.
+        """Numbers the classes in the given order, matching them by name.
 
         Classes that do not occur here are logged.
 
@@ -76,16 +76,16 @@ class PictureDataset(Dataset):
         self.metainfo["classes"] = classes
 
     def occurring_classes(self) -> set[int]:
-        """Numbers of the classes that occur; all of them where that is not known without reading all files."""
+        """Numbers of the classes that occur; all of them if that is unknown without reading all files."""
         return set(range(len(self.metainfo["classes"])))
 
     def renumber(self, numbers: np.ndarray) -> None:
-        """Gives each class the number that stands at its old number."""
+        """Gives each class the number at the index of its old number."""
         raise ValueError(f"{type(self).__name__} has the fixed classes {_listed(self.metainfo['classes'])}")
 
 
 def check_classes(classes: Sequence[str], what: str) -> None:
-    """Raises a ValueError if these are no names of classes, or one stands there twice."""
+    """Raises a ValueError if these are not class names, or one is repeated."""
     if isinstance(classes, str) or not all(isinstance(name, str) and name for name in classes):
         raise ValueError(f"{what}: classes must be a list of names, got {classes!r}")
     if not len(classes):

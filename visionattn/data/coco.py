@@ -55,7 +55,7 @@ class CocoDetection(DetectionImages):
         self.metainfo["class_ids"] = tuple(ids.values())
 
     def renumber(self, numbers: np.ndarray) -> None:
-        """Ids move along; a class that the file does not have gets none."""
+        """Renumbers category ids too; a class that the file lacks has none."""
         super().renumber(numbers)
         old = self.metainfo["class_ids"]
         ids = {int(number): old[place] for place, number in enumerate(numbers)}

@@ -1,4 +1,4 @@
-"""Reading COCO's annotation files (arXiv 1405.0312) with every value checked: an error names the file and the entry."""
+"""Reads COCO annotation files (arXiv 1405.0312) and checks every value: an error names the file and the entry."""
 
 import math
 from itertools import pairwise
@@ -160,7 +160,7 @@ def _check_runs(runs: Record, size: tuple[int, int] | None, where: str) -> Recor
 
 
 def _unpack_runs(text: str, where: str) -> list[int]:
-    """The numbers in COCO's text: five bits a letter, the last of a number unmarked; from the third on differences."""
+    """Decodes COCO's compressed run lengths: five bits a character, and differences from the third number on."""
     codes = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((codes & 32) == 0)
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or not len(ends) or ends[-1] != len(codes) - 1:

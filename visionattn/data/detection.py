@@ -1,4 +1,4 @@
-"""What all detection data sets share: checks, counts of what cannot be used, and samples."""
+"""The base of all detection data sets: checks, counts of unusable objects, and samples."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -120,7 +120,7 @@ class DetectionImages(PictureDataset):
         return read_annotated_image(picture.path, picture.size)
 
     def objects_of(self, picture: AnnotatedPicture, height: int, width: int) -> Objects:
-        """What is in a picture, in pixels."""
+        """The objects in an image, in pixels."""
         return picture.objects
 
     def draw_masks(self, picture: AnnotatedPicture, height: int, width: int) -> np.ndarray:
@@ -136,7 +136,7 @@ class DetectionImages(PictureDataset):
 
 
 def _with_files(pictures: Sequence[AnnotatedPicture], source: str) -> list[AnnotatedPicture]:
-    """The pictures with their files as they are on the disk: a missing one must not end a run after hours."""
+    """The images with their files as found on disk: a missing one must not end a run after hours."""
 
     def describe(number: int) -> str:
         names = pictures[number].names
@@ -147,7 +147,7 @@ def _with_files(pictures: Sequence[AnnotatedPicture], source: str) -> list[Annot
 
 
 def _count_unusable(pictures: Sequence[AnnotatedPicture], source: str) -> list[int]:
-    """How many objects of each picture can be learnt; logs how many boxes are cut or left out."""
+    """The number of usable objects in each image; logs how many boxes are clipped or dropped."""
     usable, cut, lost = [], 0, []
     for picture in pictures:
         objects = picture.objects

@@ -1,4 +1,4 @@
-"""What lies in a folder: its format, task, classes and splits, as configs of data sets. The base of `train --data`."""
+"""Recognises data in a folder: format, task, classes and splits, as data set configs. Used by `train --data`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _SIZED = 200  # pictures whose size is looked at
 
 @dataclass(frozen=True)
 class DiscoveredData:
-    """What `discover` has found.
+    """The result of `discover`.
 
     Args:
         path: Where.
@@ -97,7 +97,7 @@ def discover(
 
 
 def _recognise(path: Path, task: str | None) -> Layout:
-    """The first layout that fits, here or in the only sub-folder."""
+    """The first layout that matches, here or in the only sub-folder."""
     place = path
     for _ in range(3):
         for look in LAYOUTS:
@@ -114,7 +114,7 @@ def _recognise(path: Path, task: str | None) -> Layout:
 
 
 def _for_use(config: Config, split: str, task: str) -> Config:
-    """A config for training, without pictures that show nothing, or for evaluation, with the original annotations."""
+    """A config for training, without empty images, or for evaluation, with the original annotations."""
     if "datasets" in config:
         return {**config, "datasets": [_for_use(part, split, task) for part in config["datasets"]]}
     if split == "train":
@@ -134,7 +134,7 @@ def _paths(dataset: Any) -> list[Path]:
 
 
 def _set_apart(configs: dict[str, Config], path: Path, work_dir: str | Path | None, share: float, seed: int) -> str:
-    """Splits the training set in two by lists in the work folder, and says so."""
+    """Splits the training set in two with lists in the work folder, and reports it."""
     if "datasets" in configs["train"]:
         raise ValueError(f"{path} has several folders to train on and none to validate on: name one in its data.yaml")
     if work_dir is None:
@@ -166,7 +166,7 @@ def _set_apart(configs: dict[str, Config], path: Path, work_dir: str | Path | No
 
 
 def _choose(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which pictures are set apart: of each class its share, at least one of two."""
+    """Chooses the held-out images: a share of each class, at least one of two."""
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -176,7 +176,7 @@ def _choose(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def _typical_size(paths: Sequence[Path]) -> tuple[int, int]:
-    """The median of some pictures; those that cannot be read do not count."""
+    """The median size of some images, ignoring unreadable ones."""
     sizes = []
     for place in np.linspace(0, len(paths) - 1, min(_SIZED, len(paths))).astype(int).tolist():
         try:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (arXiv 1708.07747) from its four idx files, packed or not, wherever they lie."""
+"""Fashion-MNIST (arXiv 1708.07747) from its four idx files, compressed or not, in any folder."""
 
 import gzip
 import zlib

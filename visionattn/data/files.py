@@ -1,4 +1,4 @@
-"""Finding and reading a data set's files, by one rule for hidden files, symbolic links, order and encodings."""
+"""Finds and reads the files of a data set, with one rule for hidden files, symbolic links, order and encodings."""
 
 import json
 import os
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no part of a data set: `.ipynb_checkpoints`, `._a.jpg`, `Thumbs.db`."""
+    """Whether a file or folder name is not part of a data set: `.ipynb_checkpoints`, `._a.jpg`, `Thumbs.db`."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
@@ -62,7 +62,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def find_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """The files below a folder with one of these endings in any case, sorted by path.
+    """The files below a folder with one of these extensions, ignoring case, sorted by path.
 
     Symbolic links are followed.
 
@@ -88,7 +88,7 @@ def _walk(folder: Path, suffixes: tuple[str, ...], above: tuple[str, ...]) -> It
 
 
 def _check_link(entry: os.DirEntry, suffixes: tuple[str, ...]) -> None:
-    """A broken link may have been a folder if its name has no ending."""
+    """A broken link may have been a folder if its name has no extension."""
     wanted = not Path(entry.name).suffix or entry.name.lower().endswith(suffixes)
     if wanted and entry.is_symlink() and not os.path.exists(entry.path):
         raise FileNotFoundError(f"{entry.path} is a symbolic link to {os.readlink(entry.path)}, which is missing")
@@ -144,12 +144,12 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """What a list of names calls a file: its path below the root, with slashes; one that lies elsewhere in full."""
+    """The name of a file in a list: its path below the root, with slashes; the full path if it is elsewhere."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def select_names(items: Iterable[T], names_file: str | Path | None, name: Callable[[T], str], source: str) -> list[T]:
-    """The items whose names a text file lists, one a line; all of them without a file.
+    """The items whose names a text file lists, one per line; all of them without a file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -167,7 +167,7 @@ def select_names(items: Iterable[T], names_file: str | Path | None, name: Callab
 
 
 def check_files(paths: Sequence[Path], describe: Callable[[int], str]) -> list[Path]:
-    """The paths of files as they are on the disk, found by one look into each folder.
+    """The paths of files as they are on disk, found by listing each folder once.
 
     Names may be composed otherwise in Unicode (macOS decomposes accents), and folders separated by backslashes.
 
@@ -192,7 +192,7 @@ def check_files(paths: Sequence[Path], describe: Callable[[int], str]) -> list[P
 
 
 def _listing(folder: Path) -> dict[str, os.DirEntry]:
-    """What is in a folder, by name and by composed name."""
+    """The content of a folder, by name and by Unicode-composed name."""
     entries = list(os.scandir(folder)) if folder.is_dir() else []
     return {unicodedata.normalize("NFC", e.name): e for e in entries} | {e.name: e for e in entries}
 

@@ -1,4 +1,4 @@
-"""Pictures in folders, one folder a class, as ImageNet comes."""
+"""Images in one folder per class, as in ImageNet."""
 
 import logging
 import unicodedata

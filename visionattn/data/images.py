@@ -1,4 +1,4 @@
-"""The one way a picture or a mask is read from a file."""
+"""Reads images and masks from files; everything else in the package goes through here."""
 
 import io
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What all data sets of labelled pictures share."""
+"""The base of all data sets of labelled images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

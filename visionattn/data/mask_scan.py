@@ -1,4 +1,4 @@
-"""What the values or colours in a folder of masks stand for."""
+"""Finds out what the values or colours in a folder of masks mean."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _SCANNED = 500
 
 
 def scan_masks(files: Sequence[Path], names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Arguments of a data set for masks: `classes`, and `values` or `palette` where the masks need them.
+    """Arguments of a data set for masks: `classes`, and `values` or `palette` if the masks need them.
 
     Class numbers 0, 1, 2, ... stand for themselves, with 255 ignored; two values are background and object; any others
     are numbered in their order. Colours are numbered from the darkest on.

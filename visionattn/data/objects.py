@@ -1,4 +1,4 @@
-"""The objects of one picture: what detection data sets read and what pipelines keep in step with the picture."""
+"""The objects of one image, which detection data sets read and pipelines transform along with the image."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -51,18 +51,18 @@ class Objects:
         return len(self.boxes)
 
     def __getitem__(self, chosen: np.ndarray) -> "Objects":
-        """Those whose numbers or flags are given."""
+        """The objects selected by indices or flags."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         parts: dict[str, Any] = {name: None if value is None else value[chosen] for name, value in values.items()}
         return Objects(**parts)
 
     def clipped(self, height: int, width: int) -> "Objects":
-        """The objects with their boxes cut at the edges of a picture; those outside end up with no area."""
+        """The objects with boxes clipped to the image; those outside end up with zero area."""
         boxes = self.boxes.clip(0, np.array([width, height, width, height], np.float32))
         return Objects(boxes, self.labels, self.masks, self.iscrowd, self.area)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything known, as tensors by name."""
+        """All fields as tensors, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items() if value is not None

@@ -1,4 +1,4 @@
-"""Augmentation and resizing, written as configs and run by albumentations; boxes and masks stay in step."""
+"""Augmentation and resizing, configured as lists and run by albumentations, with boxes and masks."""
 
 import inspect
 import os
@@ -25,7 +25,7 @@ IGNORED = 255  # the value of mask pixels that are neither learnt nor counted
 
 
 class Pipeline:
-    """A chain of transforms: an RGB picture in, a `(3, H, W)` uint8 tensor out.
+    """A chain of transforms from an RGB image to a `(3, H, W)` uint8 tensor.
 
     Args:
         transforms: One dict a transform: `type` is its name in mmengine's registry `TRANSFORMS`, in
@@ -84,7 +84,7 @@ class Pipeline:
         return result
 
     def _fault(self, problem: str, seed: int, name: str, targets: dict[str, np.ndarray]) -> ValueError:
-        """An error that names the first transform after which something is wrong: the chain is run again up to it."""
+        """An error that names the first transform with invalid output, found by rerunning the chain."""
         for count, kind in enumerate(self.names, 1):
             try:
                 found = _problem(_apply(self._compose(self.transforms[:count]), seed, targets))
@@ -97,7 +97,7 @@ class Pipeline:
 
 
 class DetectionPipeline(Pipeline):
-    """A chain that moves boxes and instance masks along with the picture, and makes samples of detectors.
+    """A chain that transforms boxes and instance masks with the image, and makes samples for detectors.
 
     Boxes are cut at the edges. What has no area (`min_width`, `min_height` below a hundredth of a pixel) or, with
     masks, no pixel left is dropped and counted; crowds are dropped without a word.
@@ -172,7 +172,7 @@ class DetectionPipeline(Pipeline):
 
 
 class SegmentationPipeline(Pipeline):
-    """A chain that moves a mask of class numbers along with the picture, and makes samples of segmentors.
+    """A chain that transforms a mask of class indices with the image, and makes samples for segmentors.
 
     What transforms add around the picture is ignored unless they say otherwise (`fill_mask`).
 
@@ -227,7 +227,7 @@ def _apply(compose: A.Compose, seed: int, targets: dict[str, np.ndarray]) -> dic
 
 
 def _problem(result: dict[str, Any]) -> str:
-    """What is wrong with a chain's output; nothing if it is right."""
+    """The problem with a chain's output, or nothing if it is valid."""
     image = result["image"]
     if isinstance(image, torch.Tensor):
         return "gives a tensor; pipelines make tensors themselves, so leave it out"

@@ -10,7 +10,7 @@ __all__ = ["SeededIndex", "SeededSampler"]
 
 
 class SeededIndex(int):
-    """The index of a sample, with the seed of its augmentation on its back. It goes wherever a plain int goes.
+    """The index of a sample that also carries the seed of its augmentation. It is a plain int otherwise.
 
     mmengine's joined data sets subtract what stands before a part, or take the remainder: the seed stays.
     """
@@ -34,7 +34,7 @@ class SeededIndex(int):
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(DefaultSampler):
-    """mmengine's sampler, handing out indices that carry a seed drawn from (run's seed, epoch, index).
+    """mmengine's sampler with indices that carry a seed drawn from (run's seed, epoch, index).
 
     The number of workers and processes does not change how a sample is augmented.
     """

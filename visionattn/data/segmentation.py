@@ -1,4 +1,4 @@
-"""Pictures with masks of class numbers: what all segmentation data sets share, ADE20K, and plain folders."""
+"""Images with masks of class indices: the base of segmentation data sets, ADE20K, and plain folders."""
 
 import glob
 from collections.abc import Iterable, Sequence
@@ -147,7 +147,7 @@ class SegmentedImages(PictureDataset):
         return np.where(ignored, IGNORED, classes).astype(np.uint8)
 
     def _check_white(self) -> None:
-        """Masks of black and white would teach that there is nothing anywhere: white, 255, is ignored by default."""
+        """Refuses masks of 0 and 255, which would teach background only: 255 is ignored by default."""
         found: set[int] = set()
         for place in np.linspace(0, len(self) - 1, min(_SAMPLED, len(self))).astype(int).tolist():
             try:
@@ -244,7 +244,7 @@ def pair_files(images: Path, masks: Path, mask_suffix: str = "") -> list[tuple[P
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
-    """Names of which repeated ones are numbered, as ADE20K calls two of its classes by one name."""
+    """The names with repeated ones numbered: two classes of ADE20K have the same name."""
     counts: dict[str, int] = {}
     distinct = []
     for name in names:

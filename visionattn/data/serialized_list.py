@@ -10,7 +10,7 @@ __all__ = ["SerializedList"]
 
 
 class SerializedList(Sequence):
-    """A list that worker processes share: looking at an item writes nothing, so no process gets a copy of its own.
+    """A list shared by worker processes: reading an item writes nothing, so no process gets its own copy.
 
     Args:
         items: What to keep; it is pickled.

@@ -1,4 +1,4 @@
-"""The transforms that recipes need and albumentations lacks."""
+"""Transforms that recipes need and albumentations lacks."""
 
 import random
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def _range(value: tuple[float, float]) -> tuple[float, float]:
 
 @TRANSFORMS.register_module()
 class FitResize(A.SmallestMaxSize):
-    """Resizes a picture, its proportions kept, so that it fits into a frame, then by a random factor.
+    """Resizes an image to fit into a frame, keeping its aspect ratio, then by a random factor.
 
     The usual recipes: `short=800, long=1333` for COCO; `short=[480, ..., 800], long=1333` for several scales;
     `short=1024, long=1024, ratio=(0.1, 2.0)` and a crop for large-scale jitter; `short=512, long=2048,
@@ -65,7 +65,7 @@ class FitResize(A.SmallestMaxSize):
 
 @TRANSFORMS.register_module()
 class BalancedCrop(A.RandomCrop):
-    """A random crop in which no class has more than a share of the pixels, if ten attempts find one.
+    """A random crop in which no class covers more than a share of the pixels, if ten attempts find one.
 
     A smaller picture is padded below and to the right.
 
@@ -99,7 +99,7 @@ class BalancedCrop(A.RandomCrop):
         self.ignored = ignored
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draws the place."""
+        """Draws the position."""
         for _ in range(10):
             drawn = super().get_params_dependent_on_data(params, data)
             left, top, right, bottom = drawn["crop_coords"]
@@ -142,7 +142,7 @@ class RandAugment(A.ImageOnlyTransform):
                 operation.level_fn = partial(_at_least_one_bit, operation.level_fn)
 
     def get_params(self) -> dict[str, Any]:
-        """What albumentations hands to `apply`."""
+        """The arguments that albumentations passes to `apply`."""
         return {"seed": self.py_random.getrandbits(32)}
 
     def apply(self, img: np.ndarray, seed: int, **params: Any) -> np.ndarray:

@@ -165,7 +165,7 @@ def _of_name(
 
 
 def _read(xml: Path) -> tuple[tuple[int, int] | None, list[tuple[str, list[float], bool, str]]]:
-    """Size of the picture, and name, box, difficulty and place in the file of each object."""
+    """The size of the image, and name, box, difficulty and position in the file of each object."""
     try:
         root = ElementTree.parse(xml).getroot()
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two of encodings

@@ -1,4 +1,4 @@
-"""YOLO's text labels: a file a picture, a line an object, in shares of the picture's width and height."""
+"""YOLO text labels: one file per image, one line per object, relative to the image's width and height."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +85,7 @@ class YOLODetection(DetectionImages):
 
 
 def label_folder(images: Path) -> Path:
-    """Where the labels of a folder of pictures lie by convention."""
+    """The conventional folder of the labels of an image folder."""
     parts = list(images.parts)
     for place in range(len(parts) - 1, -1, -1):
         if parts[place] == "images":

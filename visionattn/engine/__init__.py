@@ -1,4 +1,4 @@
-"""What mmengine needs from us to train, resume, evaluate and report.
+"""Extensions of mmengine needed to train, resume, evaluate and report.
 
 Each name is imported when it is first used; `visionattn.engine.registration` makes all types that configs name known.
 """

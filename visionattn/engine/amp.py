@@ -46,11 +46,11 @@ class AutocastOptimWrapper(OptimWrapper):
             yield
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
-        """Takes the gradient of the scaled loss."""
+        """Backpropagates the scaled loss."""
         super().backward(self.scaler.scale(loss), **kwargs)
 
     def step(self, **kwargs: Any) -> None:
-        """Clips the true gradients and steps, unless they overflowed."""
+        """Clips the unscaled gradients and steps, unless they overflowed."""
         if self.clip_grad_kwargs:
             self.scaler.unscale_(self.optimizer)
             self._clip_grad()
@@ -62,7 +62,7 @@ class AutocastOptimWrapper(OptimWrapper):
         return {**super().state_dict(), "loss_scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state, also one saved without mixed precision."""
+        """Loads a state, also one saved without mixed precision."""
         state_dict = dict(state_dict)
         scaler = state_dict.pop("loss_scaler", None)
         if scaler:

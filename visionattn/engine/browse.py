@@ -1,4 +1,4 @@
-"""What a config's data pipeline feeds the network, as a picture."""
+"""Draws the inputs that a config's data pipeline gives the network."""
 
 import numpy as np
 from mmengine.config import Config

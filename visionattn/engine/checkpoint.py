@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any moment can't spoil, and from which a run resumes bit-exactly."""
+"""Checkpoints that survive a kill at any moment, and from which a run resumes bit-exactly."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +24,7 @@ __all__ = ["AtomicCheckpointHook"]
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(Hook):
-    """Saves the run every few epochs (or iterations), after the evaluation, and the best weights so far.
+    """Saves the run every few epochs (or iterations) after evaluation, and the best weights so far.
 
     mmengine's CheckpointHook saves before the evaluation, so that a run killed between the two lost its evaluation, and
     deletes old files before the new one is complete. Weights that are not finite are not saved: the run ends.
@@ -70,7 +70,7 @@ class AtomicCheckpointHook(Hook):
         self._training = False
 
     def before_train(self, runner: Any) -> None:
-        """Checks the arguments against the run, and clears away what a killed one left unfinished."""
+        """Checks the arguments against the run, and removes what a killed run left unfinished."""
         if self.by_epoch != isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ValueError(
                 f"default_hooks.checkpoint.by_epoch is {self.by_epoch}, but the run (train_cfg) counts "
@@ -83,7 +83,7 @@ class AtomicCheckpointHook(Hook):
             remove_leftovers(runner.work_dir)
 
     def after_train(self, runner: Any) -> None:
-        """Evaluations from now on are none of the run's."""
+        """Later evaluations are not part of the run."""
         self._training = False
 
     def _known(self, metrics: Any, name: str) -> MetricInfo:
@@ -100,24 +100,24 @@ class AtomicCheckpointHook(Hook):
         return info
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Saves an epoch that no evaluation follows."""
+        """Saves an epoch without a following evaluation."""
         if self.by_epoch and not _evaluates(runner, runner.epoch + 1):
             self._save_run(runner, runner.epoch + 1, epoch=runner.epoch + 1, iteration=runner.iter)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Saves an iteration that no evaluation follows."""
+        """Saves an iteration without a following evaluation."""
         if not self.by_epoch and not _evaluates(runner, runner.iter + 1):
             self._save_run(runner, runner.iter + 1, epoch=runner.epoch, iteration=runner.iter + 1)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Saves the best weights, then the run with the knowledge of them."""
+        """Saves the best weights, then the run with a record of them."""
         if not self._training:
             return  # an evaluation on its own
         self._save_best(runner, metrics or {})
         self._save_run(runner, runner.epoch if self.by_epoch else runner.iter, runner.epoch, runner.iter)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Leaves only plain data, which loads without trusting the file, and refuses weights that are not finite."""
+        """Keeps plain data only, which loads without trusting the file, and refuses non-finite weights."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         trained = {name for name, _ in model.named_parameters()}
         for part in ("state_dict", "ema_state_dict"):
@@ -192,7 +192,7 @@ def _evaluates(runner: Any, step: int) -> bool:
 
 
 def _not_finite(state_dict: dict[str, torch.Tensor], trained: set[str]) -> Iterator[str]:
-    """Names of weights that are not finite, and of buffers that are not a number; these may well be infinite."""
+    """Names of non-finite weights, and of buffers with NaN; buffers may be infinite."""
     for name, value in state_dict.items():
         if value.is_floating_point():
             good = value.isfinite() if name.removeprefix("module.") in trained else ~value.isnan()

@@ -1,4 +1,4 @@
-"""Checks that cost little and catch a wrong config before hours are spent on it."""
+"""Cheap checks that catch a wrong config before hours are spent on it."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = ["DataCheckHook", "check_batches"]
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
-    """Raises if the classes of data sets, network and metrics do not go together; a training run's before it begins."""
+    """Raises if the classes of data sets, network and metrics do not match; for training, before it begins."""
 
     def before_train(self, runner: Any) -> None:
         """Checks training and validation."""
@@ -92,7 +92,7 @@ def check_batches(loader: DataLoader, model: nn.Module, processes: int) -> None:
 
 
 def _check_single(loader: DataLoader, model: Any) -> None:
-    """Tries a batch of one, if the network normalizes over batches; nothing of the network changes."""
+    """Tries a batch of one if the network normalises over batches; the network is left unchanged."""
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return
     sampler: Any = loader.sampler

@@ -1,4 +1,4 @@
-"""Classes are decided in one place, by the training set; other data sets follow by name."""
+"""Classes are decided in one place, by the training set; other data sets are matched by name."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ __all__ = ["ClassesHook"]
 
 @HOOKS.register_module()
 class ClassesHook(Hook):
-    """Makes validation and test sets number their classes as the training set does, or as the checkpoint says.
+    """Numbers the classes of validation and test sets as in the training set, or as in the checkpoint.
 
     A class that such a set lacks is logged; one that training does not have is an error.
     """
@@ -23,12 +23,12 @@ class ClassesHook(Hook):
         self.classes: tuple[str, ...] | None = None
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Takes over what the weights were trained on."""
+        """Takes the classes that the weights were trained on."""
         meta = (checkpoint.get("meta") or {}).get("dataset_meta") or {}
         self.classes = tuple(meta["classes"]) if meta.get("classes") else None
 
     def before_train(self, runner: Any) -> None:
-        """Takes over the training set's classes, and hands them to the validation set.
+        """Takes the training set's classes and applies them to the validation set.
 
         Raises:
             ValueError: If the run is resumed with other classes.
@@ -44,11 +44,11 @@ class ClassesHook(Hook):
             self._share(runner.val_loop)
 
     def before_val(self, runner: Any) -> None:
-        """Hands the classes to the validation set."""
+        """Applies the classes to the validation set."""
         self._share(runner.val_loop)
 
     def before_test(self, runner: Any) -> None:
-        """Hands the classes to the test set."""
+        """Applies the classes to the test set."""
         self._share(runner.test_loop)
 
     def _share(self, loop: Any) -> None:

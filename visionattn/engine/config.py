@@ -1,4 +1,4 @@
-"""Configs by path or name, with other networks and settings."""
+"""Loads configs by path or name, with overridden networks and settings."""
 
 import re
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ def load_config(
 
 
 def check_network(name: str) -> None:
-    """Raises unless timm knows a network, whose name may have a tag."""
+    """Raises unless timm knows a network; its name may have a tag."""
     if not timm.is_model(name):
         known = timm.list_models()
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a person reads when a run cannot be built from a config."""
+"""Explains why a run cannot be built from a config."""
 
 import re
 import traceback
@@ -15,7 +15,7 @@ __all__ = ["explain_build_error"]
 
 
 def explain_build_error(error: Exception, config: Config) -> str | None:
-    """One line on why a part of a config cannot be built, with its place and what may have been meant.
+    """One line on why a part of a config cannot be built, with its location and a suggestion.
 
     Args:
         error: What was raised.

@@ -150,7 +150,7 @@ def _is_setting(name: str, value: Any) -> bool:
 
 
 def _is_lazy(tree: ast.Module) -> bool:
-    """Whether a config is of mmengine's style that imports classes and other configs."""
+    """Whether a config is in mmengine's lazy style, which imports classes and other configs."""
     modules: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.With):

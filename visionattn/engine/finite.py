@@ -1,4 +1,4 @@
-"""What happens when the loss becomes NaN or infinite."""
+"""Handles losses that become NaN or infinite."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["FiniteLossHook"]
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Ends a run whose loss stays NaN or infinite, or skips such steps.
+    """Ends a run whose loss stays non-finite, or skips such steps.
 
     Weights that are not finite are never saved (`AtomicCheckpointHook`), so the last good checkpoint stays.
 
@@ -52,7 +52,7 @@ class FiniteLossHook(Hook):
             self._saved = [buffer.clone() for buffer in self._buffers]
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Looks at the loss of the step."""
+        """Checks the loss of the step."""
         loss = torch.as_tensor((outputs or {}).get("loss", 0.0)).detach().item()
         bad = self._dropped or not math.isfinite(loss)
         self._dropped = False
@@ -77,7 +77,7 @@ class FiniteLossHook(Hook):
         runner.logger.warning(f"Iteration {runner.iter + 1}: {what}{'; step skipped' if self.skip else ''}")
 
     def _drop_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Without gradients a step changes nothing."""
+        """Drops the gradients, so that the step changes nothing."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # Every process has the same gradients, and so decides alike.
         if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():

@@ -1,4 +1,4 @@
-"""A signal, a full disk or a dead process ends a run in one line, which says how to resume it."""
+"""Ends a run on a signal, a full disk or a dead process with one line that says how to resume it."""
 
 import re
 import signal
@@ -15,12 +15,12 @@ __all__ = ["guarded"]
 
 
 class _Terminated(SystemExit):
-    """SIGTERM, as an exception: files that are being written are cleaned up on its way."""
+    """SIGTERM as an exception, so that partly written files are cleaned up."""
 
 
 @contextmanager
 def guarded(runner: Any, hint: Callable[[], str]) -> Iterator[None]:
-    """Runs a block in which a runner trains or evaluates.
+    """A context in which a runner trains or evaluates.
 
     Args:
         runner: An mmengine runner.

@@ -1,4 +1,4 @@
-"""One run a work folder."""
+"""Allows one run per work folder."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ __all__ = ["work_dir_lock"]
 
 @contextmanager
 def work_dir_lock(work_dir: str | Path) -> Iterator[None]:
-    """Keeps other processes from training in a folder; the lock ends with the process, however that dies.
+    """Prevents other processes from training in a folder; the lock ends with the process, however it dies.
 
     A POSIX lock belongs to the process alone: the workers of its data loaders do not inherit it. Where the file system
     has no locks, there is none.

@@ -1,4 +1,4 @@
-"""Log files and console of a run: JSON without NaN, no noise, and a full disk that is noticed."""
+"""Log files and console of a run: JSON without NaN, no noise, and full disks reported."""
 
 import logging
 import sys
@@ -30,7 +30,7 @@ _NOISE = (
 
 @VISBACKENDS.register_module()
 class JsonVisBackend(LocalVisBackend):
-    """mmengine's local files of scalars, with null for what is no finite number."""
+    """mmengine's local scalar files, with null for non-finite numbers."""
 
     def add_scalar(self, name: str, value: Any, step: int = 0, **kwargs: Any) -> None:
         """Appends one number."""
@@ -47,10 +47,10 @@ class JsonVisBackend(LocalVisBackend):
 
 @HOOKS.register_module()
 class JsonLoggerHook(LoggerHook):
-    """mmengine's logger, with null in the scores of a test that are no finite number."""
+    """mmengine's logger hook, with null for non-finite test scores."""
 
     def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Logs the scores, and writes them into a file of the test's own log folder."""
+        """Logs the scores and writes them to a file in the test's log folder."""
         batches = len(runner.test_dataloader)
         scores, text = runner.log_processor.get_log_after_epoch(runner, batches, "test", with_non_scalar=True)
         runner.logger.info(text)
@@ -60,7 +60,7 @@ class JsonLoggerHook(LoggerHook):
 
 
 def tidy_handlers(logger: logging.Logger) -> None:
-    """Keeps what only a file needs off the console, and lets a log file that can't be written end the run."""
+    """Keeps records meant for files off the console, and ends the run if a log file can't be written."""
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handleError = partial(_raise_error, handler.baseFilename)  # type: ignore[method-assign]
@@ -74,7 +74,7 @@ def _for_people(record: logging.LogRecord) -> bool:
 
 
 def _raise_error(file: str, record: logging.LogRecord) -> None:
-    """As a handler's `handleError`, which is called while the error is handled; logging would print a traceback."""
+    """Re-raises the error that a handler's `handleError` is called for; logging would print a traceback."""
     error = sys.exc_info()[1]
     if error is not None:
         with naming(file):
@@ -83,7 +83,7 @@ def _raise_error(file: str, record: logging.LogRecord) -> None:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Lets errors of writing name the file, which those of a full disk do not."""
+    """Adds the file name to write errors, which errors of a full disk lack."""
     try:
         yield
     except OSError as error:

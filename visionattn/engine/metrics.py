@@ -54,11 +54,11 @@ class TorchMetrics(BaseMetric):
             self._info[name] = describe(self.metrics[name], name, **stated)
 
     def names(self) -> list[str]:
-        """The names of its metrics as they are reported, before any `/<class>` or `/<key>`."""
+        """The names of its metrics as reported, without `/<class>` or `/<key>`."""
         return [f"{self.prefix}/{name}" if self.prefix else name for name in self.metrics]
 
     def info(self, name: str) -> MetricInfo | None:
-        """Direction and unit of a reported number; none if it is of none of these metrics."""
+        """Direction and unit of a reported number; none if no metric here reports it."""
         for reported, info in zip(self.names(), self._info.values(), strict=True):
             if name == reported or name.startswith(f"{reported}/"):
                 return replace(info, name=name)
@@ -90,7 +90,7 @@ class TorchMetrics(BaseMetric):
         return values
 
     def _flatten(self, name: str, value: Any) -> dict[str, float]:
-        """A result's numbers by name; those of classes come as a tensor, or as a dict with their numbers for keys."""
+        """The numbers of a result by name; per-class results come as a tensor, or as a dict keyed by class index."""
         classes = (self.dataset_meta or {}).get("classes")
         if isinstance(value, torch.Tensor) and value.ndim == 0:
             return {name: value.item()}
@@ -123,7 +123,7 @@ def _build(name: str, config: dict[str, Any]) -> torchmetrics.Metric:
 
 
 def _alone() -> bool:
-    """Only one process computes, over everything: nothing to synchronise."""
+    """Disables synchronisation: one process computes over all samples."""
     return False
 
 

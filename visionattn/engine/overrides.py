@@ -1,4 +1,4 @@
-"""Changing single settings of a config, and refusing what nothing would read."""
+"""Overrides single settings of a config, and refuses those that nothing reads."""
 
 import copy
 import difflib
@@ -61,7 +61,7 @@ def walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def known_names(path: Path, node: Mapping[str, Any]) -> set[str] | None:
-    """The settings that a dict of a config may have; None if there is no telling.
+    """The settings that a dict of a config may have; None if unknown.
 
     Args:
         path: Where the dict stands.
@@ -159,7 +159,7 @@ def _check(before: Config, after: Config, key: str, value: Any) -> None:
 
 
 def _check_kind(old: Any, value: Any, key: str) -> None:
-    """Raises if text that was meant to be a number, true or false takes the place of one."""
+    """Raises if text replaces a number or a boolean."""
     if not isinstance(value, str) or not isinstance(old, int | float):
         return
     if isinstance(old, bool):
@@ -182,7 +182,7 @@ def _check_name(path: Path, name: str, node: Any, key: str) -> None:
 
 
 def _check_copies(config: Config, parts: Path) -> None:
-    """Raises if the first part is a variable of the file that other parts of it hold copies of."""
+    """Raises if the first part is a variable that other parts of the file hold copies of."""
     value = config[parts[0]]
     places = [
         path
@@ -207,7 +207,7 @@ def _is_copy(path: Path, node: Any, parts: Path, value: Any) -> bool:
 
 
 def _classes(kind: Any) -> list[Callable[..., Any]]:
-    """What a `type` may stand for in any of mmengine's registries."""
+    """The classes that a `type` may name in any of mmengine's registries."""
     if callable(kind):
         return [kind]
     registries = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]

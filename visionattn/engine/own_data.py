@@ -1,4 +1,4 @@
-"""A config for one's own data, a few lines to go on from: `visionattn train --data` and `visionattn init` write it."""
+"""A short config for one's own data, written by `visionattn train --data` and `visionattn init`."""
 
 import pprint
 from pathlib import Path
@@ -25,7 +25,7 @@ def write_config(
     pretrained: bool = False,
     split_dir: str | Path | None = None,
 ) -> DiscoveredData:
-    """Looks at data, splits them if they are not, and writes a config that trains on them.
+    """Recognises data, splits them if necessary, and writes a config that trains on them.
 
     Args:
         path: The config, a `.py` file.
@@ -92,7 +92,7 @@ def config_text(data: DiscoveredData, model: str, pretrained: bool = False) -> s
 
 
 def _classification(data: DiscoveredData, model: str) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    """Pipelines to train and to evaluate, and the normalisation that the network's weights expect."""
+    """Pipelines for training and evaluation, and the normalisation that the network's weights expect."""
     cfg = timm.get_pretrained_cfg(model)
     _, height, width = cfg.input_size if cfg is not None else (3, 224, 224)
     if max(data.size) <= _SMALL:
@@ -114,14 +114,14 @@ def _classification(data: DiscoveredData, model: str) -> tuple[list[Any], list[A
 
 
 def _dense(data: DiscoveredData) -> tuple[list[Any], list[Any]]:
-    """Pipelines to train and to evaluate: pictures keep their proportions and come no larger than they are by much."""
+    """Pipelines for training and evaluation: images keep their aspect ratio and are hardly enlarged."""
     short = min(max(min(data.size), 64), 512)
     test = [{"type": "FitResize", "short": short, "long": 2 * short}]
     return [*test, {"type": "HorizontalFlip", "p": 0.5}], test
 
 
 def _piped(config: dict[str, Any], pipeline: list[Any]) -> dict[str, Any]:
-    """A data set's config with its pipeline, within joined ones in each."""
+    """A data set's config with its pipeline; for joined data sets, in each part."""
     if "datasets" in config:
         return {**config, "datasets": [_piped(part, pipeline) for part in config["datasets"]]}
     return {**config, "pipeline": pipeline}

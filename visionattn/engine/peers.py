@@ -1,4 +1,4 @@
-"""A process of a distributed run that dies is noticed by the others at once, whatever they are doing."""
+"""Detects at once that a process of a distributed run has died, whatever the others are doing."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ _GRACE = 10.0
 
 
 class PeerWatch:
-    """Connects all processes of a run to the first one: the operating system closes a connection when a process dies.
+    """Connects all processes of a run to the first: the operating system closes a connection when a process dies.
 
     Unlike heartbeats this costs nothing, and a process that is only busy is not taken for dead. A process that still
     waits for a dead one after ten seconds, in a collective operation or elsewhere, is ended. Does nothing in a run of
@@ -62,7 +62,7 @@ class PeerWatch:
             peer.close()
 
     def message(self, wait: float = 0.0) -> str | None:
-        """What to tell if a process has died; waits so many seconds for the news."""
+        """The message if a process has died; waits up to a number of seconds for it."""
         self._noticed.wait(wait if self._peers else 0.0)
         if self.lost is None:
             return None
@@ -104,7 +104,7 @@ class PeerWatch:
 
 
 def _kept_alive(peer: socket.socket) -> socket.socket:
-    """Also a machine that vanishes without a word is noticed."""
+    """Enables keep-alive, which detects a machine that vanishes."""
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
@@ -114,7 +114,7 @@ def _kept_alive(peer: socket.socket) -> socket.socket:
 
 
 def _receive(peer: socket.socket, size: int) -> bytes:
-    """So many bytes, or fewer if the connection ends."""
+    """Receives a number of bytes, or fewer if the connection ends."""
     received = b""
     while len(received) < size and (part := peer.recv(size - len(received))):
         received += part

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and how one of them does what the others wait for."""
+"""The processes of a run: connecting them, and letting one work while the others wait."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ __all__ = ["first_process_does", "join_processes"]
 
 
 def join_processes(launcher: str, backend: str = "nccl", **settings: Any) -> None:
-    """Connects the processes that a launcher has started, if they are not connected yet; mmengine keeps to it then.
+    """Connects the processes that a launcher has started, if they are not yet connected; mmengine reuses that.
 
     Args:
         launcher: `none`, `pytorch` or `slurm`.
@@ -36,7 +36,7 @@ def join_processes(launcher: str, backend: str = "nccl", **settings: Any) -> Non
 
 
 def first_process_does(action: Callable[[], None]) -> None:
-    """Runs something in the first process while the others wait until it is done. For processes that have joined.
+    """Runs a function in the first process while the others wait until it is done. For connected processes.
 
     Args:
         action: What to do, such as to write a file that all of them will read.

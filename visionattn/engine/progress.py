@@ -15,7 +15,7 @@ __all__ = ["ProgressHook"]
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Shows how far a run is, if the console is a terminal; the lines of its steps then go to the log file only."""
+    """Shows a progress bar if the console is a terminal; per-step lines then go to the log file only."""
 
     priority = "LOWEST"
 
@@ -27,14 +27,14 @@ class ProgressHook(Hook):
         self._open(runner, "train", runner.max_iters, runner.iter)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Moves it on."""
+        """Advances the bar."""
         if self.bar is not None:
             loss = torch.as_tensor((outputs or {}).get("loss", float("nan"))).detach().item()
             text = f"train, epoch {runner.epoch + 1}/{runner.max_epochs}, loss {loss:.3f}"
             self.bar.update(self.task, completed=runner.iter + 1, description=text)
 
     def after_train(self, runner: Any) -> None:
-        """Closes it."""
+        """Closes the bar."""
         self.close(runner)
 
     def before_test(self, runner: Any) -> None:
@@ -42,12 +42,12 @@ class ProgressHook(Hook):
         self._open(runner, "test", len(runner.test_dataloader), 0)
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Moves it on."""
+        """Advances the bar."""
         if self.bar is not None:
             self.bar.update(self.task, completed=batch_idx + 1)
 
     def after_test(self, runner: Any) -> None:
-        """Closes it."""
+        """Closes the bar."""
         self.close(runner)
 
     def _open(self, runner: Any, what: str, total: int, done: int) -> None:
@@ -63,7 +63,7 @@ class ProgressHook(Hook):
             handler.addFilter(_no_step)
 
     def close(self, runner: Any) -> None:
-        """Gives the console back; harmless if there is no bar."""
+        """Releases the console; does nothing without a bar."""
         if self.bar is None:
             return
         self.bar.stop()
@@ -78,6 +78,6 @@ def _console(runner: Any) -> list[logging.StreamHandler]:
 
 
 def _no_step(record: logging.LogRecord) -> bool:
-    """Everything but the lines of single steps, which the bar shows."""
+    """Filters out per-step lines, which the bar shows."""
     text = record.getMessage()
     return not (text.startswith(("Epoch(", "Iter(")) and "eta:" in text)

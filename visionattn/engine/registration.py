@@ -1,4 +1,4 @@
-"""Importing this module registers every type of ours that a config can name."""
+"""Importing this module registers every type of this package that a config can name."""
 
 from visionattn import data, tasks  # noqa: F401  (tasks are registered by importing their room)
 

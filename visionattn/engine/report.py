@@ -1,4 +1,4 @@
-"""A run in pictures: the learning curve, the confusion matrix, precision over recall."""
+"""Plots of a run: learning curve, confusion matrix, precision-recall curve."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ __all__ = ["draw_learning_curve", "draw_scores", "read_scalars"]
 
 
 def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The logged training steps and evaluations of a run, over all its resumptions; what was run again counts once.
+    """The logged training steps and evaluations of a run across resumptions; repeated steps count once.
 
     Returns:
         Training records (`iter`, `epoch`, `loss`, `lr`, ...) and evaluation records (`step`, metrics), each in order;
@@ -81,7 +81,7 @@ def draw_learning_curve(work_dir: str | Path, metric: MetricInfo | str | None) -
 
 
 def draw_scores(evaluator_metrics: Iterable[Any], folder: str | Path, classes: Sequence[str]) -> list[Path]:
-    """Draws what stands behind the numbers of an evaluation that has just been run.
+    """Draws the plots behind the numbers of an evaluation that has just been run.
 
     A confusion matrix for classification (where a `MulticlassConfusionMatrix` is among the scores) and segmentation,
     precision over recall for detection. Pictures that are there already stay: the new ones get a number.
@@ -122,6 +122,6 @@ def _precision_recall(metric: DetectionScores, classes: Sequence[str], path: Pat
 
 
 def _unused(path: Path) -> Path:
-    """The path, with a number if there is such a file already: what another evaluation has drawn stays."""
+    """The path, numbered if such a file exists already: plots of other evaluations are kept."""
     names = itertools.chain([path], (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2)))
     return next(name for name in names if not name.exists())

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and what it means that the settings have changed since."""
+"""Chooses the checkpoint that a run resumes from, and handles settings changed since."""
 
 import re
 import warnings
@@ -27,7 +27,7 @@ _NAME = re.compile(r"(epoch|iter)_(\d+)\.pth")
 
 
 def verify_checkpoint(path: str | Path) -> None:
-    """Reads a training checkpoint through and compares each part with its CRC, which a memory-mapped load skips.
+    """Reads a training checkpoint and compares each part with its CRC, which a memory-mapped load skips.
 
     A changed bit is found unless it changes nothing that is read, such as the padding between the parts.
 
@@ -49,7 +49,7 @@ def verify_checkpoint(path: str | Path) -> None:
 
 
 def latest_checkpoint(work_dir: str | Path, report: Callable[[str], Any] = lambda _: None) -> Path | None:
-    """The newest whole checkpoint of the run in a folder, the one before if the last is damaged or missing.
+    """The newest intact checkpoint of the run in a folder; the previous one if the last is damaged or missing.
 
     Args:
         work_dir: Folder of the run.
@@ -83,7 +83,7 @@ def latest_checkpoint(work_dir: str | Path, report: Callable[[str], Any] = lambd
 
 
 def resume_hint(work_dir: str | Path) -> str:
-    """How to resume the run in a folder, as the end of a message."""
+    """The end of a message that says how to resume the run in a folder."""
     pointer = Path(work_dir) / POINTER
     if not pointer.is_file():
         return f"no checkpoint has been saved in {work_dir} yet"
@@ -91,7 +91,7 @@ def resume_hint(work_dir: str | Path) -> str:
 
 
 def _newest_first(folder: Path, last: re.Match[str] | None) -> list[Path]:
-    """The checkpoints up to the last one; those beyond it belong to a run that was resumed from an earlier one."""
+    """The checkpoints up to the last one; later ones belong to a run that was resumed from an earlier one."""
     found = []
     for path in folder.glob("*.pth"):
         name = _NAME.fullmatch(path.name)
@@ -101,7 +101,7 @@ def _newest_first(folder: Path, last: re.Match[str] | None) -> list[Path]:
 
 
 def run_settings(runner: Any) -> dict[str, Any]:
-    """On what the epochs, samples, schedules and optimizer state in a checkpoint depend, as plain data by name."""
+    """The settings on which epochs, samples, schedules and optimiser state in a checkpoint depend, as plain data."""
     loader = runner.train_dataloader
     settings = {
         "processes": runner.world_size,
@@ -145,7 +145,7 @@ def changed_settings(runner: Any, checkpoint: dict[str, Any], name: str) -> dict
 
 
 def _objections(runner: Any, checkpoint: dict[str, Any], changed: dict[str, tuple[Any, Any]]) -> Iterator[str]:
-    """Changes after which nothing sensible can be resumed."""
+    """Changes that make resuming impossible."""
     meta = checkpoint["meta"]
     if "loop" in changed:
         old, new = changed["loop"]
@@ -175,14 +175,14 @@ def _objections(runner: Any, checkpoint: dict[str, Any], changed: dict[str, tupl
 
 
 def _samples_per_iteration(changed: dict[str, tuple[Any, Any]], new: dict[str, Any], side: int) -> str:
-    """What an iteration takes from how many samples, before (side 0) or now (1)."""
+    """The samples per iteration, before (side 0) or now (1)."""
     names = ("processes", "train_dataloader.batch_size", "samples")
     processes, batch, samples = (changed[name][side] if name in changed else new[name] for name in names)
     return f"{processes * (batch or 1)} of {samples}"
 
 
 class Schedule:
-    """Learning rates and other scheduled values of a run that has just been built, before it resumes.
+    """Learning rates and other scheduled values of a newly built run, before it resumes.
 
     A resumed run takes them from its checkpoint. If its settings have changed, they must come from the settings: they
     are recomputed, step by step from the start, as if the run had always had these settings.
@@ -196,7 +196,7 @@ class Schedule:
         ]
 
     def recompute(self, epochs: int, iterations: int) -> None:
-        """Sets all values to those after so many epochs and iterations; the schedulers must not have been stepped."""
+        """Sets all values to those after these epochs and iterations; schedulers must not have been stepped."""
         for group, own in zip(self.runner.optim_wrapper.param_groups, self.groups, strict=True):
             group.update(own)
         schedulers = self.runner.param_schedulers or ()

@@ -1,4 +1,4 @@
-"""mmengine's Runner, mended where 0.10.7 fails with a current PyTorch or on a CPU, and quieter on the console."""
+"""mmengine's Runner, fixed where 0.10.7 fails with a current PyTorch or on a CPU, and quieter on the console."""
 
 import time
 import zipfile
@@ -33,7 +33,7 @@ __all__ = ["Runner"]
 
 
 class Runner(mmengine.runner.Runner):
-    """mmengine's Runner with these differences.
+    """mmengine's Runner with the differences below.
 
     - Checkpoints are read as plain data only, verified, and must fit the network exactly.
     - A run resumes from the newest whole checkpoint; settings that have changed since are applied or refused.
@@ -47,7 +47,7 @@ class Runner(mmengine.runner.Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> "Runner":
-        """Builds a runner, checking first what mmengine would only stumble over later.
+        """Builds a runner after checks that mmengine would fail later.
 
         Raises:
             ValueError: If the warm-up is not shorter than the training.
@@ -59,7 +59,7 @@ class Runner(mmengine.runner.Runner):
         return super().from_cfg(cfg)
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """Starts the process group on CPUs, where mmengine's way needs a GPU; the rest is mmengine's."""
+        """Starts the process group on CPUs, for which mmengine requires a GPU; the rest is mmengine's."""
         if self.distributed and not torch.cuda.is_available():
             join_processes(self.launcher, **env_cfg.get("dist_cfg", {}))
         # Log folders, and loggers within a process, are named by the second: two starts in one would share theirs.
@@ -71,25 +71,25 @@ class Runner(mmengine.runner.Runner):
         super().setup_env(env_cfg)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """mmengine's logger, its long records kept to the file."""
+        """mmengine's logger, with long records in the file only."""
         logger = super().build_logger(*args, **kwargs)
         tidy_handlers(logger)
         return logger
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """Distributes the model; on CPUs without device numbers."""
+        """Wraps the model for distributed training; on CPUs without device indices."""
         if self.distributed and not torch.cuda.is_available() and model_wrapper_cfg is None:
             return MMDistributedDataParallel(module=model, broadcast_buffers=False)
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
-        """mmengine's training loop, once it is sure that there are batches to train on."""
+        """mmengine's training loop, after a check that there are batches to train on."""
         built = super().build_train_loop(loop)
         check_batches(built.dataloader, self.model, self.world_size)
         return built
 
     def dump_config(self) -> None:
-        """Nothing yet: a run that is refused must leave the config of the one that holds the folder alone."""
+        """Does nothing yet: a refused run must not overwrite the config of the run that holds the folder."""
 
     def train(self) -> nn.Module:
         """Trains.
@@ -115,7 +115,7 @@ class Runner(mmengine.runner.Runner):
             return super().test()
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
-        """Builds the schedulers, without warm-ups that would leave the rate where it begins."""
+        """Builds the schedulers, without warm-ups too short to raise the learning rate."""
         if isinstance(scheduler, list) and all(isinstance(part, dict) for part in scheduler):
             scheduler = without_tiny_warmups(scheduler, len(self.train_dataloader))
         return super().build_param_scheduler(scheduler)
@@ -123,7 +123,7 @@ class Runner(mmengine.runner.Runner):
     _load_from: str | None
 
     def load_or_resume(self) -> None:
-        """Resumes from the newest whole checkpoint in the work folder if the run is to be resumed and none is named."""
+        """Resumes from the newest intact checkpoint in the work folder if resuming without a named one."""
         if self._resume and self._load_from is None and not self._has_loaded:
             latest = latest_checkpoint(self.work_dir, self.logger.warning)
             if latest is None:

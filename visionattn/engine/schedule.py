@@ -1,4 +1,4 @@
-"""Schedules that fit a run that is shorter or longer than the one they were written for."""
+"""Adapts schedules to a run that is shorter or longer than the one they were written for."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _POSITIONS = ("begin", "end", "T_max", "step_size", "total_steps", "milestones",
 
 
 def stretch_schedule(config: Config, ratio: float) -> None:
-    """Stretches a config's schedules, and the beginnings of its hooks, with the length of the run, in place.
+    """Scales a config's schedules, and the start of its hooks, to the length of the run, in place.
 
     Args:
         config: A config of a run.
@@ -28,7 +28,7 @@ def stretch_schedule(config: Config, ratio: float) -> None:
 
 
 def without_tiny_warmups(schedulers: list[Any], epoch_length: int | None = None) -> list[Any]:
-    """Leaves out linear warm-ups of less than two steps, at whose end mmengine would not have raised the rate at all.
+    """Drops linear warm-ups of less than two steps, after which mmengine would not have raised the rate.
 
     Args:
         schedulers: As in a config.

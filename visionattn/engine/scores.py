@@ -1,4 +1,4 @@
-"""Scores of detectors and segmentors, whose predictions are too large to be kept until all pictures are through."""
+"""Metrics of detectors and segmentors, whose predictions are too large to be kept for the whole data set."""
 
 import math
 from typing import Any
@@ -19,13 +19,13 @@ _NAMES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "ma
 
 
 class PictureMetric(Metric):
-    """A metric that reduces each picture to a small digest, from which it computes in the end.
+    """A metric that reduces each image to a small digest, from which the result is computed at the end.
 
     All its states are lists; a picture's digest is what the picture adds to them.
     """
 
     def digest(self, preds: Any, target: Any) -> dict[str, list[Any]]:
-        """What there is to keep of one picture."""
+        """The digest of one image."""
         self.reset()
         self.update([preds], [target])
         state = {name: list(values) for name, values in self.metric_state.items()}
@@ -33,7 +33,7 @@ class PictureMetric(Metric):
         return state
 
     def absorb(self, digests: list[dict[str, list[Any]]]) -> None:
-        """Takes the pictures' digests as its states."""
+        """Sets the images' digests as its state."""
         self.reset()
         for digest in digests:
             for name, values in digest.items():

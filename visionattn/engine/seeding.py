@@ -1,4 +1,4 @@
-"""The randomness inside a training step (dropout, drop path, mixup) as a function of (seed, rank, iteration)."""
+"""Makes randomness in a training step (dropout, drop path, mixup) a function of (seed, rank, iteration)."""
 
 import random
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a person wants to know when training has ended, in a few lines."""
+"""A summary in a few lines when training has ended."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["training_summary"]
 
 
 def training_summary(runner: Any, seconds: float) -> dict[str, str]:
-    """Draws the learning curve of a finished run and says how good the run is.
+    """Draws the learning curve of a finished run and reports its scores.
 
     Args:
         runner: That has trained.
@@ -69,7 +69,7 @@ def _skipped(runner: Any, finite: FiniteLossHook | None) -> str | None:
 
 
 def _unreadable(dataset: Any) -> int:
-    """Of a data set, or of those that are joined in it."""
+    """The unreadable files of a data set, or of its joined parts."""
     if joined := getattr(dataset, "datasets", None):
         return sum(map(_unreadable, joined))
     return getattr(dataset, "skipped", 0) or (_unreadable(dataset.dataset) if hasattr(dataset, "dataset") else 0)

@@ -1,4 +1,4 @@
-"""What a metric's numbers mean: which way is better, in which unit they are, and how they are printed."""
+"""The meaning of a metric's numbers: direction, unit, and how they are printed."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ class MetricInfo:
             raise ValueError(f"metric {self.name!r}: better must be 'greater' or 'less', got {self.better!r}")
 
     def format(self, value: float | None) -> str:
-        """The number as a person reads it; `n/a` where there was nothing to measure."""
+        """Formats a number; `n/a` if there was nothing to measure."""
         if value is None or math.isnan(value):
             return "n/a"
         if self.unit == FRACTION:
@@ -47,7 +47,7 @@ class MetricInfo:
         return value < best if self.better == "less" else value > best
 
     def best(self, points: Sequence[tuple[int, float]]) -> tuple[int, float] | None:
-        """The first of the best among (step, value); None if no value is a number."""
+        """The first best pair of (step, value); None if all values are NaN."""
         best = None
         for step, value in points:
             if self.improves(value, best[1] if best else None):
@@ -79,7 +79,7 @@ def metric_info(metrics: Iterable[Any], name: str) -> MetricInfo | None:
 
 
 def describe(metric: Any, name: str, better: str | None = None, unit: str | None = None) -> MetricInfo:
-    """Direction and unit by the attributes that torchmetrics' classes have, where they are not given."""
+    """Direction and unit from the attributes of torchmetrics' classes, if not given."""
     if better is None:
         better = {True: "greater", False: "less", None: None}.get(getattr(metric, "higher_is_better", None))
     if unit is None:

@@ -1,4 +1,4 @@
-"""Where a network looks: attention of any network captured, placed in the image and turned into maps."""
+"""Where a network looks: captures the attention of any network, locates it in the image and turns it into maps."""
 
 from .cams import CAMS, cam, cam_layer
 from .capture import capture

@@ -1,4 +1,4 @@
-"""What flows along attention between the tokens of an image, whatever windows it runs in."""
+"""Products with attention matrices over all tokens of an image, whatever windows the attention runs in."""
 
 import torch
 from torch.nn import functional as F
@@ -9,7 +9,7 @@ __all__ = ["Flow", "regrid"]
 
 
 class Flow:
-    """The matrix (tokens x tokens) of one attention, applied without being made.
+    """The (tokens x tokens) matrix of one attention, applied without being formed.
 
     Tokens are numbered row by row on their grid; the extra ones come after it.
 
@@ -33,7 +33,7 @@ class Flow:
 
     @staticmethod
     def _numbers(places: Places, count: int) -> torch.Tensor:
-        """Padding is one token more, of which nothing is known."""
+        """Maps padding to one additional token."""
         index = places.index
         return torch.where((index < 0) | (index >= count), count, index)
 

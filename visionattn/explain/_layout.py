@@ -1,4 +1,4 @@
-"""How networks lay attention out: which of the leading axes are images, windows and heads."""
+"""The layout of attention in a network: which leading axes are images, windows and heads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

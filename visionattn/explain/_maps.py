@@ -1,4 +1,4 @@
-"""Which outputs of modules are maps of the image, and how they lie in memory."""
+"""Which module outputs are feature maps, and their memory layout."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def modules_with_maps(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 @dataclass(frozen=True)
 class MapLayout:
-    """How a map lies in memory.
+    """The memory layout of a map.
 
     Args:
         grid: `(H, W)`.
@@ -56,7 +56,7 @@ class MapLayout:
 
 
 class MapFinder:
-    """Tells maps from other tensors by their sizes: those of the image over 1 or a patch, times a power of two.
+    """Recognises maps by their sizes: those of the image divided by a patch and a power of two.
 
     Args:
         model: The network, whose parts say how large their patches are.

@@ -74,7 +74,7 @@ def cam(
 
 
 def cam_layer(model: nn.Module, x: torch.Tensor, layer: str | None = None) -> tuple[str, MapLayout]:
-    """Which module's output is weighted, and how it lies in memory.
+    """The module whose output is weighted, and its memory layout.
 
     By default the last map of the network; where the class is read from an extra token, the last one before the last
     attention, as nothing behind it mixes tokens and the gradients of all patches are zero there.
@@ -119,7 +119,7 @@ def cam_layer(model: nn.Module, x: torch.Tensor, layer: str | None = None) -> tu
 
 
 def _targets(target: Target, count: int) -> list[Any] | None:
-    """The package's own form: a function of one image's logits each."""
+    """The targets as grad-cam expects them: one function of the logits per image."""
     if target is None:
         return None
     if callable(target) and not isinstance(target, torch.Tensor):

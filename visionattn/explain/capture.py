@@ -1,4 +1,4 @@
-"""Queries, keys, values and probabilities of every attention of a network, which stays as it is.
+"""Captures queries, keys, values and probabilities of every attention of a network without changing it.
 
 While `capture` is entered, one `torch.overrides.TorchFunctionMode` sees every call of `scaled_dot_product_attention`
 and every softmax over the last axis of a product of two tensors, whatever module makes it. There is no hook, no patched
@@ -81,7 +81,7 @@ def capture(
 
 @contextmanager
 def _without_checkpointing(model: nn.Module) -> Iterator[None]:
-    """Recomputation would run outside of the mode."""
+    """Disables gradient checkpointing, whose recomputation would run outside the mode."""
     switched: list[Any] = [module for module in model.modules() if getattr(module, "grad_checkpointing", None) is True]
     for module in switched:
         module.grad_checkpointing = False
@@ -93,7 +93,7 @@ def _without_checkpointing(model: nn.Module) -> Iterator[None]:
 
 
 class _Mode(TorchFunctionMode):
-    """Sees the operations of a network and fills a record."""
+    """A dispatch mode that observes the operations of a network and fills a record."""
 
     def __init__(
         self,
@@ -131,13 +131,13 @@ class _Mode(TorchFunctionMode):
         return out
 
     def _look_for_input(self, args: tuple[Any, ...]) -> None:
-        """The images: what the network's first operation of a map takes."""
+        """Finds the images: the input of the network's first operation on a map."""
         first = args[0] if args else None
         if isinstance(first, torch.Tensor) and first.ndim == 4 and self._caller(sys._getframe(2)) is not None:
             self.record.input = first
 
     def _caller(self, frame: Any) -> tuple[str, nn.Module, list[str]] | None:
-        """The innermost module of the network that is at work, and the functions between it and the operation."""
+        """The innermost running module of the network, and the functions between it and the operation."""
         functions = []
         while frame is not None:
             functions.append(frame.f_code.co_name)
@@ -252,7 +252,7 @@ class _Mode(TorchFunctionMode):
         return layer
 
     def _done(self, layer: Layer) -> None:
-        """Drops what is not to be held, of this attention and of those that the negative numbers no longer mean."""
+        """Drops what is not kept, of this attention and of those that negative indices no longer refer to."""
         layer.raw = {name: _spread(part, layer.raw["probs"]) for name, part in layer.raw.items()}
         if self.reduce is not None:
             layer.reduced = self.reduce(layer) if self._may_be_wanted(layer.index) else None
@@ -287,7 +287,7 @@ class _Mode(TorchFunctionMode):
 
 
 def _spread(part: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """A part with the leading axes of the probabilities, if it has fewer or shares some."""
+    """Broadcasts a part to the leading axes of the probabilities."""
     lead = probs.shape[:-2]
     if part.shape[:-2] == lead or part.shape[:-2].numel() == lead.numel():
         return part

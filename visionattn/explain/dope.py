@@ -1,4 +1,4 @@
-"""DoPE: rotations of noisy heads taken out of a trained network, without training (arXiv 2511.09146).
+"""DoPE: removes rotary embeddings from noisy heads of a trained network, without training (arXiv 2511.09146).
 
 Official code: none. The paper is about language; two axes are ours. Bands are the pairs of features that turn at one
 speed. Rotary tables are timm's: `(..., N, 2 d)`, the sines of all features and then the cosines.
@@ -28,7 +28,7 @@ __all__ = ["axial_rope", "denoise_rope", "low_bands", "rope_band_entropy", "rope
 
 
 def axial_rope(grid: tuple[int, int], dim: int, *, base: float = 100.0) -> torch.Tensor:
-    """A table of two axes, `(H * W, 2 * dim)`: half of the bands turn with the row, half with the column.
+    """A table of angles for two axes, `(H * W, 2 * dim)`: half of the bands rotate with the row, half with the column.
 
     Args:
         grid: `(H, W)`.
@@ -84,7 +84,7 @@ def rope_truncated_rank(k: torch.Tensor, r: int) -> torch.Tensor:
 
 
 def low_bands(rope: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Which features turn by less than once over a grid, on both axes, `(..., d)`.
+    """Which features rotate by less than one turn over a grid, on both axes, `(..., d)`.
 
     Args:
         rope: The table of that grid, `(..., H * W, 2 * d)`. Bands must turn by less than half a turn a position.
@@ -199,7 +199,7 @@ def _unrotated(heads: torch.Tensor, bands: torch.Tensor | None, layer: nn.Module
 def _noisy(
     heads: torch.Tensor, low: torch.Tensor, prefix: int, seed: int, half: bool, _: nn.Module, args: Any, x: torch.Tensor
 ) -> torch.Tensor:
-    """Noise in the place of the patches' queries or keys of some heads, the same at each call."""
+    """Replaces the patches' queries or keys of some heads by noise, identical at each call."""
     patches = x[:, :, prefix:]
     kept = (~low).expand(x.shape[1], -1).unsqueeze(1).to(x.dtype)
     kept = torch.where(kept.sum(-1, keepdim=True) > 0, kept, torch.ones_like(kept))  # no band is left to measure

@@ -1,4 +1,4 @@
-"""Maps as pictures."""
+"""Draws maps as images."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _GAP = 4
 def overlay(
     image: np.ndarray, values: torch.Tensor, *, colormap: str = "viridis", opacity: float = 0.6, smooth: bool = True
 ) -> np.ndarray:
-    """A map laid over its image. `-> (H, W, 3)` uint8.
+    """A map overlaid on its image. `-> (H, W, 3)` uint8.
 
     Args:
         image: `(H, W, 3)` uint8 in RGB.
@@ -42,7 +42,7 @@ def overlay(
 
 
 def grid(pictures: Sequence[np.ndarray], labels: Sequence[str], *, columns: int) -> np.ndarray:
-    """Pictures of one size side by side, row by row, with a label above each. `-> (H, W, 3)` uint8."""
+    """A grid of images of one size with a label above each. `-> (H, W, 3)` uint8."""
     height, width = pictures[0].shape[:2]
     rows = -(-len(pictures) // columns)
     above = 16

@@ -1,4 +1,4 @@
-"""The factors of gating attention: where plug-ins look, and which channels they keep."""
+"""The factors of gating attention: the positions and channels that plug-ins emphasise."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ __all__ = ["gates"]
 
 
 def gates(model: nn.Module, x: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
-    """The factors of every gating block, by the block's name in the network and their own.
+    """The factors of every gating block, by block name and factor name.
 
     Blocks of ours say them by their method `gates`; of timm's (squeeze-and-excitation, ECA, CBAM and others that end in
     a module `gate`) what that module gives is taken.

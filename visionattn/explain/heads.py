@@ -30,7 +30,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def gate_gradients(
     model: nn.Module, x: torch.Tensor, labels: torch.Tensor, loss: Loss | None = None
 ) -> list[torch.Tensor]:
-    """What the loss of each image would change by if a head were scaled, `(B, heads)` for each layer.
+    """The derivative of each image's loss with respect to a factor on each head, `(B, heads)` for each layer.
 
     Args:
         model: The network, in evaluation mode.
@@ -66,7 +66,7 @@ def head_importance(
 
 
 def ablation(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, loss: Loss | None = None) -> list[torch.Tensor]:
-    """What the mean loss changes by when one head is switched off, `(heads,)` for each layer. Arguments as above."""
+    """The change of the mean loss when one head is switched off, `(heads,)` for each layer. Arguments as above."""
     with torch.no_grad():
         with capture(model, keep=()) as record:
             before = _losses(model(x), labels, loss).mean()

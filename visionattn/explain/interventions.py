@@ -57,7 +57,7 @@ def scale_heads(factors: Mapping[tuple[int, int], float]) -> Edit:
 def knock_out(
     rows: Collection[int], columns: Collection[int], layers: Collection[int] | None = None
 ) -> Callable[[Layer], torch.Tensor]:
-    """Some tokens cannot see some others: the scores are minus infinity there, so the rest of a row sums to 1.
+    """Prevents some tokens from attending to others: their scores are minus infinity, so the rest of a row sums to 1.
 
     Args:
         rows: Numbers of the queries that are cut off, as the network counts its tokens (0: the class token).
@@ -80,7 +80,7 @@ def knock_out(
 
 
 def redistribute_sinks(keep: float = 0.6, *, times: float = 10.0, layers: Collection[int] | None = None) -> Edit:
-    """Tokens that get many times their share keep a part of it; the rest goes to the others in proportion.
+    """Tokens with many times their share of attention keep a part of it; the rest goes to the others in proportion.
 
     Args:
         keep: The part, from 0 to 1.

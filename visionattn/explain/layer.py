@@ -1,4 +1,4 @@
-"""What one attention of a network did in a forward pass."""
+"""One attention of a network in a forward pass."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -63,11 +63,11 @@ class Layer:
 
     @property
     def grad(self) -> torch.Tensor:
-        """Of the probabilities, in their shape, after `record.gradients(score)`."""
+        """The gradient of the probabilities, in their shape, after `record.gradients(score)`."""
         return self.grad_of("probs")
 
     def grad_of(self, part: str) -> torch.Tensor:
-        """Of any part, after `record.gradients(score, of=part)`."""
+        """The gradient of any part, after `record.gradients(score, of=part)`."""
         if part not in self.grads:
             raise ValueError(
                 f"layer {self.index} has no gradient of its {part}: call record.gradients(score, of={part!r}) first"
@@ -75,7 +75,7 @@ class Layer:
         return self.layout.apply(self.grads[part])
 
     def keep(self, parts: Collection[str]) -> None:
-        """Drops the other parts."""
+        """Keeps these parts and drops the others."""
         self.raw = {name: tensor for name, tensor in self.raw.items() if name in parts}
 
     def _part(self, name: str) -> torch.Tensor:

@@ -32,7 +32,7 @@ FUSIONS = ("mean", "max", "min")
 
 
 def raw(record: Record, layer: int = -1) -> torch.Tensor:
-    """What the token that the class is read from looks at in one layer, the mean over its heads. `-> (B, H, W)`.
+    """The attention of the token that the classifier reads in one layer, averaged over heads. `-> (B, H, W)`.
 
     Args:
         record: Of a forward pass.
@@ -121,13 +121,13 @@ def upsample(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def min_max(maps: torch.Tensor) -> torch.Tensor:
-    """Each map scaled to 0..1; a constant one becomes 0."""
+    """Scales each map to 0..1; a constant map becomes 0."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def spatial_layers(record: Record) -> list[Layer]:
-    """The attentions of a record that have positions and are held.
+    """The attentions of a record that were kept and have positions.
 
     Raises:
         ValueError: If there are none.
@@ -145,7 +145,7 @@ def class_map(
     source: tuple[int, int],
     class_row: int | None = None,
 ) -> torch.Tensor:
-    """The map of the token that the class is read from. `(B, tokens, source tokens) -> (B, H, W)`.
+    """The map of the token that the classifier reads. `(B, tokens, source tokens) -> (B, H, W)`.
 
     Args:
         rows: On a grid.
@@ -164,7 +164,7 @@ def class_map(
 
 
 class TokenMatrix:
-    """How much of each token of the first grid each token of the present one holds; the identity at first."""
+    """The share of each token of the first grid in each token of the current one; initially the identity."""
 
     def __init__(self, record: Record, first: Layer) -> None:
         self.record, self.prefix = record, max(record.tokens.prefix, 0)
@@ -191,7 +191,7 @@ class TokenMatrix:
         return torch.cat((value[..., columns:], value[..., :columns]), 2)
 
     def map(self, class_row: int | None = None) -> torch.Tensor:
-        """Of the token that the class is read from, `(B, H, W)`."""
+        """The map of the token that the classifier reads, `(B, H, W)`."""
         return class_map(self.value, self.record, self.grid, self.source, class_row)
 
 
@@ -207,7 +207,7 @@ def _fused(weights: torch.Tensor, fusion: str, axis: int, keepdim: bool = False)
 
 
 def _without_smallest(weights: torch.Tensor, spared: torch.Tensor, share: float) -> torch.Tensor:
-    """Sets a share of each head's weights to zero, the smallest, but for keys that are spared."""
+    """Sets a share of each head's smallest weights to zero, except for protected keys."""
     flat = weights.transpose(1, 2).flatten(2)
     smallest = flat.topk(int(share * flat.shape[2]), largest=False).indices
     dropped = torch.zeros_like(flat, dtype=torch.bool).scatter_(2, smallest, True)

@@ -1,4 +1,4 @@
-"""A vision transformer that sees some patches only: stage 2 of inherently faithful attention maps (iFAM).
+"""Runs a vision transformer on some patches only: stage 2 of inherently faithful attention maps (iFAM).
 
 Inherently Faithful Attention Maps for Vision Transformers (2025, arXiv 2506.08915).
 
@@ -20,7 +20,7 @@ __all__ = ["masked_features", "masked_forward"]
 
 
 def masked_forward(model: nn.Module, x: torch.Tensor, mask: torch.Tensor, *, prune: bool = True) -> torch.Tensor:
-    """Logits of a network that sees the patches of a mask only.
+    """Logits of a network that sees only the patches of a mask.
 
     With a hard mask what lies outside has no influence at all: the logits do not change with it, bit for bit.
 
@@ -38,7 +38,7 @@ def masked_forward(model: nn.Module, x: torch.Tensor, mask: torch.Tensor, *, pru
 
 
 def masked_features(model: nn.Module, x: torch.Tensor, mask: torch.Tensor, *, prune: bool = True) -> torch.Tensor:
-    """The tokens behind the last norm, extra ones first. Arguments as for `masked_forward`."""
+    """The tokens after the last norm, extra tokens first. Arguments as for `masked_forward`."""
     network: Any = model
     if not all(hasattr(network, name) for name in ("_pos_embed", "patch_embed", "blocks", "norm_pre", "norm")):
         raise ValueError(f"model must be a VisionTransformer of timm's, got {type(model).__name__}")

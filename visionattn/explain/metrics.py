@@ -1,4 +1,4 @@
-"""Scores of maps: against masks, and against other maps.
+"""Metrics of maps against masks and against other maps.
 
 Attention IoU (CVPR 2025, arXiv 2503.19846).
 
@@ -22,7 +22,7 @@ __all__ = ["attention_iou", "mask_score", "mass_in_mask", "pointing_game", "segm
 
 
 def attention_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """How far two maps agree, from 0 (nowhere both) to 1 (equal up to a factor). `2 x (B, H, W) -> (B,)`.
+    """The agreement of two maps, from 0 (disjoint) to 1 (equal up to a factor). `2 x (B, H, W) -> (B,)`.
 
     `sum(a b) / sum(((a + b) / 2)^2)` of maps with the sum 1.
 
@@ -100,7 +100,7 @@ def segmentation_scores(maps: torch.Tensor, masks: torch.Tensor, *, mass: float 
 
 
 def _largest(maps: torch.Tensor, mass: float) -> torch.Tensor:
-    """The patches that hold so much of the mass, largest first."""
+    """The patches that contain a share of the mass, largest first."""
     values, order = maps.flatten(1).sort(1, descending=True)
     before = values.cumsum(1) - values  # what the larger ones hold
     kept = before < mass * values.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What explains a network, and why the rest does not."""
+"""The explanation methods that a network supports, and why it does not support the rest."""
 
 from importlib.util import find_spec
 
@@ -24,7 +24,7 @@ METHODS = {
 
 
 def methods(model: nn.Module, x: torch.Tensor) -> dict[str, str]:
-    """For every method why the network does not offer it; empty where it does.
+    """For every method, why the network does not support it; empty if it does.
 
     Args:
         model: The network.

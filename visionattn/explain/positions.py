@@ -35,7 +35,7 @@ _HEAD_MAPS = ("pool_q", "pool_k", "pool_v")
 
 @dataclass(frozen=True)
 class Places:
-    """Where some tokens lie, `(B, windows, heads, N)` each.
+    """The positions of some tokens, `(B, windows, heads, N)` each.
 
     Args:
         y: Height in the image, 0 at its upper edge and 1 at its lower one.
@@ -54,14 +54,14 @@ class Places:
     grid: tuple[int, int]
 
     def of_head(self, head: int) -> "Places":
-        """Those of one head, `(B, windows, 1, N)`."""
+        """The positions of one head, `(B, windows, 1, N)`."""
         parts = (self.y, self.x, self.prefix, self.valid, self.spread)
         y, x, prefix, valid, spread = (part[:, :, head : head + 1] for part in parts)
         return Places(y, x, prefix, valid, spread, self.grid)
 
     @property
     def index(self) -> torch.Tensor:
-        """Numbers on the grid, row by row; extra tokens come after it, and after all of them padding as -1."""
+        """Indices on the grid, row by row, followed by extra tokens; padding is -1."""
         height, width = self.grid
         rows = (self.y * height).floor().long().clamp(0, height - 1)
         columns = (self.x * width).floor().long().clamp(0, width - 1)
@@ -71,7 +71,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Positions:
-    """Where the queries and the keys of an attention lie."""
+    """The positions of the queries and keys of an attention."""
 
     queries: Places
     keys: Places
@@ -83,7 +83,7 @@ class Positions:
         return all(bool((index == index[:, :, :1]).all()) for index in indices)
 
     def of_head(self, head: int) -> "Positions":
-        """Those of one head."""
+        """The positions of one head."""
         return Positions(self.queries.of_head(head), self.keys.of_head(head))
 
     def find(self, query: tuple[float, float] | int, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +117,7 @@ class Positions:
 
 
 def locate(record: "Record") -> list[Positions | None]:
-    """The positions of every attention of a record; none for those without.
+    """The positions of every attention of a record; None if it has none.
 
     Raises:
         ValueError: If the network cannot be traced.
@@ -129,7 +129,7 @@ def locate(record: "Record") -> list[Positions | None]:
 
 
 def _global(layer: "Layer", record: "Record") -> Positions | None:
-    """Positions where all tokens of a plain transformer see all."""
+    """Positions of global attention in a plain transformer."""
     grid, prefix = record.tokens.grid, record.tokens.prefix
     batch, windows, heads, queries, keys = layer.shape
     if layer.kind == "channel" or grid is None or windows != 1:
@@ -194,7 +194,7 @@ def _tangents(layer: "Layer") -> list[torch.Tensor | None]:
 
 @contextmanager
 def _hooked(model: nn.Module, tracer: "_Tracer") -> Iterator[None]:
-    """The network in evaluation mode with the tracer behind every module that may give a map."""
+    """The network in evaluation mode with the tracer hooked to every module that may output a map."""
     trained = [module for module in model.modules() if module.training]
     handles = [
         module.register_forward_hook(tracer.of_heads if name.rpartition(".")[2] in _HEAD_MAPS else tracer)
@@ -211,7 +211,7 @@ def _hooked(model: nn.Module, tracer: "_Tracer") -> Iterator[None]:
 
 
 class _Tracer:
-    """Marks maps: gives every one the tangent of one coordinate."""
+    """Gives every map the tangent of one coordinate."""
 
     def __init__(self, name: str, maps: MapFinder) -> None:
         self.name, self.maps = name, maps
@@ -263,7 +263,7 @@ def _positions(traces: list[list[torch.Tensor | None]], layer: "Layer") -> Posit
 
 
 def _places(tangents: list[torch.Tensor | None]) -> Places | None:
-    """From the tangents of the five coordinates, `(B, windows, heads, N, d)`."""
+    """Positions from the tangents of the five coordinates, `(B, windows, heads, N, d)`."""
     if any(tangent is None for tangent in tangents):
         return None
     one, *others = (tangent for tangent in tangents if tangent is not None)

@@ -1,4 +1,4 @@
-"""What every attention of a network did in one forward pass."""
+"""The record of every attention of a network in one forward pass."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +13,7 @@ __all__ = ["Record"]
 
 
 class Record(Sequence[Layer]):
-    """The attentions of one forward pass in the order in which they ran; printed, it is a table.
+    """The attentions of one forward pass in execution order; prints as a table.
 
     Args:
         model: The network.
@@ -45,14 +45,14 @@ class Record(Sequence[Layer]):
 
     @property
     def images(self) -> torch.Tensor:
-        """The images that the network was given."""
+        """The images that were the network's input."""
         if self.input is None:
             raise ValueError("nothing was captured: call the network inside the with block")
         return self.input
 
     @property
     def tokens(self) -> Tokens:
-        """What the network's tokens are."""
+        """The description of the network's tokens."""
         return tokens(self.model, self.images.shape[-2:])
 
     def gradients(self, score: torch.Tensor, *, of: str | Sequence[str] = "probs", retain_graph: bool = True) -> None:
@@ -88,7 +88,7 @@ class Record(Sequence[Layer]):
         return self._positions[layer] is not None
 
     def positions(self, layer: int) -> Positions:
-        """Where the queries and keys of an attention lie in the image.
+        """The positions of the queries and keys of an attention in the image.
 
         Global attention of a plain transformer is known in advance; for others the network is traced once, which costs
         five forward passes.
@@ -106,7 +106,7 @@ class Record(Sequence[Layer]):
         return found
 
     def map(self, layer: int, query: tuple[float, float] | int, *, upsample: bool = False) -> torch.Tensor:
-        """Where a place of the image looks, `(B, heads, H, W)` on the grid of the keys; empty outside its window.
+        """The attention of an image position, `(B, heads, H, W)` on the grid of the keys; zero outside its window.
 
         Args:
             layer: Number of the attention.

@@ -36,7 +36,7 @@ def test_time_registers(
     patches: str = "zero",
     scale: float = 1.0,
 ) -> Iterator[None]:
-    """Gives a vision transformer registers that it was trained without, while the block lasts.
+    """Adds registers to a vision transformer trained without them, inside a `with` block.
 
     Empty tokens follow the patches; what chosen neurons do at outlier patches goes to them. They are taken off before
     the last norm.
@@ -100,7 +100,7 @@ def find_register_neurons(
     threshold: float | None = None,
     up_to: int | None = None,
 ) -> dict[int, list[int]]:
-    """The hidden units that are most active at tokens with outlying norms, as `test_time_registers` takes them.
+    """The hidden units most active at tokens with outlier norms, as `test_time_registers` takes them.
 
     Args:
         model: A `VisionTransformer` of timm's.

@@ -33,7 +33,7 @@ Target = int | Sequence[int] | torch.Tensor | Callable[[torch.Tensor], torch.Ten
 def relevance(
     model: nn.Module, x: torch.Tensor, target: Target = None, *, start: int = 0, class_row: int | None = None
 ) -> torch.Tensor:
-    """How much each patch matters to a class. `-> (B, H, W)` on the grid of the first stage.
+    """The relevance of each patch to a class. `-> (B, H, W)` on the grid of the first stage.
 
     Layer by layer `R <- R + mean_h relu(A * dA) R` from the identity on; the map is the row of the token that the class
     is read from.
@@ -56,7 +56,7 @@ def relevance_matrix(model: nn.Module, x: torch.Tensor, target: Target = None, *
 
 
 def attention_grad_cam(model: nn.Module, x: torch.Tensor, target: Target = None, *, layer: int = -1) -> torch.Tensor:
-    """Grad-CAM of the probabilities of one attention, in the place of a feature map. `-> (B, H, W)`.
+    """Grad-CAM on the probabilities of one attention instead of a feature map. `-> (B, H, W)`.
 
     Heads are weighted by the mean of the gradient over the patches; negative sums become 0.
 
@@ -80,7 +80,7 @@ def attention_grad_cam(model: nn.Module, x: torch.Tensor, target: Target = None,
 
 
 def target_score(logits: torch.Tensor, target: Target) -> torch.Tensor:
-    """The sum over the images of what is explained.
+    """The explained score, summed over the images.
 
     Raises:
         ValueError: If the target does not fit the logits.

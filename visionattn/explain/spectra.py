@@ -54,7 +54,7 @@ def laplacian_spectrum(attention: torch.Tensor) -> torch.Tensor:
 
 
 def effective_rank(outputs: torch.Tensor, share: float = 0.99) -> dict[str, torch.Tensor]:
-    """How many directions features use. `(N, C)`.
+    """The effective number of dimensions of features. `(N, C)`.
 
     Args:
         outputs: Such as those of one attention, tokens of many images.

@@ -79,7 +79,7 @@ def attention_statistics(attention: torch.Tensor, grid: tuple[int, int], prefix:
 
 
 def aligned_map(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Every row shifted so that its patch stands in the middle, their mean. `(..., P, P) -> (..., 2H - 1, 2W - 1)`."""
+    """The mean of all rows, each shifted to centre its patch. `(..., P, P) -> (..., 2H - 1, 2W - 1)`."""
     height, width = grid
     rows = patches.reshape(-1, height, width, height, width)
     canvas = patches.new_zeros(len(rows), 2 * height - 1, 2 * width - 1)
@@ -103,12 +103,12 @@ class AttentionStatistics:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Resets the sums."""
         self.sums: dict[str, torch.Tensor] = {}
         self.images = 0
 
     def update(self, record: Record) -> None:
-        """Takes the images of a record in."""
+        """Adds the images of a record."""
         found = statistics(record)
         for name, values in found.items():
             if self.select is None or self.select(name):
@@ -146,12 +146,12 @@ def statistics(record: Record) -> dict[str, torch.Tensor]:
 
 
 def _unit_rows(patches: torch.Tensor) -> torch.Tensor:
-    """Rows scaled to the sum 1, without what went to extra tokens; those without any weight stay 0."""
+    """Rows normalised to sum 1 over the patches; rows without weight stay 0."""
     return F.normalize(patches, p=1, dim=-1, eps=torch.finfo(patches.dtype).tiny)
 
 
 def _distance(rows: torch.Tensor, grid: tuple[int, int], *, unit: bool) -> torch.Tensor:
-    """Mean over the rows, whose weights have the sum 1."""
+    """The mean distance over rows that sum to 1."""
     sides = [torch.arange(side, dtype=rows.dtype, device=rows.device) for side in grid]
     if unit:
         sides = [side / max(len(side) - 1, 1) for side in sides]

@@ -1,4 +1,4 @@
-"""What the tokens of a network are: extra ones, which of them the class is read from, and the grid of the others."""
+"""The tokens of a network: extra tokens, the one that the classifier reads, and the grid of the patches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Tokens:
 
 
 def tokens(model: nn.Module, size: Sequence[int]) -> Tokens:
-    """What the tokens of a network of timm's or ours are.
+    """Describes the tokens of a network of timm or of this package.
 
     Args:
         model: The network.
@@ -46,7 +46,7 @@ def tokens(model: nn.Module, size: Sequence[int]) -> Tokens:
 
 
 def patch_of(module: Any) -> tuple[int, int] | None:
-    """Height and width of the patches that a module cuts, if it says so."""
+    """Height and width of the patches of a module, if it states them."""
     size = getattr(module, "patch_size", None)
     if isinstance(size, int):
         return (size, size)

@@ -1,4 +1,4 @@
-"""BiDAF: attention between two sets of tokens, both ways (ICLR 2017, arXiv 1611.01603).
+"""BiDAF: bidirectional attention between two sets of tokens (ICLR 2017, arXiv 1611.01603).
 
 Official code: https://github.com/allenai/bi-att-flow (Apache-2.0, TensorFlow), basic/model.py. There the sets are a
 text and a question; here any two, such as patches of two pictures, or of a picture and words.
@@ -25,7 +25,7 @@ _MASKED = -1e30
 
 
 class CoAttention(nn.Module):
-    """What two sets of tokens tell about each other. `(B, N, C), (B, M, C) -> (B, N, 4 C)`, or `3 C` without `q2c`.
+    """Fuses two sets of tokens by attention. `(B, N, C), (B, M, C) -> (B, N, 4 C)`, or `3 C` without `q2c`.
 
     A pair has the score `w [a; b; a b] + w0`. Each token of the first set takes a mean of the second by the softmax of
     its scores; one mean of the first, by the softmax of each token's highest score, goes to all. The result is
@@ -70,7 +70,7 @@ class CoAttention(nn.Module):
         mask_a: torch.Tensor | None = None,
         mask_b: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The fused tokens, what each of `a` takes of each of `b`, and of `a` what goes to all.
+        """The fused tokens, the attention of `a` to `b`, and the attention over `a`.
 
         Args:
             a: `(B, N, C)`.

@@ -1,4 +1,4 @@
-"""Predicting on pictures and videos with a registered network, a published checkpoint, or a config and its checkpoint.
+"""Prediction on images and videos with a registered network, a published checkpoint, or a config with its checkpoint.
 
 for result in Predictor("va_resnet10n_cbam.digits")(["photo.jpg", "folder/"]):
     print(result.name, result.summary())

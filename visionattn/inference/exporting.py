@@ -1,4 +1,4 @@
-"""Networks of all tasks as files that other programs run: ONNX, and PyTorch's exported programs (pt2)."""
+"""Exports networks of all tasks to ONNX and to PyTorch's exported programs (pt2)."""
 
 import json
 import logging
@@ -59,7 +59,7 @@ def export_network(
     image: Any = None,
     classes: Sequence[str] | None = None,
 ) -> Exported:
-    """Exports a trained network, and runs what it has written to compare it with the network.
+    """Exports a trained network, runs the exported file and compares it with the network.
 
     The file takes normalised RGB pictures, `input` `(B, 3, H, W)`. Classification has `logits` `(B, classes)`,
     segmentation `logits` `(B, classes, H, W)` of the whole picture at once, detection the outputs of
@@ -137,7 +137,7 @@ def export_network(
 
 
 class _CannotExportError(ValueError):
-    """A network, or its open dimensions, that no exporter can follow."""
+    """A network, or its dynamic dimensions, that cannot be exported."""
 
 
 class _Logits(nn.Module):
@@ -161,12 +161,12 @@ def _exportable(network: Network, size: tuple[int, int]) -> tuple[nn.Module, tup
 
 
 def _outputs(module: Any, x: torch.Tensor) -> Sequence[torch.Tensor]:
-    """What the network itself says, in eager mode and float32."""
+    """The outputs of the network itself, in eager mode and float32."""
     return module.reference(x) if hasattr(module, "reference") else (module(x),)
 
 
 def _stem(model: Any, checkpoint: str | Path | None) -> str:
-    """What the file is called if nobody says."""
+    """The default name of the file."""
     if isinstance(model, nn.Module):
         return type(model).__name__.lower()
     if not isinstance(model, (str, Path)):  # a config
@@ -176,7 +176,7 @@ def _stem(model: Any, checkpoint: str | Path | None) -> str:
 
 
 def _example(network: Network, image: Any, size: int | tuple[int, int] | None) -> torch.Tensor:
-    """A real picture as the network gets it, `(1, 3, H, W)`."""
+    """A real image, preprocessed for the network, `(1, 3, H, W)`."""
     wanted = network.input_size if size is None else (size, size) if isinstance(size, int) else tuple(size)
     if size is not None and (wanted is None or len(wanted) != 2 or min(wanted) < 1):
         raise ValueError(f"size must be a number or (height, width), at least 1, got {size}")
@@ -199,12 +199,12 @@ def _scene(side: int) -> Any:
 
 
 def _inputs(x: torch.Tensor, dynamic: bool) -> list[torch.Tensor]:
-    """What the file is tried on: the picture and, for batches of any size, several at once."""
+    """The inputs that the file is tested with: the image and, for dynamic batches, several at once."""
     return [x, torch.cat([x, x.flip(-1), x.flip(-2)])] if dynamic else [x]
 
 
 def _another_size(network: nn.Module, x: torch.Tensor) -> list[tuple[torch.Tensor, Sequence[torch.Tensor]]]:
-    """Pictures of another size and what the network says of them, if it takes them."""
+    """Images of another size and the network's outputs, if it accepts them."""
     height, width = x.shape[-2:]
     larger = nn.functional.interpolate(torch.cat([x, x.flip(-1)]), (height + 64, width + 32), mode="bilinear")
     try:
@@ -222,7 +222,7 @@ def _write(
     path: Path,
     format: str,
 ) -> tuple[tuple[str, ...], bool]:
-    """Writes a file under a temporary name, which it loses if it computes something else."""
+    """Writes a file under a temporary name and renames it only if its outputs agree."""
     x = answers[0][0].to(dtype)
     count = len(facts["dynamic"])
     program = _trace(module, torch.cat([x, x]) if count else x, count)
@@ -249,7 +249,7 @@ def _write(
 
 
 def _trace(module: nn.Module, x: torch.Tensor, count: int) -> Any:
-    """The network as a graph, with the first `count` dimensions of batch, height and width left open."""
+    """The network as a graph with the first `count` dimensions of batch, height and width dynamic."""
     dims = {(0, 2, 3)[number]: torch.export.Dim.AUTO for number in range(count)}
     with _quiet():
         try:
@@ -287,7 +287,7 @@ def _save_onnx(program: Any, names: Sequence[str], facts: dict[str, Any], path: 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters talk about their own insides."""
+    """Suppresses the exporters' internal messages."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
     levels = [logger.level for logger in loggers]
     try:

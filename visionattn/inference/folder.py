@@ -1,4 +1,4 @@
-"""A folder of results: each picture's is written as it is made, and the tables at the end, whatever ends the run."""
+"""A folder of results: each image's result is written at once, and the tables at the end, however the run ends."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ __all__ = ["FolderReport", "ResultFolder", "new_folder", "predict_to_folder"]
 
 
 def new_folder(path: str | Path | None, default: str = "predictions") -> Path:
-    """Makes a folder that was not there, so that no two runs ever mix.
+    """Creates a new folder, so that no two runs mix.
 
     Args:
         path: The folder; without it the first of `predictions`, `predictions-2`, ... that does not exist.
@@ -80,7 +80,7 @@ class ResultFolder:
         return self
 
     def add(self, prediction: Prediction) -> None:
-        """Writes a prediction: its pictures first, then its line."""
+        """Writes a prediction: its images first, then its record."""
         picture = prediction.picture
         if self.pictures and picture.seconds is not None and picture.path is not None:
             self._video(picture.path).add(prediction.draw(inset=True))
@@ -121,7 +121,7 @@ class ResultFolder:
         write_tables(self.folder, self.network.task, self.network.classes, self.network.class_ids)
 
     def _write_classes(self) -> None:
-        """What the numbers in the masks mean."""
+        """Writes what the values of the masks mean."""
         colours = self.network.colours or class_colours(self.network.classes)
         rows = ([n, name, *colours[n]] for n, name in enumerate(self.network.classes))
         _write_csv(self.folder / "classes.csv", ["number", "name", "red", "green", "blue"], rows)
@@ -143,7 +143,7 @@ def _write_png(picture: Image.Image, path: Path) -> None:
 
 
 def _stem(path: Path) -> str:
-    """What a picture's results are called: its name without characters that some systems refuse, not too long."""
+    """The file name for an image's results: its name without characters that some systems refuse, shortened."""
     stem = "".join("_" if c in '/\\:*?"<>|#' or ord(c) < 32 else c for c in path.stem)
     try:
         os.fsencode(stem)
@@ -156,7 +156,7 @@ def _stem(path: Path) -> str:
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What a run of predictions has left.
+    """The outcome of a prediction run.
 
     Args:
         folder: The results.

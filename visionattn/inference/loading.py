@@ -78,7 +78,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _is_config(model: str | Path) -> bool:
-    """Whether this means a config, and not a checkpoint or a network of timm's.
+    """Whether this names a config, and not a checkpoint or a timm network.
 
     Raises:
         ValueError: If it means none of these.
@@ -98,7 +98,7 @@ def _is_config(model: str | Path) -> bool:
 
 
 def _facts(model: str | Path) -> Facts | None:
-    """What is known of a published checkpoint; nothing of a network that timm alone knows."""
+    """The metadata of a published checkpoint; empty for a network that only timm knows."""
     name = str(model)
     ours = name.startswith("va_") and "." in name
     if name.startswith("hf-hub:"):
@@ -114,7 +114,7 @@ def _facts(model: str | Path) -> Facts | None:
 
 
 def _has_task(facts: Facts) -> bool:
-    """Whether a checkpoint says how it was evaluated, and not only of which network it is."""
+    """Whether a checkpoint states how it was evaluated, and not only its network."""
     return "pipeline" in facts or facts.get("task", "classification") != "classification"
 
 
@@ -164,7 +164,7 @@ def _with_weights(
 
 
 def _head_width(weights: StateDict, name: str) -> int | None:
-    """How many classes the weights of a classifier are for, if its head is among them."""
+    """The number of classes of a classifier's weights, if they include its head."""
     cfg = timm.get_pretrained_cfg(name.partition(".")[0])
     head = None if cfg is None else weights.get(f"{cfg.classifier}.weight")
     return None if head is None else len(head)
@@ -202,7 +202,7 @@ def _from_published(task: Any, facts: Facts, classes: Sequence[str] | None) -> N
 
 
 def _build_task(config: Any) -> Any:
-    """The model of a config, importing no other task and none of what training alone needs."""
+    """Builds the model of a config without importing other tasks or training code."""
     from mmengine.registry import MODELS
     from mmengine.utils import import_modules_from_strings
 
@@ -219,7 +219,7 @@ def _build_task(config: Any) -> Any:
 
 
 def _transforms(config: Any) -> list[dict[str, Any]]:
-    """The test pipeline of a config, also where data sets are joined."""
+    """The test pipeline of a config, also for joined data sets."""
     dataset = (config.get("test_dataloader") or {}).get("dataset") or {}
     while "pipeline" not in dataset:
         inner = dataset.get("dataset") or next(iter(dataset.get("datasets") or ()), None)

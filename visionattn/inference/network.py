@@ -1,4 +1,4 @@
-"""A trained network, ready to predict: how it prepares a picture, what it predicts, what its classes are called."""
+"""A trained network, ready to predict: preprocessing, outputs and class names."""
 
 import math
 import warnings
@@ -53,12 +53,12 @@ class Network:
 
     @property
     def classifier(self) -> Any:
-        """Of a classifier, what turns a batch into logits: the network, or the task if that has a head of its own."""
+        """The module of a classifier that computes logits: the network, or the task if it has its own head."""
         plain = hasattr(self.module, "data_preprocessor") and self.module.head is None
         return self.module.backbone if plain else self.module
 
     def normalise(self, sample: Sample) -> torch.Tensor:
-        """A sample's `inputs` as the network gets them, `(1, 3, h, w)`, without padding."""
+        """A sample's `inputs`, normalised for the network, `(1, 3, h, w)`, without padding."""
         inputs = sample["inputs"]
         if not hasattr(self.module, "data_preprocessor"):  # `prepare` has done so
             return inputs[None]
@@ -67,7 +67,7 @@ class Network:
 
 
 def from_module(model: Any, device: torch.device, classes: Sequence[str] | None) -> Network:
-    """A classifier of timm's, whose configuration says how pictures are prepared.
+    """A timm classifier, whose configuration defines the preprocessing.
 
     Args:
         model: The network; its `pretrained_cfg` has the size, mean and standard deviation.
@@ -171,7 +171,7 @@ def _scaling(preprocessor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _trimmed(image: np.ndarray, name: str, shorter: int | None) -> np.ndarray:
-    """The middle of a picture so long and narrow that enlarging its shorter side to so many pixels takes gigabytes."""
+    """Crops the middle of an image too long and narrow to resize its shorter side within memory."""
     height, width = image.shape[:2]
     if shorter is None:
         return image
@@ -189,7 +189,7 @@ def _trimmed(image: np.ndarray, name: str, shorter: int | None) -> np.ndarray:
 
 
 def _class_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """A name for each output; numbers where there are none."""
+    """A name for each output; numbers if there are none."""
     names = tuple(map(str, names or ()))
     if names and len(names) != count:
         warnings.warn(
@@ -201,7 +201,7 @@ def _class_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 
 def _imagenet_names(model: Any) -> Sequence[str] | None:
-    """What the outputs of a network with weights of ImageNet are called; timm's tags say of which set of classes."""
+    """The class names of a network with ImageNet weights; timm's tags state which set of classes."""
     tag = model.pretrained_cfg.get("tag") or ""
     subset = timm.data.infer_imagenet_subset(model)
     if subset is None or not any(f"in{count}" in tag for count in ("1k", "12k", "21k", "22k")):

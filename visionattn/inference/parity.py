@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the network computes."""
+"""Compares the outputs of an exported file with the network's."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ Outputs = Sequence[torch.Tensor]
 
 
 class ParityError(ValueError):
-    """An exported file computes something else."""
+    """An exported file does not compute the network's outputs."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far the outputs of an exported file are from those of the network.
+    """The difference between the outputs of an exported file and of the network.
 
     Args:
         text: That in words.
@@ -37,7 +37,7 @@ class Comparison:
 
 
 def load_exported(path: Path, format: str) -> tuple[str, Callable[[torch.Tensor], Outputs]]:
-    """What runs an exported file, and a function that does: its input to its outputs."""
+    """The runtime of an exported file, and a function from its input to its outputs."""
     if format == "pt2":
         program: Any = torch.export.load(path).module()
 
@@ -61,7 +61,7 @@ def load_exported(path: Path, format: str) -> tuple[str, Callable[[torch.Tensor]
 
 
 def compare(found: Outputs, expected: Outputs, names: Sequence[str], dtype: torch.dtype, side: int) -> Comparison:
-    """Compares outputs by name: those of a detector object by object, others number by number.
+    """Compares outputs by name: detections object by object, others element by element.
 
     Args:
         found: Outputs of the exported file.
@@ -87,7 +87,7 @@ def compare(found: Outputs, expected: Outputs, names: Sequence[str], dtype: torc
 def _compare_objects(
     found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], lost: float, tolerance: float, side: int
 ) -> Comparison:
-    """Each object with the nearest one of its class: equal scores have no order."""
+    """Compares each object with the nearest one of its class: equal scores have no order."""
     total = matched = 0
     extra = int(found["valid"].sum())
     worst = dict.fromkeys(("boxes", "scores", "masks"), 0.0)

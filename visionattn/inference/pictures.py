@@ -1,4 +1,4 @@
-"""Pictures from wherever they come: files, folders, videos, web addresses, bytes and what is in memory."""
+"""Images from any source: files, folders, videos, URLs, bytes and objects in memory."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ _MOST_BYTES = 256 << 20  # of one picture from standard input or another open fi
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that is read when it is needed.
+    """An image that is read when needed.
 
     Args:
         name: What messages and tables call it: a path, an address or `image-<number>`.
@@ -41,7 +41,7 @@ class Picture:
 
 
 def list_pictures(inputs: Any) -> Iterator[Picture]:
-    """The pictures in an input, or in an iterable of inputs, one after the other.
+    """Iterates over the images in an input, or in an iterable of inputs.
 
     Args:
         inputs: A path of a picture, a video (each frame is a picture) or a folder, which is searched through; an

@@ -1,4 +1,4 @@
-"""Predicting on pictures, whatever the task and wherever they come from."""
+"""Prediction on images from any source, for all tasks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,7 +20,7 @@ OnError = Callable[[str, Exception], None]
 
 
 class Predictor:
-    """A trained network that takes pictures of any kind and size.
+    """A trained network that takes images of any kind and size.
 
     `network` has its task, the names of its classes and how it prepares a picture.
 
@@ -59,7 +59,7 @@ class Predictor:
         self.score = score
 
     def __call__(self, inputs: Any, batch_size: int = 1, on_error: OnError | None = None) -> Iterator[Prediction]:
-        """Predicts for pictures in their order; each result comes as soon as it is known.
+        """Predicts on images in order; yields each result as soon as it is ready.
 
         Pictures of one batch that are prepared to different sizes go through the network one after the other, never
         padded: a result does not depend on the other pictures.
@@ -127,7 +127,7 @@ class Predictor:
 
 
 def _guarded(action: Callable[[Picture], Any], picture: Picture, on_error: OnError | None) -> Any:
-    """What an action makes of a picture; nothing if it fails and there is somebody to tell."""
+    """The result of an action on an image; nothing if it fails and there is a handler for failures."""
     try:
         return action(picture)
     except (OSError, ValueError, RuntimeError) as error:

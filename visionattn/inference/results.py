@@ -1,4 +1,4 @@
-"""What a network says of one picture: a line, a record, an annotated picture."""
+"""Predictions for one image: as a line, a record, or an annotated image."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -26,7 +26,7 @@ _DRAWN = 3  # classes on an annotated picture
 
 @dataclass(frozen=True)
 class Prediction(ABC):
-    """What a network says of one picture.
+    """The prediction for one image.
 
     Args:
         picture: The picture.
@@ -36,20 +36,20 @@ class Prediction(ABC):
 
     @property
     def name(self) -> str:
-        """The picture's path, address or number."""
+        """The image's path, URL or number."""
         return self.picture.name
 
     @abstractmethod
     def summary(self) -> str:
-        """One line."""
+        """The prediction in one line."""
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """The whole prediction as JSON-compatible data."""
 
     @abstractmethod
     def draw(self, image: np.ndarray | None = None, inset: bool = False) -> np.ndarray:
-        """The picture, annotated.
+        """The annotated image.
 
         Args:
             image: `(H, W, 3)` uint8 RGB; read again without it.
@@ -60,7 +60,7 @@ class Prediction(ABC):
         """
 
     def maps(self) -> dict[str, Image.Image]:
-        """Further pictures, by the ending of their names."""
+        """Further images, by file name suffix."""
         return {}
 
     def _read(self, image: np.ndarray | None) -> np.ndarray:
@@ -168,7 +168,7 @@ class Segmentation(Prediction):
         return draw_segmentation(self._read(image), self.mask, self.classes, self.colours, inset=inset)
 
     def maps(self) -> dict[str, Image.Image]:
-        """The class numbers of the pixels, as a picture with a palette; in grey of 16 bits above 256 classes."""
+        """The class indices of the pixels as a palette image; 16-bit grey above 256 classes."""
         if len(self.classes) > 256:
             return {"_classes": Image.fromarray(self.mask.astype(np.uint16))}
         picture = Image.fromarray(self.mask.astype(np.uint8), mode="P")

@@ -1,4 +1,4 @@
-"""Tables and COCO's files, made from the records that a run of predictions has left."""
+"""Writes tables and COCO files from the records of a prediction run."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ RECORDS = "predictions.jsonl"  # one line a picture, written as it is predicted
 
 
 def read_records(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The records in a folder of predictions, in order; a last line that a kill cut short is left out."""
+    """The records in a folder of predictions, in order; an incomplete last line is dropped."""
     with (Path(folder) / RECORDS).open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):
@@ -95,7 +95,7 @@ def _coco_results(records: Iterator[dict[str, Any]], ids: Sequence[int]) -> Iter
 
 
 def _listed(items: Iterator[Any]) -> Iterator[str]:
-    """A JSON list, item by item, for there may be too many masks to hold."""
+    """Writes a JSON list item by item, since there may be too many masks to hold in memory."""
     yield "["
     for number, item in enumerate(items):
         yield f"{',' if number else ''}\n{_json(item)}"

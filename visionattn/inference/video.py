@@ -13,7 +13,7 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 
 
 def read_frames(path: str | Path) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
-    """The frames of a video: when each is shown, in seconds, and what gives it as `(H, W, 3)` uint8 RGB.
+    """The frames of a video: the time of each in seconds, and a function that reads it as `(H, W, 3)` uint8 RGB.
 
     A video that can't be opened gives one frame that raises a ValueError when it is read; one that ends before the
     length that it states gives such a frame at its end.
@@ -35,7 +35,7 @@ def read_frames(path: str | Path) -> Iterator[tuple[float, Callable[[], np.ndarr
 
 
 def frame_rate(path: str | Path) -> float:
-    """Frames a second; 25 where the file does not say."""
+    """Frames per second; 25 if the file does not state it."""
     capture = cv2.VideoCapture(str(path))
     try:
         return _rate(capture)
@@ -44,7 +44,7 @@ def frame_rate(path: str | Path) -> float:
 
 
 def frame_count(path: str | Path) -> int:
-    """How many frames a video states to have, perhaps an estimate; 0 if it can't be opened."""
+    """The number of frames that a video states, perhaps an estimate; 0 if it can't be opened."""
     capture = cv2.VideoCapture(str(path))
     try:
         return max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) if capture.isOpened() else 0
@@ -53,7 +53,7 @@ def frame_count(path: str | Path) -> int:
 
 
 class VideoWriter:
-    """Writes frames of one size as a video: `.mp4` where OpenCV can, else `.avi`.
+    """Writes frames of one size as a video: `.mp4` if OpenCV supports it, else `.avi`.
 
     Args:
         stem: Path without the ending.
@@ -78,7 +78,7 @@ class VideoWriter:
         self.count += 1
 
     def close(self) -> None:
-        """Completes the file.
+        """Finishes the file.
 
         Raises:
             OSError: If frames are missing in it, as on a full disk, which OpenCV does not report.

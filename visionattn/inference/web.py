@@ -1,4 +1,4 @@
-"""Pictures by their web addresses, within bounds of size and time."""
+"""Downloads images from URLs, with limits on size and time."""
 
 import http.client
 import time
@@ -15,12 +15,12 @@ _SILENCE = 15.0  # seconds without a byte
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is an address that `read_url` takes."""
+    """Whether a text is a URL that `read_url` accepts."""
     return text.lower().startswith(("http://", "https://"))
 
 
 def read_url(url: str, most_bytes: int = _MOST_BYTES, most_seconds: float = _MOST_SECONDS) -> bytes:
-    """The content at an address.
+    """The content at a URL.
 
     Args:
         url: `http://` or `https://`; redirects are followed to such addresses only.
@@ -54,7 +54,7 @@ def read_url(url: str, most_bytes: int = _MOST_BYTES, most_seconds: float = _MOS
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Opens http and https alone, where urllib's own also knows ftp, files and data."""
+    """An opener for http and https only; urllib's default also handles ftp, file and data URLs."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

@@ -31,7 +31,7 @@ SR_RATIOS = (8, 4, 2, 1)
 
 
 class TokenMixer(nn.Module):
-    """What mixes all tokens, extra ones too: of a map, those of its rows. `(B, H, W, C) -> (B, H, W, C)`.
+    """A mixer of all tokens, including extra ones; a map is a sequence of its rows. `(B, H, W, C) -> (B, H, W, C)`.
 
     A subclass has `forward_tokens(x, grid, prefix=0)`, `(B, prefix + H * W, C)` in and out.
     """
@@ -44,18 +44,18 @@ class TokenMixer(nn.Module):
 
 
 def split_heads(qkv: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries, keys and values `(B, num_heads, N, d)` of what one projection gives, `(B, N, 3 * num_heads * d)`."""
+    """Queries, keys and values `(B, num_heads, N, d)` from one projection `(B, N, 3 * num_heads * d)`."""
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
 
 def usual_window(context: BlockContext) -> dict[str, Any]:
-    """Windows of 7, and of 4 on small maps, that these have several too."""
+    """Windows of 7, or of 4 on small maps, so that these have several windows too."""
     return {"window": 4 if context.grid and max(context.grid) <= 8 else 7}
 
 
 class WindowMixer(nn.Module):
-    """What every attention inside windows has: projections, a window, and a way with padded tokens.
+    """The base of window attention: projections, a window, and the handling of padded tokens.
 
     A map that whole windows do not cover is padded with zeros at the right and the bottom, before the projection, so
     padded tokens have its bias as query, key and value.
@@ -125,12 +125,12 @@ class WindowMixer(nn.Module):
         return self.proj_drop(x)
 
     def masks_padding(self, height: int, width: int) -> bool:
-        """Whether the tokens of a map of this size leave the padded ones out."""
+        """Whether padded tokens are masked on a map of this size."""
         return self.pad_mask == "exact"
 
 
 class KVReducedAttention(nn.Module):
-    """Softmax attention of every token to a summary of the map, one token for each patch of it.
+    """Softmax attention of every token to a reduced map, one token for each patch.
 
     Args:
         dim: Width of the tokens.
@@ -184,7 +184,7 @@ class KVReducedAttention(nn.Module):
         return self.proj_drop(self.proj(out.unflatten(1, x.shape[1:3])))
 
     def summary(self, x: torch.Tensor) -> torch.Tensor:
-        """What keys and values are made of, `(B, H', W', C)`."""
+        """The reduced map from which keys and values are computed, `(B, H', W', C)`."""
         if self.sr is None or self.norm is None:
             return x
         short = [
@@ -198,7 +198,7 @@ class KVReducedAttention(nn.Module):
 def join_projections(
     state_dict: Mapping[str, torch.Tensor], prefix: str, parts: Sequence[str], proj: str = "proj"
 ) -> dict[str, torch.Tensor]:
-    """Weights with one layer `qkv` for three, and an output projection named `proj`; other entries as they are.
+    """Converts three separate layers to one layer `qkv`, and the output projection to `proj`; keeps other entries.
 
     Args:
         state_dict: The weights.
@@ -217,12 +217,12 @@ def join_projections(
 
 
 def convert_when_loading(module: nn.Module) -> None:
-    """Lets `load_state_dict` take what the module's `to_native` reads, besides its own format."""
+    """Lets `load_state_dict` accept the formats that the module's `to_native` reads, besides its own."""
     module.register_load_state_dict_pre_hook(_convert)
 
 
 def accept_split_qkv(module: nn.Module) -> None:
-    """Lets `load_state_dict` of a module with a layer `qkv` take weights that are kept apart, as `q`, `k` and `v`."""
+    """Lets `load_state_dict` of a module with a layer `qkv` accept separate weights `q`, `k` and `v`."""
     module.register_load_state_dict_pre_hook(_join)
 
 

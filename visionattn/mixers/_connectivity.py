@@ -1,4 +1,4 @@
-"""The predictor of Sparsifiner: which keys the attention of a query will find large (arXiv 2303.13755)."""
+"""The connectivity predictor of Sparsifiner: predicts the keys with large attention weights (arXiv 2303.13755)."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ __all__ = ["ConnectivityPredictor"]
 
 
 class ConnectivityPredictor(nn.Module):
-    """Approximates attention by few coefficients for each query, of maps that all share. `-> (B, heads, P, N)`.
+    """Approximates attention by a few coefficients per query over shared basis maps. `-> (B, heads, P, N)`.
 
     Args:
         dim: Width of a head.
@@ -51,7 +51,7 @@ class ConnectivityPredictor(nn.Module):
             nn.init.trunc_normal_(table, std=0.02)
 
     def coefficients(self, q: torch.Tensor, k: torch.Tensor, grid: tuple[int, int], prefix: int) -> torch.Tensor:
-        """How much of each shared map makes up the attention of each patch, `(B, heads, P, n)`.
+        """The coefficient of each basis map in the attention of each patch, `(B, heads, P, n)`.
 
         Args:
             q: Queries `(B, heads, N, d)`, extra tokens of the tables first.

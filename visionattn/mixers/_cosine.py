@@ -1,4 +1,4 @@
-"""What the attentions of TransNeXt share (arXiv 2311.17132): temperatures, learned queries, biases of positions.
+"""Parts shared by TransNeXt's attentions (arXiv 2311.17132): temperatures, learned queries, position biases.
 
 The biases come from an MLP of the logarithmic distances in both directions, so that they fit any map.
 """
@@ -24,7 +24,7 @@ _LARGEST = 8
 
 
 class CosineParts(nn.Module):
-    """Gives a module the parameters of cosine attention, under their official names."""
+    """The parameters of cosine attention, under their official names."""
 
     def add_cosine_parts(self, num_heads: int, head_dim: int, dd: FactoryKwargs) -> None:
         """Adds the temperature and the learned query of each head, and the MLP of positions.
@@ -44,7 +44,7 @@ class CosineParts(nn.Module):
 def log_position_bias(
     fc1: nn.Linear, fc2: nn.Linear, grid: tuple[int, int], pooled: tuple[int, int], nominal: tuple[int, int]
 ) -> torch.Tensor:
-    """What the score of each position with each pooled one is raised by, `(heads, H * W, H' * W')`.
+    """The bias of the score of each position with each pooled position, `(heads, H * W, H' * W')`.
 
     The MLP sees each pair of distances once.
 
@@ -66,7 +66,7 @@ def log_position_bias(
 
 
 def _axis(side: int, cells: int, nominal: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The different distances along an axis, scaled, and the number of that of each pair, `(side * cells)`."""
+    """The distinct distances along an axis, scaled, and the index of each pair's distance, `(side * cells)`."""
     cell = torch.arange(cells, device=like.device)
     # Twice the middle of each cell, a whole number; the last cell ends where the axis does.
     middles = cell * side // cells + ((cell + 1) * side + cells - 1) // cells - 1

@@ -46,7 +46,7 @@ class _EMA(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The official start: states of alternating sign."""
+        """The official initialisation: states of alternating sign."""
         nn.init.normal_(self.delta, std=0.2)
         nn.init.normal_(self.alpha, std=0.2)
         nn.init.normal_(self.beta, std=0.02)

@@ -1,4 +1,4 @@
-"""The gated layer that Mega and CHELA share round what mixes positions."""
+"""The gated layer around the attention of Mega and CHELA."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ __all__ = ["GatedSkeleton"]
 
 
 class GatedSkeleton(nn.Module):
-    """Smoothed tokens make queries, keys, gates and a candidate; plain ones values. `(B, H, W, C) -> (B, H, W, C)`.
+    """Queries, keys, gates and candidate from smoothed tokens, values from plain ones. `(B, H, W, C) -> (B, H, W, C)`.
 
     With m the smoothed map: u, z, r and a part of h come from m by one projection, queries and keys from z by a scale
     and a shift each. With A the attention, `h = silu(h' + h_proj(A v * r))`, and the layer is `x + u (h - x)`. It holds
@@ -57,7 +57,7 @@ class GatedSkeleton(nn.Module):
         nn.init.zeros_(self.beta)
 
     def norm_in(self, x: torch.Tensor) -> torch.Tensor:
-        """The norm in front."""
+        """The norm before the layer."""
         raise NotImplementedError
 
     def smooth(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ class GatedSkeleton(nn.Module):
         raise NotImplementedError
 
     def read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """What attention gives, `(B, H, W, e)`, from maps of queries, keys and values."""
+        """The output of attention, `(B, H, W, e)`, for maps of queries, keys and values."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,7 @@ class GatedSkeleton(nn.Module):
         return update.sigmoid() * (h - x) if self.sizes[0] else h
 
     def queries_keys(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps of queries and keys, `(B, H, W, z)` each, of a map that goes into the layer."""
+        """Maps of queries and keys, `(B, H, W, z)` each, for an input map of the layer."""
         return self._queries_keys(self.mx_proj(self.smooth(self.norm_in(x))).split(self.sizes, -1)[1])
 
     def _queries_keys(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ __all__ = ["GateLinear"]
 
 
 class GateLinear(nn.Module):
-    """A projection whose bias says where gates start. `(..., dim) -> (..., out)`.
+    """A projection whose bias sets the initial value of gates. `(..., dim) -> (..., out)`.
 
     Hosts give every `nn.Linear` their own start, with a bias of zero; they leave this one alone.
 

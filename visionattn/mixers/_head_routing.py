@@ -1,4 +1,4 @@
-"""Which heads of an attention each token listens to, and how much (MoH, arXiv 2410.11842)."""
+"""Routing of tokens to attention heads (MoH, arXiv 2410.11842)."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ __all__ = ["HeadRouting"]
 
 
 class HeadRouting(nn.Module):
-    """What every mixture of heads has: a factor for each token and head, most of them zero, and a loss of balance.
+    """The base of mixtures of heads: a factor for each token and head, most of them zero, and a load-balance loss.
 
     The first heads are shared by all tokens; of the others, each token is routed to a number. Two stages of weights:
     softmaxes within the shared and within the routed heads, and one that weighs the two groups.
@@ -86,7 +86,7 @@ class HeadRouting(nn.Module):
             return torch.cat(gates, -1) if len(gates) > 1 else gates[0]
 
     def _routed_gates(self, shares: torch.Tensor, losses: Losses | None) -> torch.Tensor:
-        """The largest shares of each token, scaled to the number of heads that it is routed to; the others are zero."""
+        """The largest probabilities of each token, scaled to its number of routed heads; the others are zero."""
         chosen = shares.detach().topk(self.routed_heads, dim=-1).indices
         mask = torch.zeros_like(shares).scatter(-1, chosen, 1.0)
         if self.training:
@@ -99,7 +99,7 @@ class HeadRouting(nn.Module):
 
 
 def _check(num_heads: int, shared: int, routed: int) -> None:
-    """Raises unless a token can have so many heads of each kind."""
+    """Raises unless the numbers of shared and routed heads are valid."""
     given = f"got num_heads={num_heads}, shared_heads={shared}, routed_heads={routed}"
     if not 0 <= shared <= num_heads:
         raise ValueError(f"shared_heads must be 0 to num_heads, {given}")

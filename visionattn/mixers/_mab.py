@@ -93,7 +93,7 @@ class MultiheadAttentionBlock(nn.Module):
         return out if self.ln1 is None else self.ln1(out)
 
     def weights(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """What each query takes from each key, `(B, num_heads, N, M)`."""
+        """The attention weights, `(B, num_heads, N, M)`."""
         q, k = self._heads(self.fc_q(queries)), self._heads(self.fc_k(keys))
         return (q @ k.mT * (q.size(1) * q.size(3)) ** -0.5).softmax(-1)
 

@@ -1,4 +1,4 @@
-"""What both forms of MVPA share: keys of several heads, and scores of positions on two axes."""
+"""Parts shared by both forms of MVPA: grouped keys, and position scores on two axes."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ def start_small(module: nn.Module) -> None:
 
 
 def tables_by_head(x: torch.Tensor, num_heads: int, width: int) -> torch.Tensor:
-    """Features `(..., width of all)` by head, each as often as heads of queries share it: `(num_heads, ..., width)`."""
+    """Splits features `(..., total width)` by head, repeated for query heads: `(num_heads, ..., width)`."""
     parts = x.unflatten(-1, (-1, width)).movedim(-2, 0)
     return parts if parts.shape[0] == num_heads else parts.repeat_interleave(num_heads // parts.shape[0], 0)
 
@@ -54,7 +54,7 @@ def tokens_by_head(x: torch.Tensor, num_heads: int, width: int) -> torch.Tensor:
 
 
 def position_scores(q: torch.Tensor, biases: Sequence[torch.Tensor], tables: Sequence[torch.Tensor]) -> Terms:
-    """Scores of each position with the rows, and with the columns: `(B, heads, H, W, H)`, `(B, heads, H, W, W)`.
+    """Scores of each position with rows and with columns: `(B, heads, H, W, H)`, `(B, heads, H, W, W)`.
 
     Args:
         q: Queries, `(B, heads, H, W, d)`.
@@ -69,7 +69,7 @@ def position_scores(q: torch.Tensor, biases: Sequence[torch.Tensor], tables: Seq
 
 
 def of_pairs(terms: Terms) -> torch.Tensor:
-    """The scores of positions of all pairs, `(B, heads, H W, H W)`."""
+    """The position scores of all pairs, `(B, heads, H W, H W)`."""
     return (terms[0].unsqueeze(-1) + terms[1].unsqueeze(-2)).flatten(4).flatten(2, 3)
 
 
@@ -82,7 +82,7 @@ def attend_by_features(
     prefix: int,
     dropout_p: float,
 ) -> torch.Tensor:
-    """Attention in which the scores of positions are further features, so that no pairs are ever held.
+    """Attention with position scores as additional features, so that no pairs are stored.
 
     A query has its score with each row and each column, a key a 1 for its own.
     """

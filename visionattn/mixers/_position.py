@@ -1,4 +1,4 @@
-"""Encodings of positions in front of mixers, on channels-last maps."""
+"""Position encodings before mixers, on channels-last maps."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class PositionConv(nn.Conv2d):
 
 
 class PositionEmbedding(nn.Module):
-    """Adds one learnable vector a position. `(B, H, W, C) -> (B, H, W, C)`.
+    """Adds one learnable vector per position. `(B, H, W, C) -> (B, H, W, C)`.
 
     Args:
         dim: Width of the map.

@@ -1,4 +1,4 @@
-"""What holds a mixer in the place of another network's attention."""
+"""Adapters that hold a mixer in place of another network's attention."""
 
 from functools import partial
 from math import isqrt
@@ -17,7 +17,7 @@ __all__ = ["ChannelsFirstBlock", "MapBlock", "PrefixedMap", "TokenAttention"]
 
 
 class PrefixedMap(nn.Module):
-    """A mixer of maps among extra tokens: it mixes the patches, and the extra tokens query all tokens by softmax.
+    """A map mixer with extra tokens: it mixes the patches, and the extra tokens attend to all tokens by softmax.
 
     `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
 
@@ -46,7 +46,7 @@ class PrefixedMap(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """A mixer that is called as timm calls the attention of a plain vision transformer. `(B, N, C) -> (B, N, C)`.
+    """A mixer with the interface of timm's attention in a plain vision transformer. `(B, N, C) -> (B, N, C)`.
 
     Args:
         mixer: With `forward_tokens(x, grid, prefix)`, or of maps where there are no extra tokens.
@@ -120,7 +120,7 @@ class TokenAttention(nn.Module):
 
 
 class MapBlock(nn.Module):
-    """A block of timm's Swin with a mixer of the whole map in place of attention in windows. `(B, H, W, C)` each.
+    """A block of timm's Swin with a map mixer in place of window attention. `(B, H, W, C)` each.
 
     Args:
         block: The block, whose other parts it takes over under their names.
@@ -147,11 +147,11 @@ class MapBlock(nn.Module):
         return x
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: mixers take any map."""
+        """Does nothing: mixers accept any map size."""
 
 
 class ChannelsFirstBlock(nn.Module):
-    """A block of timm's DaViT with a mixer of the whole map in place of its attention. `(B, C, H, W)` each.
+    """A block of timm's DaViT with a map mixer in place of its attention. `(B, C, H, W)` each.
 
     Args:
         block: The block, whose other parts it takes over under their names.

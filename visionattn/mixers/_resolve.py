@@ -11,12 +11,12 @@ __all__ = ["list_mixers", "resolve_mixer"]
 
 
 def list_mixers() -> list[str]:
-    """Names of all mixers that are a module of their own."""
+    """Names of all standalone mixers."""
     return [card.name for card in catalog.cards("mixer") if card.standalone]
 
 
 def resolve_mixer(mixer: str | dict[str, Any] | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Gives the constructor behind a mixer's name, config or class; call it with the width.
+    """The constructor for a mixer's name, config or class; call it with the width.
 
     Args:
         mixer: A name of `list_mixers()`, a class, or a dict with `type` (either of these) and further arguments.

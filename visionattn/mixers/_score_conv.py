@@ -1,4 +1,4 @@
-"""Convolutions of scores and weights of attention over the grids of their queries and keys."""
+"""Convolutions of attention scores and weights over the grids of queries and keys."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ __all__ = ["beside", "bias_rows", "conv_keys", "conv_tokens", "kernel_sizes", "p
 
 
 def kernel_sizes(name: str, size: Any, layout: str, pad_key: str) -> tuple[int, int] | None:
-    """The sides of a kernel: of queries and keys in rows, of the two dimensions of a map on the grid."""
+    """The kernel size: over queries and keys in raster order, or over the two dimensions of the grid."""
     if size is None:
         return None
     if layout == "grid":
@@ -26,7 +26,7 @@ def kernel_sizes(name: str, size: Any, layout: str, pad_key: str) -> tuple[int, 
 
 
 def zeros_before(size: int, pad_key: str) -> int:
-    """Zeros before the first key."""
+    """The number of zeros before the first key."""
     return {"both": size // 2, "left": size - 1, "right": 0}[pad_key]
 
 
@@ -50,7 +50,7 @@ def conv_keys(weights: torch.Tensor, kernel: torch.Tensor, grid: tuple[int, int]
 
 
 def beside(extra: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-    """Patches in the first half of the channels, and before them extra tokens in the second."""
+    """Places patches in the first half of the channels, preceded by extra tokens in the second half."""
     dim = extra.shape[-1]
     return torch.cat([F.pad(extra, (dim, 0)), F.pad(patches, (0, dim))], 2)
 

@@ -22,7 +22,7 @@ class _ScaleNorm(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm1d):
-    """Of all positions and images."""
+    """Batch normalisation over all positions and images."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.flatten(0, -2)).view(x.shape)

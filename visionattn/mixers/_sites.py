@@ -1,4 +1,4 @@
-"""Where a vision transformer of timm or of ours has attention, and how something else is put there."""
+"""Finds the attention of vision transformers of timm and of this package, and replaces it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ _TOKENS = (Attention, AttentionRope, BeitAttention, EvaAttention, TalkingHeadAtt
 
 @dataclass(frozen=True)
 class Site:
-    """Attention of a block.
+    """The attention of a block, which can be replaced.
 
     Args:
         name: Of the attention in the network.
@@ -85,7 +85,7 @@ def _sites(model: Any) -> Iterator[Site]:
 
 
 def _is_own_branch(module: nn.Module) -> bool:
-    """Whether this is a residual branch of our hosts, whose module stands above this one."""
+    """Whether this is a residual branch of our hosts, which is a parent of this module."""
     return all(hasattr(module, part) for part in ("fn", "norm", "gamma", "add"))
 
 

@@ -1,4 +1,4 @@
-"""Symbols of tokens, which relational attention has for values (arXiv 2405.16727)."""
+"""Symbols of tokens, the values of relational attention (arXiv 2405.16727)."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ class SymbolicAttention(nn.Module):
 
 
 class PositionalSymbols(nn.Module):
-    """A symbol for each place in the row of tokens, `(1, N, C)`; more tokens than there are get them interpolated.
+    """A symbol for each position in the sequence, `(1, N, C)`; interpolated for longer sequences.
 
     Args:
         dim: Width C.
@@ -62,7 +62,7 @@ class PositionalSymbols(nn.Module):
 
 
 class RelativeSymbols(nn.Module):
-    """A symbol for each distance in the row of tokens, `(2 max_rel_pos + 1, C)`.
+    """A symbol for each distance in the sequence, `(2 max_rel_pos + 1, C)`.
 
     Args:
         dim: Width C.
@@ -81,7 +81,7 @@ class RelativeSymbols(nn.Module):
 
 
 class RelationalSymbols(nn.Module):
-    """Symbols from a library, by how a token relates to its neighbours in the row. `(B, N, C) -> (B, N, C)`.
+    """Symbols from a library, by how a token relates to its neighbours in the sequence. `(B, N, C) -> (B, N, C)`.
 
     At the ends the outermost token stands for the neighbours that are missing.
 
@@ -145,7 +145,7 @@ SYMBOLS: dict[str, type[nn.Module]] = {
 
 
 def build_symbols(what: str | dict[str, Any], dim: int, *, num_symbols: int, num_heads: int, **dd: Any) -> nn.Module:
-    """The module that gives the symbols, from its name or a dict with `type` and further arguments.
+    """Builds the symbol module from its name or a dict with `type` and arguments.
 
     Raises:
         ValueError: If there is none of this name.

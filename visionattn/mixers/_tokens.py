@@ -1,4 +1,4 @@
-"""Any mixer on tokens `(B, N, C)`, as most vision transformers keep them."""
+"""Any mixer on tokens `(B, N, C)`, the format of most vision transformers."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["Tokens"]
 
 
 class Tokens(nn.Module):
-    """A mixer for tokens of a grid, row by row, with extra ones in front. `(B, prefix + H * W, C)`, the same out.
+    """A mixer on the tokens of a grid in raster order, extra tokens first. `(B, prefix + H * W, C)`, same out.
 
     A mixer of all tokens (one that has `forward_tokens`) mixes the extra ones too. A mixer of maps has no place for
     them: it mixes the grid, and the extra ones come out as they went in. The state dict is the mixer's own, under

@@ -128,7 +128,7 @@ class BiLevelRoutingAttention(nn.Module):
         return self.proj_drop(self.proj(out))
 
     def routing(self, x: torch.Tensor) -> torch.Tensor:
-        """The regions that each region of a map sees, best first, `(B, regions, topk)`; regions count row by row."""
+        """The regions that each region attends to, best first, `(B, regions, topk)`; indexed row by row."""
         qkv, region, size = self._project(x)
         return route_regions(qkv, region, self.topk, size)
 
@@ -228,7 +228,7 @@ def _pad(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _keywords(context: BlockContext) -> dict[str, Any]:
-    """The paper's numbers of regions by stage; as many regions a side as the map has tokens, if these are fewer."""
+    """The paper's numbers of regions by stage, limited to the side of the map."""
     side = min(7, *(context.grid or (7, 7)))
     return {"lepe": 5, "n_win": side, "topk": min((1, 4, 16, 49)[context.stage], side**2)}
 

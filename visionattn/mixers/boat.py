@@ -26,7 +26,7 @@ __all__ = ["FeatureSpaceLocalAttention"]
 
 
 class FeatureSpaceLocalAttention(nn.Module):
-    """Attention among tokens that are alike, wherever they lie, and a depthwise convolution of the values.
+    """Attention among similar tokens, wherever they are, plus a depthwise convolution of the values.
 
     `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1. Each head clusters the tokens by its queries
     (`visionattn.ops.balanced_bisection`); queries see their own cluster and a part of its sibling. Which tokens share

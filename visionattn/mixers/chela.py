@@ -82,7 +82,7 @@ class CHELA(GatedSkeleton):
         return self.norm(x)
 
     def smooth(self, x: torch.Tensor) -> torch.Tensor:
-        """The convolutions, added up, and SiLU. Without any this is SiLU alone."""
+        """The sum of the convolutions, then SiLU; without convolutions, SiLU alone."""
         parts = [large_kernel_conv(x, kernel) for kernel in self._kernels()]
         return F.silu(torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] if parts else x)
 
@@ -93,12 +93,12 @@ class CHELA(GatedSkeleton):
         return read.to(v.dtype).view(v.shape)
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What attention takes from where, before its norm, `(B, 1, N, N)`, of a map `(B, H, W, C)`; of either sign."""
+        """The attention matrix before the norm, `(B, 1, N, N)`, of a map `(B, H, W, C)`; entries may be negative."""
         q, k = (widened(part).flatten(1, 2) for part in self.queries_keys(x))
         return (q @ k.mT * _scale(k)).unsqueeze(1)
 
     def fuse(self) -> "CHELA":
-        """Makes one kernel of the short and the long one, for inference; the results stay as they are.
+        """Merges the short and the long kernel for inference; results are unchanged.
 
         Raises:
             ValueError: If there are not both, as squares.
@@ -124,7 +124,7 @@ class CHELA(GatedSkeleton):
 
 
 class _Kernel(nn.Module):
-    """A kernel for each channel; hosts give convolutions a start of their own, and leave this alone.
+    """A kernel for each channel; not a convolution layer, since hosts reinitialise those.
 
     Args:
         dim: Channels.

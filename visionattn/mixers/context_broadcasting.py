@@ -1,4 +1,4 @@
-"""Context broadcasting: half of every token is the mean of all (ICCV 2023, arXiv 2210.08457).
+"""Context broadcasting: averages each token with the mean of all tokens (ICCV 2023, arXiv 2210.08457).
 
 No official code was found; the formula is the paper's.
 
@@ -54,7 +54,7 @@ class ContextBroadcast(nn.Module):
         self.scale = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype)) if scaled else None
 
     def init_weights(self) -> None:
-        """Zero, so that nothing is added."""
+        """Initialises the scale to zero, so that nothing is added."""
         if self.scale is not None:
             nn.init.zeros_(self.scale)
 
@@ -73,12 +73,12 @@ class ContextBroadcast(nn.Module):
         return self(x)
 
     def extra_repr(self) -> str:
-        """What it does."""
+        """The settings, for printing."""
         return f"scaled={self.scale is not None}, exclude={self.exclude}"
 
 
 class _Broadcasting(nn.Module):
-    """A layer before or after which the mean is added; its weights keep their names."""
+    """A layer with the mean added before or after it; its weights keep their names."""
 
     def __init__(self, inner: nn.Module, context: ContextBroadcast, *, before: bool) -> None:
         super().__init__()

@@ -114,7 +114,7 @@ class DeconstructedAttention(nn.Module):
         rotate: Rotate | None = None,
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The mixing of tokens, `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
+        """Mixes tokens, `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
 
         Args:
             x: The tokens, extra ones first.
@@ -153,7 +153,7 @@ class DeconstructedAttention(nn.Module):
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`.
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`.
 
         Args:
             x: The map or the tokens.

@@ -1,4 +1,4 @@
-"""DHVT's head-interacted attention: heads that see each other as tokens (NeurIPS 2022, arXiv 2210.05958).
+"""DHVT's head-interacted attention, with head tokens (NeurIPS 2022, arXiv 2210.05958).
 
 Official code: https://github.com/ArieSeirack/DHVT (Apache-2.0), vision_transformer.py. The feed-forward and the stem of
 the paper are in `visionattn.models.families.va_dhvt`.
@@ -24,7 +24,7 @@ __all__ = ["HeadInteractionAttention"]
 
 
 class HeadInteractionAttention(TokenMixer):
-    """Softmax attention with a further token for each head. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+    """Softmax attention with an additional token for each head. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     The mean of a head's share of the channels over all tokens, widened to C, is that head's token. The head tokens take
     part in attention; the mean of what comes out of them is added to the class token.
@@ -84,7 +84,7 @@ class HeadInteractionAttention(TokenMixer):
         return torch.cat([first, out[:, 1:count]], 1)
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`.
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`.
 
         The rows sum up to what the head tokens leave.
         """

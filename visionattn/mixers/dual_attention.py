@@ -177,7 +177,7 @@ class DualAttention(TokenMixer):
         return self.proj_drop(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token attends to, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`."""
         x, rows = x.flatten(1, -2), []
         kinds = [kind for kind in (self.self_attention, self.relational_attention) if kind is not None]
         for kind in kinds:

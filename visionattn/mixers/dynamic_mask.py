@@ -1,4 +1,4 @@
-"""Dynamic mask attention: the values decide which keys are seen at all, and how much (Doge, arXiv 2508.02124).
+"""Dynamic mask attention: the values decide which keys are attended to (Doge, arXiv 2508.02124).
 
 Official code: https://github.com/SmallDoges/flash-sparse-attention, examples/modeling and
 utils/mask.py.
@@ -32,7 +32,7 @@ Rotation = Callable[[torch.Tensor], torch.Tensor]
 
 
 class DynamicMaskAttention(TokenMixer):
-    """Softmax attention to the keys of the largest biases, which come from the values. `(B, H, W, C) -> (B, H, W, C)`.
+    """Softmax attention to the keys with the largest value-derived biases. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. The cost is that of the keys kept, or, with blocks, `relu` or `causal`, of all pairs. Keys that are
     not kept get no gradient. Several heads of queries may share a head of keys and values.
@@ -111,7 +111,7 @@ class DynamicMaskAttention(TokenMixer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The official start of the biases' factors."""
+        """The official initialisation of the biases' factors."""
         nn.init.normal_(self.A, std=0.02)
 
     def forward_tokens(
@@ -154,7 +154,7 @@ class DynamicMaskAttention(TokenMixer):
         return self.proj_drop(self.o_proj(out.flatten(2)))
 
     def weights(self, x: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`: zero from keys that are not kept.
+        """The attention weights, `(B, num_heads, N, N)`; zero for dropped keys.
 
         Args:
             x: A map `(B, H, W, C)`, or tokens `(B, N, C)`.
@@ -174,7 +174,7 @@ class DynamicMaskAttention(TokenMixer):
         return (q @ k.mT * q.shape[-1] ** -0.5 + self._mask(lift, 0)).softmax(-1)
 
     def kept(self, x: torch.Tensor) -> torch.Tensor:
-        """Which positions of a map `(B, H, W, C)` some query sees as keys, `(B, num_kv_heads, H, W)`."""
+        """Which positions of a map `(B, H, W, C)` are keys of some query, `(B, num_kv_heads, H, W)`."""
         lift = self._lift(self.v_proj(x.flatten(1, 2)))
         return self._chosen(lift).any(2).unflatten(-1, (x.shape[1], x.shape[2]))
 
@@ -202,7 +202,7 @@ class DynamicMaskAttention(TokenMixer):
         return (self.A * -F.logsigmoid(-self.dt_proj(v))).transpose(1, 2)
 
     def _mask(self, lift: torch.Tensor, prefix: int) -> torch.Tensor:
-        """The biases of the keys that are seen, `(B, num_heads, 1 or N, N)`, and negative infinity."""
+        """The biases of the kept keys, `(B, num_heads, 1 or N, N)`, minus infinity elsewhere."""
         chosen = F.pad(self._chosen(lift[..., prefix:]), (prefix, 0, prefix if self.causal else 0, 0), value=True)
         if self.causal:
             chosen = chosen & torch.ones(2 * (lift.shape[-1],), dtype=torch.bool, device=lift.device).tril()
@@ -210,7 +210,7 @@ class DynamicMaskAttention(TokenMixer):
         return mask.repeat_interleave(self.num_heads // self.num_kv_heads, 1)
 
     def _chosen(self, lift: torch.Tensor) -> torch.Tensor:
-        """Which keys each query sees, `(B, num_kv_heads, 1 or N, N)`."""
+        """The kept keys of each query, `(B, num_kv_heads, 1 or N, N)`."""
         count = lift.shape[-1]
         scores = lift.detach().unsqueeze(2)
         visible = torch.ones(1, count, dtype=torch.bool, device=lift.device)
@@ -230,7 +230,7 @@ class DynamicMaskAttention(TokenMixer):
 
 
 def _first_largest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Places of the largest scores; the first of equals comes first."""
+    """Indices of the largest scores; ties in order of index."""
     if torch.onnx.is_in_onnx_export():
         # ONNX has no stable sort, but defines this for its TopK.
         return scores.detach().topk(count, -1).indices
@@ -238,7 +238,7 @@ def _first_largest(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _whole_blocks(chosen: torch.Tensor, size: int) -> torch.Tensor:
-    """Blocks of which more than half is chosen."""
+    """Whole blocks of which more than half is chosen."""
     count = chosen.shape[-1]
     padded = F.pad(chosen, (0, -count % size)).unflatten(-1, (-1, size))
     held = F.pad(torch.ones(count, dtype=torch.bool, device=chosen.device), (0, -count % size)).unflatten(

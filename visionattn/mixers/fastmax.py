@@ -110,7 +110,7 @@ class FastmaxAttention(TokenMixer):
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`."""
         q, k, _ = self._heads(x.flatten(1, -2))
         scores = q @ k.mT
         rows = sum((a * scores**power for power, a in enumerate(self.coefficients)), start=torch.zeros_like(scores))

@@ -26,7 +26,7 @@ __all__ = ["GatedDepthwiseFFN", "GlobalChannelAttention"]
 
 
 class GlobalChannelAttention(nn.Module):
-    """Attention between the channels of each head, whose vectors are whole maps. `(B, H, W, C) -> (B, H, W, C)`.
+    """Attention between the channels of each head, each represented by its whole map. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. A convolution of 3x3 follows the projections, so there is no place for extra tokens: pool the mean.
 
@@ -89,7 +89,7 @@ class GlobalChannelAttention(nn.Module):
         return out if self.project_out.bias is None else out + self.project_out.bias
 
     def channel_weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each channel takes from each of its head, `(B, num_heads, d, d)`, of a map `(B, H, W, C)`."""
+        """The attention weights between channels, `(B, num_heads, d, d)`, of a map `(B, H, W, C)`."""
         qkv = nhwc_conv(x, self.qkv.weight, self.qkv.bias)
         qkv = nhwc_conv(qkv, self.qkv_dwconv.weight, self.qkv_dwconv.bias, padding=1, groups=qkv.shape[-1])
         return self._values_weights(qkv)[1]

@@ -28,7 +28,7 @@ __all__ = ["WKVSpatialMixer", "WKVTemporalMixer"]
 
 
 class _WKVMixer(nn.Module):
-    """What both mixers have. `passes` is the number of scans, each with a decay of its own."""
+    """The base of both mixers. `passes` is the number of scans, each with its own decay."""
 
     passes: int
     unused: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class _WKVMixer(nn.Module):
         return nhwc_conv(x, weight, padding=1, groups=x.shape[-1])
 
     def _guided(self, v: torch.Tensor, first: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The values with what the first layer saw, and what is added after mixing."""
+        """The values combined with the first layer's, and the term added after mixing."""
         if first is None:
             return v, None
         return v + self.alpha[0] * first, self.alpha[1] * (first - v)

@@ -117,7 +117,7 @@ class FocusedLinearAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The official start of the parameters that are no layers': zero."""
+        """The official initialisation of parameters outside layers: zero."""
         nn.init.zeros_(self.scale)
         if self.positional_encoding is not None:
             nn.init.zeros_(self.positional_encoding)
@@ -212,7 +212,7 @@ def _resize(x: torch.Tensor, size: torch.Size, mode: str) -> torch.Tensor:
 
 
 def _windows(x: torch.Tensor, size: tuple[int, int], value: float = 0.0) -> torch.Tensor:
-    """`(B, H, W, C) -> (B * windows, *size, C)`, where positions beyond the map hold a value."""
+    """`(B, H, W, C) -> (B * windows, *size, C)`, with a value at positions beyond the map."""
     pad = [-side % window for side, window in zip(x.shape[1:3], size, strict=True)]
     if any(pad):
         x = F.pad(x, (0, 0, 0, pad[1], 0, pad[0]), value=value)

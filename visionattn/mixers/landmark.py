@@ -1,4 +1,4 @@
-"""Landmark attention: a token for each block stands for it, and gates what is seen of it (arXiv 2305.16300).
+"""Landmark attention: a token represents each block and gates attention to it (arXiv 2305.16300).
 
 Official code: https://github.com/epfml/landmark-attention (Apache-2.0), llama/llama_mem.py.
 
@@ -31,7 +31,7 @@ Rotation = Callable[[torch.Tensor], torch.Tensor]
 
 
 class LandmarkAttention(TokenMixer):
-    """Attention to the own window and, as far as their landmarks match, to others. `(B, H, W, C) -> (B, H, W, C)`.
+    """Attention to the own window and to others, gated by their landmarks. `(B, H, W, C) -> (B, H, W, C)`.
 
     A query's weights sum to one over the tokens of its window and the landmarks of the other windows; the weight of a
     landmark is handed on to the tokens of its window. One window is plain attention. Any H, W >= 1.
@@ -80,7 +80,7 @@ class LandmarkAttention(TokenMixer):
         convert_when_loading(self)
 
     def init_weights(self) -> None:
-        """The start of the landmarks' vector."""
+        """Initialises the landmarks' vector."""
         nn.init.normal_(self.landmark, std=0.02)
 
     @staticmethod
@@ -127,7 +127,7 @@ class LandmarkAttention(TokenMixer):
         return self.proj_drop(self.proj(out))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each position takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
         grid = (x.shape[1], x.shape[2])
         q, k, _ = self._heads(x.flatten(1, 2))
         inside, gates, _ = self._levels(q, k, grid, 0)
@@ -136,7 +136,7 @@ class LandmarkAttention(TokenMixer):
         return rows[..., places.argsort()[-k.shape[2] :]]
 
     def gates(self, x: torch.Tensor) -> torch.Tensor:
-        """How much each position takes from each window in all, `(B, num_heads, H, W, windows)`, windows row by row."""
+        """The total weight of each window for each position, `(B, num_heads, H, W, windows)`, windows row by row."""
         grid = (x.shape[1], x.shape[2])
         q, k, _ = self._heads(x.flatten(1, 2))
         return self._levels(q, k, grid, 0)[1].unflatten(2, grid)
@@ -183,7 +183,7 @@ class LandmarkAttention(TokenMixer):
 
 
 def landmark_softmax(scores: torch.Tensor, blocks: int, block_size: int) -> torch.Tensor:
-    """The official softmax in groups, of a query behind some blocks. `(..., T) -> (..., T)`.
+    """The official grouped softmax, for a query after some blocks. `(..., T) -> (..., T)`.
 
     Keys are `blocks` blocks of `block_size`, whose last is the landmark, and the query's own section. Landmarks share a
     softmax with the own section; the weight of each goes to the other tokens of its block, and it keeps none.

@@ -76,7 +76,7 @@ class LinearAttention(TokenMixer):
         return self.proj_drop(self.proj((q @ summary / total).transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`."""
         q, k, _ = self._heads(x.flatten(1, -2))
         scores = q @ k.mT
         return scores / (scores.sum(-1, keepdim=True) + self.eps)

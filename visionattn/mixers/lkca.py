@@ -30,7 +30,7 @@ _RESIZES = ("interpolate", "extend")
 
 
 class LargeKernelConvAttention(nn.Module):
-    """Mixes positions by a learnt weight of their offset. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+    """Mixes positions with a learnt weight for each offset. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     The same as an attention map that depends on the parameters alone, the same for every image.
 
@@ -108,7 +108,7 @@ class LargeKernelConvAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Starts the kernel and the bias."""
+        """Initialises the kernel and the bias."""
         nn.init.normal_(self.kernel, std=self.init_std)
         if self.identity_start:
             with torch.no_grad():
@@ -123,7 +123,7 @@ class LargeKernelConvAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
     def build_matrix(self, height: int, width: int) -> torch.Tensor:
-        """The attention maps on a grid, `(G, N, N)`: a row is what one position takes from each. To look at."""
+        """The attention maps on a grid, `(G, N, N)`, one row per query position. For inspection."""
         return toeplitz_matrix(self._kernel_on(height, width), height, width)
 
     def _kernel_on(self, height: int, width: int) -> torch.Tensor:

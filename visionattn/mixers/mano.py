@@ -38,7 +38,7 @@ _OFFICIAL = (
 
 
 class MultipoleAttention(nn.Module):
-    """Attention in windows of a map and of ever coarser copies of it, summed up. `(B, H, W, C) -> (B, H, W, C)`.
+    """The sum of window attention on a map and on coarser copies of it. `(B, H, W, C) -> (B, H, W, C)`.
 
     The attention, the downsampling and the upsampling are the same on all levels. From the coarsest level on, each
     result is upsampled, divided by the number of the step and added to that of the next finer level. Any H, W >= 1.
@@ -148,7 +148,7 @@ class MultipoleAttention(nn.Module):
         return out
 
     def count_levels(self, height: int, width: int) -> int:
-        """How many levels a map of this size has."""
+        """The number of levels for a map of this size."""
         return self.levels or fitting_levels(min(height, width), self.window_size, self.rate)
 
     def _downsample(self, x: torch.Tensor) -> torch.Tensor:
@@ -197,7 +197,7 @@ class MultipoleAttention(nn.Module):
         return x.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3).flatten(3, 4).flatten(0, 2)
 
     def _lay(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """The map from its windows; where these overlap, their mean."""
+        """The map from its windows; their mean where they overlap."""
         side, stride, size = self.window_size, self.window_stride, (like.size(1), like.size(2))
         if stride == side:
             return merge_windows(x, size, (side, side))
@@ -209,14 +209,14 @@ class MultipoleAttention(nn.Module):
         return total[:, :, : size[0], : size[1]].permute(0, 2, 3, 1)
 
     def _padding(self, length: int) -> Pair:
-        """What is to be added before and after so that windows at this step cover all tokens."""
+        """The padding before and after so that windows at this stride cover all tokens."""
         if length < self.window_size:
             return 0, self.window_size - length
         return 0, -(length - self.window_size) % self.window_stride
 
 
 def _coverage(length: int, side: int, stride: int, like: torch.Tensor) -> torch.Tensor:
-    """How many windows each position of an axis is in."""
+    """The number of windows that cover each position of an axis."""
     position = torch.arange(length, device=like.device)
     first = ((position - side).div(stride, rounding_mode="floor") + 1).clamp_min(0)
     last = position.div(stride, rounding_mode="floor").clamp_max((length - side) // stride)
@@ -224,7 +224,7 @@ def _coverage(length: int, side: int, stride: int, like: torch.Tensor) -> torch.
 
 
 def fitting_levels(side: int, window_size: int, rate: int = 2) -> int:
-    """How many levels of a map have windows that they fill, by its shorter side."""
+    """The number of levels whose windows fit into the map, by its shorter side."""
     count = 1
     while (side := -(-side // rate)) >= max(window_size, 2):
         count += 1
@@ -232,7 +232,7 @@ def fitting_levels(side: int, window_size: int, rate: int = 2) -> int:
 
 
 def _keywords(context: BlockContext) -> dict[str, Any]:
-    """Windows that the nominal map is made of, and the levels that it has."""
+    """Windows that divide the nominal map, and its number of levels."""
     if context.grid is None:
         return {"window_size": 7}
     side = min(context.grid)

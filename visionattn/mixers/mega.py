@@ -33,7 +33,7 @@ _ATTENTIONS = ("softmax", "laplace", "relu2")
 
 
 class MegaAttention(GatedSkeleton):
-    """Gated attention with queries and keys of a moving average. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+    """Gated attention with queries and keys from a moving average. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     The layer holds its own residual connection and gate, `x + u (h - x)`. **What comes out is that minus x**, for the
     residual connection of a host. There is one head, and no place for extra tokens: pool the mean.
@@ -149,13 +149,13 @@ class MegaAttention(GatedSkeleton):
         return merge_windows(out, grid, window).reshape(q.shape[0], *size, -1)
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What attention takes from where, `(B, 1, N, N)`, of a map `(B, H, W, C)`; nothing from other windows."""
+        """The attention weights, `(B, 1, N, N)`, of a map `(B, H, W, C)`; zero across windows."""
         count = x.size(1) * x.size(2)
         values = torch.eye(count, device=x.device, dtype=x.dtype).view(1, *x.shape[1:3], count)
         return self.read(*self.queries_keys(x), values.expand(x.shape[0], -1, -1, -1)).flatten(1, 2).unsqueeze(1)
 
     def _weights(self, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-        """Weights of the keys of each window, `(B * windows, n, n)`; `real` says which are none of the padding."""
+        """Attention weights in each window, `(B * windows, n, n)`; `real` marks tokens that are not padding."""
         if self.attn == "softmax":
             scores = q @ k.mT * q.size(-1) ** -0.5 + bias.to(q.dtype)
             if real is not None:
@@ -209,7 +209,7 @@ class _RasterBias(nn.Module):
         return self._rotated(self.alpha, length) @ self._rotated(self.beta, length).mT
 
     def _rotated(self, vector: torch.Tensor, length: int) -> torch.Tensor:
-        """A vector turned by each position, `(length, z)`; its halves are the two coordinates."""
+        """A vector rotated by each position, `(length, z)`; its halves are the two coordinates."""
         first, second = widened(vector).chunk(2, -1)
         half = first.size(-1)
         speed = torch.exp(torch.arange(half, device=vector.device) * (-log(10000) / half))
@@ -219,7 +219,7 @@ class _RasterBias(nn.Module):
 
 
 def _offsets(length: int, table: torch.Tensor) -> torch.Tensor:
-    """Where the bias of key j for query i stands in a table, `(length, length)`; what lies beyond it is its end."""
+    """The table index of the bias of key j for query i, `(length, length)`, clamped to the table."""
     largest = table.size(0) // 2
     at = torch.arange(length, device=table.device)
     return (at - at.unsqueeze(1)).clamp(-largest, largest) + largest
@@ -231,7 +231,7 @@ def _laplace(x: torch.Tensor) -> torch.Tensor:
 
 
 def _from_official(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The norm is a module inside of another there, and a buffer of the biases holds nothing."""
+    """Renames official weights: their norm is nested in a module, and one buffer of the biases is empty."""
     state_dict.pop(f"{prefix}rel_pos_bias._float_tensor", None)
     inside = f"{prefix}norm.norm."
     for key in [key for key in state_dict if key.startswith(inside)]:

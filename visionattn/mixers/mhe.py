@@ -25,7 +25,7 @@ __all__ = ["MultiHeadEmbeddingAttention"]
 
 
 class MultiHeadEmbeddingAttention(TokenMixer):
-    """Softmax attention of heads that embed one query, key and value. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+    """Softmax attention with one shared query, key and value and head embeddings. `(B, H, W, C)`, same out, any H, W.
 
     Over attention with one head it has three vectors a head more.
 
@@ -81,7 +81,7 @@ class MultiHeadEmbeddingAttention(TokenMixer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The start of the embeddings."""
+        """Initialises the embeddings."""
         for embedding in (self.embed_q, self.embed_k, self.embed_v):
             nn.init.normal_(embedding, std=self.embed_std)
 
@@ -121,7 +121,7 @@ class MultiHeadEmbeddingAttention(TokenMixer):
         return self.proj_drop(self.proj(out.flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`."""
         tokens = x.flatten(1, -2)
         q, k = self._embed(self.q(tokens), self.embed_q), self._embed(self.k(tokens), self.embed_k)
         return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
@@ -132,7 +132,7 @@ class MultiHeadEmbeddingAttention(TokenMixer):
         return x.unsqueeze(1) * (embedding + 1) if self.mode == "mul" else x.unsqueeze(1) + embedding
 
     def _shared_queries(self, q: torch.Tensor) -> torch.Tensor:
-        """Queries `(B, num_heads, N, head_dim)` that score keys without embeddings as the heads' own score theirs."""
+        """Queries `(B, num_heads, N, head_dim)` whose scores with unembedded keys equal the heads' own."""
         if self.mode == "mul":
             return q.unsqueeze(1) * ((self.embed_q + 1) * (self.embed_k + 1)).unsqueeze(1)
         # Embeddings of keys add the same to all scores of a query. They keep a gradient, zero, for who asks for it.

@@ -34,7 +34,7 @@ __all__ = ["MixtureOfHeadAttention"]
 
 
 class MixtureOfHeadAttention(HeadRouting, CosineParts):
-    """Attention of all tokens to all tokens with some of its heads for each. `(B, H, W, C) -> (B, H, W, C)`.
+    """Global attention in which each token uses some of the heads. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. Official names of parameters; the plain form has those of softmax attention besides.
 
@@ -122,7 +122,7 @@ class MixtureOfHeadAttention(HeadRouting, CosineParts):
         return self.proj_drop(self.proj(out))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each position takes from each, times its heads' factors, `(B, num_heads, N, N)`, from `(B, H, W, C)`."""
+        """The attention weights times the head factors, `(B, num_heads, N, N)`, from `(B, H, W, C)`."""
         tokens = x.flatten(1, 2)
         q, k, _ = self._heads(tokens)
         if self.cosine:
@@ -137,7 +137,7 @@ class MixtureOfHeadAttention(HeadRouting, CosineParts):
         return split_heads(self.qkv(x), self.num_heads)
 
     def _normed(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries that hold the scale of the scores, and keys."""
+        """Queries, including the scale of the scores, and keys."""
         length = log(k.shape[2])
         queries = (F.normalize(q, dim=-1) + self.query_embedding) * (F.softplus(self.temperature) * length)
         return queries.to(q.dtype), F.normalize(k, dim=-1)
@@ -148,7 +148,7 @@ class MixtureOfHeadAttention(HeadRouting, CosineParts):
 
 
 def _keywords(context: BlockContext) -> dict[str, Any]:
-    """One head is nothing to mix: the narrow first stages of the common architecture get two."""
+    """At least two heads: a single one leaves nothing to route."""
     return {"num_heads": max(context.num_heads, 2)}
 
 

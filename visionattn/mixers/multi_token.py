@@ -140,7 +140,7 @@ class MultiTokenAttention(TokenMixer):
         convert_when_loading(self)
 
     def init_weights(self) -> None:
-        """The identity in every kernel and mixing matrix."""
+        """Initialises every kernel and mixing matrix to the identity."""
         with torch.no_grad():
             for kernel in (self.kernel_k, self.kernel_q, self.kernel_k_after, self.kernel_q_after):
                 if kernel is not None:
@@ -196,7 +196,7 @@ class MultiTokenAttention(TokenMixer):
         return self.proj_drop(self.proj(out.flatten(2)))
 
     def weights(self, x: torch.Tensor, grid: tuple[int, int] | None = None, prefix: int = 0) -> torch.Tensor:
-        """What each token takes from each before norm and gate, `(B, num_heads, N, N)`.
+        """The attention weights before norm and gate, `(B, num_heads, N, N)`.
 
         Args:
             x: A map `(B, H, W, C)`, or tokens `(B, prefix + H * W, C)`.

@@ -109,7 +109,7 @@ class MultiWindowAttention(TokenMixer):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def init_weights(self) -> None:
-        """Zero in the tables of biases."""
+        """Initialises the bias tables to zero."""
         for module in self.children():
             if isinstance(module, _Table):
                 nn.init.zeros_(module.relative_position_bias_table)
@@ -141,7 +141,7 @@ class MultiWindowAttention(TokenMixer):
         return self.proj_drop(self.proj(out.flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each position takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
         grid = (x.shape[1], x.shape[2])
         q, k, _ = split_heads(self.qkv(x.flatten(1, 2)), self.num_heads)
         scores = q @ k.mT * q.shape[-1] ** -0.5
@@ -212,7 +212,7 @@ class MultiWindowAttention(TokenMixer):
         return torch.cat([extra, out.flatten(1, 2)], 1).unflatten(-1, (len(heads), -1))
 
     def _mask(self, head: int, size: int, grid: Pair, device: torch.device) -> torch.Tensor:
-        """What a head adds to the scores of all pairs of a map, `(N, N)`."""
+        """The bias of a head for all pairs of a map, `(N, N)`."""
         window = self._window(size)
         shift = self._shift(window, grid)
         tokens = Windows(grid, window, shift).tokens(device)
@@ -232,7 +232,7 @@ def _same(x: torch.Tensor) -> torch.Tensor:
 
 
 def _seen(blocks: Windows, bias: torch.Tensor | None, prefix: int, q: torch.Tensor) -> torch.Tensor:
-    """What is added to the scores of each window's tokens, extra tokens first, `(U, heads or 1, n, prefix + n)`."""
+    """The bias on the scores of each window's tokens, extra tokens first, `(U, heads or 1, n, prefix + n)`."""
     real = blocks.tokens(q.device) < blocks.size[0] * blocks.size[1]
     part = blocks.parts(q.device)
     seen = (part.unsqueeze(2) == part.unsqueeze(1)) & real.unsqueeze(1)
@@ -241,7 +241,7 @@ def _seen(blocks: Windows, bias: torch.Tensor | None, prefix: int, q: torch.Tens
 
 
 def _sizes(context: BlockContext) -> dict[str, Any]:
-    """The sides that divide that of the map, but itself, over the heads; the last head sees the whole map."""
+    """The window sizes of the heads: the proper divisors of the map's side; the last head sees the whole map."""
     side = max(context.grid) if context.grid else 14
     divisors = [size for size in range(2, side) if side % size == 0] or [min(side, 7)]
     return {"window_sizes": [*[divisors[-1 - i % len(divisors)] for i in range(context.num_heads - 1)][::-1], 0]}

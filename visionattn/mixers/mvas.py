@@ -107,7 +107,7 @@ class MultiViewWindowAttention(nn.Module):
         return route_regions(qkv, region, self.topk, views=views)
 
     def _stack(self, x: torch.Tensor, keys: torch.Tensor | None) -> tuple[torch.Tensor, tuple[int, int], int]:
-        """Queries, keys and values of the views below each other, the size of a region, and the number of views."""
+        """Queries, keys and values of the stacked views, the region size, and the number of views."""
         if x.ndim not in (4, 5):
             raise ValueError(f"x must be views (B, V, H, W, C) or a map (B, H, W, C), got {tuple(x.shape)}")
         if keys is not None and keys.shape != x.shape:

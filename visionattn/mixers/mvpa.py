@@ -99,7 +99,7 @@ class MVPAttention(TokenMixer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The official start: everything normal with 0.02, biases zero."""
+        """The official initialisation: weights normal with 0.02, biases zero."""
         start_small(self)
 
     def forward_tokens(
@@ -124,13 +124,13 @@ class MVPAttention(TokenMixer):
         return self.proj_drop(self.proj(out))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each position takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
         grid = (x.shape[1], x.shape[2])
         q, k, terms = self._scored(x.flatten(1, 2), grid, 0)
         return self._weights(q, k, terms, grid, 0, None)
 
     def _scored(self, x: torch.Tensor, grid: tuple[int, int], prefix: int) -> tuple[torch.Tensor, torch.Tensor, Terms]:
-        """Queries with the bias of content, keys, and the scores of positions of the queries of the map."""
+        """Queries with the content bias, keys, and the position scores of the map's queries."""
         width = x.shape[2] // self.num_heads
         q = self.q(x).unflatten(-1, (self.num_heads, width)).transpose(1, 2)
         k = tokens_by_head(self.k(x), self.num_heads, width)
@@ -148,7 +148,7 @@ class MVPAttention(TokenMixer):
         return q + u.unsqueeze(-2), k, position_scores(here, others, tables)
 
     def _offsets(self, side: int, embed: torch.Tensor) -> torch.Tensor:
-        """Which row of a table the offset from each place to each has, `(side, side)`."""
+        """The table row of the offset between each pair of positions, `(side, side)`."""
         places = torch.arange(side, device=embed.device)
         offsets = places - places.unsqueeze(1)
         if self.symmetric:

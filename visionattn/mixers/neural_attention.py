@@ -30,7 +30,7 @@ _HELD = 1 << 24
 
 
 class NeuralAttention(TokenMixer):
-    """Attention whose scores come from a network of three layers. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+    """Attention with scores from a three-layer network. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     The score of a query and a key is `w3 relu(w2 relu(w1 [q'; k'] + b1) + b2)` of their projections, one network for
     all heads. Time grows with N^2 times the square of the projected channels.
@@ -93,13 +93,13 @@ class NeuralAttention(TokenMixer):
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`."""
         q, k, _ = self._parts(x.flatten(1, -2))
         return torch.cat([self._weights(rows, q, k) for rows in self._groups(q)], 2)
 
     @staticmethod
     def to_native(state_dict: StateDict, num_heads: int) -> StateDict:
-        """The official names and order of channels as ours.
+        """Converts official names and channel order to ours.
 
         Args:
             state_dict: Of one module, without a prefix.
@@ -120,13 +120,13 @@ class NeuralAttention(TokenMixer):
         return F.linear(self.q_proj(q), of_queries, self.linear1.bias), F.linear(self.k_proj(k), of_keys), v
 
     def _groups(self, q: torch.Tensor) -> list[tuple[int, int]]:
-        """First and last queries that are taken at a time."""
+        """The ranges of queries that are processed together."""
         count = q.shape[2]
         step = count if torch.compiler.is_exporting() else max(1, _HELD // max(1, q.numel()))
         return [(start, min(start + step, count)) for start in range(0, count, step)]
 
     def _part_of(self, rows: tuple[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """What some queries get; with several groups of them nothing between is kept for the backward pass."""
+        """The output for some queries; with several groups, intermediate results are recomputed backward."""
         if rows == (0, q.shape[2]) or not torch.is_grad_enabled():
             return self._attend(rows, q, k, v)
         return checkpoint(self._attend, rows, q, k, v, use_reentrant=False)

@@ -25,7 +25,7 @@ __all__ = ["ParallelSelfCrossAttention", "WavePositionEncoder"]
 
 
 class ParallelSelfCrossAttention(nn.Module):
-    """Attention of two sets to themselves and to each other at once, by one query, key and value of each token.
+    """Attention of two sets to themselves and to each other at once, with one query, key and value per token.
 
     `(B, M, C), (B, N, C) -> (B, M, C), (B, N, C)`; or maps `(B, H, W, C)`, of any sizes. Swapping the sets swaps the
     results. The residual is inside: do not add another.
@@ -97,7 +97,7 @@ class ParallelSelfCrossAttention(nn.Module):
         return out[:, :length].reshape(xa.shape), out[:, length:].reshape(xb.shape)
 
     def weights(self, xa: torch.Tensor, xb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each token takes from those of its own set and of the other, as two matrices of both sets together.
+        """The weights of self and of cross attention, as two matrices over both sets.
 
         `(B, num_heads, M + N, M + N)` each, the first set first: the blocks on the diagonal are self attention, the
         others cross attention, and the rest is 0.
@@ -127,7 +127,7 @@ class ParallelSelfCrossAttention(nn.Module):
 
 
 class WavePositionEncoder(nn.Module):
-    """Adds positions to tokens as the phase of a wave, whose amplitude comes of the token. `(B, N, C) -> (B, N, C)`.
+    """Adds positions to tokens as the phase of a wave with a token-dependent amplitude. `(B, N, C) -> (B, N, C)`.
 
     `x + F([A cos t; A sin t])` with networks `A` of the token, `t` of its position and `F`.
 

@@ -15,7 +15,7 @@ __all__ = ["AveragePool"]
 
 
 class AveragePool(nn.Module):
-    """What the mean of a position's neighbours differs by from itself. `(B, H, W, C) -> (B, H, W, C)`, no parameters.
+    """The local average minus the input. `(B, H, W, C) -> (B, H, W, C)`, no parameters.
 
     Args:
         dim: Width of the map; like `device` and `dtype` only taken because every mixer takes it.

@@ -98,7 +98,7 @@ class ProbabilisticAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Starts with equal precisions."""
+        """Initialises all precisions equally."""
         if self.precision is not None:
             nn.init.zeros_(self.precision.weight)
             nn.init.zeros_(self.precision.bias)
@@ -170,14 +170,14 @@ class ProbabilisticAttention(nn.Module):
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`."""
         x = x.flatten(1, -2)
         q, k, _ = self._heads(x, None)
         precision = self._precision(x, q)
         return mixture_weights(q, k, precision, magnitude="keys", key_iters=self.key_iters, key_prior=self.theta)
 
     def _precision(self, x: torch.Tensor, q: torch.Tensor) -> float | torch.Tensor:
-        """Of each key, `(B, num_heads, N)`, or of all."""
+        """The precision of each key, `(B, num_heads, N)`, or of all keys."""
         scale = float(q.shape[-1] ** -0.5)
         return scale if self.precision is None else widened(self.precision(x)).mT.exp() * scale
 

@@ -102,7 +102,7 @@ class RankAugmentedLinearAttention(TokenMixer):
         return self.proj_drop(F.linear(y, self.proj.weight.flatten(1), self.proj.bias))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each position takes from each before convolution and gate, `(B, num_heads, N, N)`, from `(B, H, W, C)`.
+        """The attention weights before convolution and gate, `(B, num_heads, N, N)`, from `(B, H, W, C)`.
 
         Those of linear attention need not sum to one, and may be negative.
         """
@@ -117,7 +117,7 @@ class RankAugmentedLinearAttention(TokenMixer):
         return (q @ k.mT * (z / k.size(2))).to(x.dtype)
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Queries, keys, values and gates, `(B, N, C)` each: four products, as parts of one would have to be copied."""
+        """Queries, keys, values and gates, `(B, N, C)` each, from four products; slices of one would be copied."""
         weights = self.qkvo.weight.flatten(1).chunk(4)
         biases = (None,) * 4 if self.qkvo.bias is None else self.qkvo.bias.chunk(4)
         return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))

@@ -26,7 +26,7 @@ __all__ = ["ReGLA"]
 
 
 class ReGLA(nn.Module):
-    """Linear attention with a state that every token fades by a gate. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+    """Linear attention with a state that every token decays by a gate. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     The state runs over the map in several directions, whose results are added up and normalised. There is no place for
     extra tokens: pool the mean.
@@ -76,7 +76,7 @@ class ReGLA(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Starts with gates from 0.88 to 0.998 over the features of a head: some forget fast, some slowly."""
+        """Initialises the gates from 0.88 to 0.998 over the features of a head, from fast to slow decay."""
         with torch.no_grad():
             start = torch.linspace(2, 6, self.norm.weight.numel(), device=self.gate.bias.device)
             self.gate.bias.copy_(start.repeat(self.num_heads))
@@ -87,7 +87,7 @@ class ReGLA(nn.Module):
         return self.proj_drop(self.proj(out.to(x.dtype)))
 
     def decay(self, x: torch.Tensor) -> torch.Tensor:
-        """What part of the state remains at each token, by feature: from 0 to 1, in float32 at least. Shape of x."""
+        """The decay of the state at each token and feature, from 0 to 1, in float32 at least. Shape of x."""
         gate = widened(self.gate(x)).sigmoid()
         if self.refine is None:
             return gate
@@ -95,14 +95,14 @@ class ReGLA(nn.Module):
         return gate.square() + 2 * widened(self.refine(x)).sigmoid() * gate * (1 - gate)
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each position takes from each before the norm, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
+        """The attention matrix before the norm, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
         grid, count = (x.size(1), x.size(2)), x.size(1) * x.size(2)
         values = torch.eye(count, device=x.device, dtype=widened(x).dtype).view(1, *grid, count)
         rows = self._scan(x, values.expand(x.shape[0], -1, -1, -1).repeat(1, 1, 1, self.num_heads))
         return rows.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _scan(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """What each token reads in all directions together, in the shape of the values."""
+        """The sum of what each token reads in all directions, in the shape of the values."""
         # Before projections leave float32 under autocast: what follows needs it.
         q, k = (widened(part(x)).unflatten(-1, (self.num_heads, -1)) for part in (self.q, self.k))
         size = q.size(-1)

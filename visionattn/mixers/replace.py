@@ -1,4 +1,4 @@
-"""Another mixer in the place of attention, in any vision transformer of timm or of ours."""
+"""Replaces attention by another mixer in vision transformers of timm and of this package."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Replacement:
 
 
 class Replacements(list[Replacement]):
-    """What was replaced in a model; prints as a table."""
+    """The replacements in a model; prints as a table."""
 
     def __str__(self) -> str:
         rows = [("attention", "width", "heads", "mixer", "new weights")]
@@ -51,7 +51,7 @@ def replace_attention(
     weights: str = "keep",
     **kwargs: Any,
 ) -> nn.Module:
-    """Puts a mixer in the place of a vision transformer's attention, in some or all blocks; changes and returns it.
+    """Replaces a vision transformer's attention by a mixer, in some or all blocks; modifies and returns the model.
 
     `model.replaced` then lists where (`print(model.replaced)` shows a table), and `model.modifications` notes the call
     as plain data, so that a published file builds the network again. Entries of the state dict that stay keep their
@@ -132,7 +132,7 @@ def _build(
     keep: bool,
     kwargs: dict[str, Any],
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """The mixer for a place, and the names of those of its weights that are new."""
+    """The mixer for a site, and the names of its new weights."""
     before = site.attention
     taken = signature(build).parameters
     dropped = {key: float(getattr(getattr(before, key, None), "p", 0.0)) for key in ("attn_drop", "proj_drop")}
@@ -162,7 +162,7 @@ def _build(
 
 
 def _weights_of(attention: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The weights of softmax attention by the names of ours, and the names of weights that are none of it."""
+    """The weights of softmax attention under our names, and the names of other weights."""
     own = {key: value for key, value in attention.state_dict().items()}
     state: dict[str, torch.Tensor] = {}
     if {"q_proj.weight", "k_proj.weight", "v_proj.weight"} <= own.keys():
@@ -190,7 +190,7 @@ def _check_positions(new: Any, name: str, site: Site) -> None:
 
 
 def _take_over(new: nn.Module, name: str, site: Site, state: dict[str, torch.Tensor]) -> tuple[str, ...]:
-    """Gives a mixer the weights of the attention before it; returns the names of those that it has besides."""
+    """Loads the weights of the replaced attention into a mixer; returns the names of its remaining weights."""
     own = new.state_dict()
     if "bias" in site.position:  # the host goes on to hand it
         state = {key: value for key, value in state.items() if key != "relative_position_bias_table"}

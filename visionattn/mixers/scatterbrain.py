@@ -33,7 +33,7 @@ __all__ = ["ScatterbrainAttention"]
 
 
 class ScatterbrainAttention(TokenMixer):
-    """Attention with exact weights near by and random features elsewhere. `(B, H, W, C) -> (B, H, W, C)`.
+    """Attention with exact weights nearby and random features elsewhere. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. Cost grows linearly with the positions. With a support that covers all it is softmax attention.
 
@@ -121,7 +121,7 @@ class ScatterbrainAttention(TokenMixer):
         self.init_weights(generator)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draws features and hashes anew."""
+        """Redraws features and hashes."""
         if self.projection.is_meta:
             return
         drawn = random_projection(
@@ -168,7 +168,7 @@ class ScatterbrainAttention(TokenMixer):
         return self.proj_drop(self.proj(out))
 
     def pairs(self, q: torch.Tensor, k: torch.Tensor, grid: tuple[int, int], prefix: int = 0) -> Support:
-        """Where weights are exact, given queries and keys `(B, num_heads, N, C / num_heads)`."""
+        """The pairs with exact weights, given queries and keys `(B, num_heads, N, C / num_heads)`."""
         if self.support == "band":
             return Band(self.local_context)
         if self.support == "windows":
@@ -176,7 +176,7 @@ class ScatterbrainAttention(TokenMixer):
         return hash_clusters(q[:, :, prefix:], k[:, :, prefix:], self.lsh_alpha, self.cluster_size)
 
     def weights(self, x: torch.Tensor, grid: tuple[int, int] | None = None, prefix: int = 0) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`.
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`.
 
         Args:
             x: The map or the tokens, extra ones first.
@@ -208,7 +208,7 @@ class ScatterbrainAttention(TokenMixer):
         return self.q_norm(q), self.k_norm(k), v
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes the official name of the features too."""
+        """Also accepts the official name of the features."""
         official = state_dict.pop(f"{prefix}feature_map.projection_matrix", None)
         if official is not None:
             state_dict[f"{prefix}projection"] = official

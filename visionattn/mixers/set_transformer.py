@@ -1,4 +1,4 @@
-"""Set Transformer (ICML 2019, arXiv 1810.00825): its blocks SAB, of all pairs, and ISAB, by way of inducing points.
+"""Set Transformer (ICML 2019, arXiv 1810.00825): its blocks SAB, over all pairs, and ISAB, through inducing points.
 
 Official code: https://github.com/juho-lee/set_transformer (MIT), modules.py.
 
@@ -30,7 +30,7 @@ _FORMS = ("paper", "prenorm")
 
 
 class SABMixer(TokenMixer):
-    """Set attention block: every element asks all. `(B, H, W, dim_in) -> (B, H, W, dim)`, any H, W >= 1.
+    """Set attention block: self-attention of all elements. `(B, H, W, dim_in) -> (B, H, W, dim)`, any H, W >= 1.
 
     The result moves with the elements wherever they go: positions must be in them.
 
@@ -90,13 +90,13 @@ class SABMixer(TokenMixer):
         return out
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`."""
         x = x.flatten(1, -2)
         return self.mab.weights(x, x)
 
 
 class ISABMixer(TokenMixer):
-    """Induced set attention block: learnt points ask the elements, and these the points. `(B, H, W, C)` in and out.
+    """Induced set attention block: elements attend to each other through learnt points. `(B, H, W, C)`, same out.
 
     From `(B, H, W, dim_in)` to `(B, H, W, dim)`, any H, W >= 1, with `num_inducing` scores an element and head each
     way. It moves with the elements wherever they go: positions must be in them. There is no matrix of what an element

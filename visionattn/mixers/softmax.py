@@ -104,7 +104,7 @@ class SoftmaxAttention(TokenMixer):
         return self.proj_drop(self.proj(out))
 
     def weights(self, x: torch.Tensor, grid: tuple[int, int] | None = None, prefix: int = 0) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`.
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`.
 
         Args:
             x: The map or the tokens, extra ones first.
@@ -135,7 +135,7 @@ class SoftmaxAttention(TokenMixer):
         return (x.size(1), x.size(2)) if x.ndim == 4 else grid
 
     def _mask(self, q: torch.Tensor, k: torch.Tensor, grid: tuple[int, int] | None, prefix: int) -> torch.Tensor | None:
-        """Which keys each query sees; none: all."""
+        """The mask of visible keys for each query; None: all."""
         if self.sparse is None:
             return None
         if grid is None:

@@ -31,7 +31,7 @@ __all__ = ["SelectPackAttention"]
 
 
 class Selection(NamedTuple):
-    """What a gate does with tokens, `(B, N)` each: scores (logits), whether they are kept, container or -1."""
+    """The selection of tokens by the gate, `(B, N)` each: scores (logits), kept or not, container or -1."""
 
     scores: torch.Tensor
     kept: torch.Tensor
@@ -165,7 +165,7 @@ class SelectPackAttention(nn.Module):
         return Selection(scores, kept, self._rolled(container, grid, 0, 1))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`; 0 if it is not kept."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`; 0 if it is not kept."""
         scores, kept, container = self.selection(x)
         tokens = x.flatten(1, 2) * scores.sigmoid().unsqueeze(2)
         q, k, _ = split_heads(self.qkv(tokens), self.num_heads)
@@ -195,7 +195,7 @@ class SelectPackAttention(nn.Module):
         return scores.sigmoid() > self.threshold
 
     def _attend(self, x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """Attention of the kept among tokens; 0 for the others."""
+        """Attention among the kept tokens; 0 for the others."""
         batch, tokens, image = x.size(0), x.size(1), None
         if self.packing == "batch":
             image = torch.arange(batch, device=x.device).repeat_interleave(tokens).unsqueeze(0)
@@ -213,11 +213,11 @@ class SelectPackAttention(nn.Module):
         return out.view(batch, tokens, -1)
 
     def _length(self, kept: torch.Tensor) -> int:
-        """Slots of a container: no more than the tokens of a row."""
+        """The number of slots of a container, at most the number of tokens."""
         return min(self.container, kept.numel() if self.packing == "batch" else kept.size(1))
 
     def _rolled(self, x: torch.Tensor, grid: tuple[int, int], prefix: int, sign: int) -> torch.Tensor:
-        """Tokens `(B, prefix + H * W, ...)` whose map is rolled."""
+        """Rolls the map of tokens `(B, prefix + H * W, ...)`."""
         if not any(self.shift):
             return x
         shift = (sign * self.shift[0], sign * self.shift[1])
@@ -227,7 +227,7 @@ class SelectPackAttention(nn.Module):
     def _report(
         self, scores: torch.Tensor, grid: tuple[int, int], labels: torch.Tensor | None, losses: Losses | None
     ) -> None:
-        """The loss of the scores."""
+        """Reports the loss of the scores."""
         if labels is not None:
             target = F.adaptive_max_pool2d(labels.to(scores.dtype).unsqueeze(1), grid).flatten(1)
             loss = F.binary_cross_entropy_with_logits(scores, target)
@@ -239,7 +239,7 @@ class SelectPackAttention(nn.Module):
 
 
 def _mixers(context: BlockContext, **dd: Any) -> dict[str, nn.Module]:
-    """Swin in the first two stages, and in its place from the third on."""
+    """Swin's attention in the first two stages, select-and-pack attention from the third on."""
     if context.stage < 2:
         return get("mixer", "swin").build_mixers(context, **dd)
     return {"attn": CARD.build_in(context, **dd)}

@@ -28,7 +28,7 @@ Level = float | Sequence[float]
 
 
 class SpargeAttention(SoftmaxAttention):
-    """Softmax attention over the blocks of keys that fit a block of queries best. `(B, H, W, C) -> (B, H, W, C)`.
+    """Softmax attention to the key blocks that match each query block best. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. It has softmax attention's weights and is meant for them as they are: blocks are chosen by their
     means (`visionattn.ops.BlockMap`), without gradient, and no training is needed. With `topk=1.0` it is softmax
@@ -96,7 +96,7 @@ class SpargeAttention(SoftmaxAttention):
 
 
 def _keywords(context: BlockContext) -> Mapping[str, Any]:
-    """Smaller blocks for maps that would have just a few."""
+    """Smaller blocks for small maps."""
     if context.grid is None or context.grid[0] * context.grid[1] >= 2048:
         return {}
     return {"block": (16, 8)}

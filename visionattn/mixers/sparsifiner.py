@@ -30,7 +30,7 @@ __all__ = ["SparsifinerAttention"]
 
 
 class SparsifinerAttention(SoftmaxAttention):
-    """Softmax attention over the keys that a cheap prediction finds large. `(B, H, W, C) -> (B, H, W, C)`.
+    """Softmax attention to the keys that a cheap predictor selects. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. Which keys are seen takes no gradient. The predictor learns in a phase of its own: with `reconstruct`
     on, training runs full attention and reports how far the prediction is from it, as loss `reconstruction`. With
@@ -171,17 +171,17 @@ class SparsifinerAttention(SoftmaxAttention):
         return self.proj_drop(self.proj(out))
 
     def coefficients(self, x: torch.Tensor, grid: tuple[int, int] | None = None, prefix: int = 0) -> torch.Tensor:
-        """The coefficients of each patch that count, `(B, num_heads, P, n)`, of a map or of tokens."""
+        """The kept coefficients of each patch, `(B, num_heads, P, n)`, of a map or of tokens."""
         q, k, _ = self._heads(x.flatten(1, -2))
         return self._coefficients(q, k, self._known_grid(x, grid), prefix)
 
     def routes(self, x: torch.Tensor, grid: tuple[int, int] | None = None, prefix: int = 0) -> torch.Tensor:
-        """Which keys each token sees, bool, `(B, num_heads, N, N)`, of a map or of tokens."""
+        """The keys visible to each token, bool, `(B, num_heads, N, N)`, of a map or of tokens."""
         q, k, _ = self._heads(x.flatten(1, -2))
         return self._mask(q, k, self._known_grid(x, grid), prefix)
 
     def weights(self, x: torch.Tensor, grid: tuple[int, int] | None = None, prefix: int = 0) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, 0 from all where a query sees no key."""
+        """The attention weights, `(B, num_heads, N, N)`; 0 for queries without keys."""
         return super().weights(x, grid, prefix).nan_to_num(0)
 
     def _known_grid(self, x: torch.Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -192,7 +192,7 @@ class SparsifinerAttention(SoftmaxAttention):
         return grid
 
     def _known(self, x: torch.Tensor, prefix: int) -> tuple[torch.Tensor, int]:
-        """The tokens that the predictor knows, and how many extra ones are among them."""
+        """The tokens that the predictor covers, and the number of extra tokens among them."""
         known = min(prefix, self.mask_predictor.prefix_tokens)
         return (x if known == prefix else torch.cat([x[:, :, :known], x[:, :, prefix:]], 2)), known
 
@@ -227,7 +227,7 @@ class SparsifinerAttention(SoftmaxAttention):
     def _error(
         self, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None, grid: tuple[int, int], prefix: int
     ) -> torch.Tensor:
-        """Mean squared difference of the prediction, with everything in it, from the weights of the patches."""
+        """The mean squared error of the full prediction against the weights of the patches."""
         scores = q @ k.mT * q.size(-1) ** -0.5
         weights = (scores if bias is None else scores + bias).softmax(-1)[:, :, prefix:]
         (q, known), (k, _) = self._known(q, prefix), self._known(k, prefix)

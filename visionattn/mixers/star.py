@@ -1,4 +1,4 @@
-"""Star attention: blocks see themselves and one anchor that all share (arXiv 2411.17116).
+"""Star attention: blocks attend to themselves and to a shared anchor (arXiv 2411.17116).
 
 Official code: https://github.com/NVIDIA/Star-Attention (Apache-2.0), model.py: inference of language models on several
 hosts, where the anchor is the first block of the text.
@@ -93,7 +93,7 @@ class StarAttention(nn.Module):
         return self.proj_drop(merge_windows(self.proj(out), size, self.window))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each position takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
         size, count = (x.shape[1], x.shape[2]), x.shape[1] * x.shape[2]
         q, k, _, mask = self._parts(x)
         scores = q @ k.mT * q.shape[-1] ** -0.5
@@ -113,7 +113,7 @@ class StarAttention(nn.Module):
         return full.transpose(1, 2).flatten(2, 3)[:, :, order, :count]
 
     def _parts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Queries, keys and values of the windows, `(B * U, heads, n, d)` with anchors behind, and which are seen."""
+        """Queries, keys and values of the windows and anchors, `(B * U, heads, n, d)`, and the visibility mask."""
         size = (x.shape[1], x.shape[2])
         windows = self.qkv(partition_windows(x, self.window))
         q, k, v = split_heads(windows, self.num_heads)
@@ -143,12 +143,12 @@ class StarAttention(nn.Module):
         return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.anchor_size).permute(0, 2, 3, 1)
 
     def _middle(self, size: tuple[int, int]) -> int:
-        """The number of the window in the middle of a map."""
+        """The index of the central window of a map."""
         row, column = (side // 2 // by for side, by in zip(size, self.window, strict=True))
         return row * -(-size[1] // self.window[1]) + column
 
     def _seen(self, size: tuple[int, int], anchors: int, device: torch.device) -> torch.Tensor | None:
-        """Which keys the queries of each window see, `(U, n + anchors)`; None: all."""
+        """The keys visible to the queries of each window, `(U, n + anchors)`; None: all."""
         even = all(side % by == 0 for side, by in zip(size, self.window, strict=True))
         if even and (self.anchor == "pool" or not anchors):
             return None

@@ -86,21 +86,21 @@ class KeyValueFreeAttention(TokenMixer):
         return self.proj_drop(self.wo(attention(q, k, v, mask=self._seen(x), dropout_p=dropped)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)` or tokens `(B, N, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`."""
         tokens = x.flatten(1, -2)
         q, k = self._heads(self.wq(tokens)), self._heads(self.wk(tokens))
         scores, seen = q @ k.mT * q.size(-1) ** -0.5, self._seen(tokens)
         return (scores if seen is None else scores.masked_fill(~seen, float("-inf"))).softmax(-1)
 
     def _seen(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Which keys each query sees, `(N, N)`; None: all."""
+        """The keys visible to each query, `(N, N)`; None: all."""
         return torch.ones(2 * (x.shape[1],), dtype=torch.bool, device=x.device).tril() if self.causal else None
 
     def _values(self, x: torch.Tensor, grid: tuple[int, int], prefix: int) -> torch.Tensor:
         return self._heads(x)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        """Each head's channels, `(B, num_heads, N, C / num_heads)`."""
+        """Splits channels by head, `(B, num_heads, N, C / num_heads)`."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -163,7 +163,7 @@ class AlignedAttention(KeyValueFreeAttention):
         convert_when_loading(self)
 
     def init_weights(self) -> None:
-        """The identity."""
+        """Initialises the matrix to the identity."""
         self.align.reset()
 
     @staticmethod
@@ -187,7 +187,7 @@ class AlignedAttention(KeyValueFreeAttention):
         return native
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each token takes from each input, `(B, num_heads, N, N)`, but for the matrix's bias, from a map."""
+        """The weight of each input for each output token, `(B, num_heads, N, N)`, without the matrix's bias."""
         return super().weights(x) @ self._matrix((x.shape[1], x.shape[2]), 0)[0]
 
     def _values(self, x: torch.Tensor, grid: tuple[int, int], prefix: int) -> torch.Tensor:
@@ -238,7 +238,7 @@ class _Alignment(nn.Module):
 
 
 def _resize(rows: torch.Tensor, before: tuple[int, int], after: tuple[int, int]) -> torch.Tensor:
-    """Maps of numbers at another size. `(..., H * W) -> (..., H' * W')`."""
+    """Resizes maps. `(..., H * W) -> (..., H' * W')`."""
     maps = rows.reshape(-1, 1, *before)
     maps = F.interpolate(maps, after, mode="bilinear", align_corners=False)
     return maps.reshape(*rows.shape[:-1], after[0] * after[1])

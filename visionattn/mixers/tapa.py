@@ -25,7 +25,7 @@ __all__ = ["TokenAwarePhaseAttention"]
 
 
 class TokenAwarePhaseAttention(TokenMixer):
-    """Attention whose scores turn with the distance, each pair at its own speed. `(B, H, W, C) -> (B, H, W, C)`.
+    """Attention whose scores oscillate with distance at a token-dependent frequency. `(B, H, W, C) -> (B, H, W, C)`.
 
     A part of the features of each head gives amplitudes, the rest the phases of rows and columns:
     `s = q_a k_a / sqrt(d_a) * cos(2 pi (|dy|^alpha q_r k_r + |dx|^alpha q_c k_c) / sqrt(d_p))`. There are no parameters
@@ -90,7 +90,7 @@ class TokenAwarePhaseAttention(TokenMixer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """A start near plain attention: phases of a hundredth (ours)."""
+        """Initialises phases to about 0.01, close to plain attention (our choice)."""
         with torch.no_grad():
             heads = self.qkv.weight.unflatten(0, (3, self.num_heads, -1))
             heads[:2, :, self.amplitude :] *= 0.1
@@ -114,7 +114,7 @@ class TokenAwarePhaseAttention(TokenMixer):
         return self.proj_drop(self.proj((rows @ v).transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each position takes from each, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`."""
+        """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
         q, k, _ = self._heads(x.flatten(1, 2))
         return self._weights(q, k, (x.shape[1], x.shape[2]), 0, None)
 
@@ -140,7 +140,7 @@ class TokenAwarePhaseAttention(TokenMixer):
             return scores.softmax(-1).to(dtype)
 
     def _speed(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """What a phase gains with the distance, `(B, num_heads, N, N)`."""
+        """The frequency of each pair's phase, `(B, num_heads, N, N)`."""
         if self.phase == "quadratic":
             return q @ k.mT
         return q.sum(-1, keepdim=True) + k.sum(-1).unsqueeze(-2)

@@ -1,4 +1,4 @@
-"""Titans: a memory that learns while it is read, with surprise as momentum and with decay (arXiv 2501.00663).
+"""Titans: a memory that is trained at test time, with momentum and decay (arXiv 2501.00663).
 
 There is no official code. Conventions are those of https://github.com/lucidrains/titans-pytorch (MIT), of which nothing
 is copied. Ours is the image form: a linear memory, read in two or four directions with the same weights. The paper's
@@ -24,7 +24,7 @@ __all__ = ["TitansMemory"]
 
 
 class TitansMemory(nn.Module):
-    """Reads from a matrix that learns keys and values token by token. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+    """Reads from a linear memory trained token by token. `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     At each token the memory takes a step down the gradient of its squared error, with momentum, and forgets a little;
     then the query reads from it. How far, how much momentum and how little, each token says itself. Results of all
@@ -86,11 +86,11 @@ class TitansMemory(nn.Module):
         return self.proj_drop(self.proj(out.to(x.dtype)))
 
     def surprise(self, x: torch.Tensor) -> torch.Tensor:
-        """The mean squared error that each token is learnt with, `(directions, B, num_heads, N)`, in order of scan."""
+        """The mean squared error of the memory at each token, `(directions, B, num_heads, N)`, in scan order."""
         return self._scan(*self._maps(x, F.silu(widened(self.v(x)))), widened(self.memory))[1].square().mean(-1)
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each position takes of the values of each, before the norm, `(B, num_heads, N, N)`, of a map.
+        """The weight of each value in each output before the norm, `(B, num_heads, N, N)`, of a map.
 
         Positions read more than that: what the memory held at the start.
         """
@@ -102,7 +102,7 @@ class TitansMemory(nn.Module):
         return rows.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _maps(self, x: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Queries, keys, values, learning rates, and logarithms of momentum and of what is kept, `(B, H, W, .)`."""
+        """Queries, keys, values, learning rates, and logarithms of momentum and retention, `(B, H, W, .)`."""
         q, k = (F.silu(widened(part(x))).unflatten(-1, (self.num_heads, -1)) for part in (self.q, self.k))
         q, k = (part * (part.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for part in (q, k))
         step = self.max_step * widened(self.step(x)).sigmoid()
@@ -110,7 +110,7 @@ class TitansMemory(nn.Module):
         return q.flatten(-2), k.flatten(-2), values, step, momentum, keep
 
     def _scan(self, *parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is read, and the errors, `(directions, B, num_heads, N, e)` each, of the maps and the memory."""
+        """The output and the errors, `(directions, B, num_heads, N, e)` each, of the maps and the memory."""
         *maps, memory = parts
         q, k, v, step, momentum, keep = (
             cross_scan(part, self.directions).unflatten(-1, (self.num_heads, -1)).transpose(2, 3) for part in maps
@@ -119,7 +119,7 @@ class TitansMemory(nn.Module):
         return memory_scan(q, k, v, rate, faded, kept, memory, chunk=self.chunk)
 
     def _read(self, *parts: torch.Tensor) -> torch.Tensor:
-        """What is read in all directions together, `(B, H, W, num_heads * e)`."""
+        """The sum of what is read in all directions, `(B, H, W, num_heads * e)`."""
         grid = (parts[0].size(1), parts[0].size(2))
         return cross_merge(self._scan(*parts)[0].transpose(2, 3).flatten(3), grid)
 

@@ -49,7 +49,7 @@ class LocallyGroupedAttention(WindowMixer):
 
 
 class GlobalSubsampledAttention(KVReducedAttention):
-    """Softmax attention of every token to a summary of the map (GSA). `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
+    """Softmax attention of every token to a sub-sampled map (GSA). `(B, H, W, C) -> (B, H, W, C)`, any H, W >= 1.
 
     Args:
         dim: Width of the tokens.

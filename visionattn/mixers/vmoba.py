@@ -33,7 +33,7 @@ _SCOPES = {
 
 
 class BlockRoutedAttention(SoftmaxAttention):
-    """Attention of each query to its own block and to those whose mean key fits it. `(B, H, W, C) -> (B, H, W, C)`.
+    """Attention of each query to its own block and those with the best mean keys. `(B, H, W, C) -> (B, H, W, C)`.
 
     Any H, W >= 1. Which blocks are seen changes in jumps and takes no gradient. Where all are, it is softmax attention.
 
@@ -137,7 +137,7 @@ class BlockRoutedAttention(SoftmaxAttention):
         return Blocks.rows(tokens, max(int(self.block * tokens), 1), device)
 
     def routes(self, x: torch.Tensor) -> torch.Tensor:
-        """The blocks that each position of a map `(B, H, W, C)` sees, bool, `(B, num_heads, N, blocks)`."""
+        """The blocks that each position of a map `(B, H, W, C)` attends to, bool, `(B, num_heads, N, blocks)`."""
         q, k, _ = self._heads(x.flatten(1, 2))
         return self._route(q, k, self.blocks((x.size(1), x.size(2)), x.device), 0)
 
@@ -158,7 +158,7 @@ class BlockRoutedAttention(SoftmaxAttention):
 
 
 def _keywords(context: BlockContext) -> Mapping[str, Any]:
-    """Strips of rows, strips of columns and tiles take turns."""
+    """Alternates strips of rows, strips of columns, and tiles."""
     if context.grid is None:
         return {}
     height, width = context.grid

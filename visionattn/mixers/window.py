@@ -93,7 +93,7 @@ class WindowAttention(WindowMixer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The official start of the bias table."""
+        """The official initialisation of the bias table."""
         if self.relative_position_bias_table is not None:
             nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
@@ -105,7 +105,7 @@ class WindowAttention(WindowMixer):
         return self.attend(x, window, shift, bias)
 
     def windows(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Height and width of the windows on a map of this size, and how far they are shifted."""
+        """Height and width of the windows on a map of this size, and their shift."""
         side = min(height, width)
         if self.fit_window and side <= max(self.window_size):
             return (min(self.window_size[0], side), min(self.window_size[1], side)), (0, 0)

@@ -80,7 +80,7 @@ def check_state_dict(state_dict: StateDict, model: nn.Module, free: Iterable[str
 
 
 def chosen_maps(indices: int | Iterable[int] | None, count: int) -> list[int]:
-    """Numbers of the intermediate maps that timm's argument `indices` asks for.
+    """Indices of the intermediate maps that timm's argument `indices` selects.
 
     Args:
         indices: The last so many, these (negative ones count from the end), or all.
@@ -109,7 +109,7 @@ def build_model(
     modifications: Sequence[dict[str, Any]] = (),
     **kwargs: Any,
 ) -> nn.Module:
-    """timm's builder with checked weights.
+    """timm's builder, with checked weights.
 
     Args:
         model_cls: The network's class, or a function that builds it.
@@ -160,7 +160,7 @@ def build_model(
 
 
 def _report_new_head(state_dict: StateDict, model: nn.Module, cfg: Any, source: str) -> None:
-    """Says which entries are not loaded because another number of classes was asked for.
+    """Reports which entries are not loaded because the number of classes differs.
 
     Raises:
         ValueError: If the weights have as many classes as the network after all, which timm would drop.
@@ -178,7 +178,7 @@ def _report_new_head(state_dict: StateDict, model: nn.Module, cfg: Any, source: 
 
 
 def _with_own_names(model: nn.Module, state_dict: StateDict, prefix: str, *args: Any) -> None:
-    """Lets `load_state_dict`, and so timm's `checkpoint_path`, take published files and training checkpoints."""
+    """Lets `load_state_dict`, and so timm's `checkpoint_path`, accept published files and training checkpoints."""
     if not prefix and any(key.startswith(_FOREIGN) or key.endswith(SCALE) for key in state_dict):
         renamed = network_weights(state_dict)
         state_dict.clear()

@@ -1,4 +1,4 @@
-"""The parts that networks of token mixers are put together from, all on channels-last maps `(B, H, W, C)`."""
+"""The layers of networks of token mixers, all on channels-last maps `(B, H, W, C)`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -68,16 +68,16 @@ class ResidualBranch(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: torch.Tensor, losses: Losses | None = None) -> torch.Tensor:
-        """The map; a mixer that has losses puts them into `losses`, or else reports them to the open collector."""
+        """Runs the branch; a mixer's losses go into `losses`, or else to the open collector."""
         return self.add(x, call_with_losses(self.fn, self.norm(x), losses=losses))
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """What came in and what the mixer gave for it, as one."""
+        """Adds the scaled output of the mixer to its input."""
         return x + self.drop_path(y if self.gamma is None else y * self.gamma)
 
 
 def branch_builder(context: BlockContext, **kwargs: Any) -> Callable[[nn.Module], ResidualBranch]:
-    """What makes the residual branches of a block from its mixers and its MLP.
+    """The builder of a block's residual branches from its mixers and its MLP.
 
     Args:
         context: Of the block.
@@ -87,7 +87,7 @@ def branch_builder(context: BlockContext, **kwargs: Any) -> Callable[[nn.Module]
 
 
 class Block(nn.Sequential):
-    """Named parts one after the other, such as `attn` and `mlp`. `(B, H, W, C) -> (B, H, W, C)`.
+    """A sequence of named parts, such as `attn` and `mlp`. `(B, H, W, C) -> (B, H, W, C)`.
 
     Args:
         *args: As `nn.Sequential`.

@@ -1,4 +1,4 @@
-"""Loading weights into a network, or all of them that fit when the number of classes is another."""
+"""Loads weights into a network, all except the head if the number of classes differs."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ __all__ = ["LoadReport", "load_fitting", "other_outputs"]
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded.
+    """A report of what was loaded.
 
     Args:
         loaded: Number of entries that were loaded.
@@ -30,7 +30,7 @@ class LoadReport:
 
 
 def other_outputs(model: nn.Module, state_dict: StateDict) -> tuple[str, ...]:
-    """Entries that differ in their first dimension only, as those that depend on the number of classes do."""
+    """Entries that differ in their first dimension only, such as those that depend on the number of classes."""
     own = model.state_dict()
     return tuple(
         key
@@ -40,7 +40,7 @@ def other_outputs(model: nn.Module, state_dict: StateDict) -> tuple[str, ...]:
 
 
 def load_fitting(model: nn.Module, state_dict: StateDict, other_classes: bool = False) -> LoadReport:
-    """Loads weights that must fit; only counters of batch normalisation may be missing.
+    """Loads weights that must match; only batch normalisation counters may be missing.
 
     Args:
         model: The network or task.

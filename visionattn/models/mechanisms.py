@@ -1,4 +1,4 @@
-"""Which of the registered networks a mechanism is in."""
+"""Finds the registered networks of a mechanism."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ __all__ = ["networks_of"]
 
 
 def networks_of(chosen: Iterable[Card]) -> dict[str, list[str]]:
-    """Names of the registered networks of each mechanism: those that state its paper.
+    """Names of the registered networks of each mechanism, matched by paper.
 
     Mechanisms of one paper that are in the names of some of its networks, as the letters of ELA, have these only.
 

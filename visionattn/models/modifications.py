@@ -1,4 +1,4 @@
-"""Modifying a network again as its published file says."""
+"""Repeats the modifications of a network that its published file lists."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,7 +19,7 @@ MODIFICATIONS: dict[str, Callable[..., nn.Module]] = {
 
 
 def apply_modifications(model: nn.Module, modifications: Iterable[dict[str, Any]]) -> nn.Module:
-    """Does to a network, in their order, what `model.modifications` of another one lists.
+    """Applies to a network, in order, the modifications that another one lists in `model.modifications`.
 
     Raises:
         ValueError: If a kind, or a name among its arguments, is unknown.

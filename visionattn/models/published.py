@@ -1,4 +1,4 @@
-"""Which weights a call of `timm.create_model` means, and what they bring: arguments, modifications, classes, sizes.
+"""Resolves the weights of a `timm.create_model` call, and their arguments, modifications, classes and sizes.
 
 By tag: one of the manifest, or one that the user has published (`visionattn.utils.published`), which is looked for when
 asked. By file (`pretrained_cfg_overlay=dict(file=...)`): a published or converted one, a classifier's training
@@ -70,7 +70,7 @@ def published_cfg(facts: Facts, path: Path) -> dict[str, Any]:
 
 
 def with_checkpoint(name: str, pretrained: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `timm.create_model` with what the weights that they ask for bring along.
+    """Arguments of `timm.create_model`, completed by those of the requested weights.
 
     Args:
         name: Of one of our networks.
@@ -136,7 +136,7 @@ def _with_file(name: str, path: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_sizes(name: str, path: Path, checkpoint: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Says of a file with our keys how many classes it has; what timm assumes holds for other weights."""
+    """States the number of classes of a file with our keys; for other weights timm's assumption holds."""
     overlay = kwargs["pretrained_cfg_overlay"]
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     head = network_weights(checkpoint, str(path)).get(f"{cfg.classifier}.weight")
@@ -148,7 +148,7 @@ def _with_sizes(name: str, path: Path, checkpoint: dict[str, Any], kwargs: dict[
 
 
 def _weights_in(folder: Path) -> Path:
-    """The file of weights that timm takes from a folder."""
+    """The weight file that timm takes from a folder."""
     found = [folder / name for name in _FOLDER_FILES if (folder / name).is_file()]
     found += sorted(folder.glob("*.safetensors"))
     if not found:

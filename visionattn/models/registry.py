@@ -1,4 +1,4 @@
-"""How a family's table of networks gets into timm's registry, with a tag for each of their published weights."""
+"""Registers a family's table of networks with timm, with a tag for each of their published weights."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -86,7 +86,7 @@ def _classifiers() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _published_cfg(entry: dict[str, Any]) -> dict[str, Any]:
-    """Fields of timm's cfg that an entry of the manifest states."""
+    """The fields of timm's cfg that a manifest entry states."""
     if {"kind": "packaged"} in entry["sources"]:
         source = {"file": str(find(entry))}
     elif repositories := sources(entry, "hub", "id"):
@@ -99,7 +99,7 @@ def _published_cfg(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _entrypoint(module: str, name: str, network: Network) -> Callable[..., nn.Module]:
-    """What timm calls to create a network."""
+    """The function that timm calls to create a network."""
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         merged = {**network.arguments, **with_checkpoint(name, pretrained, kwargs)}

@@ -1,4 +1,4 @@
-"""Functions on tensors that the blocks share; the torch code here defines what they mean."""
+"""Tensor operations shared by the blocks; the torch code here defines them."""
 
 from ._autocast import widened
 from ._dispatch import explain, use_backend

@@ -1,4 +1,4 @@
-"""Where autocast may not choose the precision, and which one is wide enough."""
+"""Controls precision where autocast must not choose it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,22 +12,22 @@ _DEVICES = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "hp
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The dtype that autocast computes products in on the device of a tensor; None where it is off."""
+    """The dtype in which autocast computes products on a tensor's device; None if it is off."""
     device = x.device.type
     enabled = device in _DEVICES and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if enabled else None
 
 
 def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """A context in which operators on the device of a tensor compute in the dtype of what they are given."""
+    """A context in which operators on a tensor's device compute in the dtype of their inputs."""
     return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
 def wide(x: torch.Tensor) -> torch.dtype:
-    """Float32, or float64 for such a tensor: what sums are added up in."""
+    """The accumulation dtype: float32, or float64 for a float64 tensor."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def widened(x: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32, or as it is in float64."""
+    """The tensor in float32, or unchanged in float64."""
     return x.to(wide(x))

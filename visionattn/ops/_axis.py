@@ -1,4 +1,4 @@
-"""What operations over the axes of a map share: what kernels take, and formulas of gates and of pools' gradients."""
+"""Parts shared by operations over the axes of a map: kernel limits, and formulas of gates and of pooling gradients."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs, PyTorch's or a Triton kernel, and why.
+"""Dispatch of operations to PyTorch code or Triton kernels.
 
 The torch code of an operation defines what it means and runs everywhere; its kernels take over on GPUs where they can.
 Nothing imports Triton before a kernel is wanted.
@@ -37,7 +37,7 @@ _default = _checked(os.environ.get(_VARIABLE, "auto"), f"the environment variabl
 
 
 class Choice(NamedTuple):
-    """The backend that an operation takes, `torch` or `triton`, and the reason in a few words."""
+    """The backend of an operation, `torch` or `triton`, and a short reason."""
 
     backend: str
     reason: str
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
 
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Makes all operations that are given no `backend` of their own take this one, in the whole process.
+    """Sets the backend of all operations called without `backend`, for the whole process.
 
     Args:
         backend: `auto`: kernels where they can run and pay; `torch`: none; `triton`: kernels, or an error that says why
@@ -63,7 +63,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def explain(op: Callable[..., Any], *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:
-    """Says which backend `op(*args, backend=backend, **kwargs)` would take, and why; computes nothing.
+    """Returns which backend `op(*args, backend=backend, **kwargs)` would take, and why; computes nothing.
 
     Args:
         op: An operation of `visionattn.ops`.
@@ -81,7 +81,7 @@ def explain(op: Callable[..., Any], *args: Any, backend: str | None = None, **kw
 
 
 def has_kernel(module: str, refuses: Callable[..., str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Lets a torch function hand over to the function of its name in `visionattn.ops.triton.<module>`.
+    """Dispatches a torch function to the function of its name in `visionattn.ops.triton.<module>`.
 
     The function gets a keyword `backend`, as in `use_backend`, None for what holds there. Kernels run on CUDA devices
     of compute capability 8.0 and up, in half precision and float32; never for exporters and the transforms of
@@ -116,7 +116,7 @@ def has_kernel(module: str, refuses: Callable[..., str]) -> Callable[[Callable[.
 
 
 def _positional(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments with the map, or what stands for one, in first place, though it may be given by its name."""
+    """Positional arguments with the map first, also if it was given by keyword."""
     if args or op.first not in kwargs:
         return args, kwargs
     return (kwargs[op.first],), {name: value for name, value in kwargs.items() if name != op.first}
@@ -125,7 +125,7 @@ def _positional(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
 def _choose(
     refuses: Callable[..., str], backend: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Choice, bool]:
-    """The choice, and whether it goes against an explicit wish for kernels."""
+    """The choice, and whether it contradicts an explicit request for kernels."""
     wish = _default if backend is None else _checked(backend, "backend")
     if wish == "torch" or not args:  # without a map the torch code says what is missing
         return Choice("torch", "asked for"), False
@@ -168,12 +168,12 @@ def _without_gpu(index: int) -> str:
 
 @torch.compiler.assume_constant_result
 def _interpreting() -> bool:
-    """Whether kernels are interpreted on the CPU, for tests; Triton reads the same variable when it is imported."""
+    """Whether kernels are interpreted on the CPU, for tests; Triton reads the same variable at import."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _launch(kernel: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Runs kernels on the GPU of the first argument, whichever is current; backwards PyTorch sees to that."""
+    """Runs kernels on the GPU of the first argument, whichever is current; in backward passes PyTorch does so."""
     if torch.compiler.is_compiling() or not args[0].is_cuda:
         return kernel(*args, **kwargs)
     with torch.cuda.device_of(args[0]):

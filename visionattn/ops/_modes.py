@@ -1,4 +1,4 @@
-"""Which form of an operation runs: its plain formula, or a pass written by hand for eager PyTorch."""
+"""Chooses the form of an operation: its plain formula, or a hand-written pass for eager PyTorch."""
 
 import torch
 from torch.autograd import forward_ad
@@ -10,7 +10,7 @@ is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compili
 
 
 def traced() -> bool:
-    """Whether a compiler or exporter reads the code: it fuses and translates plain formulas itself."""
+    """Whether a compiler or exporter traces the code: these fuse and translate plain formulas themselves."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
@@ -25,12 +25,12 @@ def transformed() -> bool:
 
 
 def needs_formula() -> bool:
-    """Whether the plain formula must run: it is all that compilers, exporters and transforms understand."""
+    """Whether the plain formula must run, as for compilers, exporters and transforms."""
     return traced() or transformed()
 
 
 def use_eager_kernel(x: torch.Tensor) -> bool:
-    """Whether this tensor takes the hand-written CPU passes.
+    """Whether this tensor uses the hand-written CPU passes.
 
     Half precision does not: PyTorch's own operators accumulate it in float32.
     """

@@ -1,4 +1,4 @@
-"""Softmax attention, the one way every mixer calls it."""
+"""Softmax attention as every mixer calls it."""
 
 from contextlib import nullcontext
 
@@ -47,7 +47,7 @@ def softmax_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> torch.Tensor:
-    """PyTorch's attention where each of its forms is right. Arguments as for `attention`. `-> (B, heads, N, d)`."""
+    """PyTorch's attention, avoiding inaccurate forms. Arguments as for `attention`. `-> (B, heads, N, d)`."""
     dtype = q.dtype
     if loses_digits(q, k, mask, scale):
         q, k, v = (part.double() for part in (q, k, v))
@@ -59,7 +59,7 @@ def softmax_attention(
 
 
 def loses_digits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float | None) -> bool:
-    """Whether the gradients of PyTorch's fused CPU form would be wrong: it keeps the logarithm of each sum of weights.
+    """Whether PyTorch's fused CPU form would lose precision in gradients: it keeps only the log of each sum of weights.
 
     A weight that is made again from that has the logarithm's absolute error, which grows with the scores.
     """

@@ -1,4 +1,4 @@
-"""Gating a map by what does not depend on all of its axes; and the attention that is made of pools and such a gate."""
+"""Gates that broadcast over some axes of a map, and attention made of pooling and such a gate."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,7 +67,7 @@ def axis_gate(
 
 
 def _are_strips(x: torch.Tensor, gates: Sequence[torch.Tensor], join: str) -> bool:
-    """Whether these are a gate of rows and one of columns, of all channels, and perhaps an offset of each channel."""
+    """Whether these are a row gate and a column gate of all channels, and optionally an offset per channel."""
     wide = all(gate.shape[1] == x.shape[1] for gate in gates)
     count = {"product": 2, "mixed": 3}.get(join)
     if not wide or len(gates) != count or not gates[0].shape[3] == gates[1].shape[2] == 1:

@@ -11,7 +11,7 @@ __all__ = ["balanced_bisection"]
 def balanced_bisection(
     q: torch.Tensor, *, cluster_size: int, iterations: int = 2, temperature: float = 100.0
 ) -> torch.Tensor:
-    """Orders the tokens of each head so that similar ones stand together, in clusters of one size.
+    """Orders the tokens of each head so that similar ones are adjacent, in clusters of equal size.
 
     `(B, heads, N, d) -> (B, heads, clusters, size)` of token numbers. There are `2**L` clusters for the smallest L with
     `clusters * cluster_size >= N`, each of `size = ceil(N / clusters)` slots. Every token has one slot. Slots that are
@@ -61,7 +61,7 @@ def balanced_bisection(
 
 
 def _nearness(x: torch.Tensor, inverse_norm: torch.Tensor, iterations: int, temperature: float) -> torch.Tensor:
-    """How much nearer each token of a run is to the run's first centroid than to its second. `(R, n, d) -> (R, n)`."""
+    """The difference of similarity of each token to the two centroids of its run. `(R, n, d) -> (R, n)`."""
     # Cosines ask for directions only: sums serve as means.
     centroids = x.unflatten(1, (2, -1)).sum(2)
     toward = temperature * inverse_norm
@@ -79,7 +79,7 @@ def _nearness(x: torch.Tensor, inverse_norm: torch.Tensor, iterations: int, temp
 
 
 def _ranking(score: torch.Tensor) -> torch.Tensor:
-    """The places of the scores from the smallest up; the first of equals comes first."""
+    """The ranks of the scores in ascending order; ties keep their order."""
     if torch.onnx.is_in_onnx_export():
         # ONNX has no stable sort, but defines this for its TopK.
         return score.topk(score.size(-1), largest=False).indices

@@ -1,4 +1,4 @@
-"""Means of the values of all tokens of a sequence, each channel with its own decay over the distance (RWKV's WKV).
+"""Weighted means of all values of a sequence, each channel with its own decay over distance (RWKV's WKV).
 
 The decay is the same at every token, so what a token gets from those before it is a running sum of values that grow
 with their place, times a factor that shrinks with its own. Places count from the middle, which keeps both factors in

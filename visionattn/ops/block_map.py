@@ -1,4 +1,4 @@
-"""Which blocks of keys each block of queries sees, by their means (SpargeAttn, ICML 2025, arXiv 2502.18137)."""
+"""Selects the key blocks of each query block by block means (SpargeAttn, ICML 2025, arXiv 2502.18137)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Level = float | Sequence[float]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockMap:
-    """How blocks of keys are chosen: those whose mean key fits the mean query of a block best, and all doubtful ones.
+    """Selects key blocks with the best mean keys for a block's mean query, and all with dissimilar tokens.
 
     A block whose tokens are not alike is doubtful: its mean says nothing, so such queries see everything, and such keys
     are seen by all. So is a last block that is not full.
@@ -106,7 +106,7 @@ class BlockMap:
 
 
 def hilbert_order(grid: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
-    """The tokens of a map in the order of a Hilbert curve through the least square of a power of 2 that holds it."""
+    """The tokens of a map in the order of a Hilbert curve through the smallest enclosing square of side 2^k."""
     side = 1 << (max(grid) - 1).bit_length()
     y = torch.arange(grid[0], device=device)[:, None].expand(grid)
     x = torch.arange(grid[1], device=device).expand(grid)
@@ -133,7 +133,7 @@ def _level(level: Level, x: torch.Tensor) -> torch.Tensor:
 
 
 def _pool(x: torch.Tensor, length: int, alike: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of blocks of tokens `(B, heads, blocks, d)`, and whether the tokens of each are alike."""
+    """Means of blocks of tokens `(B, heads, blocks, d)`, and whether the tokens of each are similar."""
     tokens = x.size(2)
     parts = F.pad(x, (0, 0, 0, -tokens % length)).unflatten(2, (-1, length))
     blocks = torch.arange(parts.size(2), device=x.device)

@@ -1,4 +1,4 @@
-"""Block-sparse attention: blocks of tokens, which are windows or listed, see themselves or the blocks of a table."""
+"""Block-sparse attention: blocks of tokens (windows or listed) attend to themselves or to the blocks of a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ class Windows:
     shift: Pair = (0, 0)
 
     def tokens(self, device: torch.device | None = None) -> torch.Tensor:
-        """The token in each slot, and their number for an empty one. `(windows, n)`."""
+        """The token in each slot, or the number of tokens for an empty slot. `(windows, n)`."""
         height, width = self.size
         number = torch.arange(1, height * width + 1, device=device).view(1, height, width, 1)
         number = partition_windows(number, self.window, self.shift).squeeze(-1) - 1
         return number.masked_fill(number < 0, height * width)
 
     def parts(self, device: torch.device | None = None) -> torch.Tensor:
-        """Which part of its window each slot belongs to: those of one part see each other. `(windows, n)`."""
+        """The part of its window that each slot belongs to; slots attend within a part. `(windows, n)`."""
         height, width = padded_size(self.size, self.window)
         rows = torch.arange(height, device=device) < self.shift[0]
         columns = torch.arange(width, device=device) < self.shift[1]
@@ -128,7 +128,7 @@ def check_arguments(
     bias: torch.Tensor | None,
     pad_kv: torch.Tensor | None,
 ) -> None:
-    """Raises what `block_sparse_attention` says."""
+    """Raises the errors that `block_sparse_attention` documents."""
     if qkv.ndim != 5 or qkv.size(2) != 3:
         raise ValueError(f"qkv must have shape (B, N, 3, heads, d), got {tuple(qkv.shape)}")
     batch, tokens, _, heads, dim = qkv.shape
@@ -155,7 +155,7 @@ def check_arguments(
 
 
 def _seen(table: torch.Tensor, batch: int, block_table: torch.Tensor | None, overlap: int) -> torch.Tensor:
-    """The tokens whose keys each block sees. `(B, heads, blocks, n) -> (B, heads, blocks, keys)`."""
+    """The tokens whose keys each block attends to. `(B, heads, blocks, n) -> (B, heads, blocks, keys)`."""
     if overlap:
         length = table.size(3) + overlap
         both = table.unflatten(2, (-1, 2)).flatten(3)
@@ -168,7 +168,7 @@ def _seen(table: torch.Tensor, batch: int, block_table: torch.Tensor | None, ove
 
 
 def _gather(qkv: torch.Tensor, tables: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The queries of some tokens, keys of some, values of some; any for empty slots. `-> (B, heads, blocks, n, d)`."""
+    """Gathers queries, keys and values of some tokens; arbitrary for empty slots. `-> (B, heads, blocks, n, d)`."""
     batch, tokens, _, heads, dim = qkv.shape
     image = torch.arange(batch, device=qkv.device).view(-1, 1, 1, 1)
     head = torch.arange(heads, device=qkv.device).view(-1, 1, 1)

@@ -96,7 +96,7 @@ def projected_channel_attention(
 
 
 def prefer_moments(tokens: int, dim: int) -> bool:
-    """Whether `projected_channel_attention` is the faster form, by what was measured on a CPU.
+    """Whether `projected_channel_attention` is the faster form, according to measurements on a CPU.
 
     It takes 2 N C^2 + 2 C^3 products where the plain form takes 4 N C^2: a gain beyond N = C, but small matrices one by
     one are slower than one large product. At N = 1.5 C it is 1.2 times as fast, 1.4 times with the backward pass.
@@ -109,7 +109,7 @@ def _weights(scores: torch.Tensor, scale: float, dropout_p: float) -> torch.Tens
 
 
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The tokens themselves, to be used in their place, and the sums over them of x x' and of x (as a row)."""
+    """The tokens, to be used in their place, and the sums over them of x x' and of x (as a row)."""
     if x.requires_grad and torch.is_grad_enabled() and not needs_formula():
         return TokenMoments.apply(_moments_formula, x)
     return _moments_formula(x)

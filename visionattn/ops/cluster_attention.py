@@ -1,4 +1,4 @@
-"""Attention inside clusters of tokens that a table names."""
+"""Attention inside clusters of tokens given by a table."""
 
 import torch
 
@@ -46,7 +46,7 @@ def cluster_attention(
 def siblings(
     qkv: torch.Tensor, order: torch.Tensor, overlap: int, pair_images: bool
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The same clusters with siblings side by side in one image, and the overlap that they have."""
+    """The clusters rearranged so that siblings are adjacent in one image, and their overlap."""
     overlap = min(overlap, order.size(3))
     if pair_images:
         # Two images of a cluster each are one of two clusters, in which empty slots lie beyond the tokens of both.

@@ -1,4 +1,4 @@
-"""Gating a map by a score of each channel joined with a score of each position."""
+"""Gates a map by scores of channels combined with scores of positions."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The orders in which scans run over a map: along its rows, along its columns, and both backwards."""
+"""The scan orders over a map: along rows, along columns, and both reversed."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""For which pairs Scatterbrain's weights are exact, and the directions of its features (arXiv 2110.15343)."""
+"""The pairs with exact weights in Scatterbrain, and the directions of its features (arXiv 2110.15343)."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ __all__ = ["Band", "Clusters", "Round", "Support", "Tiles", "hash_clusters", "ra
 
 @dataclass(frozen=True)
 class Round:
-    """Groups of queries that see the keys of a group.
+    """Groups of queries that attend to the keys of a group.
 
     Args:
         rows: The tokens of each group of queries, `(B, heads, groups, m)` or with 1 in place of B or heads; numbers

@@ -1,4 +1,4 @@
-"""Linear attention between features that are focused: pushed towards the nearest axes at equal length."""
+"""Linear attention with focused features: directions sharpened at equal norm."""
 
 import torch
 from torch.nn import functional as F
@@ -132,7 +132,7 @@ def formula(
     power: int,
     quadratic: bool = False,
 ) -> torch.Tensor:
-    """What `focused_attention` computes, of tensors of one dtype and one over the softplus of the scale."""
+    """The formula of `focused_attention`, for tensors of one dtype and the inverse softplus of the scale."""
     queries, keys = (heads(_focus(part, factor, power), num_heads) for part in (q, k + positions))
     values = heads(v, num_heads)
     if quadratic:

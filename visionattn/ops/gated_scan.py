@@ -1,4 +1,4 @@
-"""Linear attention whose state forgets, in parallel over chunks of tokens.
+"""Linear attention with a decaying state, in parallel over chunks of tokens.
 
 The decays between two tokens of a chunk are products of the gates between them. Chunks are put together from pairs of
 blocks, of one token, two, four and so on, and every product starts or ends where two blocks meet: all factors are gates
@@ -17,7 +17,7 @@ __all__ = ["gated_scan", "linear_recurrence"]
 def gated_scan(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, *, chunk: int = 64
 ) -> torch.Tensor:
-    """What queries read from a state that each token fades and then adds to. `(..., N, e)`, in float32 at least.
+    """Queries read from a state that each token decays and then updates. `(..., N, e)`, in float32 at least.
 
     With S the state, `(d, e)`, zero at first: `S_t = diag(decay_t) S_{t-1} + k_t v_t^T` and `o_t = q_t S_t`.
 
@@ -91,12 +91,12 @@ def _halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _read(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """What each query of a block gets from the keys of the block before."""
+    """The contribution of the previous block's keys to each query of a block."""
     if q.size(-2) == 1:  # Products of single rows are slow as matrices.
         return (q * k).sum(-1, keepdim=True) * v
     return q @ k.mT @ v
 
 
 def _power_of_two(number: int) -> int:
-    """The least power of two that is not smaller."""
+    """The smallest power of two that is not less."""
     return 1 << (number - 1).bit_length()

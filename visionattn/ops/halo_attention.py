@@ -1,4 +1,4 @@
-"""Attention of blocks of queries to the block and a halo around it; relative positions depend on the query."""
+"""Attention of query blocks to the block and a halo around it, with query-dependent relative positions."""
 
 import torch
 from torch.nn import functional as F
@@ -70,7 +70,7 @@ def _windows(
 
 
 def _distances(table: torch.Tensor, block: int, window: int) -> torch.Tensor:
-    """The embedding of key k of a window as seen from query i of its block: `(block, d, window)`."""
+    """The embedding of key k of a window relative to query i of its block: `(block, d, window)`."""
     middle = table.size(0) // 2
     return table[middle - block + 1 : middle + window].unfold(0, window, 1).flip(0)
 

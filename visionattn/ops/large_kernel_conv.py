@@ -1,4 +1,4 @@
-"""Convolution of a token map with kernels as large as the map, in three formulations that give the same.
+"""Convolution of a token map with kernels as large as the map, in three equivalent formulations.
 
 With a kernel of `2H - 1` by `2W - 1` every position sees every other. A smaller kernel counts as zero outside, and what
 a larger one has beyond the reach of any two positions is cut off; neither changes the result.
@@ -54,7 +54,7 @@ def large_kernel_conv(x: torch.Tensor, kernel: torch.Tensor, *, backend: str | N
 
 
 def toeplitz_matrix(kernel: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """What each position takes from each other: the convolution as an attention map. `(G, 1, kh, kw) -> (G, N, N)`.
+    """The convolution as an attention matrix. `(G, 1, kh, kw) -> (G, N, N)`.
 
     Rows are the positions that receive, columns those that give, both in raster order; `N = height * width`.
     """
@@ -71,7 +71,7 @@ def toeplitz_matrix(kernel: torch.Tensor, height: int, width: int) -> torch.Tens
 
 
 def interpolate_kernel(kernel: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Stretches kernels that do not span a grid until they do, linearly, the centre and the rim staying where they are.
+    """Enlarges kernels that do not span a grid, linearly, keeping the centre and the rim.
 
     `(G, 1, kh, kw) -> (G, 1, max(kh, 2 * height - 1), max(kw, 2 * width - 1))`. The weights shrink as a position
     sees more others, so that sums over these stay about the same.
@@ -130,7 +130,7 @@ _BACKENDS = {"conv": _by_conv, "matmul": _by_matmul, "fft": _by_fft}
 
 
 def _choose(size: tuple[int, ...], kernel: tuple[int, ...], *, by_hand: bool, exportable: bool) -> str:
-    """The formulation for a map `(H, W, C)`; never by the batch, which exported programs leave open."""
+    """The formulation for a map `(H, W, C)`, independent of the batch, which is dynamic in exported programs."""
     height, width, channels = size
     positions, groups = height * width, kernel[0]
     taps = min(positions, min(kernel[2], 2 * height - 1) * min(kernel[3], 2 * width - 1))
@@ -147,7 +147,7 @@ def _check(kernel: torch.Tensor) -> None:
 
 
 def _cropped(kernel: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Without the rim that no two positions of the grid are far enough apart for."""
+    """The kernel without the rim, which no pair of positions of the grid reaches."""
     top, left = max(0, kernel.size(2) // 2 - height + 1), max(0, kernel.size(3) // 2 - width + 1)
     return kernel[:, :, top : kernel.size(2) - top, left : kernel.size(3) - left]
 

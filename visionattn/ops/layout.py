@@ -1,4 +1,4 @@
-"""How a map lies in memory."""
+"""The memory layout of a map."""
 
 import torch
 
@@ -8,7 +8,7 @@ __all__ = ["as_rows", "memory_format"]
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:
-    """`torch.channels_last` for a map `(B, C, H, W)` that lies so and not otherwise; else `torch.contiguous_format`.
+    """`torch.channels_last` for a map `(B, C, H, W)` in that layout only; else `torch.contiguous_format`.
 
     Always the latter where plain formulas run: compilers choose their own loops, and what `torch.func` maps over does
     not say how it lies.
@@ -19,7 +19,7 @@ def memory_format(x: torch.Tensor) -> torch.memory_format:
 
 
 def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """A map `(B, C, H, W)` as it lies, with its positions in one axis of length N, and the axis of its channels.
+    """A map `(B, C, H, W)` in its memory layout with positions flattened to length N, and the axis of its channels.
 
     `(B, N, C)` and 2 for channels_last maps; `(B, C, N)` and 1 for others. Views of dense maps.
     """

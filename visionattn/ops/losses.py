@@ -1,4 +1,4 @@
-"""Losses that parts of a network have of their own, such as the balance of a router, on their way to the task.
+"""Auxiliary losses of parts of a network, such as a router's load balance, passed to the task.
 
     with collect_losses() as losses:
         logits = network(images)
@@ -72,7 +72,7 @@ def add_loss(name: str, value: torch.Tensor, losses: Losses | None = None) -> No
 
 @contextmanager
 def known_targets(targets: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Tells modules what a task knows of the pictures, for losses of their own, while the network runs.
+    """Gives modules access to a task's targets, for auxiliary losses, while the network runs.
 
     Args:
         targets: Name -> values of the batch, `(B, ...)`, such as the `domain` of each picture.
@@ -86,15 +86,15 @@ def known_targets(targets: Mapping[str, torch.Tensor]) -> Iterator[None]:
 
 
 def find_target(name: str) -> torch.Tensor | None:
-    """What is known of the pictures of this forward pass under a name; none if nothing is."""
+    """The target of this forward pass under a name, or None."""
     return (_last_targets if _recomputing() else _targets).get(name)
 
 
 def call_with_losses(module: nn.Module, *args: Any, losses: Losses | None) -> Any:
-    """Runs a module, with `losses` if it takes them."""
+    """Runs a module, with `losses` if it accepts them."""
     return module(*args, losses=losses) if getattr(module, "has_losses", False) else module(*args)
 
 
 def _recomputing() -> bool:
-    """Whether this forward pass repeats one within a backward pass; compiled code does so without Python."""
+    """Whether this forward pass is a recomputation in a backward pass; compiled code recomputes without Python."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

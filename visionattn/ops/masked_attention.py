@@ -1,4 +1,4 @@
-"""Softmax attention over a map of blocks: each block of queries sees some blocks of keys, other pairs are left out.
+"""Softmax attention with a block mask: each query block attends to some key blocks; other pairs are skipped.
 
 The dense form with a mask of all pairs says what it means, and is what compilers get. On the CPU pairs that are left
 out are skipped where that is quicker: tall blocks of queries gather the keys that they see; single queries
@@ -25,7 +25,7 @@ _TALL = 16
 
 @dataclass(frozen=True)
 class Blocks:
-    """Which tokens belong together, extra tokens in front not counted.
+    """The blocks of tokens, extra tokens not included.
 
     Args:
         of_token: The block of each token, `(N,)`.
@@ -67,7 +67,7 @@ def masked_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> torch.Tensor:
-    """Weighted means of the values of the blocks that a query sees. `3 x (B, heads, N, d) -> (B, N, heads * d)`.
+    """Attention to the values of the visible blocks. `3 x (B, heads, N, d) -> (B, N, heads * d)`.
 
     Args:
         q: Queries.
@@ -113,7 +113,7 @@ def masked_attention(
 def pair_mask(
     seen: torch.Tensor, queries: Blocks | None = None, keys: Blocks | None = None, prefix: int = 0
 ) -> torch.Tensor:
-    """Which keys each query sees, `(B, heads, N, N)`, from a map of blocks. Arguments as for `masked_attention`."""
+    """The keys visible to each query, `(B, heads, N, N)`, from a block mask. Arguments as for `masked_attention`."""
     if queries is not None:
         seen = seen.index_select(-2, queries.of_token)
     if keys is not None:
@@ -143,13 +143,13 @@ def _check(
 
 
 def _slots(blocks: Blocks, prefix: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The token in each slot, any where there is none, and where there is one. `2 x (blocks, n)`."""
+    """The token in each slot (arbitrary if empty), and which slots are filled. `2 x (blocks, n)`."""
     held = blocks.tokens < blocks.of_token.size(0)
     return blocks.tokens.where(held, 0) + prefix, held
 
 
 def _first(chosen: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers of the entries of each row that are True, and which of them are; other numbers fill rows up."""
+    """The indices of the True entries of each row, padded with others, and which indices are True entries."""
     order = chosen.to(torch.uint8).sort(stable=True, dim=-1, descending=True)
     return order.indices[..., :most], order.values[..., :most].bool()
 
@@ -172,7 +172,7 @@ def _gather_keys(
     scale: float | None,
     most: int,
 ) -> torch.Tensor:
-    """Copies the keys and values that each block of queries sees."""
+    """Gathers the keys and values visible to each query block."""
     seen = seen.expand(q.size(0), q.size(1), -1, -1)
     block, chosen = _first(seen, most)
     slot, held = _slots(keys, prefix)
@@ -202,7 +202,7 @@ def _gather_queries(
     scale: float | None,
     most: int,
 ) -> torch.Tensor:
-    """Copies the queries that see each block of keys, and adds up what they take from there."""
+    """Gathers the queries that attend to each key block, and accumulates their results."""
     batch, heads, tokens, dim = q.shape
     seen = seen.expand(batch, heads, -1, -1)
     query, chosen = _first(seen.mT, most)  # (B, heads, blocks, most)

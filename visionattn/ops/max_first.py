@@ -1,4 +1,4 @@
-"""Maxima with the gradient of the papers' codes."""
+"""Maxima with the gradient of the official codes."""
 
 import torch
 

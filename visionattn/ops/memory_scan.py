@@ -1,4 +1,4 @@
-"""A linear memory that is trained while it is read: gradient descent with momentum and decay, in parallel over chunks.
+"""A linear memory trained at test time by gradient descent with momentum and decay, in parallel over chunks.
 
 Within a block of tokens, what momentum and decay leave of each gradient are products of numbers, so the memory at any
 token is known but for the errors that the gradients are made of. The errors depend on each other linearly, earlier on
@@ -31,7 +31,7 @@ def memory_scan(
     *,
     chunk: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What queries read from a memory right after their own token was learnt, and the errors that it was learnt from.
+    """What queries read from a memory right after the update by their own token, and the errors of the updates.
 
     `e_t = k_t M - v_t` with M as it was at the start of the chunk of t, `S_t = momentum_t S_{t-1} - step_t (2 / d)
     k_t^T e_t`, `M_t = keep_t M_{t-1} + S_t` and `y_t = q_t M_t`. Memory and momentum go on from chunk to chunk.
@@ -62,7 +62,7 @@ def memory_scan(
     part = -(-chunk // per_chunk)
 
     def cut(x: torch.Tensor) -> torch.Tensor:
-        """Into blocks, `(..., blocks, tokens, width)`; what fills them up learns nothing."""
+        """Splits into blocks, `(..., blocks, tokens, width)`; padding causes no update."""
         x = F.pad(widened(x), (0, 0, 0, -length % (chunk * per_block))).unflatten(-2, (-1, chunk))
         x = F.pad(x, (0, 0, 0, part * per_chunk - chunk)).flatten(-3, -2)
         return x.unflatten(-2, (-1, part * per_block))
@@ -100,7 +100,7 @@ def memory_scan(
 
 
 class _Left(NamedTuple):
-    """What is left at each token of a block.
+    """The retention factors at each token of a block.
 
     Args:
         memory: In the memory, of the memory at the start of the block, `(..., tokens, 1)`.
@@ -118,7 +118,7 @@ class _Left(NamedTuple):
 
 
 def _what_is_left(step: torch.Tensor, log_momentum: torch.Tensor, log_keep: torch.Tensor, real: torch.Tensor) -> _Left:
-    """Of numbers for each token, `(..., tokens, 1)`; `real` says which tokens fill a block up."""
+    """Retention from the per-token factors, `(..., tokens, 1)`; `real` marks tokens that are not padding."""
     momentum, keep = log_momentum.cumsum(-2), log_keep.cumsum(-2)
     later = torch.ones(step.size(-2), step.size(-2), device=step.device, dtype=torch.bool).triu(1)
     # The momentum of a token reaches the memory there and is kept from there on.
@@ -141,7 +141,7 @@ def _errors(
         return torch.cat((k, torch.zeros_like(k)), -1), v
 
     def at_start(x: torch.Tensor, first: float) -> torch.Tensor:
-        """What stood before each chunk, for each of its tokens."""
+        """The value before each chunk, for each of its tokens."""
         before = F.pad(x[..., chunk - 1 : -1 : chunk, :], (0, 0, 1, 0), value=first)
         return before.repeat_interleave(chunk, -2)
 

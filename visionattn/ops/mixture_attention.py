@@ -1,4 +1,4 @@
-"""Attention as a mixture of Gaussians (arXiv 2106.15338): keys and values are the means, queries what is observed.
+"""Attention as a mixture of Gaussians (arXiv 2106.15338): keys and values are means, queries are observations.
 
 Which key a query came from has the probabilities `w_ij`, softmax over j of
 
@@ -139,7 +139,7 @@ def _factors(
     start: torch.Tensor | None,
     positions: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """What the scores are of: the products of the first with the second, plus the third."""
+    """The factors of the scores: the product of the first two, plus the third."""
     q_pos, k_pos, v_pos = positions
     a, b = _column(precision), _column(value_precision)
     rows, columns = [q], [a * k]
@@ -182,7 +182,7 @@ def _softmax(left: torch.Tensor, right: torch.Tensor, extra: torch.Tensor | None
 def _moved(
     means: torch.Tensor, total: torch.Tensor, mass: torch.Tensor, precision: Precision, prior: float | None
 ) -> torch.Tensor:
-    """Where means go that observations of this total and mass pull, and their prior holds."""
+    """The updated means, given the sum and mass of observations and their prior."""
     if prior is None:
         return total / (mass + _TINY)
     a = _column(precision)
@@ -190,7 +190,7 @@ def _moved(
 
 
 def _column(precision: Precision) -> Any:
-    """As factors of keys, `(B, heads, M, 1)`, or one number for all."""
+    """A precision as factors of keys, `(B, heads, M, 1)`, or one number for all."""
     if isinstance(precision, torch.Tensor):
         return widened(precision).unsqueeze(-1)
     return precision

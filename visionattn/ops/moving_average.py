@@ -16,7 +16,7 @@ __all__ = ["ema_kernel", "moving_average"]
 def ema_kernel(
     delta: torch.Tensor, alpha: torch.Tensor, beta: torch.Tensor, gamma: torch.Tensor, length: int
 ) -> torch.Tensor:
-    """What a token counts for after 0, 1, ... tokens, `(D, length)`, in float32 at least.
+    """The weight of a token after 0, 1, ... tokens, `(D, length)`, in float32 at least.
 
     `k_t = sum_n p_n beta_n gamma_n c_n^t / sqrt(n)` with `p = sigmoid(delta)` and `c = 1 - p sigmoid(alpha)`.
 

@@ -1,4 +1,4 @@
-"""Gating a map by channel and then by position, where the second gate looks at the map that the first one leaves."""
+"""Gates a map by channel and then by position, the second gate computed from the output of the first."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Convolution of maps that lie position by position, `(B, H, W, C)`, without copies to another layout."""
+"""Convolution of channels-last maps `(B, H, W, C)` without layout copies."""
 
 import torch
 from torch.nn import functional as F

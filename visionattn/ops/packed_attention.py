@@ -1,4 +1,4 @@
-"""Attention of a part of the tokens, packed into containers one after another (SPA, arXiv 2410.23608)."""
+"""Attention among selected tokens, packed into containers (SPA, arXiv 2410.23608)."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ __all__ = ["Packing", "pack_tokens", "packed_attention"]
 
 
 class Packing(NamedTuple):
-    """Where tokens lie: containers of `length` slots, one after another.
+    """The positions of packed tokens: consecutive containers of `length` slots.
 
     Attributes:
         token: The token in each slot, `(rows, slots)`; any in an empty one.
@@ -27,7 +27,7 @@ class Packing(NamedTuple):
 
 
 def pack_tokens(kept: torch.Tensor, length: int) -> Packing:
-    """Gives the tokens that are kept their slots, in order. `(rows, N)`, bool.
+    """Assigns slots to the kept tokens, in order. `(rows, N)`, bool.
 
     There are slots for all tokens where the graph must not depend on the data, and no more containers than are needed
     otherwise.

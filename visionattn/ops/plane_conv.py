@@ -1,4 +1,4 @@
-"""Convolution of a few planes to one, as spatial gates use it."""
+"""Convolution of a few planes to one, as used by spatial gates."""
 
 import torch
 from torch.nn import functional as F

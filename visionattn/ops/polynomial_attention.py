@@ -1,4 +1,4 @@
-"""Attention whose weights are a polynomial of the scores, in time linear in the keys (Fastmax, arXiv 2402.07901)."""
+"""Attention with weights polynomial in the scores, in time linear in the keys (Fastmax, arXiv 2402.07901)."""
 
 from collections.abc import Sequence
 
@@ -79,7 +79,7 @@ def _features(x: torch.Tensor, order: int, dropout_p: float) -> torch.Tensor:
 
 
 def _factors(coefficients: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    """How often each feature counts, `(features, 1)`: a product of two different numbers twice."""
+    """The multiplicity of each feature, `(features, 1)`: a product of two different numbers counts twice."""
     width = like.size(-1)
     factors = [coefficients[0], *[coefficients[1]] * width]
     if len(coefficients) == 3:

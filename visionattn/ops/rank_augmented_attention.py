@@ -1,4 +1,4 @@
-"""Linear attention with a summary of the map of higher rank: keys are weighted by what the mean query sees in them."""
+"""Linear attention with a higher-rank summary of the map: keys are weighted by their attention from the mean query."""
 
 import torch
 from torch.nn import functional as F
@@ -63,7 +63,7 @@ def rotation_tables(
 
 
 def rotate_pairs(t: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns channels 2i and 2i + 1 of `(..., N, D)` by the angles of `(N, D / 2)`."""
+    """Rotates channels 2i and 2i + 1 of `(..., N, D)` by the angles of `(N, D / 2)`."""
     first, second = t.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
 
@@ -81,7 +81,7 @@ def augmented_features(
 def formula(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int
 ) -> torch.Tensor:
-    """What `rank_augmented_attention` computes, of tensors of one dtype."""
+    """The formula of `rank_augmented_attention`, for tensors of one dtype."""
     queries, keys, z = augmented_features(q, k, num_heads)
     kv = (rotate_pairs(keys, cos, sin) / keys.size(2)).mT @ heads(v, num_heads)
     return (rotate_pairs(queries, cos, sin) @ kv * z).transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""Steps whose intermediate results are made again in the backward pass instead of kept."""
+"""Functions whose intermediate results are recomputed in the backward pass instead of saved."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def recomputed(function: Callable[..., Result], *arguments: object, random: bool = False) -> Result:
-    """`function(*arguments)`, of which only the arguments are kept.
+    """`function(*arguments)`, saving only the arguments.
 
     For what keeps far more than it takes time: the many small steps of scans, scores and features of all pairs.
     Compilers decide on their own what to keep.

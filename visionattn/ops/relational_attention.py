@@ -1,4 +1,4 @@
-"""Relational attention: what each token attends to, and how it relates to that (arXiv 2405.16727)."""
+"""Relational attention: attention to tokens and to relations with them (arXiv 2405.16727)."""
 
 from collections.abc import Callable
 
@@ -77,7 +77,7 @@ def _without_relations(
     mask: torch.Tensor | None,
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention whose values are those of the symbols and the keys of the relations side by side."""
+    """Attention whose values are the symbols concatenated with the relation keys."""
     width, relations = v.size(3), k_rel.transpose(1, 2).flatten(2)
     both = torch.cat([v, relations.unsqueeze(1).expand(-1, v.size(1), -1, -1)], 3)
     # PyTorch's fused forms want all widths the same.

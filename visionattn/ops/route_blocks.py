@@ -1,4 +1,4 @@
-"""Which blocks of keys each query sees, by the product with a block's mean key (VMoBA, arXiv 2506.23858)."""
+"""Selects the key blocks of each query by the product with a block's mean key (VMoBA, arXiv 2506.23858)."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Attention of the regions of a map to a few regions each, and which those are (BiFormer, arXiv 2303.08810)."""
+"""Attention of the regions of a map to a few routed regions each (BiFormer, arXiv 2303.08810)."""
 
 import torch
 
@@ -19,7 +19,7 @@ _SHARE, _MOST = 4, 1024
 def route_regions(
     qkv: torch.Tensor, region: Pair, topk: int, size: Pair | None = None, *, views: int = 1
 ) -> torch.Tensor:
-    """The regions whose mean key fits the mean query of each region best, best first. `-> (B, regions, topk)`.
+    """The regions with the best mean key for each region's mean query, best first. `-> (B, regions, topk)`.
 
     It takes no gradient, and one table serves all heads.
 
@@ -123,7 +123,7 @@ def _formula(
 def _masked(
     qkv: torch.Tensor, num_heads: int, table: torch.Tensor, region: Pair, scale: float, dropout_p: float
 ) -> torch.Tensor:
-    """Attention of all pairs of tokens, with a mask in place of copies. `-> (B, H, W, C)`."""
+    """Attention over all pairs of tokens, with a mask instead of gathered copies. `-> (B, H, W, C)`."""
     batch, height, width, _ = qkv.shape
     regions, mask = table.size(1), None
     if table.size(2) < regions:

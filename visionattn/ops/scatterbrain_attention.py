@@ -1,4 +1,4 @@
-"""Exact weights near by, random features elsewhere (Scatterbrain, NeurIPS 2021, arXiv 2110.15343).
+"""Exact weights nearby, random features elsewhere (Scatterbrain, NeurIPS 2021, arXiv 2110.15343).
 
 The weight of a key is exp(s q k) where it is in the support of the query and phi(q) phi(k) elsewhere, with random
 features phi whose product is exp(s q k) on average. Sums over all keys are made of the features once for all queries;
@@ -75,7 +75,7 @@ def scatterbrain_attention(
 def features(
     q: torch.Tensor, k: torch.Tensor, projection: torch.Tensor, cosh: bool, softmax_eps: float, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features of queries and of keys, and the logarithm of what their products lack, `(B, heads, N, 1)`."""
+    """Features of queries and keys, and the logarithm of the factor missing in their products, `(B, heads, N, 1)`."""
     u, w = (scale**0.5 * x @ projection.mT for x in (q, k))
     if cosh:
         u, w = torch.cat([u, -u], -1), torch.cat([w, -w], -1)
@@ -137,7 +137,7 @@ def _attend(
 
 
 def _weigh(weights: torch.Tensor, kept: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Sums of the values with those weights that dropout left, and of all weights at the end."""
+    """Sums of the values with the weights after dropout, and of all weights at the end."""
     return torch.cat([kept @ v, weights.sum(-1, keepdim=True)], -1)
 
 

@@ -82,6 +82,6 @@ def residual_gate(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 
 
 def residual_gate_formula(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """`residual_gate` in one operator."""
+    """`residual_gate` as one operator."""
     groups = x.unflatten(1, (attention.shape[1], -1))
     return torch.addcmul(groups, groups, attention.unsqueeze(2)).flatten(1, 2)

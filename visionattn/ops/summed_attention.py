@@ -1,4 +1,4 @@
-"""Attention whose weights are the products of queries and keys themselves."""
+"""Attention whose weights are the unnormalised products of queries and keys."""
 
 import torch
 

@@ -117,7 +117,7 @@ def merge_windows(x: torch.Tensor, size: Pair, window: Pair, shift: Pair = (0, 0
 
 
 def relative_position_bias(table: torch.Tensor, window: Pair, nominal: Pair) -> torch.Tensor:
-    """The bias of each pair of positions of a window, `(heads, n, n)`, by how far the query lies from the key.
+    """The bias of each pair of positions of a window, `(heads, n, n)`, by the offset from key to query.
 
     Args:
         table: A bias for each distance in a window of the nominal size, `((2 * h - 1) * (2 * w - 1), heads)`, from the
@@ -133,7 +133,7 @@ def relative_position_bias(table: torch.Tensor, window: Pair, nominal: Pair) -> 
 
 
 def padded_size(size: Pair, window: Pair) -> Pair:
-    """Height and width of a map of whole windows that holds this one."""
+    """Height and width padded to whole windows."""
     rows, columns = _count(size, window)
     return rows * window[0], columns * window[1]
 
@@ -143,7 +143,7 @@ def _count(size: Pair, window: Pair) -> Pair:
 
 
 def _visible(size: Pair, window: Pair, shift: Pair, mask_padding: bool, device: torch.device) -> torch.Tensor | None:
-    """Which keys each query sees, `(windows, n, n)`, or `(windows, 1, n)` if all queries see the same; None: all."""
+    """The keys visible to each query, `(windows, n, n)`, or `(windows, 1, n)` if equal for all queries; None: all."""
     padded = mask_padding and any(length % side for length, side in zip(size, window, strict=True))
     if not padded and not any(shift):
         return None

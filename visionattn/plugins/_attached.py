@@ -1,4 +1,4 @@
-"""What holds attention in a network that was built without it."""
+"""Adapters that hold attention in a network built without it."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class ZeroInitGate(nn.Module):
 
 
 class AttachedModule(nn.Module):
-    """A module of the network with attention before or behind it, under the module's own state-dict keys.
+    """A module of the network with attention before or after it, under the module's own state-dict keys.
 
     Attention stands beside the module, not inside: converting batch normalisation (`SyncBatchNorm`, freezing) keeps it.
     Only `named_parameters` tells that the module moved. The module's data can be read as before: some networks keep the

@@ -18,7 +18,7 @@ ONE_POOL = Floor(3, 4, "all pools are of x: R, then R and W; back R dy, R x, the
 
 
 class Matrix(nn.Module):
-    """A linear layer without bias; no `nn.Linear`, whose bias timm's EfficientNets set to zero wherever one stands."""
+    """A linear layer without bias; not an `nn.Linear`, whose bias timm's EfficientNets would zero."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Matrix(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The start of a linear layer."""
+        """The initialisation of a linear layer."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ class PlaneGate(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The official start."""
+        """The official initialisation."""
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
         self.bn.reset_parameters()
         if self.zero_init:
@@ -81,7 +81,7 @@ class PlaneGate(nn.Module):
 
 
 class StripGates(nn.Module):
-    """Turns the means of the rows and of the columns into a gate for each row and each column of every channel.
+    """Computes a gate for each row and column of every channel from row and column means.
 
     Both strips go through one narrow convolution and its normalisation as one strip, so the statistics are joint.
 
@@ -115,7 +115,7 @@ class StripGates(nn.Module):
         self.conv_w = nn.Conv2d(hidden, channels, 1, bias=bias, **dd)
 
     def reset_parameters(self) -> None:
-        """PyTorch's default start, which is the authors' too."""
+        """PyTorch's default initialisation, as in the official code."""
         for layer in (self.conv1, self.bn1, self.conv_h, self.conv_w):
             layer.reset_parameters()
 

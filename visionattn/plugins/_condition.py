@@ -1,4 +1,4 @@
-"""The second input of gates that look at something else than the map, and its way through a network to them.
+"""The second input of conditioned gates, and how it reaches them inside a network.
 
 It is an argument of the network (`Conditioned`) and of each gate. In between are networks that were built for one
 input, so for the time of one forward pass it stands beside the call; nothing is kept in a module.
@@ -29,13 +29,13 @@ class TakesCondition(Protocol):
     def __call__(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor: ...
 
     def example_condition(self, x: torch.Tensor) -> torch.Tensor:
-        """A condition of the right shape for a map, to find out what a network does to shapes."""
+        """A condition of the right shape for a map, for dry runs."""
         ...
 
 
 @contextmanager
 def given_condition(condition: torch.Tensor | None) -> Iterator[None]:
-    """Gives a condition to all gates of the networks that run meanwhile; with None they keep what they have.
+    """Provides a condition to all gates of networks that run inside the block; None changes nothing.
 
     Raises:
         ValueError: If it is no tensor of finite numbers.
@@ -51,7 +51,7 @@ def given_condition(condition: torch.Tensor | None) -> Iterator[None]:
 
 
 def is_given() -> bool:
-    """Whether there is a condition now."""
+    """Whether a condition is given at present."""
     return _given.condition is not None
 
 
@@ -82,7 +82,7 @@ class ConditionedGate(nn.Module):
 
 
 def check_finite(condition: Any, name: str) -> None:
-    """Raises a ValueError unless a condition is a tensor of finite numbers; graphs leave the numbers unread."""
+    """Raises a ValueError unless a condition is a tensor of finite numbers; not checked in traced graphs."""
     if not isinstance(condition, torch.Tensor) or not condition.is_floating_point():
         kind = condition.dtype if isinstance(condition, torch.Tensor) else type(condition).__name__
         raise ValueError(f"{name} must be a tensor of floating-point numbers, got {kind}")

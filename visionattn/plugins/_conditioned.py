@@ -15,7 +15,7 @@ __all__ = ["Conditioned", "resolve_gate"]
 
 
 class Conditioned(nn.Module):
-    """A network that is called `model(image, condition)`; its gates get the condition, its layers the image.
+    """A network called as `model(image, condition)`; its gates receive the condition, its layers the image.
 
     What is asked of it that it does not have is the network's: `num_classes`, `feature_info`, `pretrained_cfg`. The
     state dict has the network's own names.
@@ -39,7 +39,7 @@ class Conditioned(nn.Module):
             return getattr(self.network, name)
 
     def forward(self, image: torch.Tensor, condition: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """What the network gives.
+        """The output of the network.
 
         Args:
             image: `(B, C, H, W)`.
@@ -61,7 +61,7 @@ class Conditioned(nn.Module):
             return self.network.forward_features(image)
 
     def forward_intermediates(self, image: torch.Tensor, condition: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """The maps of the network, as timm's method of this name gives them."""
+        """The maps of the network, as timm's method of this name returns them."""
         self._check(image, condition)
         with given_condition(condition):
             return self.network.forward_intermediates(image, **kwargs)

@@ -1,4 +1,4 @@
-"""One forward pass of a network that shows what each of its modules gives, and changes nothing."""
+"""One forward pass of a network that records the output of each module and changes nothing."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 
 @dataclass
 class Call:
-    """What a module did.
+    """A call of a module.
 
     Args:
         order: When it returned last, in ticks of `CLOCK`.
@@ -78,7 +78,7 @@ def dry_run(model: nn.Module, example_input: Any = None) -> dict[str, Call]:
 
 
 def producer(model: nn.Module, calls: dict[str, Call], path: str) -> str:
-    """The innermost module that gives the output of the one at `path` as it is.
+    """The innermost module whose output is the output of the module at `path`.
 
     A joint there leaves the modules around it as they are: networks iterate over their stages and set flags on them.
     """
@@ -93,12 +93,12 @@ def producer(model: nn.Module, calls: dict[str, Call], path: str) -> str:
 
 
 def version_of(output: Any) -> int:
-    """How often a tensor was written to in place; 0 of what does not count that, as tensors of inference mode."""
+    """The in-place version counter of a tensor; 0 for tensors without one, such as inference tensors."""
     return output._version if isinstance(output, torch.Tensor) and not output.is_inference() else 0
 
 
 def input_shapes(example_input: Any) -> Any:
-    """An example input with the shapes of its tensors of decimal numbers in their place, which is plain data."""
+    """An example input with its floating-point tensors replaced by their shapes, as plain data."""
     if isinstance(example_input, torch.Tensor):
         return tuple(example_input.shape) if example_input.is_floating_point() else example_input
     if isinstance(example_input, dict):
@@ -135,7 +135,7 @@ def _filled(given: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Puts all attributes of all modules back: networks keep grids and sizes of their last input."""
+    """Restores all attributes of all modules: networks store grids and sizes of their last input."""
     saved = [(module, dict(vars(module)), {t: dict(vars(module)[t]) for t in _TABLES}) for module in model.modules()]
     try:
         yield
@@ -181,7 +181,7 @@ def _run(model: nn.Module, inputs: Any, device: torch.device | str) -> dict[str,
 
 
 def _map_test(picture: torch.Tensor | None) -> Callable[[Any], bool]:
-    """What tells maps `(B, C, H, W)`, which have their picture's proportions, from `(B, H, W, C)`."""
+    """A test that distinguishes maps `(B, C, H, W)`, with the image's aspect ratio, from `(B, H, W, C)`."""
 
     def is_map(output: Any) -> bool:
         if not isinstance(output, torch.Tensor) or output.ndim != 4:

@@ -1,4 +1,4 @@
-"""Where attention can go in a convolutional network.
+"""Finds insertion points for attention in a convolutional network.
 
 A block's place is the end of its branch: after everything that the branch computes (a squeeze-excitation too), before
 stochastic depth and the addition. The network is run once on the meta device, without data and without touching its
@@ -36,7 +36,7 @@ _SOUGHT = (
 
 @dataclass(frozen=True)
 class InsertionPoint:
-    """A place for attention.
+    """An insertion point for attention.
 
     Args:
         path: The module that it is at.
@@ -61,7 +61,7 @@ class _Block:
 
 
 def find_insertion_points(model: nn.Module, where: Names, example_input: Any = None) -> list[InsertionPoint]:
-    """Places for attention, in the order in which the network runs.
+    """Insertion points for attention, in execution order.
 
     Args:
         model: A convolutional network.
@@ -105,7 +105,7 @@ def find_insertion_points(model: nn.Module, where: Names, example_input: Any = N
 def _named_points(
     model: nn.Module, calls: dict[str, Call], where: Names, taps: list[str], levels: list[int]
 ) -> list[InsertionPoint]:
-    """The places of modules that are named, in the stages of the network's blocks; the stem counts as the first."""
+    """Insertion points of named modules, in the stages of the network's blocks; the stem counts as the first."""
     places = named_places(model, calls, where)
     own = [_level(calls, taps, place.called_as) for place in places]
     known = sorted({*(levels or own)})
@@ -117,7 +117,7 @@ def _named_points(
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The network's own modules, without what is inside attached plug-ins."""
+    """The network's own modules, without those inside attached plug-ins."""
     plugins = tuple(f"{path}.plugin." for path, module in model.named_modules() if isinstance(module, AttachedModule))
     return ((path, module) for path, module in model.named_modules() if not f"{path}.".startswith(plugins))
 
@@ -137,7 +137,7 @@ def _blocks(model: nn.Module) -> Iterator[_Block]:
 
 
 def _chains(model: nn.Module) -> Iterator[_Block]:
-    """In plain networks a block is a convolution with what follows it up to the next convolution or pool."""
+    """The blocks of plain networks: a convolution and what follows it up to the next convolution or pooling."""
     for path, module in _modules(model):
         children = list(module.named_children())
         convs = sum(isinstance(child, nn.Conv2d) for _, child in children)
@@ -157,7 +157,7 @@ def _is_pool(module: nn.Module) -> bool:
 
 @contextmanager
 def _open_slots(model: nn.Module, blocks: list[_Block]) -> Iterator[None]:
-    """Fills the empty slots for a while, to see which of them the network would use."""
+    """Fills the empty slots temporarily, to find out which of them the network uses."""
     empty = [(model.get_submodule(b.path), b.slot) for b in blocks if b.slot]
     empty = [(module, slot) for module, slot in empty if getattr(module, slot) is None]
     for module, slot in empty:
@@ -171,7 +171,7 @@ def _open_slots(model: nn.Module, blocks: list[_Block]) -> Iterator[None]:
 
 
 def _anchors(model: nn.Module, calls: dict[str, Call], blocks: Iterable[_Block]) -> dict[str, str]:
-    """Path of each block that gives a map -> where its place is, in the order in which they run."""
+    """Path of each block that outputs a map -> its insertion point, in execution order."""
     ran = sorted((block for block in blocks if block.path in calls), key=lambda block: calls[block.path].order)
     anchors = ((block.path, _anchor(model, calls, block)) for block in ran)
     return {path: anchor for path, anchor in anchors if anchor is not None and calls[anchor].is_map}
@@ -199,14 +199,14 @@ def _find(calls: dict[str, Call], tap: str) -> str | None:
 
 
 def _level(calls: dict[str, Call], taps: list[str], path: str) -> int:
-    """Number of the first feature that is ready when the block is; without features, the smaller the later."""
+    """The index of the first feature that is available after the block; without features, by map size."""
     if not taps:
         return -calls[path].output.shape[-1]
     return next((i for i, tap in enumerate(taps) if calls[tap].order >= calls[path].order), len(taps) - 1)
 
 
 def _around(calls: dict[str, Call], levels: dict[str, int], level: int) -> str:
-    """Without features a stage is the outermost module around its last block that holds no other stage's block."""
+    """The stage module of networks without features: the outermost one with blocks of this stage only."""
     path = parent = [block for block, number in levels.items() if number == level][-1]
     others = [block for block, number in levels.items() if number != level]
     while (parent := parent.rpartition(".")[0]) and not any(block.startswith(f"{parent}.") for block in others):

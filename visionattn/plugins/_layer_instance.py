@@ -11,7 +11,7 @@ __all__ = ["LIN", "AdaLIN", "clip_rho_"]
 
 
 class _LayerInstance(nn.Module):
-    """`rho * x_instance + (1 - rho) * x_layer`, then a scale and a shift of each channel."""
+    """`rho * x_instance + (1 - rho) * x_layer`, then a scale and a shift per channel."""
 
     rho_start: float
 
@@ -30,11 +30,11 @@ class _LayerInstance(nn.Module):
         self.rho = nn.Parameter(torch.full((1, channels, 1, 1), self.rho_start, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """The official start."""
+        """The official initialisation."""
         nn.init.constant_(self.rho, self.rho_start)
 
     def normalize(self, x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-        """The whole of it; `gamma` and `beta` `(B or 1, C, 1, 1)`. Both statistics come from those of the channels."""
+        """Normalises with `gamma` and `beta` `(B or 1, C, 1, 1)`. Both statistics come from those of the channels."""
         channels, count = x.shape[1], x.shape[2] * x.shape[3]
         one = int(self.unbiased)
         variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
@@ -52,7 +52,7 @@ class _LayerInstance(nn.Module):
 
 
 class AdaLIN(_LayerInstance):
-    """Adaptive layer-instance normalisation, whose scale and shift come from outside. `(B, C, H, W)`, same out.
+    """Adaptive layer-instance normalisation, with scale and shift as inputs. `(B, C, H, W)`, same out.
 
     Variances are unbiased. After each optimiser step `clip_rho_` brings the mix back to [0, 1], as the authors do.
 
@@ -85,7 +85,7 @@ class AdaLIN(_LayerInstance):
 
 
 class LIN(_LayerInstance):
-    """Layer-instance normalisation with a scale and shift of its own. `(B, C, H, W) -> (B, C, H, W)`.
+    """Layer-instance normalisation with learnt scale and shift. `(B, C, H, W) -> (B, C, H, W)`.
 
     Takes the place of a `norm_layer` of timm's.
 
@@ -114,7 +114,7 @@ class LIN(_LayerInstance):
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """The official start."""
+        """The official initialisation."""
         super().reset_parameters()
         nn.init.ones_(self.gamma)
         nn.init.zeros_(self.beta)
@@ -125,7 +125,7 @@ class LIN(_LayerInstance):
 
 @torch.no_grad()
 def clip_rho_(model: nn.Module) -> nn.Module:
-    """Brings the mix of every `AdaLIN` and `LIN` in a network back to [0, 1]: call it after each optimiser step."""
+    """Clips rho of every `AdaLIN` and `LIN` in a network to [0, 1]; call it after each optimiser step."""
     for module in model.modules():
         if isinstance(module, _LayerInstance):
             module.rho.clamp_(0, 1)

@@ -1,4 +1,4 @@
-"""Places for attention that are named: by modules' names, patterns or a predicate, in any network that runs."""
+"""Insertion points given by module names, patterns or a predicate, in any network."""
 
 import difflib
 import re
@@ -19,7 +19,7 @@ _SHOWN = 12
 
 
 class _Part(NamedTuple):
-    """A module with its name in the state dict and its path in the network, which `attach` makes longer."""
+    """A module with its name in the state dict and its path in the network, which `attach` lengthens."""
 
     name: str
     path: str
@@ -27,7 +27,7 @@ class _Part(NamedTuple):
 
 
 class NamedPlace(NamedTuple):
-    """A place that was named.
+    """An insertion point that was named.
 
     Args:
         name: Of the module that was meant.
@@ -43,7 +43,7 @@ class NamedPlace(NamedTuple):
 
 
 def named_places(model: nn.Module, calls: dict[str, Call], where: Names) -> list[NamedPlace]:
-    """The places that are named, in the order in which the network runs.
+    """The named insertion points, in execution order.
 
     Args:
         model: The network.
@@ -73,7 +73,7 @@ def named_places(model: nn.Module, calls: dict[str, Call], where: Names) -> list
 
 
 def describe_maps(model: nn.Module, calls: dict[str, Call]) -> str:
-    """Which modules give maps, and how wide these are; numbers in names are put together as `*`."""
+    """The modules that output maps and their widths; indices in names are merged to `*`."""
     groups: dict[str, list[Call]] = {}
     parts = [part for part in _parts(model) if part.name and part.path in calls]
     composite = [part for part in parts if next(part.module.children(), None) is not None]
@@ -95,7 +95,7 @@ def describe_maps(model: nn.Module, calls: dict[str, Call]) -> str:
 
 
 def _parts(module: nn.Module, name: str = "", path: str = "") -> Iterator[_Part]:
-    """Every module of the network, without what `attach` put in."""
+    """Every module of the network, except those that `attach` inserted."""
     yield _Part(name, path, module)
     if isinstance(module, AttachedModule):
         module, path = module.module, f"{path}.module"
@@ -106,7 +106,7 @@ def _parts(module: nn.Module, name: str = "", path: str = "") -> Iterator[_Part]
 
 
 def _chosen(model: nn.Module, calls: dict[str, Call], parts: dict[str, _Part], where: Names) -> dict[str, bool]:
-    """The names of modules that are meant -> whether by their own name."""
+    """The names of selected modules -> whether selected by their exact name."""
     if callable(where):
         return {name: False for name, part in parts.items() if where(name, part.module)}
     items = [where] if isinstance(where, str | re.Pattern) else list(where) if isinstance(where, Iterable) else []
@@ -132,7 +132,7 @@ def _chosen(model: nn.Module, calls: dict[str, Call], parts: dict[str, _Part], w
 
 
 def _compiled(text: str) -> re.Pattern[str]:
-    """A glob of dotted names: `*` and `?` stay inside a part of a name, `**` goes over any number of parts."""
+    """A glob over dotted names: `*` and `?` match within a part, `**` matches any number of parts."""
     wild = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
     pieces = []
     for piece in _GLOB.findall(text):

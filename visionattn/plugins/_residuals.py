@@ -1,4 +1,4 @@
-"""Residual blocks, found by what they compute: a branch is added to what it was computed from, or to a shortcut."""
+"""Finds residual blocks by what they compute: a branch is added to its own input, or to a shortcut."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _SUMS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 
 @dataclass(frozen=True)
 class _Term:
-    """A summand: the tensor, how often it had been changed in place, and how many steps lead to it."""
+    """A summand: the tensor, its version counter, and the number of steps that lead to it."""
 
     tensor: torch.Tensor
     version: int
@@ -32,7 +32,7 @@ class _Addition:
 
 
 class Additions(TorchFunctionMode):
-    """Notes, while it is entered, where two maps of one shape are added that took unequally many steps."""
+    """Records additions of two maps of one shape with unequal numbers of steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def residual_blocks(model: nn.Module, calls: dict[str, Call], additions: Additio
 
 
 def _outermost(model: nn.Module, blocks: dict[str, str]) -> dict[str, str]:
-    """Blocks less those in others: layers that sum parallel convolutions, and one skip round the whole network."""
+    """The outermost blocks, without layers that sum parallel convolutions or a skip around the whole network."""
     counts = Counter(type(model.get_submodule(path)) for path in blocks)
     holders = {path for path in blocks if any(other.startswith(f"{path}.") for other in blocks)}
     kept = blocks.keys() - {path for path in holders if counts[type(model.get_submodule(path))] == 1}

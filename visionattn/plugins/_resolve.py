@@ -12,12 +12,12 @@ __all__ = ["list_plugins", "resolve_plugin", "timm_layer"]
 
 
 def list_plugins() -> list[str]:
-    """Names of all plug-ins that need nothing but a map."""
+    """Names of all plug-ins whose only input is a map."""
     return [card.name for card in catalog.cards("plugin") if card.standalone]
 
 
 def resolve_plugin(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Gives the constructor behind a plug-in's name, config or class; call it with the number of channels.
+    """The constructor for a plug-in's name, config or class; call it with the number of channels.
 
     Args:
         plugin: A name of `list_plugins()`, a class, or a dict with `type` (either of these) and further arguments.
@@ -30,7 +30,7 @@ def resolve_plugin(plugin: str | dict[str, Any] | Callable[..., nn.Module]) -> C
 
 
 def timm_layer(plugin: str | dict[str, Any] | Callable[..., nn.Module], **kwargs: Any) -> Callable[..., nn.Module]:
-    """A plug-in for timm's own builders that hand their activation on: `se_layer=timm_layer('cbam')` of EfficientNet.
+    """A plug-in for timm's builders that pass their activation on: `se_layer=timm_layer('cbam')` of EfficientNet.
 
     Where timm hands on nothing but device and dtype, as ResNet's `block_args=dict(attn_layer=CBAM)`, the class itself
     does as well.

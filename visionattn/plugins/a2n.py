@@ -50,11 +50,11 @@ class PixelAttention(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """The official start: PyTorch's default."""
+        """The official initialisation: PyTorch's default."""
         self.conv.reset_parameters()
 
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the map is multiplied by, as large as the map."""
+        """The factors of the map, of its shape."""
         return {"pixels": self.conv(x).sigmoid()}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -105,7 +105,7 @@ class DynamicBranch(nn.Module):
         return f"temperature={self.temperature:g}"
 
     def reset_parameters(self) -> None:
-        """The official start: PyTorch's default weights; the branches start their own way."""
+        """The official initialisation: PyTorch's default weights; branches initialise themselves."""
         for part in (self.fc1, self.fc2, self.attention, self.plain):
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
@@ -122,7 +122,7 @@ class DynamicBranch(nn.Module):
 
 
 class _Attention(nn.Module):
-    """The branch with attention: a pixel attention that looks further, between two convolutions."""
+    """The attention branch: pixel attention with a larger receptive field, between two convolutions."""
 
     def __init__(
         self, channels: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -199,7 +199,7 @@ class AttentionInAttention(nn.Module):
         self.conv_last = _conv(channels, 1, **dd)
 
     def reset_parameters(self) -> None:
-        """The official start: PyTorch's default everywhere."""
+        """The official initialisation: PyTorch's default everywhere."""
         for part in (self.conv_first, self.branches, self.conv_last):
             part.reset_parameters()
 

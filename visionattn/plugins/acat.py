@@ -31,7 +31,7 @@ __all__ = ["ACAT", "SaliencyFusion", "SaliencyModulation", "SliceAttention"]
 
 
 class SaliencyModulation(nn.Module):
-    """Adds the map once more where a saliency map says so. `(B, C, H, W), (B, S, h, w) -> (B, C, H, W)`.
+    """Adds the map again, masked by a saliency map. `(B, C, H, W), (B, S, h, w) -> (B, C, H, W)`.
 
     `x + x * mask` with a soft mask of the maximum over the channels of the saliency, which may be a feature map too.
 
@@ -62,12 +62,12 @@ class SaliencyModulation(nn.Module):
         self.bn = nn.BatchNorm2d(1, **dd)
 
     def reset_parameters(self) -> None:
-        """PyTorch's default start."""
+        """PyTorch's default initialisation."""
         self.conv.reset_parameters()
         self.bn.reset_parameters()
 
     def mask(self, saliency: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """What of a map is added once more. `(B, S, h, w) -> (B, 1, H, W)` for a map of that size."""
+        """The share of a map that is added again. `(B, S, h, w) -> (B, 1, H, W)` for a map of that size."""
         strongest = saliency.max(1, keepdim=True).values if saliency.shape[1] > 1 else saliency
         strongest = _resize(strongest.to(self.conv.weight.dtype), size)
         return self.bn(plane_conv(strongest, self.conv.weight)).sigmoid()
@@ -86,12 +86,12 @@ class SaliencyModulation(nn.Module):
         return x * (1 + self.mask(saliency, x.shape[2:])).to(x.dtype)
 
     def example_condition(self, x: torch.Tensor) -> torch.Tensor:
-        """Of a shape that a map can do with."""
+        """A condition of a shape that fits a map."""
         return x.new_zeros(x.shape[0], 1, *x.shape[2:])
 
 
 class SaliencyFusion(nn.Module):
-    """Modulates the last map by one mask of those of earlier stages. `(B, C, H, W) -> (B, C, H, W)`.
+    """Modulates the last map by a mask fused from those of earlier stages. `(B, C, H, W) -> (B, C, H, W)`.
 
     Args:
         stages: How many masks there are.
@@ -150,7 +150,7 @@ class SliceAttention(nn.Module):
 
 
 class ACAT(nn.Module):
-    """Two ResNets, one for the picture and one for its saliency, which modulates the first after every stage.
+    """Two ResNets, one for the image and one for its saliency, which modulates the first after every stage.
 
     `(B, in_chans, H, W), (B, S, H, W) -> (B, num_classes)`.
 

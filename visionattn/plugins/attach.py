@@ -1,4 +1,4 @@
-"""Attention in any network with maps, of timm, torchvision or one's own, with its pretrained weights kept."""
+"""Inserts attention into any network with feature maps, keeping its pretrained weights."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ __all__ = ["Place", "Places", "attach"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a plug-in went: its name in the model, the width of its maps, the stage, and its kind."""
+    """An inserted plug-in: its name in the model, the width of its maps, the stage, and its kind."""
 
     name: str
     channels: int
@@ -51,7 +51,7 @@ def attach(
     condition: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
-    """Puts a plug-in into every block, behind every stage or behind named modules of a network, which it returns.
+    """Inserts a plug-in into every block, after every stage or after named modules of a network, which it returns.
 
     `model.attached` then lists the places (`print(model.attached)` shows a table) and a plug-in is
     `model.get_submodule(place.name)`. The entries of the network's state dict keep their names, so weights from before

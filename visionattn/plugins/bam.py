@@ -95,7 +95,7 @@ class BAM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The official start: Kaiming normal convolutions, PyTorch's default weights of the MLP, biases zero."""
+        """The official initialisation: Kaiming normal convolutions, PyTorch's default MLP, biases zero."""
         for layer in (*self.channel_gate, *self.spatial_gate):
             if isinstance(layer, nn.ReLU):
                 continue

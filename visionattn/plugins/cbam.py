@@ -62,7 +62,7 @@ class ChannelGate(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The official start: PyTorch's default weights, biases zero."""
+        """The official initialisation: PyTorch's default weights, biases zero."""
         for fc in (self.fc1, self.fc2):
             fc.reset_parameters()
             nn.init.zeros_(fc.bias)
@@ -72,7 +72,7 @@ class ChannelGate(nn.Module):
         return x * gate[:, :, None, None]
 
     def gate(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The map, to be used in place of `x` (see `visionattn.ops.map_pools`), and the gate of its channels."""
+        """The map, to use in place of `x` (see `visionattn.ops.map_pools`), and the gate of its channels."""
         pools = {}
         if not {"avg", "max"}.isdisjoint(self.pool_types):
             x, pools["avg"], pools["max"] = map_pools(x)
@@ -124,7 +124,7 @@ class CBAM(nn.Module):
         self.spatial_gate = None if no_spatial else PlaneGate(kernel_size, zero_init=True, **dd)
 
     def reset_parameters(self) -> None:
-        """The official start of both gates."""
+        """The official initialisation of both gates."""
         self.channel_gate.reset_parameters()
         if self.spatial_gate is not None:
             self.spatial_gate.reset_parameters()

@@ -19,7 +19,7 @@ __all__ = ["ClassSemanticAttention"]
 
 
 class ClassSemanticAttention(nn.Module):
-    """Scales a map by gates of its channels and of its positions that features rich in class semantics decide.
+    """Scales a map by channel and spatial gates computed from features rich in class semantics.
 
     `(B, C, H, W), (B, R, h, w) -> (B, C, H, W)`, or `(B, C, L), (B, R, l) -> (B, C, L)` with `dims=1`. Without a second
     input the map decides itself.
@@ -64,13 +64,13 @@ class ClassSemanticAttention(nn.Module):
         self.position.add_module("conv2", conv(hidden, 1, 1, **dd))
 
     def reset_parameters(self) -> None:
-        """PyTorch's default start."""
+        """PyTorch's default initialisation."""
         for layer in (*self.channel, *self.position):
             if not isinstance(layer, nn.ReLU):
                 layer.reset_parameters()
 
     def gates(self, semantics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What channels and positions are multiplied by. `(B, R, h, w) -> (B, C, 1, 1), (B, 1, h, w)`."""
+        """The factors of channels and positions. `(B, R, h, w) -> (B, C, 1, 1), (B, 1, h, w)`."""
         channel = self.channel(semantics.mean(tuple(range(2, semantics.ndim)))).sigmoid()
         return channel.reshape(*channel.shape, *(1,) * self.dims), self.position(semantics).sigmoid()
 
@@ -97,7 +97,7 @@ class ClassSemanticAttention(nn.Module):
         return x * (channel + position).to(x.dtype)
 
     def example_condition(self, x: torch.Tensor) -> torch.Tensor:
-        """Of the shape that a map needs."""
+        """A condition of the shape that a map needs."""
         return x.new_zeros(x.shape[0], self.cond_channels, *x.shape[2:])
 
 

@@ -89,7 +89,7 @@ class EfficientAttention(nn.Module):
         return f"head_count={self.head_count}, normalization={self.normalization!r}, residual={self.residual}"
 
     def reset_parameters(self) -> None:
-        """PyTorch's default start, the official one; the reprojection's may be zero."""
+        """PyTorch's default initialisation, the official one; the reprojection's may be zero."""
         for layer in (self.keys, self.queries, self.values, self.reprojection):
             layer.reset_parameters()
         if self.zero_last:
@@ -112,13 +112,13 @@ class EfficientAttention(nn.Module):
         return out.unflatten(2, x.shape[2:])
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
-        """What each key channel takes from each position, `(B, key_channels, H, W)`; with `softmax` the sum is 1."""
+        """The weights of positions for each key channel, `(B, key_channels, H, W)`; with `softmax` they sum to 1."""
         rows, axis = as_rows(x)
         keys = self._keys(rows, axis)
         return (keys if axis == 1 else keys.mT).unflatten(2, x.shape[2:])
 
     def _keys(self, rows: torch.Tensor, axis: int) -> torch.Tensor:
-        """rho of the keys, lying as `rows`; with `scaling` the queries' factor is in here too."""
+        """The normalised keys, in the layout of `rows`; with `scaling` including the queries' factor."""
         keys = _pointwise(self.keys, rows, axis)
         return keys.softmax(3 - axis) if self.normalization == "softmax" else keys / rows.shape[3 - axis]
 
@@ -129,7 +129,7 @@ class EfficientAttention(nn.Module):
         return queries.unflatten(axis, (self.head_count, -1)).softmax(axis + 1).flatten(axis, axis + 1)
 
     def _reader(self, keys: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What one unit of each query channel gives: `(B, key_channels, N), (B, N, C) -> (B, key_channels, C)`.
+        """The output per unit of each query channel: `(B, key_channels, N), (B, N, C) -> (B, key_channels, C)`.
 
         It is `rho(k)^T v` times the reprojection. Values are linear in the map, so that is summed up in their place.
         What is left to add is the reprojection's bias; after a softmax the weights of a query add up to 1 in each head,
@@ -153,7 +153,7 @@ def _weight_bias(layer: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _pointwise(layer: nn.Conv2d, rows: torch.Tensor, axis: int) -> torch.Tensor:
-    """The convolution of a map whose positions are in one axis, lying as the map does."""
+    """The pointwise convolution of a map with flattened positions, in the map's layout."""
     weight, bias = _weight_bias(layer)
     if axis == 2:
         return F.linear(rows, weight, bias)

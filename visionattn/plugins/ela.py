@@ -73,7 +73,7 @@ class EfficientLocalAttention(nn.Module):
         self.gn = nn.GroupNorm(_largest_divisor(channels, norm_groups), channels, **dd)
 
     def reset_parameters(self) -> None:
-        """The official start: PyTorch's own."""
+        """The official initialisation: PyTorch's own."""
         self.conv.reset_parameters()
         self.gn.reset_parameters()
 

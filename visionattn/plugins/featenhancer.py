@@ -74,7 +74,7 @@ class ScaleAwareFusion(nn.Module):
 
 
 class FeatEnHancer(nn.Module):
-    """Enhances a picture for the network behind it, by whose loss it learns. `(B, 3, H, W) -> (B, 3, H, W)`.
+    """Enhances an image for the following network, trained by that network's loss. `(B, 3, H, W) -> (B, 3, H, W)`.
 
     One small network looks at the picture at full size, at a quarter and at an eighth; what it finds is joined, and
     eight corrections of the picture are made of it. It stands before any backbone: `frontend=dict(type='FeatEnHancer')`
@@ -119,7 +119,7 @@ class FeatEnHancer(nn.Module):
             self._zero()
 
     def reset_parameters(self) -> None:
-        """PyTorch's default start, which is the authors' too, or that of `zero_init`."""
+        """PyTorch's default initialisation, as in the official code, or that of `zero_init`."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.reset_parameters()

@@ -86,11 +86,11 @@ class LayerAttention(nn.Module):
         return f"layers={self.layers}, energy={self.energy!r}, favour={self.favour!r}"
 
     def reset_parameters(self) -> None:
-        """The official start, which changes nothing."""
+        """The official initialisation, which changes nothing."""
         nn.init.zeros_(self.gamma)
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
-        """What each layer takes from each, `(B, N, N)`, in float32 at least."""
+        """The attention weights between layers, `(B, N, N)`, in float32 at least."""
         return self._weights(self._stacked(x))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -158,12 +158,12 @@ class ChannelSpatialAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The official start: PyTorch's default convolution, and a factor that changes nothing."""
+        """The official initialisation: PyTorch's default convolution, and a factor that changes nothing."""
         self.conv.reset_parameters()
         nn.init.zeros_(self.gamma)
 
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What a share of the map is multiplied by, as large as the map; `gate` is the factor of the map itself."""
+        """The attention of the map, of its shape; `gate` is the resulting factor of the map."""
         neighbours = self._volume_conv(x).sigmoid()
         return {"neighbours": neighbours, "gate": 1 + self.gamma * neighbours}
 
@@ -172,7 +172,7 @@ class ChannelSpatialAttention(nn.Module):
         return torch.addcmul(x, x, gate.to(x.dtype))
 
     def _volume_conv(self, x: torch.Tensor) -> torch.Tensor:
-        """The volume's convolution by one of planes, which has many channels to compute at once.
+        """The 3-D convolution, computed as one 2-D convolution with many channels.
 
         A slab of channels, with the neighbours before and behind, is one picture of a batch; a banded matrix of the
         kernel's three planes takes it to the slab's own channels.
@@ -191,7 +191,7 @@ class ChannelSpatialAttention(nn.Module):
 
 
 def _flatten_kernel(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Takes the authors' kernel `(1, 1, 3, 3, 3)` for ours, `(1, 3, 3, 3)`."""
+    """Converts the authors' kernel `(1, 1, 3, 3, 3)` to ours, `(1, 3, 3, 3)`."""
     key = f"{prefix}conv.weight"
     if key in state_dict and state_dict[key].ndim == 5:
         state_dict[key] = state_dict[key].flatten(0, 1)

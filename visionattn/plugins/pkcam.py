@@ -72,7 +72,7 @@ class WeightedSum(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The start of a linear layer with `count` inputs."""
+        """The initialisation of a linear layer with `count` inputs."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -126,7 +126,7 @@ class GlobalGate(nn.Module):
 
 
 class PKCAM(nn.Module):
-    """Scales channels by what this layer's averages and those of earlier layers say.
+    """Scales channels by a gate computed from averages of this layer and of earlier layers.
 
     `(B, C, H, W), earlier descriptors (B, C_i) -> (B, C, H, W), own descriptor (B, C)`, any H, W >= 1. A descriptor is
     the mean of each channel over the positions, before the scaling. A narrow one is repeated as a whole: channel c of
@@ -192,7 +192,7 @@ class PKCAM(nn.Module):
             self.mix = WeightedSum(gates, **dd)
 
     def reset_parameters(self) -> None:
-        """The official start: PyTorch's default everywhere."""
+        """The official initialisation: PyTorch's default everywhere."""
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):

@@ -20,7 +20,7 @@ __all__ = ["SentenceAttention"]
 
 
 class SentenceAttention(nn.Module):
-    """Scales the channels by a softmax that a sentence alone decides. `(B, C, H, W), (B, D) -> (B, C, H, W)`.
+    """Scales the channels by a softmax computed from a sentence. `(B, C, H, W), (B, D) -> (B, C, H, W)`.
 
     The gate sums to 1 over the channels, so the map shrinks by about their number; the paper leaves it to the next
     layer to undo that.
@@ -63,12 +63,12 @@ class SentenceAttention(nn.Module):
         self.fc2 = nn.Linear(hidden, channels, **dd)
 
     def reset_parameters(self) -> None:
-        """PyTorch's default start, which is the authors' too."""
+        """PyTorch's default initialisation, as in the official code."""
         for layer in (self.fc1, self.norm, self.fc2):
             layer.reset_parameters()
 
     def gate(self, sentence: torch.Tensor) -> torch.Tensor:
-        """What each channel is multiplied by. `(B, D) -> (B, C)`."""
+        """The factor of each channel. `(B, D) -> (B, C)`."""
         scores = self.fc2(self.norm(self.fc1(sentence.to(self.fc1.weight.dtype))).relu())
         return self.factor * scores.softmax(1)
 
@@ -86,7 +86,7 @@ class SentenceAttention(nn.Module):
         return x * self.gate(sentence).to(x.dtype)[:, :, None, None]
 
     def example_condition(self, x: torch.Tensor) -> torch.Tensor:
-        """Of the shape that a map needs."""
+        """A condition of the shape that a map needs."""
         return x.new_zeros(x.shape[0], self.cond_dim)
 
 

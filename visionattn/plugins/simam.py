@@ -54,10 +54,10 @@ class SimAM(nn.Module):
         return f"e_lambda={self.e_lambda:g}"
 
     def reset_parameters(self) -> None:
-        """Nothing to start."""
+        """Does nothing: there are no parameters."""
 
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the map is multiplied by, as large as the map."""
+        """The factors of the map, of its shape."""
         squares = (x - x.mean((2, 3), keepdim=True)).square()
         count: Any = torch.sym_max(x.shape[2] * x.shape[3] - 1, 1)
         variance = squares.sum((2, 3), keepdim=True) / count

@@ -24,7 +24,7 @@ __all__ = ["TripletAttention"]
 
 
 class TripletAttention(nn.Module):
-    """Scales a map by the mean of three gates, one for each plane of it. `(B, C, H, W) -> (B, C, H, W)`, any H, W >= 1.
+    """Scales a map by the mean of three gates, one per pair of axes. `(B, C, H, W)`, same out, any H, W >= 1.
 
     The gates of the (C, W) and (H, C) planes convolve over the channels: their order matters, and pruning or shuffling
     channels changes the result. The paper puts one into every residual block, before the addition.
@@ -66,7 +66,7 @@ class TripletAttention(nn.Module):
         self.hw = None if no_spatial else PlaneGate(kernel_size, zero_init=zero_init_spatial, **dd)
 
     def reset_parameters(self) -> None:
-        """The official start of the gates."""
+        """The official initialisation of the gates."""
         for gate in (self.cw, self.hc, self.hw):
             if gate is not None:
                 gate.reset_parameters()

@@ -78,7 +78,7 @@ class CAMAttention(nn.Module):
         return f"negative_slope={self.negative_slope:g}, loss={self.loss!r}, normalize={self.normalize}"
 
     def reset_parameters(self) -> None:
-        """PyTorch's default start, which is the authors' too."""
+        """PyTorch's default initialisation, as in the official code."""
         for layer in (self.gap_fc, self.gmp_fc, self.conv1x1):
             layer.reset_parameters()
 
@@ -108,7 +108,7 @@ class CAMAttention(nn.Module):
 
     @staticmethod
     def heatmap(attended: torch.Tensor) -> torch.Tensor:
-        """What the block looks at: the sum over the channels of its result. `(B, C, H, W) -> (B, 1, H, W)`."""
+        """The attention heat map: the sum of the result over channels. `(B, C, H, W) -> (B, 1, H, W)`."""
         return attended.sum(1, keepdim=True)
 
     def _logit_weights(self) -> tuple[torch.Tensor, torch.Tensor]:

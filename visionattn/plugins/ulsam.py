@@ -26,7 +26,7 @@ __all__ = ["ULSAM"]
 
 
 class ULSAM(nn.Module):
-    """Adds to each group of channels its product with the group's own map of attention. `(B, C, H, W)`, same out.
+    """Adds to each group of channels its product with the group's attention map. `(B, C, H, W)`, same out.
 
     The attention of a group is a soft-max over all positions, so the block starts and stays close to the identity.
     The paper inserts it into MobileNets or replaces whole layers by it.
@@ -68,7 +68,7 @@ class ULSAM(nn.Module):
         self.bn_point = nn.BatchNorm2d(num_splits, momentum=bn_momentum, **dd)
 
     def reset_parameters(self) -> None:
-        """The official start: PyTorch's defaults."""
+        """The official initialisation: PyTorch's defaults."""
         for layer in (self.conv_dws, self.bn_dws, self.conv_point, self.bn_point):
             layer.reset_parameters()
 

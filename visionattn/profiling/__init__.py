@@ -1,1 +1,1 @@
-"""What networks and blocks cost: parameters, multiplications, bytes moved and saved."""
+"""The cost of networks and blocks: parameters, multiplications, bytes moved and saved."""

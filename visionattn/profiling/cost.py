@@ -1,4 +1,4 @@
-"""What each plug-in adds to a ResNet-50: parameters, multiplications, memory kept for the backward pass.
+"""The cost that each plug-in adds to a ResNet-50: parameters, multiplications, memory saved for backward.
 
 All of it is counted, nothing measured, so the numbers are the same everywhere.
 """
@@ -28,7 +28,7 @@ BATCH = 2
 
 @dataclass(frozen=True)
 class Published:
-    """What others state for the same network.
+    """Published figures for the same network.
 
     Args:
         params: Parameters, in their words.

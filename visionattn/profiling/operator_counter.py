@@ -1,4 +1,4 @@
-"""What PyTorch's operators move through memory and compute, counted one by one: exact, and the same on every machine.
+"""Counts the memory traffic and operations of PyTorch's operators: exact, and identical on every machine.
 
 Tensors of the meta device have no content, so there the largest maps are counted at once. They take the plain formulas
 that accelerators take; tensors of the CPU take the formulations written for it.
@@ -71,7 +71,7 @@ class Traffic:
 
 
 def count_traffic(function: Callable[..., Any], *inputs: torch.Tensor) -> Traffic:
-    """What one training step moves: a number that no noise touches, to hold on to.
+    """The memory traffic of one training step, a number without measurement noise.
 
     Args:
         function: A module, or a function of tensors.
@@ -88,7 +88,7 @@ def count_traffic(function: Callable[..., Any], *inputs: torch.Tensor) -> Traffi
 
 
 def count_pass(run: Callable[[], Any]) -> tuple[Any, Pass]:
-    """Runs something and counts what it moves.
+    """Runs a function and counts its memory traffic.
 
     On the meta device, fused attention counts as one operator that reads queries, keys and values and writes the
     result, as it is on accelerators.
@@ -162,7 +162,7 @@ class _FusedAttention(TorchFunctionMode):
 
 
 class _MetaAttention(torch.autograd.Function):
-    """Results without content; the backward pass computes the scores again, as fused kernels do."""
+    """Attention results without content; the backward pass recomputes the scores, as fused kernels do."""
 
     @staticmethod
     def forward(ctx: Any, mask: torch.Tensor | None, *qkv: torch.Tensor) -> torch.Tensor:

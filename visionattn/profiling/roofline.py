@@ -1,4 +1,4 @@
-"""How fast the blocks could be: what each moves and computes, against what memory and arithmetic units allow.
+"""The achievable speed of blocks: their memory traffic and operations against the hardware's limits.
 
 Everything is counted on the meta device, nothing measured. The unit is T, the bytes of the block's input.
 """
@@ -21,7 +21,7 @@ __all__ = ["Block", "blocks", "count", "format_table"]
 
 @dataclass(frozen=True)
 class Block:
-    """Something to count.
+    """A block to count.
 
     Args:
         name: A plug-in, a mixer, or `ops.` and a function.
@@ -65,7 +65,7 @@ def _mixer_blocks(card: Card, batch: int, side: int) -> list[Block]:
 
 
 def count(block: Block, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Traffic:
-    """What one training step of a block moves and computes.
+    """The memory traffic and operations of one training step of a block.
 
     Args:
         block: Which.
@@ -82,7 +82,7 @@ def count(block: Block, *, dtype: torch.dtype = torch.bfloat16, device: str = "m
 
 
 def format_table(counted: Sequence[tuple[Block, Traffic]], itemsize: int, bandwidth: float, peak: float) -> str:
-    """Markdown of what was counted, and the time that it takes at least.
+    """A Markdown table of the counts and the minimum time.
 
     Args:
         counted: Blocks and their traffic.

@@ -1,4 +1,4 @@
-"""Literal formulas of the papers: what tests check against and speed is compared with. Slow, and short on purpose.
+"""Literal formulas of the papers, for tests and speed comparisons. Slow and short on purpose.
 
 A module's `naive_of` makes the literal module of one of ours, with its weights. `LOOPS = True` says that it goes
 position by position: such a formula checks numbers, but speed is not compared with it.

@@ -12,7 +12,7 @@ __all__ = ["attention_in_attention", "naive_of", "pixel_attention"]
 
 
 def attention_in_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.AttentionInAttention` gives."""
+    """The output of `visionattn.plugins.AttentionInAttention`."""
     branches = module.branches
     first = F.leaky_relu(module.conv_first(x), 0.2, inplace=True)
     pooled = F.adaptive_avg_pool2d(first, 1).flatten(1)
@@ -26,7 +26,7 @@ def attention_in_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.PixelAttention` gives."""
+    """The output of `visionattn.plugins.PixelAttention`."""
     return torch.mul(x, torch.sigmoid(module.conv(x)))
 
 

@@ -11,7 +11,7 @@ __all__ = ["modulation", "naive_of"]
 
 
 def modulation(module: Any, x: torch.Tensor, saliency: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.SaliencyModulation` gives where the saliency has the map's size."""
+    """The output of `visionattn.plugins.SaliencyModulation` where the saliency has the map's size."""
     strongest = torch.max(saliency, 1)[0].unsqueeze(1)
     mask = torch.sigmoid(module.bn(module.conv(strongest)))
     return x + x * mask

@@ -9,7 +9,7 @@ __all__ = ["NaiveCoAttention", "naive_of"]
 
 
 class NaiveCoAttention(nn.Module):
-    """What `visionattn.heads.CoAttention` gives, with its weights."""
+    """The output of `visionattn.heads.CoAttention`, with its weights."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ __all__ = ["bi_level_routing_attention", "lepe_attention", "naive_of"]
 
 
 def bi_level_routing_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.BiLevelRoutingAttention` gives without dropout, for sides that `n_win` divides."""
+    """The output of `visionattn.mixers.BiLevelRoutingAttention` without dropout, for sides that `n_win` divides."""
     batch, height, width, dim = x.shape
     side, heads, topk = module.n_win, module.num_heads, module.topk
     tall, wide = -(-height // side), -(-width // side)
@@ -41,7 +41,7 @@ def bi_level_routing_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def lepe_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.LePEAttention` gives without dropout."""
+    """The output of `visionattn.mixers.LePEAttention` without dropout."""
     q, k, v = module.qkv(x.flatten(1, 2)).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
     out = (q * q.size(-1) ** -0.5 @ k.mT).softmax(-1) @ v
     local = module.lepe(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

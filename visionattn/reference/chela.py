@@ -13,7 +13,7 @@ __all__ = ["chela", "naive_of"]
 
 
 def chela(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.CHELA` gives."""
+    """The output of `visionattn.mixers.CHELA`."""
     normed = module.norm(x)
     kernels = [getattr(module, name, None) for name in ("short", "long", "long_w", "long_h")]
     smooth, channels_first = [], normed.permute(0, 3, 1, 2)

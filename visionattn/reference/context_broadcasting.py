@@ -11,7 +11,7 @@ __all__ = ["context_broadcast", "naive_of"]
 
 
 def context_broadcast(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.ContextBroadcast` gives, of maps."""
+    """The output of `visionattn.mixers.ContextBroadcast`, of maps."""
     tokens = x.flatten(1, 2)
     count = tokens.shape[1]
     uniform = torch.full((count, count), 1 / count, dtype=x.dtype, device=x.device) @ tokens

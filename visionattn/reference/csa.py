@@ -12,7 +12,7 @@ __all__ = ["class_semantic_attention", "naive_of"]
 
 
 def class_semantic_attention(module: Any, x: torch.Tensor, semantics: torch.Tensor | None = None) -> torch.Tensor:
-    """What `visionattn.plugins.ClassSemanticAttention` gives where both have the same positions."""
+    """The output of `visionattn.plugins.ClassSemanticAttention` where both have the same positions."""
     semantics = x if semantics is None else semantics
     channel, position = module.channel, module.position
     a_c = torch.sigmoid(channel.fc2(F.relu(channel.fc1(semantics.flatten(2).mean(2)))))

@@ -38,7 +38,7 @@ def _branch(branch: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> t
 
 
 def naive_cswin(mixer: Any, x: torch.Tensor) -> torch.Tensor:
-    """What a `CrossShapedWindowAttention` gives for `(B, H, W, C)`."""
+    """The output of a `CrossShapedWindowAttention` for `(B, H, W, C)`."""
     q, k, v = (t.permute(0, 3, 1, 2) for t in mixer.qkv(x).chunk(3, dim=-1))
     branches = len(mixer.attns)
     parts = zip(mixer.attns, q.chunk(branches, 1), k.chunk(branches, 1), v.chunk(branches, 1), strict=True)

@@ -12,7 +12,7 @@ __all__ = ["deconstructed_attention", "naive_of"]
 
 
 def deconstructed_attention(module: Any, x: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
-    """What `visionattn.mixers.DeconstructedAttention` gives."""
+    """The output of `visionattn.mixers.DeconstructedAttention`."""
     tokens = x.flatten(1, 2)
     if module.kind == "mlp":
         return module.down(F.silu(module.gate(tokens)) * module.up(tokens)).view(x.shape)

@@ -12,7 +12,7 @@ __all__ = ["head_interaction_attention", "naive_of"]
 
 
 def head_interaction_attention(module: Any, tokens: torch.Tensor, prefix: int = 0) -> torch.Tensor:
-    """What `visionattn.mixers.HeadInteractionAttention` gives for tokens `(B, N, C)`, the class token first if any."""
+    """The output of `visionattn.mixers.HeadInteractionAttention` for tokens `(B, N, C)`, class token first."""
     heads, count = module.num_heads, tokens.shape[1]
     groups = tokens.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, N, C / heads)
     summary = module.ht_proj(groups.mean(2))

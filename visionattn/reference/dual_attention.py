@@ -12,7 +12,7 @@ __all__ = ["dual_attention", "naive_of"]
 
 
 def dual_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.DualAttention` gives without dropout."""
+    """The output of `visionattn.mixers.DualAttention` without dropout."""
     tokens, parts = x.flatten(1, 2), []
     ordinary, relational = module.self_attention, module.relational_attention
     if ordinary is not None:

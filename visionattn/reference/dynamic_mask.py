@@ -51,7 +51,7 @@ def _rotate(x: torch.Tensor, height: int, width: int, base: float) -> torch.Tens
 
 
 def dynamic_mask_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.DynamicMaskAttention` gives."""
+    """The output of `visionattn.mixers.DynamicMaskAttention`."""
     _, height, width, _ = x.shape
     tokens, shared = x.flatten(1, 2), module.num_heads // module.num_kv_heads
     values = module.v_proj(tokens)

@@ -11,7 +11,7 @@ __all__ = ["efficient_attention", "naive_of"]
 
 
 def efficient_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.EfficientAttention` gives."""
+    """The output of `visionattn.plugins.EfficientAttention`."""
     heads, count = module.head_count, x.shape[2] * x.shape[3]
     parts = (layer(x).flatten(2).chunk(heads, dim=1) for layer in (module.keys, module.queries, module.values))
     outputs = []

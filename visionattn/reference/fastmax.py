@@ -11,7 +11,7 @@ __all__ = ["fastmax", "naive_of"]
 
 
 def fastmax(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.FastmaxAttention` gives without `causal` and dropout."""
+    """The output of `visionattn.mixers.FastmaxAttention` without `causal` and dropout."""
     heads = module.num_heads
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in module.qkv(x.flatten(1, 2)).chunk(3, dim=-1))
     if module.normalize:

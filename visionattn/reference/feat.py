@@ -21,7 +21,7 @@ def wkv(k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, first: torch.Tens
 
 
 def wkv_spatial(module: Any, x: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
-    """What `visionattn.mixers.WKVSpatialMixer` gives."""
+    """The output of `visionattn.mixers.WKVSpatialMixer`."""
     _, height, width, _ = x.shape
     x = x + module.dwconv2d(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     k, v, gate = module.key(x), module.value(x), module.receptance(x).sigmoid()
@@ -38,7 +38,7 @@ def wkv_spatial(module: Any, x: torch.Tensor, first: torch.Tensor | None = None)
 
 
 def channel_attention(module: Any, x: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
-    """What `visionattn.mixers.GlobalChannelAttention` gives."""
+    """The output of `visionattn.mixers.GlobalChannelAttention`."""
     maps = x.permute(0, 3, 1, 2)
     q, k, v = module.qkv_dwconv(module.qkv(maps)).chunk(3, 1)
     added = None

@@ -12,7 +12,7 @@ __all__ = ["featenhancer", "fusion", "naive_of"]
 
 
 def fusion(module: Any, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.ScaleAwareFusion` gives."""
+    """The output of `visionattn.plugins.ScaleAwareFusion`."""
     items = torch.stack((module.query_conv2(module.query_conv1(fine)), module.key_conv(coarse)), dim=1)
     b, _, c, h, w = items.shape
     heads = items.reshape(b, 2, module.num_heads, c // module.num_heads, h, w)
@@ -22,7 +22,7 @@ def fusion(module: Any, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tenso
 
 
 def featenhancer(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.FeatEnHancer` gives, for sides of at least 15."""
+    """The output of `visionattn.plugins.FeatEnHancer`, for sides of at least 15."""
 
     def features(picture: torch.Tensor) -> torch.Tensor:
         maps = [torch.relu(module.e_conv1(picture))]

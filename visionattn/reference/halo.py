@@ -11,7 +11,7 @@ __all__ = ["naive_halo", "naive_of"]
 
 
 def naive_halo(mixer: Any, x: torch.Tensor) -> torch.Tensor:
-    """What a `HaloAttention` gives for `(B, H, W, C)`: the queries of a block, and the keys in and around it."""
+    """The output of a `HaloAttention` for `(B, H, W, C)`: the queries of a block, and the keys in and around it."""
     sides, block, halo, heads = x.shape[1:3], mixer.block_size, mixer.halo_size, mixer.num_heads
     q = (x @ mixer.q.weight.T).unflatten(-1, (heads, -1))
     k, v = (x @ mixer.kv.weight[:, :, 0, 0].T).unflatten(-1, (heads, 2, -1)).unbind(-2)

@@ -12,7 +12,7 @@ __all__ = ["channel_spatial_attention", "layer_attention", "naive_of"]
 
 
 def layer_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.LayerAttention` gives of a stack, or of a map of HAN's defaults."""
+    """The output of `visionattn.plugins.LayerAttention` of a stack, or of a map of HAN's defaults."""
     layers = module.layers or (x.shape[1] if x.ndim == 5 else max(n for n in range(1, 12) if x.shape[1] % n == 0))
     stack = x.reshape(x.shape[0], layers, -1)
     alike = F.cosine_similarity(stack[:, :, None], stack[:, None], dim=3) if module.energy == "cosine" else None
@@ -26,7 +26,7 @@ def layer_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def channel_spatial_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.ChannelSpatialAttention` gives."""
+    """The output of `visionattn.plugins.ChannelSpatialAttention`."""
     gate = torch.sigmoid(F.conv3d(x.unsqueeze(1), module.conv.weight.unsqueeze(0), module.conv.bias, padding=1))
     return x * (module.gamma * gate).view(x.shape) + x
 

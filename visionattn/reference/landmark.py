@@ -14,7 +14,7 @@ LOOPS = True
 
 
 def landmark_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.LandmarkAttention` gives."""
+    """The output of `visionattn.mixers.LandmarkAttention`."""
     _, height, width, dim = x.shape
     tall, wide = module.window
     windows = [

@@ -12,7 +12,7 @@ __all__ = ["linear_attention", "naive_of"]
 
 
 def linear_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.LinearAttention` gives."""
+    """The output of `visionattn.mixers.LinearAttention`."""
     heads, tokens = module.num_heads, x.flatten(1, 2)
     q, k, v = (part.unflatten(-1, (heads, -1)) for part in module.qkv(tokens).chunk(3, dim=-1))
     q, k = F.elu(q) + 1, F.elu(k) + 1

@@ -12,7 +12,7 @@ __all__ = ["multipole_attention", "naive_of"]
 
 
 def multipole_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.MultipoleAttention` gives without dropout, for sides that all steps divide."""
+    """The output of `visionattn.mixers.MultipoleAttention` without dropout, for sides that all steps divide."""
     rate, maps = module.rate, [x.permute(0, 3, 1, 2)]
     for _ in range(module.count_levels(x.size(1), x.size(2)) - 1):
         maps.append(F.avg_pool2d(maps[-1], rate) if module.down is None else module.down(maps[-1]))

@@ -55,7 +55,7 @@ def gated_layer(module: Any, x: torch.Tensor, normed: torch.Tensor, smooth: torc
 
 
 def mega(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.MegaAttention` gives."""
+    """The output of `visionattn.mixers.MegaAttention`."""
     batch, height, width, dim = x.shape
     normed = module.norm(x) if module.prenorm else x
     if module.layout == "raster":

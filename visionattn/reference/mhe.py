@@ -11,7 +11,7 @@ __all__ = ["mhe_attention", "naive_of"]
 
 
 def mhe_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.MultiHeadEmbeddingAttention` gives."""
+    """The output of `visionattn.mixers.MultiHeadEmbeddingAttention`."""
     tokens, heads = x.flatten(1, 2), []
     for number in range(module.num_heads):
         parts = []

@@ -32,7 +32,7 @@ def head_gates(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.MixtureOfHeadAttention` gives."""
+    """The output of `visionattn.mixers.MixtureOfHeadAttention`."""
     batch, height, width, dim = x.shape
     tokens, heads = x.flatten(1, 2), module.num_heads
     q, k, v = module.qkv(tokens).reshape(batch, -1, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
@@ -47,7 +47,7 @@ def attention(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def aggregated_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.MixtureOfHeadAggregatedAttention` gives."""
+    """The output of `visionattn.mixers.MixtureOfHeadAggregatedAttention`."""
     batch, height, width, dim = x.shape
     tokens, heads, window = x.flatten(1, 2), module.num_heads, module.window_size
     count, head_dim, places = height * width, dim // heads, window**2

@@ -37,7 +37,7 @@ def _convolve(
 
 
 def multi_token_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.MultiTokenAttention` gives."""
+    """The output of `visionattn.mixers.MultiTokenAttention`."""
     batch, height, width, dim = x.shape
     count, heads = height * width, module.num_heads
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in module.qkv(x.flatten(1, 2)).chunk(3, -1))

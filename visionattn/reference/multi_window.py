@@ -38,7 +38,7 @@ def _visible(head: Any, grid: tuple[int, int], window: tuple[int, int], shift: t
 
 
 def multi_window_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.MultiWindowAttention` gives."""
+    """The output of `visionattn.mixers.MultiWindowAttention`."""
     batch, height, width, _ = x.shape
     grid = (height, width) if module.layout == "grid" else (1, height * width)
     q, k, v = (p.unflatten(-1, (module.num_heads, -1)) for p in module.qkv(x.flatten(1, 2)).chunk(3, -1))

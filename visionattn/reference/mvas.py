@@ -12,7 +12,7 @@ __all__ = ["multi_view_selection", "naive_of"]
 
 
 def multi_view_selection(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.MultiViewWindowAttention` gives of views `(B, V, H, W, C)` or a map."""
+    """The output of `visionattn.mixers.MultiViewWindowAttention` of views `(B, V, H, W, C)` or a map."""
     if x.ndim == 4:
         return _one_view(module, x, x.unsqueeze(1))
     views = range(x.shape[1])

@@ -11,7 +11,7 @@ __all__ = ["multi_variate_parallel_attention", "naive_of"]
 
 
 def multi_variate_parallel_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.MVPAttention` gives."""
+    """The output of `visionattn.mixers.MVPAttention`."""
     height, width = x.shape[1:3]
     tokens = x.flatten(1, 2)
     size = x.shape[-1] // module.num_heads

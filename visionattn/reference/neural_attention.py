@@ -11,7 +11,7 @@ __all__ = ["naive_of", "neural_attention"]
 
 
 def neural_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.NeuralAttention` gives."""
+    """The output of `visionattn.mixers.NeuralAttention`."""
     tokens = x.flatten(1, 2)
     count = tokens.shape[1]
     q, k, v = (part.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for part in module.qkv(tokens).chunk(3, -1))

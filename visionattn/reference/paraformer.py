@@ -11,7 +11,7 @@ __all__ = ["naive_of", "parallel_attention"]
 
 
 def parallel_attention(module: Any, xa: torch.Tensor, xb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `visionattn.mixers.ParallelSelfCrossAttention` gives of tokens `(B, N, C)` without masks and dropout."""
+    """The output of `visionattn.mixers.ParallelSelfCrossAttention` of tokens `(B, N, C)` without masks and dropout."""
 
     def attend(x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         q, k, v = (

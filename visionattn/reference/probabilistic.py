@@ -92,7 +92,7 @@ def mixture(
 def probabilistic(
     module: Any, x: torch.Tensor, values: torch.Tensor | None = None, known: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """What `visionattn.mixers.ProbabilisticAttention` gives without dropout."""
+    """The output of `visionattn.mixers.ProbabilisticAttention` without dropout."""
     heads = module.num_heads
 
     def split(part: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tenso
 
 
 def rank_augmented(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What the linear form of `visionattn.mixers.RankAugmentedLinearAttention` gives."""
+    """The output of the linear form of `visionattn.mixers.RankAugmentedLinearAttention`."""
     x = x.permute(0, 3, 1, 2)
     batch, dim, height, width = x.shape
     heads, count = module.num_heads, height * width

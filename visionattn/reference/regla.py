@@ -22,7 +22,7 @@ def gated_recurrence(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: t
 
 
 def regla(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.ReGLA` gives."""
+    """The output of `visionattn.mixers.ReGLA`."""
     batch, height, width, dim = x.shape
     heads, size = module.num_heads, dim // module.num_heads
 

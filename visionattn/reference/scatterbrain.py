@@ -12,7 +12,7 @@ __all__ = ["naive_of", "scatterbrain"]
 
 
 def scatterbrain(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.ScatterbrainAttention` gives with `support="windows"` and `softmax_eps=0`."""
+    """The output of `visionattn.mixers.ScatterbrainAttention` with `support="windows"` and `softmax_eps=0`."""
     heads, (height, width) = module.num_heads, x.shape[1:3]
     q, k, v = (p.unflatten(-1, (heads, -1)).transpose(1, 2) for p in module.qkv(x.flatten(1, 2)).chunk(3, dim=-1))
     q, k = module.q_norm(q), module.k_norm(k)

@@ -12,7 +12,7 @@ __all__ = ["naive_of", "sentence_attention"]
 
 
 def sentence_attention(module: Any, x: torch.Tensor, sentence: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.SentenceAttention` gives."""
+    """The output of `visionattn.plugins.SentenceAttention`."""
     hidden = F.relu(module.norm(module.fc1(sentence)))
     gate = torch.softmax(module.fc2(hidden), dim=1) * module.factor
     return x * gate.unsqueeze(2).unsqueeze(3).expand_as(x)

@@ -24,7 +24,7 @@ def _mab(block: Any, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
 
 def set_block(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.SABMixer` or `ISABMixer` gives."""
+    """The output of `visionattn.mixers.SABMixer` or `ISABMixer`."""
     tokens = x.flatten(1, 2)
     if hasattr(module, "mab"):
         return _mab(module.mab, tokens, tokens).unflatten(1, x.shape[1:3])

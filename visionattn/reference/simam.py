@@ -11,7 +11,7 @@ __all__ = ["naive_of", "simam"]
 
 
 def simam(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.SimAM` gives: equations 5 and 6 of the paper."""
+    """The output of `visionattn.plugins.SimAM`: equations 5 and 6 of the paper."""
     mean, count = x.mean(dim=(2, 3), keepdim=True), max(x[0, 0].numel() - 1, 1)
     squares = (x - mean) ** 2
     regular = squares.sum(dim=(2, 3), keepdim=True) / count + module.e_lambda

@@ -11,7 +11,7 @@ __all__ = ["naive_of", "select_and_pack"]
 
 
 def select_and_pack(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.SelectPackAttention` gives without shift, noise and dropout."""
+    """The output of `visionattn.mixers.SelectPackAttention` without shift, noise and dropout."""
     batch, heads = len(x), module.num_heads
     tokens = x.flatten(1, 2)
     gate = torch.sigmoid(module.gate(tokens))

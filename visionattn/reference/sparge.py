@@ -13,7 +13,7 @@ __all__ = ["naive_of", "sparge_attention"]
 
 
 def sparge_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.SpargeAttention` gives with `topk` or by default."""
+    """The output of `visionattn.mixers.SpargeAttention` with `topk` or by default."""
     heads, settings = module.num_heads, module.sparse
     sides, share = pair("block", settings.block), 0.5 if settings.topk is None else settings.topk
     limit = -0.1 if settings.sim_threshold is None else settings.sim_threshold

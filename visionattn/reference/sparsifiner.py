@@ -14,7 +14,7 @@ __all__ = ["naive_of", "sparsifiner"]
 
 
 def sparsifiner(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.SparsifinerAttention` gives by default."""
+    """The output of `visionattn.mixers.SparsifinerAttention` by default."""
     heads, predictor = module.num_heads, module.mask_predictor
     q, k, v = (p.unflatten(-1, (heads, -1)).transpose(1, 2) for p in module.qkv(x.flatten(1, 2)).chunk(3, dim=-1))
     q, k = module.q_norm(q), module.k_norm(k)

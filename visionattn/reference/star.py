@@ -25,7 +25,7 @@ def _pooled(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 def star_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.StarAttention` gives."""
+    """The output of `visionattn.mixers.StarAttention`."""
     _, height, width, dim = x.shape
     (tall, wide), heads = module.window, module.num_heads
 

@@ -11,7 +11,7 @@ __all__ = ["key_value_free_attention", "naive_of"]
 
 
 def key_value_free_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.KeyValueFreeAttention` gives, and `AlignedAttention` on the map it is made for."""
+    """The output of `visionattn.mixers.KeyValueFreeAttention`, and `AlignedAttention` on the map it is made for."""
     tokens, heads = x.flatten(1, 2), []
     hidden = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=x.device).triu(1)
     for number in range(module.num_heads):

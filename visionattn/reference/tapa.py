@@ -12,7 +12,7 @@ __all__ = ["naive_of", "token_aware_phase_attention"]
 
 
 def token_aware_phase_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.TokenAwarePhaseAttention` gives."""
+    """The output of `visionattn.mixers.TokenAwarePhaseAttention`."""
     height, width = x.shape[1:3]
     tokens = x.flatten(1, 2)
     q, k, v = (part.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for part in module.qkv(tokens).chunk(3, -1))

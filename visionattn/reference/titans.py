@@ -38,7 +38,7 @@ def memory_recurrence(
 
 
 def titans(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.TitansMemory` gives."""
+    """The output of `visionattn.mixers.TitansMemory`."""
     heads, tokens = module.num_heads, x.flatten(1, 2)
     q, k, v = (
         F.silu(part(tokens)).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (module.q, module.k, module.v)

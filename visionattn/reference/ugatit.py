@@ -12,7 +12,7 @@ __all__ = ["cam", "layer_instance", "naive_of"]
 
 
 def cam(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.plugins.CAMAttention` gives: both logits, both scaled maps, their concatenation, the mix."""
+    """The output of `visionattn.plugins.CAMAttention`: both logits, both scaled maps, their concatenation, the mix."""
     scaled = []
     for layer, pool in ((module.gap_fc, F.adaptive_avg_pool2d), (module.gmp_fc, F.adaptive_max_pool2d)):
         weight = layer.weight / layer.weight.norm() if module.normalize else layer.weight
@@ -24,7 +24,7 @@ def cam(module: Any, x: torch.Tensor) -> torch.Tensor:
 def layer_instance(
     x: torch.Tensor, rho: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, eps: float = 1e-5
 ) -> torch.Tensor:
-    """What `AdaLIN` and `LIN` give, with `gamma` and `beta` `(B or 1, C, 1, 1)`."""
+    """The output of `AdaLIN` and `LIN`, with `gamma` and `beta` `(B or 1, C, 1, 1)`."""
     parts = []
     for dims in ((2, 3), (1, 2, 3)):
         mean, variance = x.mean(dims, keepdim=True), x.var(dims, keepdim=True)

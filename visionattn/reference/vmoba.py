@@ -11,7 +11,7 @@ __all__ = ["block_routed_attention", "naive_of"]
 
 
 def block_routed_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """What `visionattn.mixers.BlockRoutedAttention` gives with `select="threshold", scope="head_global"`."""
+    """The output of `visionattn.mixers.BlockRoutedAttention` with `select="threshold", scope="head_global"`."""
     heads, height, width = module.num_heads, x.size(1), x.size(2)
     rows, columns = module.block
     across = -(-width // columns)

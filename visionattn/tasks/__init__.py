@@ -1,4 +1,4 @@
-"""Networks with their losses, as mmengine trains them, and the tables that files of one's own add to.
+"""Networks with their losses, as mmengine trains them, and the registries that user files extend.
 
 A task is imported when a config or a name asks for it: a classifier needs no detector, and no decoder.
 """

@@ -1,4 +1,4 @@
-"""What the tasks share: a timm network that is created with checks, weights that must fit, losses of layers."""
+"""The base of the tasks: a timm network created with checks, weights that must match, auxiliary losses."""
 
 import logging
 import re
@@ -87,7 +87,7 @@ class Task(BaseModel):
         ]
 
     def init_weights(self) -> None:
-        """Before training: takes the weights of `start_from`. All others are in place when the network is built.
+        """Loads the weights of `start_from` before training. All others are loaded when the network is built.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
@@ -102,7 +102,7 @@ class Task(BaseModel):
         print_log(f"start_from {path}: {len(given) - len(new)} of {len(given)} tensors taken over{anew}", "current")
 
     def with_own_names(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights by the task's names."""
+        """Weights under the task's names."""
         return state_dict
 
     def load_weights(self, state_dict: dict[str, torch.Tensor], other_classes: bool = False) -> LoadReport:
@@ -136,7 +136,7 @@ class Task(BaseModel):
         return inputs.to(memory_format=self.memory_format)
 
     def enhanced(self, inputs: torch.Tensor) -> torch.Tensor:
-        """What the backbone gets of a batch: what the front-end makes of it, if there is one.
+        """The input of the backbone: the batch, processed by the front-end if there is one.
 
         Raises:
             ValueError: If the front-end gives another shape.
@@ -153,7 +153,7 @@ class Task(BaseModel):
         return out
 
     def with_collected(self, compute: Callable[[], Losses]) -> Losses:
-        """Losses, and those that collectors find while they are computed.
+        """The losses, and those that collectors report while they are computed.
 
         Raises:
             ValueError: If two have one name.
@@ -173,7 +173,7 @@ class Task(BaseModel):
 
 
 def check_kinds(kind: type | tuple[type, ...], what: str, **arguments: Any) -> None:
-    """Raises a ValueError if an argument that is given is not of a kind; flags are no numbers.
+    """Raises a ValueError if a given argument is not of a type; booleans are not numbers.
 
     Args:
         kind: What it must be.

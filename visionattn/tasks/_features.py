@@ -147,7 +147,7 @@ def pad_to_multiple(x: torch.Tensor, divisor: int) -> torch.Tensor:
 
 
 def _fitted(backbone: dict[str, Any], strides: Sequence[int] | None) -> dict[str, Any]:
-    """Arguments of a network that it can do: dilated if it knows how, with the maps of the strides asked for."""
+    """The arguments that a network supports: dilation if available, with the maps of the requested strides."""
     # On the meta device a network costs little, and no weights are loaded.
     trial = {key: value for key, value in backbone.items() if key not in ("pretrained", "pretrained_cfg_overlay")}
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Decoders of segmentation-models-pytorch over our feature maps, through its door for encoders of one's own.
+"""Decoders of segmentation-models-pytorch over our feature maps, through its interface for custom encoders.
 
 Its `tu-` encoders count a network's maps from the first. Where timm's `feature_info` begins with the stem but the maps
 asked for do not (all our ResNets) they take maps of other strides than they think, and strides of 2 to 16 are beyond

@@ -24,7 +24,7 @@ __all__ = ["build_detector"]
 
 @dataclass(frozen=True)
 class _Kind:
-    """What torchvision's own models of a kind look like: pyramid and anchors, in terms of strides."""
+    """The layout of torchvision's own models of a kind: pyramid and anchors, in terms of strides."""
 
     cls: type[nn.Module]
     levels: int  # of the backbone
@@ -54,7 +54,7 @@ def build_detector(
     anchors: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """A detector of torchvision that takes pictures as they are.
+    """A detector of torchvision that takes images without resizing or normalising them.
 
     Args:
         kind: Which one.
@@ -111,7 +111,7 @@ class _Pyramid(nn.Module):
 
 
 class _AsIs(nn.Module):
-    """In place of torchvision's resizing and normalising."""
+    """Replaces torchvision's resizing and normalising."""
 
     def forward(self, images: Any, targets: Any) -> tuple[Any, Any]:
         return images, targets
@@ -141,7 +141,7 @@ def _anchor_generator(kind: _Kind, strides: Sequence[int], anchors: dict[str, An
 
 
 def _roi_pool(strides: Sequence[int], size: int) -> MultiScaleRoIAlign:
-    """torchvision's, told the strides: it would guess them from the first batch, and wrongly from small pictures."""
+    """torchvision's RoI pooling with given strides, which it would guess, wrongly for small images."""
     pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], size, sampling_ratio=2)
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)
@@ -149,7 +149,7 @@ def _roi_pool(strides: Sequence[int], size: int) -> MultiScaleRoIAlign:
 
 
 def _check_names(name: str, cls: type[nn.Module], arguments: dict[str, Any]) -> None:
-    """Unknown arguments would go on to the resizing that is not used, and be forgotten."""
+    """Refuses unknown arguments, which would go to the unused resizing and be ignored."""
     parents = [c for c in (cls, FasterRCNN) if issubclass(cls, c)]
     known = {key for parent in parents for key in inspect.signature(parent).parameters}
     ours = {"rpn_anchor_generator", "anchor_generator", "box_roi_pool", "mask_roi_pool"}
@@ -169,5 +169,5 @@ def _heads(detector: Any) -> list[nn.Module]:
 
 
 def _in_full_precision(head: nn.Module, inputs: Any, outputs: Any) -> Any:
-    """Boxes, scores and losses need float32: bfloat16 knows three digits of a coordinate."""
+    """Runs boxes, scores and losses in float32: bfloat16 has three digits for a coordinate."""
     return tree_map(lambda value: value.float() if isinstance(value, torch.Tensor) else value, outputs)

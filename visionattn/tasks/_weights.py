@@ -1,4 +1,4 @@
-"""Weights of timm's own networks from a file, with a refusal where timm would load nothing and go on."""
+"""Loads weights of timm's own networks from a file, and fails where timm would silently load nothing."""
 
 import logging
 from typing import Any
@@ -72,7 +72,7 @@ def weights_of_changed_network(backbone: dict[str, Any]) -> StateDict | None:
 
 
 def check_loaded(network: nn.Module, given: StateDict, file: str) -> None:
-    """Raises if no weight of a network comes from a file, and says which are new: timm does so in a low voice at best.
+    """Raises if no weight of a network comes from a file, and reports the new ones, which timm hardly does.
 
     Args:
         network: As timm made it.
@@ -96,7 +96,7 @@ def check_loaded(network: nn.Module, given: StateDict, file: str) -> None:
 
 
 def load_except_head(module: nn.Module, given: StateDict, file: str, new_head: bool) -> list[str]:
-    """Loads weights of the same network; what depends on the number of classes may be left as it is.
+    """Loads weights of the same network; weights that depend on the number of classes may be kept.
 
     That is what differs in its first dimension only.
 

@@ -1,4 +1,4 @@
-"""Scores of whole pictures from a network that sees windows of them."""
+"""Scores of whole images from a network applied to windows."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -57,7 +57,7 @@ class SlidingWindows:
 
 
 def _windows(length: int, window: int, stride: int) -> Iterator[slice]:
-    """Windows that cover a length, the last one flush with its end."""
+    """Windows that cover a length, the last one aligned with its end."""
     for start in range(0, max(length - window, 0) + stride, stride):
         stop = min(start + window, length)
         yield slice(max(stop - window, 0), stop)

@@ -104,7 +104,7 @@ class Classifier(Task):
         return load_fitting(self, self.with_own_names(state_dict), other_classes)
 
     def with_own_names(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights of the network alone, by the task's names."""
+        """Weights of the network alone, under the task's names."""
         if any(key.startswith("backbone.") for key in state_dict):
             return state_dict
         return {f"backbone.{key}": value for key, value in state_dict.items()}
@@ -161,7 +161,7 @@ class Classifier(Task):
 
 
 def _one_size(preprocessor: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """The preprocessor would pad the smaller pictures with black, and scores would depend on the neighbours."""
+    """Requires one size: the preprocessor would pad smaller images, and scores would depend on the neighbours."""
     pictures = inputs[0].get("inputs") if inputs and isinstance(inputs[0], dict) else None
     if isinstance(pictures, (list, tuple)):
         sizes = sorted({tuple(picture.shape[-2:]) for picture in pictures})

@@ -14,7 +14,7 @@ __all__ = ["ReportedLosses"]
 
 @LOSS_COLLECTORS.register_module()
 class ReportedLosses:
-    """What layers tell by `visionattn.ops.losses.add_loss`: the mean of each name.
+    """Losses that layers report by `visionattn.ops.losses.add_loss`: the mean for each name.
 
     Args:
         weights: Factors by name; 1 without one.
@@ -35,6 +35,6 @@ class ReportedLosses:
         self.stack.close()
 
     def losses(self) -> dict[str, torch.Tensor]:
-        """The losses by name; they are handed over once."""
+        """The losses by name; returned once."""
         found, self.found = self.found, {}
         return {name: self.weights.get(name, 1.0) * torch.stack(values).mean() for name, values in found.items()}

@@ -190,7 +190,7 @@ class Detector(Task):
 
 
 class PaddedBatch(ImageList):
-    """Padded pictures that yield their true parts, for torchvision asks the pictures of a list for their sizes."""
+    """Padded images that yield their unpadded parts, since torchvision reads the sizes from a list of images."""
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (x[:, :h, :w] for x, (h, w) in zip(self.tensors, self.image_sizes, strict=True))

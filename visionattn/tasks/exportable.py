@@ -1,4 +1,4 @@
-"""torchvision's detectors in a form that torch.export and ONNX take: whole batches, tensors of fixed size.
+"""torchvision's detectors in a form that torch.export and ONNX support: whole batches, tensors of fixed size.
 
 Their own postprocessing goes through the pictures of a batch one by one and keeps as many boxes as it happens to find,
 which no exporter can follow. Here everything has room for as many as there can be, and says which of it counts.
@@ -125,7 +125,7 @@ class ExportableDetector(nn.Module):
         return *found, chosen * valid[..., None, None]
 
     def _propose(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Boxes that may hold an object, `(B, P, 4)`, and which of them are there."""
+        """Proposals, `(B, P, 4)`, and which of them are valid."""
         rpn = self.detector.rpn
         objectness, deltas = rpn.head(maps)
         flat = torch.cat([o.permute(0, 2, 3, 1).flatten(1) for o in objectness], 1)
@@ -143,13 +143,13 @@ class ExportableDetector(nn.Module):
         return boxes, valid
 
     def _levels(self, values: torch.Tensor, deltas: torch.Tensor) -> Any:
-        """What belongs to each level of the pyramid: of the outputs, of the deltas and of the anchors."""
+        """The outputs, deltas and anchors of each level of the pyramid."""
         return zip(
             values.split(self.counts, 1), deltas.split(self.counts, 1), self.anchors.split(self.counts), strict=True
         )
 
     def _most(self, scores: torch.Tensor) -> int:
-        """How many objects a picture may have."""
+        """The maximum number of objects in an image."""
         owner = self.detector.roi_heads if self.two_stages else self.detector
         return min(owner.detections_per_img, scores.shape[1])
 
@@ -210,5 +210,5 @@ def _decoded(decode: Any, deltas: torch.Tensor, anchors: torch.Tensor, index: to
 
 
 def _at_least(boxes: torch.Tensor, side: float) -> torch.Tensor:
-    """Which boxes have sides of at least so many pixels."""
+    """Which boxes have sides of at least a number of pixels."""
     return ((boxes[..., 2:] - boxes[..., :2]) >= side).all(-1)

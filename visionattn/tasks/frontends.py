@@ -1,4 +1,4 @@
-"""What may stand before a backbone, by the names that configs use."""
+"""Front-ends of backbones, by the names that configs use."""
 
 from visionattn.plugins.featenhancer import FeatEnHancer
 

@@ -1,4 +1,4 @@
-"""The heads that configs name: from one feature map to logits."""
+"""Heads by the names that configs use: from one feature map to logits."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The losses that configs name. Those of segmentation-models-pytorch and timm are imported when they are asked for."""
+"""Losses by the names that configs use. Those of segmentation-models-pytorch and timm are imported on demand."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -77,5 +77,5 @@ def build_task(facts: Facts) -> Task:
 
 
 def _task_class(kind: str) -> Callable[..., Task]:
-    """Imported when it is needed: each task has large libraries of its own."""
+    """The class of a task, imported on demand: each task has large dependencies."""
     return getattr(importlib.import_module(f"{__package__}.{kind.lower()}"), kind)

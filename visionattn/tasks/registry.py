@@ -1,4 +1,4 @@
-"""The open tables of the tasks: what a user's own file may add to, if a config names it in `custom_imports`.
+"""The registries of the tasks, which a user's file extends if a config names it in `custom_imports`.
 
 An entry is a class or a function, registered by `@LOSSES.register_module()`; a config names it as `type`, and the rest
 of that dict are its arguments. Besides these it gets what is offered below, if it names it.

@@ -214,7 +214,7 @@ class Segmentor(Task):
         return losses
 
     def _grid(self) -> tuple[Any, ...]:
-        """The pixels that the losses look at."""
+        """The pixels that the losses use."""
         if self.loss_stride == 1:
             return (...,)
         return ..., *(slice(int(start), None, self.loss_stride) for start in torch.randint(self.loss_stride, (2,)))

@@ -1,1 +1,1 @@
-"""What tests of this package, and of packages built on it, use: fixtures of official codes, contracts of mechanisms."""
+"""Tools for tests of this package and of packages built on it: official fixtures, contracts of mechanisms."""

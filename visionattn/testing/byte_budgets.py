@@ -27,12 +27,12 @@ Amounts = list[float]
 
 
 def subjects() -> dict[str, Block]:
-    """All that has a budget, by name."""
+    """Everything that has a budget, by name."""
     return {block.name: block for block in blocks(batch=2, side=28)}
 
 
 def counted(block: Block, device: str) -> Amounts:
-    """What a block takes on `meta` or `cpu`."""
+    """The memory traffic of a block on `meta` or `cpu`."""
     dtype = DEVICES[device]
     unit = torch.Size(block.shapes[0]).numel() * dtype.itemsize
     traffic = count(block, dtype=dtype, device=device)
@@ -45,7 +45,7 @@ def read(path: Path = FILE) -> dict[str, dict[str, Amounts]]:
 
 
 def measure(names: Iterable[str] = ()) -> dict[str, dict[str, Amounts]]:
-    """What blocks take now, in the form of the budgets.
+    """The current memory traffic of blocks, in the form of the budgets.
 
     Args:
         names: Which; all by default.
@@ -67,7 +67,7 @@ def write(budgets: Mapping[str, Mapping[str, Amounts]], path: Path = FILE) -> No
 
 
 def main(arguments: Sequence[str] | None = None, path: Path = FILE) -> None:
-    """Shows which blocks take another amount than their budget, or writes the budgets anew."""
+    """Shows which blocks differ from their budget, or rewrites the budgets."""
     parser = argparse.ArgumentParser(prog="python -m visionattn.testing.byte_budgets", description=main.__doc__)
     parser.add_argument("names", nargs="*", help="names of blocks and of ops.FUNCTION (default: all)")
     parser.add_argument("--update", action="store_true", help=f"write {path.name}")

@@ -26,7 +26,7 @@ Check = Callable[["Subject"], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked.
+    """The subject of the checks.
 
     Args:
         kind: `plugin` for maps `(B, C, H, W)`, `mixer` for `(B, H, W, C)`.

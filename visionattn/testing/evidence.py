@@ -1,4 +1,4 @@
-"""What speaks for a mechanism: recorded results that its tests compare it with, and kernels that it reaches."""
+"""Evidence for a mechanism: recorded results that its tests use, and kernels that it reaches."""
 
 import re
 from importlib import import_module
@@ -37,7 +37,7 @@ def has_kernels(card: Card) -> bool:
 
 
 def golden_of(card: Card) -> str:
-    """What the docstring of a mechanism's module says of recorded results."""
+    """The statement on recorded results in the docstring of a mechanism's module."""
     found = re.search(r"^Golden: (.*)", module_of(card).__doc__ or "", re.MULTILINE | re.DOTALL)
     return " ".join(found[1].split()) if found else ""
 

@@ -1,4 +1,4 @@
-"""Reads the golden fixtures: what the official codes give for weights and inputs regenerated from a seed."""
+"""Reads the golden fixtures: outputs of the official codes for weights and inputs regenerated from a seed."""
 
 import json
 import zlib

@@ -1,4 +1,4 @@
-"""Parts of a checkout's files that are made of the cards: tables in README.md, the list of official codes in NOTICE.
+"""Parts of a checkout's files that are generated from the cards: README's tables, the official codes in NOTICE.
 
 The number of recorded fixtures in docs/promises.md is counted here, too.
 
@@ -76,7 +76,7 @@ def notice() -> str:
 
 
 def stale(root: Path = ROOT) -> dict[Path, str]:
-    """Files with generated parts that are not what the cards say, and what they should hold.
+    """Files whose generated parts differ from the cards, and their correct content.
 
     Args:
         root: Folder of the checkout.
@@ -108,7 +108,7 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
 
 
 def renew(root: Path = ROOT) -> list[str]:
-    """Writes what is stale or missing, and returns what was written.
+    """Writes stale or missing parts, and returns what was written.
 
     Args:
         root: Folder of the checkout.

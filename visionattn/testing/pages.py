@@ -53,7 +53,7 @@ def path_of(card: Card) -> str:
 
 
 def usage(card: Card, networks: list[str]) -> dict[str, str]:
-    """Code that uses a mechanism, ready to run: heading -> Python.
+    """Runnable code that uses a mechanism: heading -> Python.
 
     Args:
         card: The mechanism.

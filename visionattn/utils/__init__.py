@@ -1,1 +1,1 @@
-"""Files, downloads and progress: what every room may use."""
+"""Files, downloads and progress, for the whole package."""

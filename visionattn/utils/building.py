@@ -1,4 +1,4 @@
-"""Building what a config names: an entry of an open table, with errors that list the known entries and arguments."""
+"""Builds the registry entry that a config names, with errors that list the known entries and arguments."""
 
 import difflib
 import inspect
@@ -11,7 +11,7 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def build(table: Any, config: Mapping[str, Any], what: str, **offered: Any) -> Any:
-    """Calls the entry of a table that a config names by its `type`.
+    """Calls the registry entry that a config names by `type`.
 
     Args:
         table: A registry of mmengine's, or a mapping of names to classes or functions.
@@ -33,7 +33,7 @@ def build(table: Any, config: Mapping[str, Any], what: str, **offered: Any) -> A
 
 
 def check(table: Any, config: Mapping[str, Any], what: str, offered: Iterable[str] = ()) -> Callable[..., Any]:
-    """The entry of a table that a config names, its arguments compared with those that the entry takes.
+    """The registry entry that a config names, after checking its arguments.
 
     Args:
         table: As for `build`.

@@ -1,4 +1,4 @@
-"""The packaged configs: their names, what they are for, and which networks each is a recipe of. Needs no torch.
+"""The packaged configs: names, purposes, and the networks that each is a recipe for. Needs no torch.
 
 A recipe may say for which other networks it is meant, and which arguments of `model.backbone` these take:
 
@@ -36,7 +36,7 @@ SCOPE = "visionattn::"  # stands before the name of a packaged config
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What the name of a config stands for.
+    """The config file behind a name.
 
     Args:
         path: The file.
@@ -98,7 +98,7 @@ def find_config(name: str) -> ConfigFile:
 
 @cache
 def variants(path: Path) -> dict[str, dict[str, Any]]:
-    """Which other networks a config file is a recipe of: patterns, and what each changes in `model.backbone`."""
+    """The other networks that a config file is a recipe for: patterns, and their changes to `model.backbone`."""
     for node in ast.parse(read_text(path)).body:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "variants" for target in node.targets):
             return ast.literal_eval(node.value)
@@ -106,13 +106,13 @@ def variants(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def arguments_for(path: Path, network: str) -> dict[str, Any]:
-    """What a config file changes in `model.backbone` for another network, by its variants."""
+    """The changes of a config file to `model.backbone` for another network, by its variants."""
     architecture = network.partition(".")[0]
     return next((values for pattern, values in variants(path).items() if fnmatchcase(architecture, pattern)), {})
 
 
 def describe(path: Path) -> str:
-    """What a config file is for: the first sentence of its docstring, or of the comment that it begins with."""
+    """The purpose of a config file: the first sentence of its docstring or leading comment."""
     text = read_text(path)
     if not (about := ast.get_docstring(ast.parse(text))):
         comment = re.match(r"(?:#.*\n?)*", text)
@@ -121,7 +121,7 @@ def describe(path: Path) -> str:
 
 
 def copy_text(file: ConfigFile, backbone: dict[str, Any]) -> str:
-    """The text of a packaged config that means the same wherever it stands.
+    """The text of a packaged config, independent of its location.
 
     Args:
         file: The config.

@@ -1,4 +1,4 @@
-"""Downloading a file over HTTP: in the end it is there whole and verified, or one error says why not.
+"""Downloads a file over HTTP: either complete and verified, or one error that says why not.
 
 What arrives goes to `.part-<name>` beside the file, is verified, and takes its name last. A part that an interrupted
 download left is continued by a Range request.
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to go on.
+    """When to retry and for how long.
 
     Args:
         timeout: Seconds without a byte after which a connection counts as dead.
@@ -48,7 +48,7 @@ def fetch(
     progress: Progress = lambda done, total: None,
     retry: RetryPolicy = RetryPolicy(),
 ) -> Path:
-    """Downloads a file from the first of its sources that has it, unless it is there already.
+    """Downloads a file from the first available source, unless it exists already.
 
     Processes that want the same file wait for each other. If `sha256` is not given, the one of the first download is
     recorded in `<path>.sha256`, and later downloads are held to it.
@@ -88,7 +88,7 @@ def fetch(
 
 
 def recorded_hash(path: Path) -> str | None:
-    """The hash that was recorded when a file was first used whose hash nobody has published.
+    """The recorded hash of a file without a published one, from its first use.
 
     Raises:
         ValueError: If the record is damaged.
@@ -103,7 +103,7 @@ def recorded_hash(path: Path) -> str | None:
 
 
 def record_hash(path: Path, sha256: str) -> None:
-    """Records the hash of a file of which nobody has published one."""
+    """Records the hash of a file without a published one."""
     with replacing(path.with_name(f"{path.name}.sha256")) as record:
         record.write_text(f"{sha256}  {path.name}\n", "utf-8")
     _logger.warning("%s: its authors state no hash; recorded sha256 %s, checked from now on", path.name, sha256)
@@ -145,7 +145,7 @@ def _from_first(
 
 
 def _from(url: str, part: Part, size: int | None, sha256: str | None, progress: Progress, retry: RetryPolicy) -> str:
-    """The whole file in the part, from one source; returns its hash."""
+    """Completes the partial file from one source; returns its hash."""
     validator = part.validator(url)
     continued = part.size > 0
     _transfer(url, part, size, validator, progress, retry)
@@ -166,7 +166,7 @@ def _from(url: str, part: Part, size: int | None, sha256: str | None, progress: 
 def _transfer(
     url: str, part: Part, size: int | None, validator: str | None, progress: Progress, retry: RetryPolicy
 ) -> None:
-    """Attempts until the file is whole."""
+    """Retries until the file is complete."""
     failures, furthest = 0, part.size
     while True:
         try:

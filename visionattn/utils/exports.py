@@ -1,4 +1,4 @@
-"""The public names of a package, found in its modules: a new module is entered nowhere."""
+"""The public names of a package, collected from its modules, so that new modules need no registration."""
 
 from collections.abc import Iterator
 from functools import cache

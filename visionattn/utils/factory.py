@@ -1,4 +1,4 @@
-"""Where the parameters of a module are made, and of what type."""
+"""Device and dtype of a module's parameters."""
 
 from typing import TYPE_CHECKING, TypedDict
 
@@ -9,7 +9,7 @@ __all__ = ["FactoryKwargs"]
 
 
 class FactoryKwargs(TypedDict, total=False):
-    """The keywords that every constructor ends in and hands on as `**dd`.
+    """The keywords that every constructor accepts last and passes on as `**dd`.
 
     Args:
         device: Of the parameters and buffers.

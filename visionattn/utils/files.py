@@ -1,4 +1,4 @@
-"""Reading and writing files so that a damaged one is named, no code in it runs, and none is ever left half-written."""
+"""Reads and writes files: damaged ones are named, no code in them runs, and none is left half-written."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ DATA_SHA256 = "visionattn.sha256"
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path`, for a file or a new folder, and renames it if the block ends well.
+    """Yields a temporary name beside `path`, for a file or folder, and renames it if the block succeeds.
 
     A process killed at any moment leaves `path` as it was or complete.
     """
@@ -67,7 +67,7 @@ def sha256(path: str | Path, start: int = 0) -> str:
 
 
 def stated_hash(path: str | Path) -> str | None:
-    """The first digits of a sha256 in a file's name, `<name>-<8+ hex digits>.<ending>`; none if it states none.
+    """The first digits of a sha256 in a file name, `<name>-<8+ hex digits>.<extension>`; None if there are none.
 
     Decimal digits alone are a date or a number, not a hash.
     """
@@ -76,7 +76,7 @@ def stated_hash(path: str | Path) -> str | None:
 
 
 def verify_file(path: str | Path) -> None:
-    """Checks that a file of weights is there, not empty, and what its name or its header says.
+    """Checks that a weight file exists, is not empty, and matches its name or header.
 
     The hash is the one in the name (`stated_hash`), or else the one that `publish` wrote into the header.
 
@@ -137,7 +137,7 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
 
 
 def _refused_objects(path: Path, message: str) -> list[str]:
-    """Names of what a pickle would call, without calling it; from PyTorch's message where the file can't be listed."""
+    """Names of what a pickle would call, without calling it; from PyTorch's message if the file can't be parsed."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError):

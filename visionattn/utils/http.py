@@ -1,4 +1,4 @@
-"""One request for a file, or for the rest of it: what arrives goes to a part beside where the file will be."""
+"""Requests a file or the rest of it, and writes it to a partial file beside the destination."""
 
 import contextlib
 import errno
@@ -23,19 +23,19 @@ Progress = Callable[[int, int | None], None]
 
 
 class FetchError(FileNotFoundError):
-    """A file could not be downloaded; there is none under its name."""
+    """A file could not be downloaded; no file exists under its name."""
 
 
 class TransientError(Exception):
-    """A fault that may be gone on the next attempt."""
+    """An error that may disappear on the next attempt."""
 
 
 class PermanentError(Exception):
-    """A fault that this source keeps."""
+    """A permanent error of this source."""
 
 
 class Part:
-    """What has arrived of a file, and from where.
+    """The downloaded part of a file, and its source.
 
     Args:
         path: Where it lies.
@@ -56,7 +56,7 @@ class Part:
         self.note.unlink(missing_ok=True)
 
     def validator(self, url: str) -> str | None:
-        """What the server shall compare, so that no two versions of a file get mixed. Removes what can't go on."""
+        """The validator that keeps versions of a file apart. Removes parts that can't be resumed."""
         note: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
             note = json.loads(self.note.read_bytes())
@@ -72,7 +72,7 @@ class Part:
 
 
 def request(url: str, part: Part, size: int | None, validator: str | None, progress: Progress, timeout: float) -> None:
-    """Asks a server for what the part lacks, until it is whole.
+    """Requests the missing part of a file.
 
     Args:
         url: Where.
@@ -170,7 +170,7 @@ def _no_room(part: Part, why: str) -> FetchError:
 
 
 def _explain(error: urllib.error.HTTPError, part: Part) -> None:
-    """Returns if the answer means that the part is whole already."""
+    """Raises an error for a bad response; returns if the part is complete already."""
     error.close()
     if error.code == 416 and part.size:
         if error.headers.get("Content-Range", "") == f"bytes */{part.size}":
@@ -184,7 +184,7 @@ def _explain(error: urllib.error.HTTPError, part: Part) -> None:
 
 
 def check_url(url: str, verified: bool) -> None:
-    """Refuses what is not fetched from: anything but https, and http of files that nothing else verifies.
+    """Refuses URLs other than https, and http for files without a hash.
 
     Args:
         url: The source.

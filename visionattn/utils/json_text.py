@@ -1,4 +1,4 @@
-"""JSON that every reader accepts: it has no NaN and no infinity, so null stands for them."""
+"""Strict JSON, with null in place of NaN and infinity."""
 
 import json
 import math
@@ -8,7 +8,7 @@ __all__ = ["plain", "to_json"]
 
 
 def plain(value: Any) -> Any:
-    """A value of dicts, lists, numbers, text, arrays and tensors as JSON can say it.
+    """Converts dicts, lists, numbers, text, arrays and tensors to JSON-compatible values.
 
     Arrays and tensors become lists or numbers; numbers that are not finite become None.
     """

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used."""
+"""Lazy imports of a package's public names."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -8,7 +8,7 @@ __all__ = ["import_name"]
 
 
 def import_name(package: str, modules: Mapping[str, str], name: str) -> Any:
-    """What a package's `__getattr__` returns for one of its public names.
+    """The value for a package's `__getattr__`.
 
     Args:
         package: Name of the package.

@@ -1,4 +1,4 @@
-"""From what a user calls a checkpoint to its file and what is known of it."""
+"""Resolves what a user calls a checkpoint to its file and metadata."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _HUB, _FOLDER = "hf-hub:", "local-dir:"
 
 
 def is_file_name(checkpoint: str | Path) -> bool:
-    """Whether this means a file, and not a name of the manifest, a published one or a repository."""
+    """Whether this is a file name, and not a name in the manifest, a published name or a repository."""
     text = str(checkpoint)
     if isinstance(checkpoint, Path) or text.endswith(_ENDINGS):
         return True
@@ -23,7 +23,7 @@ def is_file_name(checkpoint: str | Path) -> bool:
 
 
 def find_checkpoint(checkpoint: str | Path) -> tuple[Path | None, Facts | None]:
-    """The file of a checkpoint if it has not to be downloaded first, and what is known of it.
+    """The file of a checkpoint, if no download is needed, and its metadata.
 
     Args:
         checkpoint: A name `<model>.<tag>`, a file, `hf-hub:ORG/NAME[@REVISION]` or `local-dir:FOLDER`.
@@ -67,7 +67,7 @@ def locate(
     progress: Progress = lambda done, total: None,
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is immutable)
 ) -> tuple[Path, Facts | None]:
-    """As `find_checkpoint`, the file downloaded if need be.
+    """As `find_checkpoint`, downloading the file if necessary.
 
     Raises:
         FileNotFoundError: If there is no such file, or it can't be downloaded; the message says how a person gets it.

@@ -1,4 +1,4 @@
-"""The check of what token mixers are called with, in one place for all of them."""
+"""The input check of all token mixers."""
 
 from functools import wraps
 from typing import Any
@@ -7,7 +7,7 @@ __all__ = ["check_maps"]
 
 
 def check_maps(factory: Any) -> None:
-    """Makes the class of a token mixer refuse anything but maps `(B, H, W, C)`, with a line that says how to wrap it.
+    """Makes a token mixer's class refuse inputs other than maps `(B, H, W, C)`, saying how to wrap it.
 
     The card of a mixer calls this, so that none needs lines of its own and none is without. The check is part of
     `forward`, where compilers and exporters resolve it: a hook would stay in their graphs.

@@ -1,10 +1,10 @@
-"""Text between two marks of a file that is otherwise written by hand."""
+"""Generated text between two markers of a hand-written file."""
 
 __all__ = ["put_between"]
 
 
 def put_between(text: str, start: str, end: str, new: str) -> str:
-    """A text with another text between two lines.
+    """Replaces the text between two marker lines.
 
     Args:
         text: The whole text.

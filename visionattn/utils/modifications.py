@@ -1,4 +1,4 @@
-"""What was done to a network after it was built, noted on it as plain data so that it can be done again."""
+"""Records modifications of a network as plain data on it, so that they can be repeated."""
 
 from typing import Any
 

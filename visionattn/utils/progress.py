@@ -1,4 +1,4 @@
-"""Bars that show how far downloads are, on a terminal only."""
+"""Progress bars for downloads, on a terminal only."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ __all__ = ["download_bars"]
 
 @contextmanager
 def download_bars() -> Iterator[Callable[[str], Callable[[int, int | None], None]]]:
-    """Gives a function that makes a bar: called with a title, it returns what to tell the bytes that are there to.
+    """Yields a function that creates a bar for a title and returns a callback for the bytes received.
 
     Without rich, which weights can do without, nothing is shown.
     """

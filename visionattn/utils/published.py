@@ -1,4 +1,4 @@
-"""Files that `publish` wrote: what each says of itself, and finding one by name.
+"""Files written by `publish`: their metadata, and finding one by name.
 
 A published file is a safetensors file with one more text in its header, a JSON object. It has the fields of an entry of
 the manifest (checkpoints/manifest.schema.json) without those about where a file is, and
@@ -81,7 +81,7 @@ def is_network(facts: Facts) -> bool:
 
 
 def read_facts(path: str | Path) -> Facts | None:
-    """What a published or converted file says of itself; none if it says nothing, as a training checkpoint.
+    """The metadata of a published or converted file; None for others, such as training checkpoints.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -127,7 +127,7 @@ def _sub_dict(facts: Facts, key: str) -> dict[str, Any]:
 
 
 def published_in(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Names and paths of the published files in a folder, the newest first; damaged ones are named in the log."""
+    """Names and paths of the published files in a folder, newest first; damaged ones are logged."""
     files = [path for path in folder.glob("[!.]*.safetensors") if path.is_file()]
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:

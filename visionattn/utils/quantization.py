@@ -1,4 +1,4 @@
-"""Weights in eight bits, for files that travel with the package: a quarter of the bytes.
+"""8-bit weights for files packaged with the distribution: a quarter of the bytes.
 
 A matrix or a kernel is stored as int8 under its own name, with one float32 step for each index of its first axis, the
 output channel, under that name and `SCALE`. Everything else (biases, norms, counters, tables) stays as it is.
@@ -41,7 +41,7 @@ def pack(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def unpack(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gives float32 back for what was packed; other state dicts pass through unchanged.
+    """Restores float32 weights from packed ones; other state dicts pass through unchanged.
 
     Args:
         state_dict: Flat weights.

@@ -1,4 +1,4 @@
-"""Where files lie: configs, tools and small checkpoints that travel with the package, and the user's own checkpoints.
+"""Locations of packaged configs and small checkpoints, and of the user's own checkpoints.
 
 In a checkout (also an editable install) the package's stand beside it; in an installed wheel they stand inside it.
 """

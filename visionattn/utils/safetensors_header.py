@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read with bounds: what the file holds, and what it says of itself."""
+"""Reads the header of a safetensors file, with limits: its tensors and metadata."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 def _ends(header: Any) -> list[int] | None:
-    """Where each tensor ends; none if this is no header."""
+    """The end offset of each tensor; None if the header is invalid."""
     if not isinstance(header, dict):
         return None
     metadata = header.get(_METADATA, {})
@@ -66,7 +66,7 @@ def _ends(header: Any) -> list[int] | None:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The texts that a safetensors file says of itself, by name.
+    """The metadata of a safetensors file, by name.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -1,4 +1,4 @@
-"""How this process was started."""
+"""Tells how this process was started."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""State dicts as anybody leaves them: wrappers and prefixes are taken off, what can't be weights is refused."""
+"""Cleans up state dicts: removes wrappers and prefixes, refuses what can't be weights."""
 
 import re
 from typing import Any
@@ -49,7 +49,7 @@ def network_weights(checkpoint: dict[str, Any], source: str = "the checkpoint") 
 
 
 def class_names(checkpoint: dict[str, Any]) -> tuple[str, ...] | None:
-    """Names of the classes that a training checkpoint of ours was trained for; none if it does not say."""
+    """Class names of one of our training checkpoints; None if it does not state them."""
     found: Any = checkpoint
     for key in ("meta", "dataset_meta", "classes"):
         found = found.get(key) if isinstance(found, dict) else None
@@ -57,7 +57,7 @@ def class_names(checkpoint: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def check_finite(state_dict: StateDict, source: str = "the checkpoint") -> None:
-    """Refuses weights that are infinite or not a number.
+    """Refuses non-finite weights.
 
     Raises:
         ValueError: If there are any; it names them.

@@ -1,4 +1,4 @@
-"""Tables of plain text."""
+"""Plain-text tables."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,6 @@ __all__ = ["format_table"]
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, of which the first holds the headings, with their columns aligned."""
+    """Formats rows, the first of which holds the headings, with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -1,4 +1,4 @@
-"""Modules inside others whose entries in the state dict keep the names that they had without the one around them."""
+"""Wrapper modules that do not appear in the names of the state dict."""
 
 from functools import partial
 from typing import Any

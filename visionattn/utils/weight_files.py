@@ -1,4 +1,4 @@
-"""Where the file of a checkpoint is, and how it comes here if it is not.
+"""Locates the file of a checkpoint, and downloads it if missing.
 
 It is looked for among the packaged files, in the folder that the environment variable VISIONATTN_CHECKPOINTS names, and
 in torch.hub's cache; then its sources are asked. Repositories of the Hugging Face hub are cached as that library does.
@@ -26,17 +26,17 @@ Entry = dict[str, Any]
 
 
 def cache_dir() -> Path:
-    """Where downloads go: the folder that torch.hub and timm share."""
+    """The download folder, shared with torch.hub and timm."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def sources(entry: Entry, kind: str, field: str = "url") -> list[str]:
-    """What an entry of the manifest says of one kind of its sources, in order."""
+    """The sources of one kind in a manifest entry, in order."""
     return [source[field] for source in entry["sources"] if source["kind"] == kind]
 
 
 def find(entry: Entry) -> Path | None:
-    """The file of an entry, if it is on this machine; the hub's cache is not looked into.
+    """The file of an entry, if it is on this machine (not counting the hub's cache).
 
     Raises:
         ValueError: If VISIONATTN_CHECKPOINTS names no folder, the file in it is not the one that the manifest or the
@@ -64,7 +64,7 @@ def obtain(
     progress: Progress = lambda done, total: None,
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is immutable)
 ) -> Path:
-    """The file of an entry, from this machine or else from the first source that has it.
+    """The file of an entry, from this machine or the first available source.
 
     Args:
         entry: Of the manifest.
@@ -102,7 +102,7 @@ def obtain(
 
 
 def instruction(entry: Entry) -> str:
-    """How a person gets the file of an entry."""
+    """Instructions for obtaining the file of an entry by hand."""
     pages = [*sources(entry, "page"), *sources(entry, "url")]
     pages += [f"https://huggingface.co/{repository}" for repository in sources(entry, "hub", "id")]
     return (
@@ -112,14 +112,14 @@ def instruction(entry: Entry) -> str:
 
 
 def _file_name(entry: Entry) -> str:
-    """The entry's file, which must be a name: a path could lead out of the folders that files belong in."""
+    """The file name of an entry; paths are refused, since they could lead outside the folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", entry["file"]):
         raise ValueError(f"a checkpoint's file must be a plain name, got {entry['file']!r}")
     return entry["file"]
 
 
 def _fault(path: Path, entry: Entry, record: Path) -> str | None:
-    """What is wrong with a file: its size, or its hash, which is recorded for `record` if nobody has stated it."""
+    """The fault of a file: its size or hash; with `record`, an unknown hash is recorded."""
     if entry["bytes"] is not None and path.stat().st_size != entry["bytes"]:
         return f"has {path.stat().st_size} bytes, the manifest says {entry['bytes']}"
     found, expected = sha256(path), entry["sha256"] or recorded_hash(record)

@@ -1,4 +1,4 @@
-"""Colours of classes, and what can be read on them."""
+"""Colours of classes, and contrasting text colours."""
 
 import colorsys
 
@@ -8,7 +8,7 @@ Colour = tuple[int, int, int]
 
 
 def palette(count: int) -> list[Colour]:
-    """Colours that are easy to tell apart, `count` of them; the first ones do not depend on how many."""
+    """`count` distinguishable colours; the first ones do not depend on the count."""
     golden = (5**0.5 - 1) / 2
     shades = ((0.85, 0.95), (0.6, 1.0), (0.95, 0.7))
     hues = (((number * golden) % 1, *shades[number % 3]) for number in range(count))

@@ -161,7 +161,7 @@ def new_figure(width: float, height: float, dpi: int = 110) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: str | Path) -> Path:
-    """Writes a figure as a `.png` file, which is replaced only when all is written."""
+    """Writes a figure as a `.png` file, replacing it atomically."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=figure.dpi, format="png")
     return Path(path)

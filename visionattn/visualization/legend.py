@@ -46,7 +46,7 @@ class Bar:
 
 
 def draw_legend(entries: Sequence[Swatch], width: int, size: int) -> np.ndarray:
-    """Squares and names in as many lines as they need, on white.
+    """Draws squares and names in as many lines as needed, on white.
 
     Args:
         entries: What to explain.
@@ -97,7 +97,7 @@ def draw_bars(bars: Sequence[Bar], width: int, size: int) -> np.ndarray:
 
 
 def stack_panel(image: np.ndarray, panel: np.ndarray) -> np.ndarray:
-    """The panel beneath the picture; the narrower of the two is filled up with white."""
+    """Stacks the panel below the image, padding the narrower one with white."""
     width = max(image.shape[1], panel.shape[1])
     filled = [
         np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255) for part in (image, panel)
@@ -106,7 +106,7 @@ def stack_panel(image: np.ndarray, panel: np.ndarray) -> np.ndarray:
 
 
 def inset_panel(image: np.ndarray, panel: np.ndarray) -> np.ndarray:
-    """The panel, shining through, over the top of the picture, whose size stays."""
+    """Blends the panel over the top of the image, whose size is unchanged."""
     height, width = (min(sides) for sides in zip(image.shape[:2], panel.shape[:2], strict=True))
     image = image.copy()
     image[:height, :width] = 0.3 * image[:height, :width] + 0.7 * panel[:height, :width]

@@ -1,4 +1,4 @@
-"""Where labels of boxes go, so that none hides another."""
+"""Places the labels of boxes without overlap."""
 
 from collections.abc import Sequence
 

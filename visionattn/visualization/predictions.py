@@ -1,4 +1,4 @@
-"""Pictures of what a data set holds or a network says: classes, boxes, masks and overlays, with a legend.
+"""Draws annotations and predictions: classes, boxes, masks and overlays, with a legend.
 
 Pictures whose longer side is below 480 pixels are enlarged to it, those above 8192 are reduced. A legend stands
 beneath, or as an inset on the picture: then the size depends on the picture's alone, as the frames of a video need.

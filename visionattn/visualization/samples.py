@@ -1,4 +1,4 @@
-"""Samples of a data set as pictures: what a network is given, with its annotation."""
+"""Draws samples of a data set: a network's input with its annotation."""
 
 from collections.abc import Mapping
 from typing import Any

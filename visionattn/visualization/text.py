@@ -1,4 +1,4 @@
-"""Text on pictures: a font that has the glyphs, or words that any font can write; never empty boxes."""
+"""Text on images: a font with the glyphs, or a fallback that any font can write; never empty boxes."""
 
 import importlib.util
 import os
@@ -38,7 +38,7 @@ def typeset(text: str, size: int, number: int | None = None) -> tuple[str, Font]
 
 
 def legible(text: str, number: int | None = None) -> str:
-    """A text in which characters that no font here can write are given by their code points.
+    """A text with characters that no font here has replaced by their code points.
 
     Args:
         text: For instance the name of a class.
@@ -58,7 +58,7 @@ def legible(text: str, number: int | None = None) -> str:
 
 
 def shortened(text: str, font: Font, width: float) -> str:
-    """A text, cut and ended with dots if it is longer than so many pixels."""
+    """A text, truncated with dots to a number of pixels."""
     if font.getlength(text) <= width:
         return text
     text = text[: round(width)]
@@ -92,7 +92,7 @@ def _fonts() -> Iterator[Path]:
 
 @cache
 def _standard() -> Path:
-    """DejaVu Sans, which travels with matplotlib; found without importing it."""
+    """DejaVu Sans, packaged with matplotlib; found without importing it."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("drawing text needs matplotlib's font: pip install matplotlib", name="matplotlib")

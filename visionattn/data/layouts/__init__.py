@@ -1,4 +1,4 @@
-"""The layouts of data that `visionattn.data.discovery` knows: each looks at a path and describes what it finds."""
+"""The data layouts that `visionattn.data.discovery` knows: each examines a path and describes what it finds."""
 
 from .class_folders import class_folders
 from .coco import coco

@@ -1,4 +1,4 @@
-"""Pictures in folders, one a class."""
+"""Images in one folder per class."""
 
 from pathlib import Path
 

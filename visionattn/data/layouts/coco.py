@@ -1,4 +1,4 @@
-"""COCO's annotation files, wherever they and their pictures lie."""
+"""COCO annotation files, wherever they and their images are."""
 
 from collections.abc import Iterator
 from pathlib import Path

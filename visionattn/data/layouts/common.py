@@ -1,4 +1,4 @@
-"""What the layouts share: their result, and how splits and pictures are told by names."""
+"""Parts shared by the layouts: their result, and how names indicate splits and images."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """What was found.
+    """The data that a layout found.
 
     Args:
         title: What it is, for people.
@@ -32,19 +32,19 @@ class Layout:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's or folder's name tells, such as `instances_train2017` or `valid`."""
+    """The split that a file or folder name indicates, such as `instances_train2017` or `valid`."""
     words = set(re.findall("[a-z]+", name.lower()))
     return next((split for split, names in SPLIT_FOLDERS.items() if words & set(names)), None)
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folders that are called as splits are."""
+    """The sub-folders named like splits."""
     named = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     return {named[path.name.lower()]: path for path in subfolders(folder) if path.name.lower() in named}
 
 
 def has_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, deep: bool = False) -> bool:
-    """Whether there is a file with one of these endings in a folder, or also below it."""
+    """Whether a folder contains a file with one of these extensions, optionally below it too."""
     if not folder.is_dir():
         return False
     paths = folder.rglob("*") if deep else folder.iterdir()
@@ -52,7 +52,7 @@ def has_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, deep: bool
 
 
 def listed_classes(*folders: Path) -> list[str] | None:
-    """The names in a file of classes, one a line, in one of these folders."""
+    """The class names in a text file, one per line, in one of these folders."""
     for folder in folders:
         for name in ("classes.txt", "labels.txt", "class_names.txt", "obj.names"):
             if (folder / name).is_file():

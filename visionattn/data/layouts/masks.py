@@ -66,7 +66,7 @@ def _named(path: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _ending(images: Path, folder: Path) -> str | None:
-    """What the names of masks have at their end; none if the first pictures have no masks."""
+    """The suffix of mask names; none if the first images have no masks."""
     known = {file.relative_to(folder).with_suffix("").as_posix() for file in find_files(folder, MASK_SUFFIXES)}
     stems = [file.relative_to(images).with_suffix("").as_posix() for file in find_files(images)]
     for ending in _ENDINGS[1:] if images == folder else _ENDINGS:

@@ -54,7 +54,7 @@ def _datasets(path: Path, kind: str) -> dict[str, Config] | None:
 
 
 def _folders(place: Path, kind: str) -> Config | None:
-    """Where pictures and annotations lie, as arguments of the data set."""
+    """The folders of images and annotations, as arguments of the data set."""
     candidates: tuple[str, ...]
     suffixes: tuple[str, ...]
     if kind == "detection":

@@ -41,7 +41,7 @@ def yolo(path: Path, task: str | None) -> Layout | None:
 
 
 def _yaml_in(folder: Path) -> Path | None:
-    """The one that names classes and folders."""
+    """The YAML file that names classes and folders."""
     if not folder.is_dir():
         return None
     for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
@@ -86,7 +86,7 @@ def _from_yaml(file: Path) -> tuple[list[str], dict[str, list[Path]]]:
 
 
 def _resolve(file: Path, base: Any, value: Any, split: str) -> Path:
-    """The folder that an entry names, from the place of the file or from its `path`."""
+    """The folder that an entry names, relative to the file or to its `path`."""
     if not isinstance(value, str) or (base is not None and not isinstance(base, str)):
         raise ValueError(f"{file}: {split} and path must be text, got {value!r} and {base!r}")
     # Tools write paths from elsewhere: what stands in front is tried and left out.
@@ -115,7 +115,7 @@ def _from_folders(path: Path) -> dict[str, list[Path]]:
 
 
 def _numbered(folders: dict[str, list[Path]]) -> list[str]:
-    """As many classes as the labels have, by their numbers."""
+    """Names for as many classes as the labels have, by number."""
     highest = 0
     for file in find_files(label_folder(folders["train"][0]), (".txt",)):
         for number, line in enumerate(read_lines(file), 1):

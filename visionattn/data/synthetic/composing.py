@@ -1,4 +1,4 @@
-"""Composing pictures of cut-out objects: the generator behind the synthetic digits and objects."""
+"""Composes images of cut-out objects: the generator of the synthetic digits and objects."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _VISIBLE = 0.5  # an object may hide at most this share of another
 
 @dataclass(frozen=True)
 class Cutout:
-    """An object to be put on a picture.
+    """An object to place on an image.
 
     Args:
         label: Its class number.
@@ -33,7 +33,7 @@ class Cutout:
 
 
 def compose(background: np.ndarray, cutouts: Iterable[Cutout], rng: np.random.Generator) -> tuple[np.ndarray, Objects]:
-    """Puts objects at random places of a picture, an eighth of them outside at most, one in front of the other.
+    """Places objects at random positions of an image, at most an eighth of each outside, in front of each other.
 
     One that would hide too much of another is left out.
 
@@ -71,7 +71,7 @@ def compose(background: np.ndarray, cutouts: Iterable[Cutout], rng: np.random.Ge
 
 
 def square_piece(photograph: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A square piece of a photograph, from random place and of random size, mirrored or not, as `(size, size, 3)`."""
+    """A square crop of a photograph at a random position and scale, mirrored or not, as `(size, size, 3)`."""
     height, width = photograph.shape[:2]
     side = int(min(height, width) * rng.uniform(0.4, 1.0))
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)

@@ -1,4 +1,4 @@
-"""The papers' networks: tables over the hosts. Every `va_*.py` here is imported and registers its own."""
+"""The papers' networks as tables over the hosts. Every `va_*.py` here is imported and registers its networks."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -61,7 +61,7 @@ class BAMResNet(ResNet):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of the layers' names, in order; a BAM goes with the first block of its stage."""
+        """Patterns of layer names, in order; a BAM belongs to the first block of its stage."""
         if coarse:
             return super().group_matcher(coarse=True)
         return {"stem": r"^conv1|bn1|maxpool", "blocks": [(r"^layer(\d+)\.(\d+)", None), (r"^layer(\d+)\.bam", (0,))]}

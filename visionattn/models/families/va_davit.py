@@ -31,7 +31,7 @@ __all__ = ["DaViT"]
 
 
 class DaViT(Pyramid):
-    """Attention in windows and between channels by turns. `(B, in_chans, H, W) -> (B, num_classes)`.
+    """Window attention and channel attention, alternating. `(B, in_chans, H, W) -> (B, num_classes)`.
 
     Args:
         dims: Width of each stage.
@@ -98,7 +98,7 @@ class DaViT(Pyramid):
 
 
 def _in_pairs(match: re.Match[str]) -> str:
-    """Official and timm's blocks count pairs; ours count one by one."""
+    """Renumbers blocks: official and timm's blocks are pairs, ours are single."""
     stage, pair, which = map(int, match.groups())
     return f"stages.{stage}.blocks.{2 * pair + which}."
 

@@ -40,7 +40,7 @@ KINDS = ("softmax", "taylor", "relu", "self_gate", "uniform", "mlp", "static", "
 
 
 class FirstEmbeddings(nn.Module):
-    """Takes queries and keys from what the first block of this kind got. The state is those tokens."""
+    """Takes queries and keys from the input of the first block of this kind. The state is those tokens."""
 
     cross_layer = True
 
@@ -61,7 +61,7 @@ class FirstEmbeddings(nn.Module):
 
 
 class LastOfBatch(nn.Module):
-    """Takes queries and keys from the last of a batch, which is not a picture but the stream beside them."""
+    """Takes queries and keys from the last entry of a batch, which is not an image but a separate stream."""
 
     def __init__(self, mixer: DeconstructedAttention) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class DeconstructedVisionTransformer(Columnar):
             nn.init.normal_(self.source, std=0.02 if kind == "random" else 1.0)
 
     def store_source(self, picture: torch.Tensor) -> None:
-        """Puts a picture where the queries and keys of `kind='fixed'` come from; until then it is noise.
+        """Stores the image from which the queries and keys of `kind='fixed'` come; until then it is noise.
 
         Args:
             picture: `(in_chans, H, W)`, normalised as the network's input; resized to the nominal size.
@@ -161,7 +161,7 @@ class DeconstructedVisionTransformer(Columnar):
         return super().end(self._pictures(flow))
 
     def _pictures(self, flow: Tokens) -> Tokens:
-        """Without the stream beside them."""
+        """The images without the additional stream."""
         return flow._replace(x=flow.x[:-1]) if self.kind in ("random", "fixed") else flow
 
 

@@ -84,7 +84,7 @@ class DAFF(nn.Module):
         return self.drop(self.bn3(self.conv3(x)).permute(0, 2, 3, 1))
 
     def forward_tokens(self, x: torch.Tensor, grid: tuple[int, int], prefix: int = 0) -> torch.Tensor:
-        """The same for tokens, `(B, prefix + H * W, C)`; extra ones only become longer or shorter in each channel.
+        """The same for tokens, `(B, prefix + H * W, C)`; extra tokens are only scaled per channel.
 
         Args:
             x: The tokens, extra ones first.
@@ -116,7 +116,7 @@ class _Affine(nn.Module):
 
 
 class SOPE(nn.Module):
-    """Sequential overlapping patch embedding: 3x3 convolutions of step 2. `(B, H, W, C) -> (B, H', W', dim)`.
+    """Sequential overlapping patch embedding: 3x3 convolutions of stride 2. `(B, H, W, C) -> (B, H', W', dim)`.
 
     Args:
         in_chans: Channels of the picture.
@@ -157,7 +157,7 @@ class SOPE(nn.Module):
 
 
 def dhvt(*args: Any, patch_size: int = 16, mlp_ratio: float = 4.0, class_token: bool = True, **kwargs: Any) -> Columnar:
-    """A columnar transformer of DHVT's parts. `(B, in_chans, H, W) -> (B, num_classes)`, any H, W >= 1.
+    """A columnar transformer with DHVT's parts. `(B, in_chans, H, W) -> (B, num_classes)`, any H, W >= 1.
 
     Args:
         *args: As `Columnar`: dim, depth, num_heads.

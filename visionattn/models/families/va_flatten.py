@@ -37,7 +37,7 @@ _Norm = partial(nn.LayerNorm, eps=1e-6)
 
 @dataclass(frozen=True)
 class _Host:
-    """A published pyramid: its arguments of `Pyramid`, its own mixer, and what its blocks are like."""
+    """A published pyramid: its arguments of `Pyramid`, its own mixer, and its block layout."""
 
     arguments: Callable[[int], dict[str, Any]]
     own_mixer: Callable[..., nn.Module] | None = None
@@ -69,7 +69,7 @@ _HOSTS = {
 
 
 class FLatten(Pyramid):
-    """A published pyramid with linear attention to the whole map. `(B, in_chans, H, W) -> (B, num_classes)`.
+    """A published pyramid with linear attention over the whole map. `(B, in_chans, H, W) -> (B, num_classes)`.
 
     Args:
         dims: Width of each stage.
@@ -139,7 +139,7 @@ class FLatten(Pyramid):
 
 
 def _linear_blocks(attn_type: str, depths: Sequence[int], has_softmax: bool) -> list[int]:
-    """How many blocks of each stage attend linearly."""
+    """The number of blocks with linear attention in each stage."""
     letters = re.findall(r"L|S|M\d+", attn_type)
     if "".join(letters) != attn_type or len(letters) != len(depths) or (not has_softmax and set(letters) != {"L"}):
         kinds = "L, S or M and a number" if has_softmax else "L"

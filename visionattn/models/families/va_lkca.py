@@ -1,4 +1,4 @@
-"""Vision transformers with Large Kernel Convolutional Attention in the place of attention (arXiv 2401.05738).
+"""Vision transformers with Large Kernel Convolutional Attention instead of self-attention (arXiv 2401.05738).
 
 Neither the full text nor the authors' code was to be had: widths, depths, pooling and the absence of a class token and
 of a position embedding (the kernel's zero padding tells positions) are our choice, and no parity is claimed. What the
@@ -24,7 +24,7 @@ __all__ = ["lkca_vit"]
 
 
 def lkca_vit(*args: Any, groups: str = "heads", **kwargs: Any) -> Columnar:
-    """A columnar transformer, positions mixed by large kernels. `(B, in_chans, H, W) -> (B, num_classes)`.
+    """A columnar transformer with large-kernel mixing. `(B, in_chans, H, W) -> (B, num_classes)`.
 
     Args:
         *args: As `Columnar`: dim, depth, num_heads (the number of kernels, with `groups='heads'`).
@@ -40,7 +40,7 @@ def lkca_vit(*args: Any, groups: str = "heads", **kwargs: Any) -> Columnar:
 
 
 def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
-    """There is no official format: our own keys, of any release, become those of the network."""
+    """Maps our own keys of any release to those of the network; there is no official format."""
     return rename_keys(state_dict, STAGED_KEYS)
 
 

@@ -29,7 +29,7 @@ __all__ = ["MANO"]
 
 
 def _no_norm(dim: int, **dd: Any) -> nn.Identity:
-    """The attention has norms of its own."""
+    """No norm: the attention has its own norms."""
     return nn.Identity()
 
 
@@ -84,7 +84,7 @@ class MANO(Pyramid):
 
 
 def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
-    """There is no other format than ours.
+    """Passes our own keys through; there is no other format.
 
     Args:
         state_dict: Flat weights, without prefixes.

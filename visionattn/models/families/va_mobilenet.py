@@ -1,4 +1,4 @@
-"""MobileNetV1 and V2 with a plug-in at the end of the blocks, on their hidden maps, or in place of whole layers.
+"""MobileNetV1 and V2 with a plug-in at the end of blocks, on hidden maps, or instead of whole layers.
 
 Where the plug-ins go in V2: coordinate attention (arXiv 2103.02907, https://github.com/houqb/CoordAttention, MIT,
 mbv2_ca.py) and ELA (arXiv 2403.01123, https://github.com/Xuwei86/ELA_Code, no licence file): on the hidden maps of the

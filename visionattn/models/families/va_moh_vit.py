@@ -37,7 +37,7 @@ _Norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class _ConvGlu(nn.Module):
-    """A convolutional gated linear unit. `(B, H, W, C) -> (B, H, W, C)`; a third less wide than an MLP of its ratio."""
+    """A convolutional gated linear unit, two thirds as wide as an MLP of its ratio. `(B, H, W, C) -> (B, H, W, C)`."""
 
     def __init__(self, dim: int, *, ratio: float, drop: float = 0.0, **dd: Any) -> None:
         super().__init__()

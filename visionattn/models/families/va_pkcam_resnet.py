@@ -48,7 +48,7 @@ _VARIANTS = {
 
 
 class HistoryPKCAM(PKCAM):
-    """PKCAM in a block of a ResNet: it picks what it sees from the history of all layers before.
+    """PKCAM in a ResNet block, which selects its inputs from the history of all previous layers.
 
     Args:
         channels: Width of the map.
@@ -69,7 +69,7 @@ class HistoryPKCAM(PKCAM):
         return super().forward(x, *self._seen(history))
 
     def _seen(self, history: Sequence[Sequence[Any]]) -> tuple[Sequence[Any], Sequence[Any]]:
-        """What of earlier stages, and what of the same; the first block of a stage sees neither."""
+        """The descriptors of earlier stages and of the same stage; the first block of a stage sees neither."""
         of_stages, within = _VARIANTS[self.earlier]
         *stages, own = history
         return _SEEN[of_stages](stages) if own else (), own if within else ()
@@ -113,7 +113,7 @@ class PKCAMResNet(CrossLayerResNet):
         super().__init__(block, layers, attention=attention, **kwargs)
 
     def init_weights(self, zero_init_last: bool = False) -> None:
-        """The official start, PyTorch's default everywhere; or timm's, and that of PKCAM."""
+        """The official initialisation, PyTorch's default everywhere; or timm's, and that of PKCAM."""
         if not self.official_start:
             super().init_weights(zero_init_last=zero_init_last)
             return

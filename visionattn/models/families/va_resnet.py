@@ -46,7 +46,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
 
 
 def _official_name(plugin: type[nn.Module]) -> str:
-    """What the authors call the plug-in in a block, as a pattern: `cbam`, `triplet_attention`."""
+    """The authors' name for the plug-in in a block, as a pattern: `cbam`, `triplet_attention`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", plugin.__name__).lower()
 
 

@@ -1,4 +1,4 @@
-"""One plain vision transformer for all mixers (ViT, ICLR 2021, arXiv 2010.11929): the test bed of global mixers.
+"""One plain vision transformer for all mixers (ViT, ICLR 2021, arXiv 2010.11929): the test bed for global mixers.
 
 Everything but the mixer is the same: patches, a learnt position embedding, blocks of a mixer and an MLP, the mean of
 the patches or a class token (`global_pool='token'`) before the classifier.

@@ -1,1 +1,1 @@
-"""Architectures that mechanisms are put into."""
+"""Host architectures for mechanisms."""

@@ -1,4 +1,4 @@
-"""What all hosts of token mixers share: the head, and everything that timm expects of a network.
+"""The base of all hosts of token mixers: the head, and everything that timm expects of a network.
 
 A host runs a picture through its start, a row of levels (stages or blocks) and its end. Maps are channels-last inside,
 so that a mixer needs no reshaping; what comes out is `(B, C, H, W)`.
@@ -50,7 +50,7 @@ class Backbone(nn.Module, Generic[Flow]):
         norm_eps: float | None = None,
         **dd: Any,
     ) -> None:
-        """Puts the head in.
+        """Builds the head.
 
         Args:
             width: Width of what it gets.
@@ -71,7 +71,7 @@ class Backbone(nn.Module, Generic[Flow]):
             )
 
     def init_weights(self, conv_init: ConvInit | None = None) -> None:
-        """Vision transformers' start. Parameters that mixers hold themselves were set when they were built.
+        """The initialisation of vision transformers. Mixers initialise their own parameters when built.
 
         Args:
             conv_init: Start of the convolutions' weights; none leaves PyTorch's.
@@ -79,19 +79,19 @@ class Backbone(nn.Module, Generic[Flow]):
         self.apply(partial(_init, conv_init=conv_init))
 
     def start(self, x: torch.Tensor) -> Flow:
-        """What the first level gets, from a picture `(B, in_chans, H, W)`."""
+        """The input of the first level, from an image `(B, in_chans, H, W)`."""
         raise NotImplementedError
 
     def run(self, level: nn.Module, flow: Flow) -> Flow:
-        """What the next level gets."""
+        """Runs a level and returns the input of the next."""
         raise NotImplementedError
 
     def read(self, flow: Flow, level: int, norm: bool) -> torch.Tensor:
-        """The map behind a level, `(B, H, W, C)`."""
+        """The map after a level, `(B, H, W, C)`."""
         raise NotImplementedError
 
     def end(self, flow: Flow) -> torch.Tensor:
-        """The network's features, from what the last level gives."""
+        """The network's features, from the output of the last level."""
         raise NotImplementedError
 
     @property
@@ -101,7 +101,7 @@ class Backbone(nn.Module, Generic[Flow]):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what the classifier sees."""
+        """Width of the classifier's input."""
         return self.head.num_features
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ class Backbone(nn.Module, Generic[Flow]):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops what these maps do not need.
+        """Removes the layers that these maps do not need.
 
         Args:
             indices: As in `forward_intermediates`.
@@ -179,7 +179,7 @@ class Backbone(nn.Module, Generic[Flow]):
         return wanted
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a new classifier in.
+        """Replaces the classifier.
 
         Args:
             num_classes: Its classes; 0 for none.
@@ -190,17 +190,17 @@ class Backbone(nn.Module, Generic[Flow]):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """The classifier, the last layer."""
         return self.head.fc
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that no weight decay should touch beyond biases and scales."""
+        """Names of parameters excluded from weight decay, besides biases and scales."""
         return {name for name, _ in self.named_parameters() if any(part in name for part in self.no_weight_decay_parts)}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keeps only the input of each block for the backward pass and computes the rest again."""
+        """Keeps only the input of each block for the backward pass and recomputes the rest."""
         self.grad_checkpointing = enable
 
 
@@ -220,13 +220,13 @@ def checkpoint_block(block: nn.Module, *args: Any) -> Any:
 
 
 def _with_losses(block: nn.Module, *args: Any) -> tuple[Any, Losses]:
-    """What a block gives, and its losses: a compiled graph has no place for anything else that a region changes."""
+    """The output of a block and its losses, as a compiled checkpointed region must return everything it changes."""
     losses: Losses = {}
     return call_with_losses(block, *args, losses=losses), losses
 
 
 def fan_out_normal(conv: nn.Conv2d) -> None:
-    """Normal by the number of outputs a weight reaches, those of its group only: the start of Twins' and PVTv2's."""
+    """Normal by fan-out, counted within the group: the initialisation of Twins and PVTv2."""
     fan_out = conv.out_channels * prod(conv.kernel_size) // conv.groups
     nn.init.normal_(conv.weight, std=(2.0 / fan_out) ** 0.5)
 
@@ -248,7 +248,7 @@ def _init(module: nn.Module, conv_init: ConvInit | None) -> None:
 
 
 def stride_of(module: nn.Module) -> int:
-    """How many times smaller a stem or a downsampling makes the map."""
+    """The factor by which a stem or a downsampling reduces the map."""
     return prod(m.stride for m in module.modules() if isinstance(m, PatchConv | PatchMerging))
 
 

@@ -1,4 +1,4 @@
-"""The columnar host: one resolution, extra tokens in front, a row of blocks, as in a plain vision transformer.
+"""The columnar host: one resolution, extra tokens first, a sequence of blocks, as in a plain vision transformer.
 
 A mixer of tokens (`forward_tokens(x, grid, prefix)`) gets all tokens, a mixer of maps the patches; the latter has no
 place for extra tokens, so networks of it have none. A mixer that depends on earlier layers says so (`cross_layer =
@@ -34,7 +34,7 @@ State = Any  # nested tuples, lists or dictionaries of tensors
 
 
 class Tokens(NamedTuple):
-    """What goes from block to block.
+    """The state passed from block to block.
 
     Args:
         x: `(B, prefix + H * W, C)`.
@@ -48,7 +48,7 @@ class Tokens(NamedTuple):
 
 
 class ColumnarBlock(nn.Module):
-    """Residual branches of mixers, then one of an MLP. `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
+    """Residual branches of mixers, then of an MLP. `(B, prefix + H * W, C) -> (B, prefix + H * W, C)`.
 
     Args:
         prefix: Number of extra tokens.
@@ -88,7 +88,7 @@ class ColumnarBlock(nn.Module):
     def forward(
         self, x: torch.Tensor, grid: tuple[int, int], states: dict[str, State], losses: Losses | None = None
     ) -> tuple[torch.Tensor, dict[str, State]]:
-        """The tokens, and what the mixers hand on to the next block."""
+        """The tokens, and the state that the mixers pass to the next block."""
         if hasattr(self, "position"):
             x = self.position(x.unflatten(1, grid)).flatten(1, 2)
         states = dict(states)
@@ -281,7 +281,7 @@ class Columnar(Backbone[Tokens]):
 
     @staticmethod
     def _head_pool(global_pool: str) -> str:
-        """The mean of the class token alone is that token."""
+        """The head's pooling: the mean over the class token alone is that token."""
         return "avg" if global_pool == "token" else global_pool
 
     @torch.jit.ignore
@@ -294,6 +294,6 @@ class Columnar(Backbone[Tokens]):
 
 
 def quarters(depth: int = 12, **_: Any) -> dict[str, Any]:
-    """How timm reads features of a columnar network of this depth by default: behind each quarter of the blocks."""
+    """The default features that timm reads from a columnar network of this depth: after each quarter of the blocks."""
     indices = {max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}
     return {"out_indices": tuple(sorted(indices)), "feature_cls": "getter"}

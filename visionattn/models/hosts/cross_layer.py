@@ -1,4 +1,4 @@
-"""A ResNet whose attention also sees earlier layers: descriptors travel from block to block as arguments and results.
+"""A ResNet whose attention also sees earlier layers: descriptors are passed from block to block explicitly.
 
 The history of a block holds the stem's descriptor, those of the blocks of each earlier stage, and those of the blocks
 before it in its own stage, a tuple each. Nothing of it is kept in attributes.
@@ -24,7 +24,7 @@ History = tuple[Descriptors, ...]
 
 
 class _CrossLayerBlock:
-    """What the residual blocks share: `(B, C, H, W), history -> (B, C', H', W'), own descriptor`."""
+    """The base of the residual blocks: `(B, C, H, W), history -> (B, C', H', W'), own descriptor`."""
 
     aa: Any
     se: nn.Module
@@ -41,7 +41,7 @@ class _CrossLayerBlock:
 
 
 class CrossLayerBasicBlock(_CrossLayerBlock, BasicBlock):
-    """timm's block of two 3x3 convolutions with the attention in the place of `se`."""
+    """timm's block of two 3x3 convolutions with the attention as `se`."""
 
     def forward(  # type: ignore[override]
         self, x: torch.Tensor, history: History
@@ -53,7 +53,7 @@ class CrossLayerBasicBlock(_CrossLayerBlock, BasicBlock):
 
 
 class CrossLayerBottleneck(_CrossLayerBlock, Bottleneck):
-    """timm's bottleneck with the attention in the place of `se`."""
+    """timm's bottleneck with the attention as `se`."""
 
     def forward(  # type: ignore[override]
         self, x: torch.Tensor, history: History
@@ -69,7 +69,7 @@ _BLOCKS = {BasicBlock: CrossLayerBasicBlock, Bottleneck: CrossLayerBottleneck}
 
 
 class _Stage(nn.ModuleList):
-    """Blocks in a row."""
+    """A sequence of blocks."""
 
     def forward(
         self, x: torch.Tensor, earlier: History, checkpointing: bool = False

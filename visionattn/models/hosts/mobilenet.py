@@ -44,7 +44,7 @@ HOSTS: dict[str, dict[str, Any]] = {
 
 
 class _PluginLayer(nn.Module):
-    """A layer that is nothing but a plug-in; like timm's blocks, it tells how wide its output is."""
+    """A layer that consists of a plug-in; like timm's blocks, it states its output width."""
 
     def __init__(self, channels: int, plugin: Callable[..., nn.Module], **kwargs: Any) -> None:
         super().__init__()
@@ -123,12 +123,12 @@ class MobileNet(EfficientNet):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that no weight decay should touch beyond biases and scales: none."""
+        """Names of parameters excluded from weight decay, besides biases and scales: none."""
         return set()
 
 
 def _start(module: nn.Module) -> None:
-    """The official start: convolutions normal by fan-out, the classifier narrow, scales one, biases zero."""
+    """The official initialisation: convolutions normal by fan-out, the classifier narrow, scales one, biases zero."""
     if isinstance(module, nn.Conv2d):
         # As the authors' formula, this counts all outputs of grouped convolutions too.
         nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -1,4 +1,4 @@
-"""The ResNet that the plug-ins share: timm's, with a stem for small images and the papers' start of the plug-ins.
+"""The ResNet for plug-ins: timm's, with a stem for small images and the papers' initialisation of plug-ins.
 
 Paper: arXiv 1512.03385; ResNeXt: arXiv 1611.05431; wide: arXiv 1605.07146.
 """
@@ -99,7 +99,7 @@ class ResNet(_ResNet):
         ]
 
     def init_weights(self, zero_init_last: bool = False) -> None:
-        """timm's start for the host, then the papers' own start for the plug-ins, which timm's overwrote."""
+        """timm's initialisation of the host, then the papers' initialisation of the plug-ins, which timm overwrote."""
         super().init_weights(zero_init_last=zero_init_last)
         module: Any
         for module in self.modules():
@@ -108,7 +108,7 @@ class ResNet(_ResNet):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that no weight decay should touch beyond biases and scales: none."""
+        """Names of parameters excluded from weight decay, besides biases and scales: none."""
         return set()
 
     def _keep_resolution(self) -> None:

@@ -1,4 +1,4 @@
-"""Hand-written passes for eager PyTorch, above all on the CPU: each wins 1.2x in training, or is not here.
+"""Hand-written passes for eager PyTorch, mainly on the CPU; each is at least 1.2x faster in training.
 
 The formula beside each operation says what its pass computes; `_function` holds the two together.
 """

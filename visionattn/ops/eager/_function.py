@@ -1,4 +1,4 @@
-"""Autograd functions: quick to call, and such as stand for a formula."""
+"""Autograd functions with low call overhead, and autograd functions for a formula."""
 
 import inspect
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Pools over single axes of a map, each in the formulation that suits its layout, with one gradient for all.
+"""Pooling over single axes of a map, each formulated for its layout, with one joint gradient.
 
 PyTorch reduces the rows and columns of channels_last maps, and short rows on the CPU, up to ten times slower than
 memory allows, and a gradient through several pools writes the map anew for each; this does neither.
@@ -28,7 +28,7 @@ def axis_pools(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
 
 
 class _AxisPools(Function):
-    """Gives the indices of the maxima after the pools. Keeps them alone: not the map."""
+    """Returns the indices of the maxima after the pools. Saves only these, not the map."""
 
     @staticmethod
     def forward(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
@@ -75,7 +75,7 @@ class _AxisPools(Function):
 
 
 def axis_mean(x: torch.Tensor, axis: int) -> torch.Tensor:
-    """`x.mean(axis)` for axis 1, 2 or 3 of a map `(B, C, H, W)`, in the formulation that suits its layout."""
+    """`x.mean(axis)` for axis 1, 2 or 3 of a map `(B, C, H, W)`, formulated for its layout."""
     if memory_format(x) != torch.channels_last:
         return x.mean(axis)
     if axis == 3 and x.device.type == "cpu":

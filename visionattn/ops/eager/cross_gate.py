@@ -1,4 +1,4 @@
-"""The gate of channels and positions, with one map kept for the backward pass besides the input."""
+"""The gate of channels and positions, which saves one map for the backward pass besides the input."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ _JOIN: dict[str, Callable[..., torch.Tensor]] = {"product": torch.mul, "sum": to
 
 
 class CrossGate(EagerFunction):
-    """`x * (1 + sigmoid(channel * spatial))`, or with their sum; gives the sigmoid, too."""
+    """`x * (1 + sigmoid(channel * spatial))`, or with their sum; also returns the sigmoid."""
 
     @staticmethod
     def compute(

@@ -1,4 +1,4 @@
-"""Focused linear attention that keeps little but its arguments for the backward pass.
+"""Focused linear attention that saves little but its arguments for the backward pass.
 
 The features are made again, a part of the images at a time so that they stay in the cache.
 """
@@ -20,7 +20,7 @@ _SMALL = 2**14
 
 
 class LinearAttention(EagerFunction):
-    """Gives two means over the keys besides the result."""
+    """Returns two means over the keys besides the result."""
 
     @staticmethod
     def compute(
@@ -89,7 +89,7 @@ def normaliser(queries: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 
 
 class _Focused(NamedTuple):
-    """Features and what they are made of: `(B, N, C)`, and `(B, N, 1)` for the lengths."""
+    """Features and their intermediate results: `(B, N, C)`, and `(B, N, 1)` for the norms."""
 
     features: torch.Tensor
     direction: torch.Tensor
@@ -98,7 +98,7 @@ class _Focused(NamedTuple):
 
 
 def _zero_means(t: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Room for the means of key times value, `(B, H, D, D)`, and key, `(B, H, D, 1)`."""
+    """Buffers for the means of key times value, `(B, H, D, D)`, and key, `(B, H, D, 1)`."""
     side = t.size(2) // num_heads
     return t.new_zeros(len(t), num_heads, side, side), t.new_zeros(len(t), num_heads, side, 1)
 
@@ -122,7 +122,7 @@ def _add_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def _features(t: torch.Tensor, factor: torch.Tensor, power: int) -> torch.Tensor:
-    """The features alone, in as little memory as they take."""
+    """The features alone, with minimal memory."""
     features, length = _direction(t, factor)
     features = features.pow_(power) if power < 4 else _power(features, power)
     return features.mul_(length / torch.linalg.vector_norm(features, dim=-1, keepdim=True))
@@ -152,7 +152,7 @@ def _power(t: torch.Tensor, power: int) -> torch.Tensor:
 def _focus_backward(
     grad: torch.Tensor, t: torch.Tensor, factor: torch.Tensor, focused: _Focused, power: int
 ) -> torch.Tensor:
-    """Turns the gradient of the features into that of t, in place, and returns that of the factor."""
+    """Converts the gradient of the features to that of t, in place, and returns that of the factor."""
     features, direction, length, power_length = focused
     along = (grad * features).sum(-1, keepdim=True) / length
     grad.addcmul_(features, along / length, value=-1)

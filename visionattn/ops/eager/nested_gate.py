@@ -1,4 +1,4 @@
-"""Pools of whole maps and the nested gate, where the map between the two gates is never stored.
+"""Pooling of whole maps and the nested gate, without storing the map between the two gates.
 
 What is needed of that map is computed again, a few images at a time so that it stays in the cache. The map goes
 *through* the pools, so their gradients are added in place to that of the gates: the sums of whole maps that PyTorch
@@ -28,12 +28,12 @@ _COUNTABLE = 2**24
 
 
 def pays(x: torch.Tensor) -> bool:
-    """Whether a map takes these passes."""
+    """Whether these passes are faster for a map."""
     return use_eager_kernel(x) and x.numel() >= _WORTHWHILE and x[0, 0].numel() < _COUNTABLE
 
 
 class MapPools(EagerFunction):
-    """The map itself, the mean and the maximum of each channel; gives the index of that, too."""
+    """The map itself, and the mean and maximum of each channel with its index."""
 
     results = 3
 
@@ -59,7 +59,7 @@ class MapPools(EagerFunction):
 
 
 class GatedPools(EagerFunction):
-    """The map itself, and the maximum and mean of `x * channel` over the channels; gives the maximum's index, too."""
+    """The map itself, and the maximum, its index, and the mean of `x * channel` over the channels."""
 
     results = 3
 
@@ -125,7 +125,7 @@ def whole_max(x: torch.Tensor) -> torch.Tensor:
 def gated_pools(
     x: torch.Tensor, channel: torch.Tensor, with_index: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The maximum and mean of `x * channel` over the channels, `(B, H, W)`, and the index of the maximum if wanted."""
+    """The maximum and mean of `x * channel` over the channels, `(B, H, W)`, and optionally the maximum's index."""
     rows, axis = as_rows(x)
     found: list[tuple[torch.Tensor, ...]] = []
     scratch = _scratch(rows)
@@ -144,12 +144,12 @@ def _weighted_sum(rows: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
-    """Runs of images, as many as suit the first tensor."""
+    """Chunks of images sized for the first tensor."""
     return zip(*(tensor.split(_images(tensors[0])) for tensor in tensors), strict=True)
 
 
 def _scratch(rows: torch.Tensor) -> torch.Tensor:
-    """Memory for the longest of the runs."""
+    """Scratch memory for the longest chunk."""
     return torch.empty_like(rows[: _images(rows)])
 
 
@@ -158,7 +158,7 @@ def _images(rows: torch.Tensor) -> int:
 
 
 def _first_index(x: torch.Tensor, maximum: torch.Tensor, dim: int) -> torch.Tensor:
-    """Where the maximum over one dimension stands first. Overwrites `x`.
+    """The first index of the maximum over one dimension. Overwrites `x`.
 
     `x.max(dim)` takes two to four times as long on the CPU as `amax` and this: three dense passes.
 

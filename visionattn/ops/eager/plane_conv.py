@@ -1,4 +1,4 @@
-"""Convolution to one plane: PyTorch's own is slow with one output channel, above all backwards."""
+"""Convolution to one plane: PyTorch's is slow with one output channel, above all in the backward pass."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Rank-augmented linear attention that keeps little but its arguments for the backward pass.
+"""Rank-augmented linear attention that saves little but its arguments for the backward pass.
 
 The features are made again, a few images at a time so that they stay in the cache.
 """
@@ -18,7 +18,7 @@ _CHUNK = 2**18
 
 
 class RankAugmented(EagerFunction):
-    """Gives, besides the result: mean key times value, mean key, weights of the keys, and mean query."""
+    """Returns, besides the result: mean key times value, mean key, key weights, and mean query."""
 
     @staticmethod
     def compute(
@@ -92,7 +92,7 @@ class RankAugmented(EagerFunction):
 
 
 def _runs(t: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Runs of images of `(B, N, C)`, and room for three maps of each: new memory would cost as much as a pass."""
+    """Chunks of images of `(B, N, C)`, and buffers for three maps of each, since allocation costs as much as a pass."""
     images = min(len(t), max(1, _CHUNK // (t.size(1) * t.size(2))))
     room = t.new_empty(3, images, t.size(1), t.size(2))
     for image in range(0, len(t), images):
@@ -111,6 +111,6 @@ def _normaliser(queries: torch.Tensor, mean: torch.Tensor, spare: torch.Tensor) 
 
 
 def _rotate(t: torch.Tensor, rotation: torch.Tensor) -> None:
-    """Turns pairs of channels of `(B, N, C)` in place, in every head by the same `(N, 1, C / heads / 2)`."""
+    """Rotates pairs of channels of `(B, N, C)` in place, every head by the same `(N, 1, C / heads / 2)`."""
     pairs = torch.view_as_complex(t.unflatten(2, (-1, rotation.size(2), 2)))
     pairs *= rotation

@@ -1,4 +1,4 @@
-"""Attention to routed regions, whose copies of keys and values are made again for the backward pass."""
+"""Attention to routed regions, whose gathered keys and values are recomputed for the backward pass."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ __all__ = ["RoutedAttention", "local_values", "pick_regions"]
 def pick_regions(
     qkv: torch.Tensor, num_heads: int, table: torch.Tensor, region: tuple[int, int]
 ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Queries of each region, keys and values of those that it sees, and the rows of the regions that were picked.
+    """Queries of each region, keys and values of its routed regions, and the rows of these regions.
 
     `(B, H, W, 3C) -> (B * regions, heads, n, d)` and twice `(B * regions, heads, K * n, d)`; `(B * regions * K,)`.
     """

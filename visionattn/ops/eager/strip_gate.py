@@ -1,4 +1,4 @@
-"""The gate of rows and columns: PyTorch differentiates a broadcast product with many passes over the map."""
+"""The gate of rows and columns; PyTorch differentiates such a broadcast product with many passes over the map."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["StripGate"]
 
 
 class StripGate(EagerFunction):
-    """`x * (rows * columns + offset)`, with strips in the layout of x; keeps nothing but its arguments."""
+    """`x * (rows * columns + offset)`, with strips in the layout of x; saves only its arguments."""
 
     @staticmethod
     def compute(

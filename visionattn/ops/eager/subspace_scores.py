@@ -1,4 +1,4 @@
-"""Moments, scores and gate of subspaces: max_pool2d costs many times what the rest of such a block costs together.
+"""Moments, scores and gate of subspaces without max_pool2d, which dominates the cost of such a block.
 
 Here the maxima are taken along the rows, then along the columns, a few images at a time so that what lies between stays
 in the cache, and the backward pass computes it again instead of keeping it.
@@ -18,7 +18,7 @@ _CHUNK = 2**19
 
 
 class ChannelMoments(EagerFunction):
-    """Mean and variance of each channel; gives the mean again, to be saved."""
+    """Mean and variance of each channel; returns the mean again, to be saved."""
 
     results = 2
 
@@ -91,7 +91,7 @@ class ResidualGate(EagerFunction):
 
 
 def _chunks(x: torch.Tensor, like: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-    """Runs of images of `x`; as many in each as for `like`, if given."""
+    """Chunks of images of `x`, of the same length as for `like`, if given."""
     like = x if like is None else like
     return iter(x.split(max(1, _CHUNK // max(1, like.shape[1:].numel()))))
 

@@ -1,4 +1,4 @@
-"""Second moments of tokens, whose gradient takes one product where PyTorch takes two and a sum."""
+"""Second moments of tokens, whose gradient takes one product where PyTorch needs two and a sum."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ __all__ = ["TokenMoments"]
 
 
 class TokenMoments(EagerFunction):
-    """The tokens go through, so that the gradients of the moments are added in place to those of the tokens."""
+    """Passes the tokens through, so that the gradients of the moments are accumulated into theirs."""
 
     results = 3
 
