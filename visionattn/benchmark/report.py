@@ -59,15 +59,15 @@ def format_record(record: Record) -> str:
     lines = [
         f"# Speed on {device['name']}",
         "",
-        "How many times as fast as others our blocks are; below 1 they are slower. All contenders of a row have the",
-        "same weights, and their outputs and gradients were compared first"
+        "Speed relative to other implementations; below 1 ours is slower. All implementations of a row have the same",
+        "weights, and their outputs and gradients were compared first"
         + (f": they differ by at most {max(errors):.1e}." if errors else "."),
         "",
-        "- **official**: the formulation of the paper or of the official code, written down in `visionattn/reference`;",
+        "- **official**: the formulation of the paper or of the official code, as in `visionattn/reference`;",
         "  **timm** and **fightingcv**: the layer of timm, and of the package fightingcv-attention. The first of them",
         "  in a row is its reference. **compiled**: that through `torch.compile`; **torch**: ours without our kernels.",
-        "- Each round runs all contenders in turns and gives one ratio each; a cell shows the median and the range of",
-        "  80 % of them. **noise** is the same range for ours against itself.",
+        "- Each round runs all implementations interleaved and gives one ratio each; a cell shows the median and the",
+        "  range of 80 % of them. **noise** is the same range for ours against itself.",
         "- **inference**: a forward pass in eval mode without gradients; **training**: a forward and a backward pass",
         "  in train mode, to the input and all parameters.",
         "- **floor**: the time that the least possible traffic through memory, or the products, would take at the",
@@ -80,7 +80,7 @@ def format_record(record: Record) -> str:
     ]
     if record.get("ceilings"):
         speeds = [f"{name} {_speed(name, value)}" for name, value in record["ceilings"].items()]
-        lines.append(f"This machine, on the spot: {', '.join(speeds)}.")
+        lines.append(f"Measured on this machine: {', '.join(speeds)}.")
     for suite, title in SUITES.items():
         rows = [row for row in measured if row["suite"] == suite]
         if rows:
@@ -145,7 +145,7 @@ def readme_block(records: Sequence[Record]) -> str:
             cell = kept.setdefault((row["name"], row["reference"], shape), {})
             cell.setdefault(row["mode"], []).append(f"{row['contenders'][row['reference']]['ratio']['p50']:.2f}")
         lines = [
-            f"How many times as fast on {', '.join(where)}"
+            f"Speed ratio on {', '.join(where)}"
             + (", one thread" if kind == "cpu" else "")
             + f" ({', '.join(versions)}); two numbers are NCHW and NHWC:",
             "",

@@ -17,15 +17,14 @@ __all__ = ["write_report"]
 
 _EXPLANATION = """
 - **accuracy**: on the test set after the last epoch, in %: mean of the seeds, and their standard deviation.
-- **difference**: of that from the baseline's, in points. First interval (95 %): were other seeds drawn, by Student's t
-  over the differences at equal seeds. Second interval: were other test images drawn, by a paired bootstrap, for these
-  very weights.
-- **verdict**: better or worse only where neither interval holds zero; everything else is noise, whatever the mean says.
-  No correction is made for the number of rows, so one in twenty of such intervals misleads. All rows share the seeds
-  of their baseline: if it was lucky, all differences are too low together.
+- **difference**: from the baseline's accuracy, in points. First interval (95 %): over seeds, by Student's t of the
+  differences at equal seeds. Second interval (95 %): over test images, by a paired bootstrap with these weights.
+- **verdict**: better or worse only if neither interval contains zero; everything else is noise, whatever the mean.
+  There is no correction for the number of rows: one in twenty of such intervals excludes zero by chance. All rows share
+  the seeds of their baseline, so their differences are correlated.
 - **training**: time of a forward and a backward pass with a training batch in train mode; **inference**: of a forward
-  pass in evaluation mode; both over the baseline's. All networks of a baseline run in turns on one thread; each round
-  gives one ratio of thread CPU times, and the table their median and the range of 80 % of them.
+  pass in evaluation mode; both over the baseline's. All networks of a baseline run interleaved on one thread; each
+  round gives one ratio of thread CPU times; the table shows their median and the range of 80 % of them.
 - **MACs**: multiplications with additions in convolutions and matrix products, of one image; **kept**: memory that a
   training step keeps for its backward pass, of one image, over the baseline's.
 """
@@ -94,8 +93,8 @@ def _findings(results: Sequence[Result], seeds: int) -> list[str]:
     if noise is not None:
         least = 2 * noise * math.sqrt(2 / seeds)
         lines.append(
-            f"- One network with another seed: {100 * noise:.2f} points of standard deviation, pooled over the rows: "
-            f"two means of {seeds} seeds that are less than about {100 * least:.2f} points apart tell nothing."
+            f"- Standard deviation between seeds, pooled over the rows: {100 * noise:.2f} points. Two means of "
+            f"{seeds} seeds that differ by less than about {100 * least:.2f} points are not significantly different."
         )
     by_time = sorted(compared, key=lambda row: row.times["f+b"].median)
     times = [f"{row.times['f+b'].median:.2f} times ({_plain(row.network)})" for row in (by_time[0], by_time[-1])]

@@ -71,8 +71,8 @@ SUITES = {
         seeds=(0, 1, 2),
         tag="digits",
         remarks=(
-            "359 test images tell no ranking: one of them is 0.28 %. The table shows that all mixers train, and what "
-            "they cost. The baseline mixes by average pooling, without attention.",
+            "359 test images do not allow a ranking: each is 0.28 %. The table shows that all mixers train, and their "
+            "cost. The baseline mixes by average pooling, without attention.",
             "MambaOut is timm's own network, not the common architecture: gated convolutions of 7x7, a quarter as wide "
             "as `mambaout_femto`.",
         ),
