@@ -14,12 +14,19 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from visionattn.benchmark import Case, Unequal, compare, load, make_plan, measure, run, suite_cases, update_readme
-from visionattn.benchmark.cases import mixer_cases, network_cases, plugin_cases, resnet_cases, window_cases
+from visionattn.benchmark.cases import (
+    frontend_cases,
+    mixer_cases,
+    network_cases,
+    plugin_cases,
+    resnet_cases,
+    window_cases,
+)
 from visionattn.benchmark.contenders import PlainOps, literal, with_baseline_blocks
 from visionattn.benchmark.report import COMMAND, crossings, format_record, headlines
 from visionattn.benchmark.rows import CompileBudget
 from visionattn.benchmark.timing import cpu_clock, cuda_clock, measure_ceilings, quantiles, take_turns
-from visionattn.catalog import get
+from visionattn.catalog import cards, get
 from visionattn.plugins import CBAM, list_plugins
 from visionattn.reference.triplet import NaiveTripletAttention
 from visionattn.testing.contracts import perturbed
@@ -189,7 +196,11 @@ def test_share_of_the_floor():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plugins_equal_their_baselines(dtype):
-    for one in plugin_cases(list_plugins(), [(2, 32, 6, 5)], ["NHWC"], dtype=dtype):
+    names = [card.name for card in cards("plugin") if card.reference]
+    assert {*list_plugins()} | {"acat", "sentence"} == {*names}
+    pictures = frontend_cases([(1, 3, 18, 17)], dtype=dtype)
+    assert {one.name for one in pictures} == {card.name for card in cards("frontend")}
+    for one in (*plugin_cases(names, [(2, 32, 6, 5)], ["NHWC"], dtype=dtype), *pictures):
         for mode in one.modes:
             assert row_of(one, mode)["contenders"]["ours"]["error"] < (1e-5 if dtype == torch.float32 else 5e-2)
     assert "timm" in next(iter(plugin_cases(["cbam"], [(2, 32, 6, 5)], ["NCHW"]))).baselines
@@ -329,7 +340,8 @@ def test_steps_of_a_gpu_run(pretended_gpu, tmp_path):
 
 def test_suites_are_made_of_the_cards():
     cases = [*suite_cases("gpu", "cuda"), *suite_cases("cpu", "cpu")]
-    assert {c.name for c in cases if c.suite == "plugins"} == {*list_plugins()}
+    assert {c.name for c in cases if c.suite == "plugins"} == {*list_plugins(), "acat", "sentence"}
+    assert {c.name for c in cases if c.suite == "frontends"} == {"featenhancer"}
     assert {"twins_local", "davit_channels", "boat", "cswin", "halonet"} <= {
         c.name for c in cases if c.suite == "mixers"
     }
@@ -409,6 +421,36 @@ def test_command_compares_and_fails_on_regressions(run_cli, tmp_path):
     assert code == 0 and "12 rows in both records, 0 regressed" in out
 
 
+def test_gates_are_compared_with_the_condition_they_get():
+    for one in plugin_cases(["acat", "sentence"], [(2, 32, 6, 5)], ["NCHW"]):
+        ours = one.build()
+        theirs = one.baselines["official"](ours)
+        x = torch.randn(one.shape)
+        before = theirs(x)
+        torch.testing.assert_close(ours(x), before)
+        ours.condition += torch.rand(ours.condition.shape)
+        assert torch.equal(theirs(x), before) and not torch.allclose(ours(x), before)
+
+
+def test_command_updates_rows_of_a_record(run_cli, tmp_path):
+    run_cli("benchmark", "--plugins", "coord", "ulsam", *QUICK, "--json", "speed.json")
+    old = load(tmp_path / "speed.json")
+    (tmp_path / "speed.json").write_text(json.dumps(old | {"revision": "earlier"}))
+    code, out, _ = run_cli("benchmark", "--plugins", "ulsam", "acat", *QUICK, "--json", "speed.json", "--update")
+    new = load(tmp_path / "speed.json")
+    names = [row["name"] for row in new["rows"]]
+    assert code == 0 and names == ["coord"] * 4 + ["ulsam"] * 4 + ["acat"] * 4
+    assert new["rows"][:4] == old["rows"][:4] and new["revision"] == "earlier"
+    assert all("revision" not in row for row in new["rows"][:4])
+    assert all(row["revision"] == old["revision"] for row in new["rows"][4:])
+    assert [a == b for a, b in zip(new["rows"][4:8], old["rows"][4:], strict=True)] == [False] * 4
+    assert "revision earlier." in out and f"At revision {old['revision']}: ulsam, acat." in out
+    (tmp_path / "speed.json").write_text(json.dumps(old | {"versions": {"torch": "1.0"}}))
+    code, _, err = run_cli("benchmark", "--plugins", "coord", *QUICK, "--json", "speed.json", "--update")
+    assert code == 2 and "a record of versions {'torch': '1.0'} can't be extended with versions" in err
+    assert load(tmp_path / "speed.json")["rows"] == old["rows"]
+
+
 def test_refused_rows_do_not_stop_the_others(run_cli, tmp_path, monkeypatch):
     from visionattn.benchmark import contenders
 
@@ -459,6 +501,8 @@ def test_a_limit_of_time_leaves_rows_out(run_cli, tmp_path):
         (["--plugins", "cbamm", "--json", "a.json"], "unknown plug-in 'cbamm'"),
         (["--shapes", "8x256x56", "--json", "a.json"], "--shapes must be like 8x256x56x56"),
         (["--json", "a.json", "--from", "b.json"], "either --json"),
+        (["--update"], "--update needs --json"),
+        (["--json", "nowhere.json", "--update"], "nowhere.json"),
         (["--from", "nowhere.json"], "nowhere.json"),
         (["--json", "a.json", "--compare", "nowhere.json"], "nowhere.json"),
         (["--json", "a.json", "--suite", "mixers", "--device", "cuda"], "no CUDA device"),

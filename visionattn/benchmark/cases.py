@@ -16,12 +16,12 @@ import visionattn.models  # noqa: F401  (registers the networks)
 from visionattn.catalog import BlockContext, Card, Floor, cards, get
 from visionattn.mixers.flatten import FocusedLinearAttention
 from visionattn.mixers.window import WindowAttention
-from visionattn.plugins import resolve_plugin
 from visionattn.testing.contracts import perturbed
 
 from .contenders import (
     UNFIT,
     Baseline,
+    FixedCondition,
     fightingcv_plugin,
     literal,
     timm_mixer,
@@ -29,7 +29,8 @@ from .contenders import (
     with_baseline_blocks,
 )
 
-__all__ = ["LAYOUTS", "MODES", "Case", "mixer_cases", "network_cases", "plugin_cases", "resnet_cases", "window_cases"]
+__all__ = ["LAYOUTS", "MODES", "Case", "frontend_cases", "mixer_cases", "network_cases", "plugin_cases"]
+__all__ += ["resnet_cases", "window_cases"]
 
 # fwd: eval mode without gradients; f+b: train mode, with the gradients of the input and of all parameters.
 MODES = ("fwd", "f+b")
@@ -91,6 +92,8 @@ def plugin_cases(
 ) -> list[Case]:
     """Plug-ins against their papers' literal formulas, timm's layers and those of fightingcv-attention.
 
+    Gates with a second input get the same one in each call.
+
     Args:
         names: Names of plug-ins; those without a baseline give no case.
         shapes: Shapes (B, C, H, W).
@@ -110,7 +113,7 @@ def plugin_cases(
 
 
 def _plugin_case(name: str, shape: tuple[int, ...], layout: str, **kwargs: Any) -> Case | None:
-    build, card = resolve_plugin(name), get("plugin", name)
+    card = get("plugin", name)
     found, notes = {"official": literal(card), "timm": timm_plugin(name)}, {}
     try:
         found["fightingcv"] = fightingcv_plugin(name)
@@ -125,13 +128,46 @@ def _plugin_case(name: str, shape: tuple[int, ...], layout: str, **kwargs: Any) 
         "plugins",
         name,
         shape,
-        lambda: perturbed(build(shape[1])),
+        lambda: _perturbed_plugin(card, shape),
         baselines,
         layout,
         floor=card.floor,
         notes=notes,
         **kwargs,
     )
+
+
+def _perturbed_plugin(card: Card, shape: tuple[int, ...]) -> nn.Module:
+    plugin = perturbed(card.constructor(shape[1]))
+    if not card.further_inputs:
+        return plugin
+    condition = plugin.example_condition(torch.empty(shape))
+    return FixedCondition(plugin, torch.rand(condition.shape, generator=torch.Generator().manual_seed(2)))
+
+
+def frontend_cases(
+    shapes: Sequence[tuple[int, ...]] = ((2, 3, 224, 224),), *, dtype: torch.dtype = torch.float32
+) -> list[Case]:
+    """What stands before a backbone, against the papers' literal formulas.
+
+    Args:
+        shapes: Shapes (B, C, H, W) of pictures.
+        dtype: Of all.
+    """
+    return [
+        Case(
+            "frontends",
+            card.name,
+            shape,
+            partial(_perturbed_plugin, card, shape),
+            {"official": baseline},
+            layout,
+            dtype,
+            floor=card.floor,
+        )
+        for card, shape, layout in product(cards("frontend"), shapes, LAYOUTS)
+        if (baseline := literal(card))
+    ]
 
 
 def mixer_cases(*, batch: int = 4, dtype: torch.dtype = torch.float32, stages: int = 3) -> list[Case]:

@@ -19,6 +19,7 @@ from visionattn.ops import use_backend
 __all__ = [
     "UNFIT",
     "Baseline",
+    "FixedCondition",
     "PlainOps",
     "fightingcv_plugin",
     "literal",
@@ -36,7 +37,11 @@ def literal(card: Card) -> Baseline | None:
     if card.reference is None:
         return None
     module = importlib.import_module(f"visionattn.reference.{card.reference}")
-    return None if getattr(module, "LOOPS", False) else module.naive_of
+    if getattr(module, "LOOPS", False):
+        return None
+    if card.further_inputs:
+        return lambda ours: FixedCondition(module.naive_of(ours.module), ours.condition)
+    return module.naive_of
 
 
 def with_baseline_blocks(baseline: Baseline, cls: Any) -> Baseline:
@@ -56,6 +61,25 @@ def with_baseline_blocks(baseline: Baseline, cls: Any) -> Baseline:
         return network
 
     return rebuild
+
+
+class FixedCondition(nn.Module):
+    """A gate with its second input, which is called with the map alone.
+
+    Args:
+        module: The gate.
+        condition: Its second input, which needs no gradient.
+    """
+
+    condition: torch.Tensor
+
+    def __init__(self, module: nn.Module, condition: torch.Tensor) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("condition", condition.clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x, self.condition)
 
 
 class PlainOps(nn.Module):

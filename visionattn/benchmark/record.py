@@ -13,7 +13,7 @@ import torch
 
 from visionattn.utils.files import replacing
 
-__all__ = ["SCHEMA", "compare", "key", "label", "load", "save", "surroundings"]
+__all__ = ["SCHEMA", "compare", "extended", "key", "label", "load", "save", "surroundings"]
 
 SCHEMA = 2
 Row = dict[str, Any]
@@ -73,6 +73,30 @@ def label(row: Row) -> str:
 def key(row: Row) -> tuple[str, ...]:
     """The key by which two rows are the same measurement."""
     return row["suite"], label(row), row["reference"]
+
+
+def extended(base: Record | None, new: Record) -> Record:
+    """A record with the rows of a later run, in the place of the same measurements or at the end.
+
+    Each of these rows keeps the revision it was measured at, where that is another.
+
+    Args:
+        base: The earlier record; without it, the later one is all.
+        new: That of the later run.
+
+    Raises:
+        ValueError: If they are not of one machine with the same versions: then all has to be measured again.
+    """
+    if base is None:
+        return new
+    for fact in ("device", "versions"):
+        if base[fact] != new[fact]:
+            raise ValueError(f"a record of {fact} {base[fact]} can't be extended with {fact} {new[fact]}")
+    own = {} if new["revision"] == base["revision"] else {"revision": new["revision"]}
+    fresh = {key(row): row | own for row in new["rows"]}
+    rows = [fresh.pop(key(row), row) for row in base["rows"]]
+    left_out = dict.fromkeys([*base.get("left_out", []), *new.get("left_out", [])])
+    return base | {"rows": [*rows, *fresh.values()], "left_out": [*left_out]}
 
 
 def compare(head: Record, base: Record) -> Iterator[tuple[str, float, tuple[float, float]]]:

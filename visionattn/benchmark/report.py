@@ -13,10 +13,11 @@ __all__ += ["crossings", "write_report"]
 
 Row = dict[str, Any]
 Record = dict[str, Any]
-COMMAND = "visionattn benchmark --from docs/results/*.json --readme README.md"
+COMMAND = "visionattn benchmark --from docs/results/[cg]pu.json --readme README.md"
 README_MARKS = (f"<!-- speed: made by `{COMMAND}` -->", "<!-- /speed -->")
 SUITES = {
     "plugins": "Plug-ins",
+    "frontends": "Front-ends",
     "mixers": "Token mixers",
     "windows": "Focused linear attention or windows",
     "networks": "Networks",
@@ -78,6 +79,11 @@ def format_record(record: Record) -> str:
         + ("" if gpu else "; one thread")
         + f"; revision {record['revision']}.",
     ]
+    later: dict[str, list[str]] = {}
+    for row in measured:
+        if "revision" in row:
+            later.setdefault(row["revision"], []).append(row["name"])
+    lines += [f"At revision {revision}: {', '.join(dict.fromkeys(names))}." for revision, names in later.items()]
     if record.get("ceilings"):
         speeds = [f"{name} {_speed(name, value)}" for name, value in record["ceilings"].items()]
         lines.append(f"Measured on this machine: {', '.join(speeds)}.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .record import label, save, surroundings
+from .record import Record, extended, label, save, surroundings
 from .rows import CompileBudget, Unequal, measure
 from .suites import Plan
 from .timing import measure_ceilings, one_thread
@@ -15,7 +15,7 @@ from .timing import measure_ceilings, one_thread
 __all__ = ["run"]
 
 
-def run(plan: Plan, out: Path) -> dict[str, Any]:
+def run(plan: Plan, out: Path, base: Record | None = None) -> Record:
     """Measures every row of a plan and writes the record after each.
 
     A row whose contenders disagree is refused and not timed; the other rows go on.
@@ -23,12 +23,13 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
     Args:
         plan: What to measure.
         out: The JSON file.
+        base: An earlier record, whose other rows are kept.
 
     Returns:
         The record.
 
     Raises:
-        ValueError: If there is no such device.
+        ValueError: If there is no such device, or the earlier record is of another machine or other versions.
     """
     device = plan.device
     if device == "cuda" and not torch.cuda.is_available():
@@ -42,6 +43,7 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
         dtypes = list(dict.fromkeys([torch.float32, *(case.dtype for case, _ in plan.rows)]))
         record = surroundings(device) | {"seconds": plan.seconds, "ceilings": measure_ceilings(device, dtypes)}
         record |= {"suite": plan.suite, "rows": [], "left_out": []}
+        extended(base, record)  # which fails before anything is measured, if at all
         for number, (case, mode) in enumerate(plan.rows, 1):
             if time.monotonic() - started > plan.limit:
                 record["left_out"] += [f"{case} {mode}: no time was left" for case, mode in plan.rows[number - 1 :]]
@@ -57,12 +59,13 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
                 row |= {"reference": next(iter(case.baselines)), "refused": kind + " ".join(str(error).split())[:300]}
             record["rows"].append(row)
             record["wall_seconds"] = round(time.monotonic() - started, 1)
-            save(record, out)
+            save(extended(base, record), out)
             where = f"[{number}/{len(plan.rows)}, {record['wall_seconds']:.0f} s] {label(row)}"
             print(f"{where}: {_summary(row)}", flush=True)
             gc.collect()
             if device == "cuda":
                 torch.cuda.empty_cache()
+    record = extended(base, record)
     save(record, out)
     return record
 

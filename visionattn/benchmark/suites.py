@@ -8,7 +8,7 @@ import torch
 
 from visionattn.catalog import Card, cards
 
-from .cases import Case, mixer_cases, network_cases, plugin_cases, resnet_cases, window_cases
+from .cases import Case, frontend_cases, mixer_cases, network_cases, plugin_cases, resnet_cases, window_cases
 
 __all__ = ["SUITES", "Plan", "make_plan", "suite_cases"]
 
@@ -16,7 +16,7 @@ __all__ = ["SUITES", "Plan", "make_plan", "suite_cases"]
 _OVERHEAD = {"cpu": 2.0, "cuda": 2.0}
 _COMPILING = 12.0
 
-SUITES = ("plugins", "mixers", "windows", "networks")
+SUITES = ("plugins", "frontends", "mixers", "windows", "networks")
 BOTH = ("NCHW", "NHWC")
 # An early and a late stage of a ResNet-50, and a small map.
 CPU_SHAPES = ((8, 256, 56, 56), (8, 1024, 14, 14), (4, 32, 14, 14))
@@ -90,7 +90,8 @@ def suite_cases(
     if device == "cpu":
         makers: dict[str, Callable[[], list[Case]]] = {
             "plugins": lambda: _cpu_plugins(plugins or _names(cards("plugin")), shapes or CPU_SHAPES, layouts),
-            "mixers": lambda: mixer_cases(),
+            "frontends": frontend_cases,
+            "mixers": mixer_cases,
             "windows": window_cases,
             "networks": lambda: [*network_cases(), *resnet_cases(CPU_RESNETS)],
         }
@@ -104,6 +105,7 @@ def suite_cases(
     parts: list[tuple[str, Callable[[], list[Case]]]] = [
         ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("f+b",), compiled=True, **half)),
         ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("fwd",), **half)),
+        ("frontends", lambda: frontend_cases([(32, 3, 224, 224)], **half)),
         ("mixers", lambda: mixer_cases(batch=128, stages=2, **half)),
         ("windows", lambda: window_cases(((128, 56), (128, 28), (128, 14)), **half)),
         ("networks", lambda: resnet_cases(resnets, batch=128, check_batch=8, **half)),
@@ -124,7 +126,7 @@ def _cpu_plugins(names: Sequence[str], shapes: Sequence[tuple[int, ...]], layout
 
 
 def _names(chosen: Iterable[Card]) -> list[str]:
-    return [card.name for card in chosen if card.standalone]
+    return [card.name for card in chosen if card.factory]
 
 
 def _one_of_each_paper() -> list[str]:

@@ -12,7 +12,8 @@ EXAMPLES = (
     "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
     "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
     "--suite mixers --json new.json --compare old.json --fail-below 0.9",
-    "--from docs/results/*.json --readme README.md    # tables and pictures of earlier runs",
+    "--plugins lam csam --json docs/results/cpu.json --update  # measure these rows of a record anew",
+    "--from docs/results/[cg]pu.json --readme README.md        # tables and pictures of earlier runs",
 )
 
 
@@ -20,14 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument(
         "--suite",
-        choices=("plugins", "mixers", "windows", "networks", "cpu", "gpu"),
+        choices=("plugins", "frontends", "mixers", "windows", "networks", "cpu", "gpu"),
         default="plugins",
         help="plugins (default): against the literal formulas of their papers and the layers of timm and "
-        "fightingcv-attention; mixers: against timm's modules or literal formulas; windows: focused linear attention "
-        "against window attention; networks: against timm's, or with literal formulas inside; cpu, gpu: all suites of "
-        "that device",
+        "fightingcv-attention; frontends: against literal formulas; mixers: against timm's modules or literal "
+        "formulas; windows: focused linear attention against window attention; networks: against timm's, or with "
+        "literal formulas inside; cpu, gpu: all suites of that device",
     )
     parser.add_argument("--json", type=Path, help="keep the record of a new run here, tables and pictures beside it")
+    parser.add_argument("--update", action="store_true", help="keep the rows of --json that this run doesn't measure")
     parser.add_argument(
         "--from", dest="records", nargs="+", type=Path, default=[], help="report on these records and run nothing"
     )
@@ -75,6 +77,8 @@ def run(options: argparse.Namespace) -> None:
 
     if options.json and options.records:
         raise ValueError("give either --json, the file of a new run, or --from, the files of earlier runs, not both")
+    if options.update and not options.json:
+        raise ValueError("--update needs --json, the record that is updated")
     base = bench.load(options.compare) if options.compare else None
     if options.records:
         records = {path: bench.load(path) for path in options.records}
@@ -93,7 +97,8 @@ def run(options: argparse.Namespace) -> None:
             options.suite, device, cases, seconds=seconds, limit=limit, compilers=options.compile_seconds
         )
         with TemporaryDirectory() as folder:
-            record = bench.run(plan, options.json or Path(folder) / "record.json")
+            earlier = bench.load(options.json) if options.update else None
+            record = bench.run(plan, options.json or Path(folder) / "record.json", earlier)
         records = {options.json: record}
     for path, record in records.items():
         text = bench.write_report(record, path) if path else bench.format_record(record)

@@ -17,10 +17,12 @@ from visionattn.tasks import Classifier
 
 __all__ = ["GATES", "evaluate", "run", "train", "write"]
 
-# By what a digit is asked for -> how its gate is attached to the network.
+# By what a digit is asked for -> how its gate is attached to the network: behind the stages, where both papers put it.
+# At the end of a block it would scale the residual branch alone, and what the shortcut carries would pass it by.
+_BEHIND_STAGES = {"where": "stage_end", "start": "paper", "condition": True}
 GATES = {
-    "sentence": {"plugin": "sentence", "cond_dim": 32, "rescale": True, "start": "paper", "condition": True},
-    "saliency": {"plugin": "acat", "where": "stage_end", "stages": (0, 1, 2), "start": "paper", "condition": True},
+    "sentence": {"plugin": "sentence", "cond_dim": 32, "rescale": True, **_BEHIND_STAGES},
+    "saliency": {"plugin": "acat", "stages": (0, 1, 2), **_BEHIND_STAGES},
 }
 _PREPROCESSOR = {"type": "ImgDataPreprocessor", "mean": [127.5] * 3, "std": [64.0] * 3}
 Batch = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -131,8 +133,8 @@ Who reads all three and picks one at random is right in 40 %: once in three, and
 
     {command}
 """
-_FOOT = """The network is `va_resnet10n` from scratch: with sentence attention at the end of every block, or with ACAT's
-mask behind the first three stages. The sentence's embedding is the mean of a fixed random vector of each word, in place
+_FOOT = """The network is `va_resnet10n` from scratch: with sentence attention behind every stage, or with ACAT's mask
+behind the first three. The sentence's embedding is the mean of a fixed random vector of each word, in place
 of a language model; the four sentences are the same in both splits. All digits of a scene with a mask have one colour.
 """
 
@@ -142,8 +144,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--asked", nargs="+", choices=[*GATES], default=[*GATES])
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--scenes", type=int, default=5000)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--scenes", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path("conditions.md"), help="the table")
     options = parser.parse_args()
     results: dict[str, list[dict[str, float]]] = {asked: [] for asked in options.asked}

@@ -2,6 +2,7 @@
 
 from .cams import CAMS, cam, cam_layer
 from .capture import capture
+from .counterfactual import counterfactual, counterfactual_saliency
 from .dope import axial_rope, denoise_rope, low_bands, rope_band_entropy, rope_truncated_rank, unrotate
 from .draw import grid, overlay
 from .gating import gates
@@ -37,6 +38,8 @@ __all__ = [
     "cam_layer",
     "capture",
     "causal_laplacian",
+    "counterfactual",
+    "counterfactual_saliency",
     "denoise_rope",
     "edit",
     "effective_rank",

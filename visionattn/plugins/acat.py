@@ -10,6 +10,8 @@ Differs from the official code in:
   that branch never uses (its last stage) does not exist;
 - where saliency has another size than the map, its maximum over the channels is resized.
 
+The paper's saliency maps come of counterfactual pictures: `visionattn.explain.counterfactual_saliency`.
+
 Golden: tests/golden/acat_*.npz (outputs, masks, input gradients).
 """
 
