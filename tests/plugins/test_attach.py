@@ -16,6 +16,7 @@ import visionattn
 from visionattn.plugins import CBAM, timm_layer
 from visionattn.plugins._attached import ZeroInitGate
 from visionattn.plugins.attach import Places
+from visionattn.testing.contracts import perturbed
 
 # Network -> its class of blocks, number of stages and arguments.
 NETWORKS = {
@@ -108,6 +109,25 @@ def test_every_stage_gets_one_and_no_output_changes(name):
     visionattn.attach(model, "cbam", "stage_end")
     assert torch.equal(output(model), before)
     assert [place.stage for place in model.attached] == list(range(NETWORKS[name][1]))
+
+
+# One network of each family.
+FAMILIES = ("resnet18", "regnety_002", "convnext_atto", "densenet121", "efficientnet_b0", "mobilenetv3_small_050")
+FAMILIES += ("ghostnet_050", "vgg11_bn", "hgnetv2_b0", "dla46_c", "rexnet_100", "cs3darknet_s")
+FAMILIES += tuple(name for name in NETWORKS if name.startswith("torchvision"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_plugin_serves_every_family_and_changes_nothing_at_first(name):
+    before = output(network(name))
+    for plugin in visionattn.list_plugins():
+        model = visionattn.attach(network(name), plugin, "stage_end")
+        assert torch.equal(output(model), before), plugin
+        assert [place.stage for place in model.attached] == list(range(NETWORKS[name][1])), plugin
+        for place in model.attached:
+            perturbed(model.get_submodule(place.name))
+        found = output(model)
+        assert found.isfinite().all() and not torch.equal(found, before), plugin
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0", "hgnetv2_b0", "rexnet_100"])

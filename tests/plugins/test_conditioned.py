@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
 import visionattn
@@ -19,13 +20,16 @@ GATES = {
 }
 NETWORKS = ("resnet18", "regnety_002", "convnext_atto", "densenet121", "efficientnet_b0", "mobilenetv3_small_050")
 NETWORKS += ("vgg11_bn", "hgnetv2_b0", "dla46_c", "rexnet_100")
+NETWORKS += ("torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/densenet121")
 every_gate = pytest.mark.parametrize("gate", GATES)
 
 
 def built(name, **kwargs):
     torch.manual_seed(0)
     small = {"mlp_ratio": 0.01} if name.startswith("vgg") else {}
-    model = timm.create_model(name, num_classes=10, **small, **kwargs)
+    library, _, model = name.rpartition("/")
+    create = torchvision.models.get_model if library else timm.create_model
+    model = create(model, num_classes=10, **small, **kwargs)
     for key, tensor in model.state_dict().items():
         if tensor.ndim == 1 and tensor.is_floating_point():
             tensor.uniform_(*((-0.2, 0.2) if key.endswith(("running_mean", "bias")) else (0.6, 1.2)))
