@@ -11,10 +11,7 @@ from visionattn.plugins import PKCAM, list_plugins, resolve_plugin
 SHAPES = {"channel": (2, 16, 1, 1), "rows": (2, 16, 7, 1), "columns": (2, 16, 1, 6)}
 
 
-# CSA's gates are those of a second input.
-@pytest.mark.parametrize(
-    "name", [name for name in list_plugins() if name != "csa" and hasattr(resolve_plugin(name)(16), "gates")]
-)
+@pytest.mark.parametrize("name", [name for name in list_plugins() if hasattr(resolve_plugin(name)(16), "gates")])
 def test_factors_make_the_output(name):
     block = fill(resolve_plugin(name)(16))
     x = torch.randn(2, 16, 7, 6)

@@ -57,8 +57,8 @@ def test_golden_class_semantics():
     module.load_state_dict(golden.state_dict)
     x = golden.input.double().requires_grad_()
     parts = x.split((32, 20), dim=1)
-    out, (channel, position) = module(*parts), module.gates(parts[1])
-    for number, actual in enumerate((out, channel.flatten(1), position)):
+    out, gates = module(*parts), module.gates(*parts)
+    for number, actual in enumerate((out, gates["channel"].flatten(1), gates["spatial"])):
         assert relative_error(actual, golden.arrays[f"out_{number}"]) < 1e-5
     seed = golden.meta["input_seed"]
     (gradient,) = torch.autograd.grad((out * normal(seed + 1, out.shape)).sum(), x)

@@ -69,10 +69,12 @@ class ClassSemanticAttention(nn.Module):
             if not isinstance(layer, nn.ReLU):
                 layer.reset_parameters()
 
-    def gates(self, semantics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The factors of channels and positions. `(B, R, h, w) -> (B, C, 1, 1), (B, 1, h, w)`."""
+    def gates(self, x: torch.Tensor, semantics: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """The factors of channels `(B, C, 1, 1)`, positions `(B, 1, H, W)`, and their sum, `gate`. Inputs as forward."""
+        semantics = self._semantics(x, semantics)
         channel = self.channel(semantics.mean(tuple(range(2, semantics.ndim)))).sigmoid()
-        return channel.reshape(*channel.shape, *(1,) * self.dims), self.position(semantics).sigmoid()
+        channel, spatial = channel.reshape(*channel.shape, *(1,) * self.dims), self.position(semantics).sigmoid()
+        return {"channel": channel, "spatial": spatial, "gate": channel + spatial}
 
     def forward(self, x: torch.Tensor, semantics: torch.Tensor | None = None) -> torch.Tensor:
         """Scales a map.
@@ -86,6 +88,10 @@ class ClassSemanticAttention(nn.Module):
             ValueError: If the semantics are missing where they have another width, or are of another shape or not
                 finite.
         """
+        return x * self.gates(x, semantics)["gate"].to(x.dtype)
+
+    def _semantics(self, x: torch.Tensor, semantics: torch.Tensor | None) -> torch.Tensor:
+        """The features that decide, in the map's size and type."""
         if semantics is None and self.cond_channels == self.channels:
             semantics = x
         elif semantics is not None or self.cond_channels != self.channels:
@@ -93,8 +99,7 @@ class ClassSemanticAttention(nn.Module):
         assert semantics is not None
         if semantics.shape[2:] != x.shape[2:]:
             semantics = F.interpolate(semantics, x.shape[2:], mode="linear" if self.dims == 1 else "bilinear")
-        channel, position = self.gates(semantics.to(x.dtype))
-        return x * (channel + position).to(x.dtype)
+        return semantics.to(x.dtype)
 
     def example_condition(self, x: torch.Tensor) -> torch.Tensor:
         """A condition of the shape that a map needs."""
