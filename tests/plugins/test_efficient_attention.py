@@ -27,12 +27,14 @@ def test_golden(name):
 @pytest.mark.parametrize("normalization", ["softmax", "scaling"])
 @pytest.mark.parametrize(("heads", "residual"), [(1, True), (4, False)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_all_gradients_are_those_of_the_steps(normalization, heads, residual, layout):
+@pytest.mark.parametrize("size", [(7, 5), (2, 3)], ids=["folded", "unfolded"])
+def test_all_gradients_are_those_of_the_steps(normalization, heads, residual, layout, size):
     torch.manual_seed(0)
     arguments = {"head_count": heads, "residual": residual, "normalization": normalization, "value_channels": 12}
     module = EfficientAttention(20, key_channels=8, **arguments).double()
     naive = naive_of(module)
-    x = torch.randn(3, 20, 7, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    assert module._folds(size[0] * size[1]) == (size == (7, 5))
+    x = torch.randn(3, 20, *size, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     out, expected = module(x), naive(x)
     assert out.is_contiguous(memory_format=layout)
     weight = torch.randn_like(out)

@@ -3,8 +3,8 @@
 Official code: https://github.com/cmsflash/efficient-attention (MIT), efficient_attention.py.
 
 Differs from the official code in:
-- keys are summed over the positions before they are projected to values, and the reprojection is folded into that
-  summary, so neither values nor attention's output are ever made: the same numbers up to rounding;
+- where there are more positions than channels, keys are summed over them before they are projected to values, and the
+  reprojection is folded into that summary, so neither values nor attention's output are made: the same up to rounding;
 - widths that the heads do not divide are refused (the official code drops the channels left over);
 - the paper's other form, without softmaxes, and its single-head widths are arguments too.
 
@@ -100,6 +100,9 @@ class EfficientAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, axis = as_rows(x)
         keys, queries = self._keys(rows, axis), self._queries(rows, axis)
+        if not self._folds(rows.shape[3 - axis]):
+            out = self._unfolded(rows, axis, keys, queries).unflatten(3 - axis, x.shape[2:])
+            return out.movedim(2 * axis - 1, 1)
         # Products are taken in the order in which their results lie as the map does.
         if axis == 2:
             reader, bias = self._reader(keys.mT, rows)
@@ -127,6 +130,24 @@ class EfficientAttention(nn.Module):
         if self.normalization == "scaling":
             return queries
         return queries.unflatten(axis, (self.head_count, -1)).softmax(axis + 1).flatten(axis, axis + 1)
+
+    def _folds(self, count: int) -> bool:
+        """Whether `_reader` takes fewer multiplications than values and reprojection of so many positions."""
+        query, value = self.keys.out_channels, self.values.out_channels
+        mixed = query * value // self.head_count
+        return self.keys.in_channels * (mixed + count * (query - value)) <= count * mixed
+
+    def _unfolded(self, rows: torch.Tensor, axis: int, keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """The attended map, lying as `rows`, product by product: for maps of few positions and many channels."""
+        values = _pointwise(self.values, rows, axis)
+        keys, queries, values = (part.unflatten(axis, (self.head_count, -1)) for part in (keys, queries, values))
+        if axis == 2:
+            keys, queries, values = (part.transpose(1, 2) for part in (keys, queries, values))
+            out = (queries @ (keys.mT @ values)).transpose(1, 2).flatten(2)
+        else:
+            out = ((values @ keys.mT) @ queries).flatten(1, 2)
+        out = _pointwise(self.reprojection, out, axis)
+        return out + rows if self.residual else out
 
     def _reader(self, keys: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The output per unit of each query channel: `(B, key_channels, N), (B, N, C) -> (B, key_channels, C)`.
