@@ -70,7 +70,7 @@ class ClassSemanticAttention(nn.Module):
                 layer.reset_parameters()
 
     def gates(self, x: torch.Tensor, semantics: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """The factors of channels `(B, C, 1, 1)`, positions `(B, 1, H, W)`, and their sum, `gate`. Inputs as forward."""
+        """The factors of channels `(B, C, 1, 1)`, of positions `(B, 1, H, W)`, and their sum; inputs as forward."""
         semantics = self._semantics(x, semantics)
         channel = self.channel(semantics.mean(tuple(range(2, semantics.ndim)))).sigmoid()
         channel, spatial = channel.reshape(*channel.shape, *(1,) * self.dims), self.position(semantics).sigmoid()
