@@ -60,8 +60,12 @@ def test_the_condition_of_another_picture_is_another():
     ],
 )
 def test_the_table(tmp_path, right, verdict):
-    runs = [{"right": value, "shuffled": 30.0, "seconds": 2.0} for value in right]
+    runs = [{"right": value, "shuffled": 30.0, "epochs": 24, "scenes": 10_000, "seconds": 2.0} for value in right]
     text = conditions.write({"sentence": runs}, tmp_path / "conditions.md", "the command")
     assert (tmp_path / "conditions.md").read_text() == text and "    the command\n" in text
     row = next(line for line in text.splitlines() if line.startswith("| `sentence`"))
-    assert row.endswith(f"| {verdict} |") and f"({', '.join(f'{value:.1f}' for value in right)})" in row
+    assert (
+        "| 24 x 10,000 |" in row
+        and row.endswith(f"| {verdict} |")
+        and f"({', '.join(f'{value:.1f}' for value in right)})" in row
+    )
