@@ -138,7 +138,7 @@ def _plugin_case(name: str, shape: tuple[int, ...], layout: str, **kwargs: Any) 
 
 
 def _perturbed_plugin(card: Card, shape: tuple[int, ...]) -> nn.Module:
-    plugin = perturbed(card.constructor(shape[1]))
+    plugin: Any = perturbed(card.constructor(shape[1]))
     if not card.further_inputs:
         return plugin
     condition = plugin.example_condition(torch.empty(shape))

@@ -39,9 +39,11 @@ def literal(card: Card) -> Baseline | None:
     module = importlib.import_module(f"visionattn.reference.{card.reference}")
     if getattr(module, "LOOPS", False):
         return None
-    if card.further_inputs:
-        return lambda ours: FixedCondition(module.naive_of(ours.module), ours.condition)
-    return module.naive_of
+
+    def with_condition(ours: Any) -> nn.Module:
+        return FixedCondition(module.naive_of(ours.module), ours.condition)
+
+    return with_condition if card.further_inputs else module.naive_of
 
 
 def with_baseline_blocks(baseline: Baseline, cls: Any) -> Baseline:
