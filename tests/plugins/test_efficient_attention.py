@@ -27,7 +27,7 @@ def test_golden(name):
 @pytest.mark.parametrize("normalization", ["softmax", "scaling"])
 @pytest.mark.parametrize(("heads", "residual"), [(1, True), (4, False)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("size", [(7, 5), (2, 3)], ids=["folded", "unfolded"])
+@pytest.mark.parametrize("size", [(7, 5), (1, 2)], ids=["folded", "unfolded"])
 def test_all_gradients_are_those_of_the_steps(normalization, heads, residual, layout, size):
     torch.manual_seed(0)
     arguments = {"head_count": heads, "residual": residual, "normalization": normalization, "value_channels": 12}
