@@ -93,7 +93,8 @@ def counterfactual_saliency(
     """Where pictures would change to be of each of some classes: the second input of ACAT. `-> (B, 1, H, W)` in 0..1.
 
     For each class the magnitude of the change between both pictures of `counterfactual`, divided by its maximum; the
-    mean of all classes.
+    mean of all classes. Of the class that a picture is of already there is little to change, so that its map, scaled as
+    the others, is the noisier one.
 
     Args:
         model: As for `counterfactual`.
