@@ -27,6 +27,25 @@ def test_frames_come_in_order_with_their_time(clip):
     assert frame_count(clip) == 6 and frame_rate(clip) == 5
 
 
+def test_a_file_is_let_go_of(clip, monkeypatch):
+    """What stays open can't be removed on some systems."""
+    left = set()
+
+    class Counted(cv2.VideoCapture):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            left.add(self)
+
+        def release(self):
+            left.discard(self)
+            super().release()
+
+    monkeypatch.setattr("visionattn.inference.video.cv2.VideoCapture", Counted)
+    assert frame_rate(clip) == 5 and not left
+    assert frame_count(clip) == 6 and not left
+    assert len([frame.read() for frame in list_pictures(clip)]) == 6 and not left
+
+
 @pytest.mark.parametrize("kind", ["classifier", "detector", "segmentor"])
 def test_an_annotated_video_and_a_record_for_each_frame(kind, request, clip, tmp_path):
     predictor = request.getfixturevalue(kind)
