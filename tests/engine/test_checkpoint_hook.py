@@ -17,7 +17,7 @@ def run(tiny_config, tmp_path):
             tiny_config,
             tmp_path,
             train_cfg={"_delete_": True, "type": "IterBasedTrainLoop", "max_iters": 5, "val_interval": 3},
-            default_hooks__checkpoint={"type": "AtomicCheckpointHook", "by_epoch": False, **hook},
+            default_hooks__checkpoint={"type": "AtomicCheckpointHook", "by_epoch": False, "save_best": None, **hook},
             param_scheduler=[],
             custom_hooks=[],
             val_evaluator=METRIC,
