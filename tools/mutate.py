@@ -26,6 +26,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -72,6 +73,10 @@ def main() -> None:
             if one["outcome"] == "survived" and not equivalent(one):
                 one.update(outcome=None, whole=True)
     run(results, options)
+    if all(one["outcome"] for one in results["mutants"]):  # done: what only the next fault would have needed goes
+        for known in results["suites"].values():
+            known.pop("file", None), known.pop("reaching", None)
+        save(results, options.results)
     print(summary(results))
 
 
@@ -170,6 +175,8 @@ def run(results: dict, options: argparse.Namespace) -> None:
     waiting = [number for number, one in enumerate(results["mutants"]) if one["outcome"] is None]
     if not waiting:
         return
+    head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    results["revision"] = head.stdout.strip() or None
     preload()
     with tree() as copy:
         for number in waiting:
@@ -259,7 +266,7 @@ def measured(suite: Suite, copy: Path, results: dict, options: argparse.Namespac
     """
     digest = hashlib.sha256((ROOT / suite.file).read_bytes()).hexdigest()[:12]
     known = results["suites"].get(suite.name)
-    if known is None or known["file"] != digest:
+    if known is None or known.get("file") != digest:
         record = copy.parent / "reached"
         record.unlink(missing_ok=True)
         follower = Reached(copy, {one["path"] for one in results["mutants"]}, record)
@@ -361,7 +368,10 @@ def summary(results: dict) -> str:
     tried = dead + found["survived"]
     share = f"{100 * dead / tried:.1f} %" if tried else "none"
     parts = ", ".join(f"{number} {name}" for name, number in sorted(found.items()))
-    return f"{len(results['mutants'])} of {results['of']:,} possible (seed {results['seed']}): {parts}; {share} killed"
+    drawn = (
+        f"{len(results['mutants'])} of {results['of']:,} possible (seed {results['seed']}, {results.get('revision')})"
+    )
+    return f"{drawn}: {parts}; {share} killed"
 
 
 def report(results: dict) -> str:
