@@ -45,7 +45,7 @@ def test_up_to_three_are_shown_in_full(run_cli):
 
 @pytest.mark.parametrize("kind", ["plugin", "mixer", "head", "method", "tool"])
 def test_kinds_are_told_apart(kind, run_cli):
-    found = catalog.cards(kind)
+    found = [*catalog.cards(kind)]
     code, out, _ = run_cli("zoo", "--kind", kind)
     assert code == (0 if found else 2) and all(f" {card.name} " in out for card in found)
 
