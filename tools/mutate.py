@@ -264,7 +264,7 @@ def measured(suite: Suite, copy: Path, results: dict, options: argparse.Namespac
 
     Tests that fail, and those that do not run within the limit of time, are left out.
     """
-    digest = hashlib.sha256((ROOT / suite.file).read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256((copy / suite.file).read_bytes()).hexdigest()[:12]
     known = results["suites"].get(suite.name)
     if known is None or known.get("file") != digest:
         record = copy.parent / "reached"

@@ -32,6 +32,7 @@ def test_a_file_of_another_task_or_an_unknown_one_is_of_no_classifier():
         (["va_boat_swin_tiny", "va_boat_swin_small"], [0]),
         (["va_davit_tiny", "va_davit", "va_davit_small"], [0, 1, 2]),
         (["va_resnet18_bam", "va_resnet50_bam", "va_mobilenetv2_100_bam", "va_mobilenetv3_bam"], [0, 2, 3]),
+        (["va_resnet18_bam", "va_resnet50_bam", "va_mobilenetv2_bam"], [0, 2]),
     ],
 )
 def test_one_network_stands_for_those_of_other_sizes(names, hosts):
