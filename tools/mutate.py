@@ -56,6 +56,7 @@ DEFAULT_RESULTS = ROOT / "docs" / "results" / "mutation.json"
 
 def main() -> None:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; go on by --resume"))
     mutants = candidates(options.only)
     if options.list:
         print("\n".join(f"{m.path}:{m.line}  {m.operator:10} {m.before!r} -> {m.after!r}" for m in mutants))
@@ -303,16 +304,16 @@ def outcome(
     process = os.fork()
     if process == 0:
         _child(tests, copy, log, follower)
-    limit = begun + timeout
-    while True:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended or time.monotonic() > limit:
-            break
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process, signal.SIGKILL)  # also what the tests have started
-    if not ended:
-        os.waitpid(process, 0)
+    ended, status = 0, 0
+    try:
+        while not ended and time.monotonic() < begun + timeout:
+            time.sleep(0.05)
+            ended, status = os.waitpid(process, os.WNOHANG)
+    finally:  # also what the tests have started, and also where this is stopped itself
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process, signal.SIGKILL)
+        if not ended:
+            os.waitpid(process, 0)
     seconds = round(time.monotonic() - begun, 1)
     if not ended:
         return "timeout", None, seconds
@@ -326,6 +327,7 @@ def _child(tests: list[str], copy: Path, log: Path, follower: Reached | None) ->
     import pytest
 
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this was started in the background
     for stream, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
         os.dup2(os.open(log if stream else os.devnull, flags, 0o600), stream)
