@@ -158,7 +158,8 @@ def _changed(node: ast.AST) -> Iterator[tuple[str, ast.AST | str]]:
         yield "constant", repr(node.value * 2 if abs(node.value) >= 1000 else node.value + 1)
     elif isinstance(node, ast.Call):
         for number, keyword in enumerate(node.keywords):
-            if keyword.arg and keyword.arg not in _TEXTS and len(node.keywords) + len(node.args) > 1:
+            checked = keyword.arg == "strict" and ast.unparse(node.func) == "zip"  # the same where the lengths agree
+            if keyword.arg and keyword.arg not in _TEXTS and not checked and len(node.keywords) + len(node.args) > 1:
                 yield "keyword", _with(node, keywords=node.keywords[:number] + node.keywords[number + 1 :])
     elif isinstance(node, ast.Tuple | ast.List) and isinstance(node.ctx, ast.Load) and len(node.elts) > 1:
         for number in range(len(node.elts)):

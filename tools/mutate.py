@@ -2,17 +2,20 @@
 
     python tools/mutate.py                                 # a sample of 66, from the beginning
     python tools/mutate.py --resume --seconds 250          # go on with it, for about so long
-    python tools/mutate.py --resume --survivors            # run the survivors again, after tests were added
+    python tools/mutate.py --resume --survivors            # the survivors again, after tests were added
     python tools/mutate.py --only visionattn/ops/losses.py --count 20 --results /tmp/losses.json
     python tools/mutate.py --only visionattn/ops/losses.py --list       # what could be planted there; runs nothing
 
 The tree itself is never touched: all happens in a copy in the temporary folder, which goes when the command ends. The
-sample depends on --seed and on the code alone. Faults that lived once (`PINNED`) are always in it. The nearest tests of
-a file are those that bear its name, import it or name what it defines, then those of the modules that import it.
+sample depends on --seed and on the code alone. Faults that lived once (`PINNED`) are always in it. The nearest files of
+tests bear the name of the changed file, import it or name what it defines; then come those of the modules that import
+it, and the contracts of the mechanisms that use it. Each is run once without a fault, to see which tests fail
+anyway (they are left out) and which reach the changed line: those are run, the fastest first. --survivors runs whole
+files, since what tests do in other processes, or only once for all of them, is not seen.
 
 Read the result (--results, JSON) as: `killed` by a test, `timeout` (it hangs: killed, too), `survived`: look at it.
-Either a test is missing, or the change changes nothing; then write why into its `note` in the results, which makes it
-`equivalent` in the count. `--report` prints the table of docs/results/mutation.md.
+Either a test is missing, or the change changes nothing; then enter it into `EQUIVALENT` with the reason. `--report`
+prints the table of docs/results/mutation.md.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,9 +36,10 @@ from pathlib import Path
 
 from mutants import OPERATORS, Mutant, mutants_of
 from nearest_tests import Suite, nearest
+from reached import Reached, span
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("ops", "plugins", "mixers", "engine", "checkpoints", "inference", "cli")
+ROOMS = ("ops", "plugins", "mixers", "engine", "checkpoints")
 # Kernels need a GPU or minutes in an interpreter; what a command only prints in --help is text.
 LEFT_OUT = ("ops/triton/", "__init__.py", "__main__.py")
 # Lived until there was a test: path, text before, text after.
@@ -43,12 +48,15 @@ PINNED = (
     ("visionattn/ops/_dispatch.py", "4 * 2**20", "8 * 2**20"),
     ("visionattn/cli/predict.py", '("topk", "score") if (value', '("topk",) if (value'),
 )
+# Change nothing that could be seen: path, text before, text after, and why.
+EQUIVALENT: dict[tuple[str, str, str], str] = {}
 PRELOADED = ("pytest", "xdist", "numpy", "torch", "torchvision", "timm", "cv2", "albumentations", "mmengine.runner")
 DEFAULT_RESULTS = ROOT / "docs" / "results" / "mutation.json"
 
 
 def main() -> None:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; go on by --resume"))
     mutants = candidates(options.only)
     if options.list:
         print("\n".join(f"{m.path}:{m.line}  {m.operator:10} {m.before!r} -> {m.after!r}" for m in mutants))
@@ -63,10 +71,13 @@ def main() -> None:
         save(results, options.results)
     if options.survivors:
         for one in results["mutants"]:
-            if one["outcome"] == "survived" and not one["note"]:
-                one["outcome"] = None
-        results["suites"] = {}
+            if one["outcome"] == "survived" and not equivalent(one):
+                one.update(outcome=None, whole=True)
     run(results, options)
+    if all(one["outcome"] for one in results["mutants"]):  # done: what only the next fault would have needed goes
+        for known in results["suites"].values():
+            known.pop("file", None), known.pop("reaching", None)
+        save(results, options.results)
     print(summary(results))
 
 
@@ -83,12 +94,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", metavar="PATH", help="a file or a folder of the package, relative to the root")
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="JSON (default: docs/results/...)")
     parser.add_argument("--resume", action="store_true", help="go on with the sample in the results")
-    parser.add_argument("--survivors", action="store_true", help="with --resume: run unexplained survivors again")
+    parser.add_argument("--survivors", action="store_true", help="with --resume: against whole files of tests")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no other fault after so long")
     parser.add_argument(
-        "--timeout", type=float, default=120, help="leave out files of tests that take longer, in seconds"
+        "--timeout",
+        type=float,
+        default=120,
+        help="leave out what a file of tests has not run within so many seconds",
     )
-    parser.add_argument("--nearest", type=int, default=2, help="how many files of tests at most (default: 2)")
+    parser.add_argument("--nearest", type=int, default=6, help="how many files of tests at most (default: 6)")
     parser.add_argument("--list", action="store_true", help="show what could be planted, and run nothing")
     parser.add_argument("--report", action="store_true", help="print the results as a table, and run nothing")
     return parser.parse_args()
@@ -153,37 +167,63 @@ def sample(mutants: list[Mutant], options: argparse.Namespace, first: list[Mutan
 
 def entry(mutant: Mutant) -> dict:
     fields = {name: getattr(mutant, name) for name in ("path", "line", "start", "operator", "before", "after")}
-    return {**fields, "outcome": None, "by": None, "seconds": None, "note": ""}
+    return {**fields, "outcome": None, "by": None, "seconds": None, "whole": False}
 
 
 def run(results: dict, options: argparse.Namespace) -> None:
     """Plants what has no outcome yet."""
-    begun = time.monotonic()
-    waiting = [one for one in results["mutants"] if one["outcome"] is None]
+    end = time.monotonic() + options.seconds
+    waiting = [number for number, one in enumerate(results["mutants"]) if one["outcome"] is None]
     if not waiting:
         return
+    head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    results["revision"] = head.stdout.strip() or None
     preload()
     with tree() as copy:
-        for one in waiting:
-            if time.monotonic() - begun > options.seconds:
-                break
-            suites = nearest(one["path"], ROOT, options.nearest)
-            usable = [suite for suite in suites if passes(suite, copy, results, options)]
-            # One that is only slow is not taken for hanging.
-            limit = 20 + 3 * sum(results["suites"][suite.name]["seconds"] for suite in usable)
-            file = copy / one["path"]
-            source = file.read_text(encoding="utf-8")
-            mutant = found_again(one, source)
-            if mutant is None:
-                one["outcome"] = "gone"
-                continue
-            file.write_text(mutant.apply(source), encoding="utf-8")
-            one["outcome"], one["by"], one["seconds"] = outcome(usable, copy, limit)
-            file.write_text(source, encoding="utf-8")
+        for number in waiting:
+            one = results["mutants"][number]
+            one["outcome"], one["by"], one["seconds"] = tried(number, copy, results, options, end)
             save(results, options.results)
+            if one["outcome"] is None:
+                break
             print(
                 f"{one['outcome']:9} {one['seconds']:5.1f} s  {one['path']}:{one['line']} {one['operator']}", flush=True
             )
+
+
+def tried(
+    number: int, copy: Path, results: dict, options: argparse.Namespace, end: float
+) -> tuple[str | None, str | None, float]:
+    """Plants one fault and runs the nearest tests that reach it: what came of it, by which test, in how many seconds.
+
+    No outcome means that the time was over.
+    """
+    one = results["mutants"][number]
+    file = copy / one["path"]
+    source = file.read_text(encoding="utf-8")
+    mutant = found_again(one, source)
+    if mutant is None:
+        return "gone", None, 0.0
+    one["line"], one["start"] = mutant.line, mutant.start
+    total, reached = 0.0, False
+    for suite in nearest(one["path"], ROOT, options.nearest):
+        if time.monotonic() > end:
+            return None, None, 0.0
+        known = measured(suite, copy, results, options)
+        whole = one["whole"] or span(source, mutant.start) is None
+        tests = known["reaching"].get(str(number), [])
+        if whole and known["passing"]:
+            tests = [*suite.arguments, *(part for test in known["failing"] for part in ("--deselect", test))]
+        if tests:
+            reached = True
+            file.write_text(mutant.apply(source), encoding="utf-8")
+            # One that is only slow is not taken for hanging.
+            found, by, seconds = outcome(tests, copy, 20 + 3 * known["seconds"])
+            file.write_text(source, encoding="utf-8")
+            total = round(total + seconds, 1)
+            if found != "survived":
+                return found, by, total
+    return "survived", None if reached else "none of the nearest tests runs it", total
 
 
 def found_again(one: dict, source: str) -> Mutant | None:
@@ -220,35 +260,60 @@ def tree():
         yield copy
 
 
-def passes(suite: Suite, copy: Path, results: dict, options: argparse.Namespace) -> bool:
-    """Whether a suite passes without a fault, in time; remembered while its file stays as it is."""
-    digest = hashlib.sha256((ROOT / suite.file).read_bytes()).hexdigest()[:12]
+def measured(suite: Suite, copy: Path, results: dict, options: argparse.Namespace) -> dict:
+    """What a suite does without a fault, remembered while its file stays as it is.
+
+    Tests that fail, and those that do not run within the limit of time, are left out.
+    """
+    digest = hashlib.sha256((copy / suite.file).read_bytes()).hexdigest()[:12]
     known = results["suites"].get(suite.name)
-    if known is None or known["file"] != digest:
-        found, _, seconds = outcome([suite], copy, options.timeout)
-        known = {"file": digest, "seconds": seconds, "passes": found == "survived"}
+    if known is None or known.get("file") != digest:
+        record = copy.parent / "reached"
+        record.unlink(missing_ok=True)
+        follower = Reached(copy, {one["path"] for one in results["mutants"]}, record)
+        _, _, seconds = outcome(["--maxfail=0", *suite.arguments], copy, options.timeout, follower)
+        tests, shared = follower.read()
+        passing = sorted((test for test in tests if tests[test][0]), key=lambda test: tests[test][1])
+        spans = {}
+        for number, one in enumerate(results["mutants"]):
+            lines = span((copy / one["path"]).read_text(encoding="utf-8"), one["start"])
+            spans[str(number)] = {(one["path"], line) for line in lines or ()}
+        known = {
+            "file": digest,
+            "seconds": seconds,
+            "passing": len(passing),
+            "failing": [test for test in tests if not tests[test][0]],
+            "reaching": {
+                number: found
+                for number, lines in spans.items()
+                if (found := passing if lines & shared else [test for test in passing if lines & tests[test][2]])
+            },
+        }
         results["suites"][suite.name] = known
-        print(f"  {'passes' if known['passes'] else found + ' unchanged'} in {seconds:.1f} s: {suite.name}", flush=True)
+        left_out = f", {len(known['failing'])} fail unchanged" if known["failing"] else ""
+        print(f"  {len(passing)} pass in {seconds:.1f} s{left_out}: {suite.name}", flush=True)
         save(results, options.results)
-    return known["passes"]
+    return known
 
 
-def outcome(suites: list[Suite], copy: Path, timeout: float) -> tuple[str, str | None, float]:
-    """Runs suites until a test fails: what came of it, by which test, in how many seconds."""
+def outcome(
+    tests: list[str], copy: Path, timeout: float, follower: Reached | None = None
+) -> tuple[str, str | None, float]:
+    """Runs tests until one fails: what came of it, by which test, in how many seconds."""
     log, begun = copy.parent / "log", time.monotonic()
     process = os.fork()
     if process == 0:
-        _child(suites, copy, log)
-    limit = begun + timeout
-    while True:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended or time.monotonic() > limit:
-            break
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process, signal.SIGKILL)  # also what the tests have started
-    if not ended:
-        os.waitpid(process, 0)
+        _child(tests, copy, log, follower)
+    ended, status = 0, 0
+    try:
+        while not ended and time.monotonic() < begun + timeout:
+            time.sleep(0.05)
+            ended, status = os.waitpid(process, os.WNOHANG)
+    finally:  # also what the tests have started, and also where this is stopped itself
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process, signal.SIGKILL)
+        if not ended:
+            os.waitpid(process, 0)
     seconds = round(time.monotonic() - begun, 1)
     if not ended:
         return "timeout", None, seconds
@@ -258,10 +323,11 @@ def outcome(suites: list[Suite], copy: Path, timeout: float) -> tuple[str, str |
     return "killed", failed[0].split(" - ")[0].split(" ", 1)[1] if failed else "the process ended", seconds
 
 
-def _child(suites: list[Suite], copy: Path, log: Path) -> None:
+def _child(tests: list[str], copy: Path, log: Path, follower: Reached | None) -> None:
     import pytest
 
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this was started in the background
     for stream, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
         os.dup2(os.open(log if stream else os.devnull, flags, 0o600), stream)
@@ -272,9 +338,8 @@ def _child(suites: list[Suite], copy: Path, log: Path) -> None:
         sys.path[:] = [str(copy), *(p for p in sys.path if p not in ("", str(ROOT), str(ROOT / "tools")))]
         os.environ["PYTHONPATH"] = str(copy)
         fixed = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-rfE", f"--basetemp={copy.parent}/tmp"]
-        codes = (int(pytest.main([*fixed, *suite.arguments])) for suite in suites)
-        fine = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-        code = next((found for found in codes if found not in fine), 0)
+        found = pytest.main([*fixed, *tests], [follower] if follower else None)
+        code = 0 if found in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) else int(found)
     finally:
         os._exit(code)
 
@@ -287,10 +352,16 @@ def save(results: dict, path: Path) -> None:
 
 def counts(results: dict) -> Counter:
     """Outcomes, with explained survivors as `equivalent`."""
-    return Counter(
-        "equivalent" if one["outcome"] == "survived" and one["note"] else one["outcome"] or "waiting"
-        for one in results["mutants"]
-    )
+    return Counter(state(one) for one in results["mutants"])
+
+
+def state(one: dict) -> str:
+    return "equivalent" if one["outcome"] == "survived" and equivalent(one) else one["outcome"] or "waiting"
+
+
+def equivalent(one: dict) -> str:
+    """Why a fault changes nothing; empty for all others."""
+    return EQUIVALENT.get((one["path"], one["before"], one["after"]), "")
 
 
 def summary(results: dict) -> str:
@@ -299,17 +370,19 @@ def summary(results: dict) -> str:
     tried = dead + found["survived"]
     share = f"{100 * dead / tried:.1f} %" if tried else "none"
     parts = ", ".join(f"{number} {name}" for name, number in sorted(found.items()))
-    return f"{len(results['mutants'])} of {results['of']:,} possible (seed {results['seed']}): {parts}; {share} killed"
+    drawn = (
+        f"{len(results['mutants'])} of {results['of']:,} possible (seed {results['seed']}, {results.get('revision')})"
+    )
+    return f"{drawn}: {parts}; {share} killed"
 
 
 def report(results: dict) -> str:
     lines = [summary(results), "", "| place | kind | before | after | outcome | by |", "|---|---|---|---|---|---|"]
     for one in results["mutants"]:
-        state = "equivalent" if one["outcome"] == "survived" and one["note"] else one["outcome"]
         texts = (" ".join(one[name].split()).replace("|", "\\|") for name in ("before", "after"))
         before, after = (f"`{text if len(text) < 60 else text[:57] + '...'}`" for text in texts)
-        by = one["note"] or (one["by"] or "").replace("|", "\\|")
-        lines.append(f"| {one['path']}:{one['line']} | {one['operator']} | {before} | {after} | {state} | {by} |")
+        by = (equivalent(one) or one["by"] or "").replace("|", "\\|")
+        lines.append(f"| {one['path']}:{one['line']} | {one['operator']} | {before} | {after} | {state(one)} | {by} |")
     return "\n".join(lines)
 
 

@@ -8,9 +8,20 @@ from pathlib import Path
 
 __all__ = ["Suite", "nearest"]
 
-# Tests over every mechanism or network: only what bears the name of the module's folder or file.
-_TABLES = {"tests/contracts/test_mechanisms.py": ("plugins", "mixers")}
-_SLOWEST = ("tests/models/test_contracts.py", "tests/test_packing.py", "tests/ops/kernels/", "tests/faults/")
+# Tests over every mechanism: only those of so many that are the module or use it.
+_TABLES = ("tests/contracts/test_mechanisms.py",)
+_CARDS = ("tests/contracts/test_mechanism_cards.py", "tests/testing/test_generated.py")
+_MECHANISMS = ("plugins", "mixers")
+_ROWS = 2
+# Minutes over everything: networks, printed commands, the way from data to predictions.
+_SLOWEST = (
+    "tests/models/test_contracts.py",
+    "tests/test_packing.py",
+    "tests/test_printed_commands.py",
+    "tests/cli/test_whole_road.py",
+    "tests/ops/kernels/",
+    "tests/faults/",
+)
 
 
 @dataclass(frozen=True)
@@ -37,20 +48,29 @@ def nearest(path: str, root: Path, count: int) -> list[Suite]:
         root: Of the tree.
         count: How many at most.
     """
-    parts = Path(path).with_suffix("").parts
     points: dict[str, float] = {}
-    above = [(path, 1.0), *((user, 0.3) for user in users(root).get(".".join(parts), ()))]
+    direct = users(root).get(dotted(path), [])
+    further = [user for module in direct for user in users(root).get(dotted(module), ())]
+    above = [(path, 1.0), *((user, 0.3) for user in direct), *((user, 0.1) for user in further)]
     for module, weight in above:
         for file, score in scores(module, root).items():
             points[file] = max(points.get(file, 0), weight * score)
     ranked = sorted((file for file in points if points[file] > 0), key=lambda file: (-points[file], file))[:count]
-    tables = [Suite(file, parts[2]) for file, rooms in _TABLES.items() if parts[1] in rooms and parts[2][0] != "_"]
-    return [*(Suite(file) for file in ranked), *tables]
+    rows = [Path(module).stem for module in (path, *direct, *further) if Path(module).parts[1] in _MECHANISMS]
+    rows = list(dict.fromkeys(row for row in rows if row[0] != "_"))[:_ROWS]
+    tables = [Suite(file, " or ".join(rows)) for file in _TABLES if rows]
+    cards = [Suite(file) for file in _CARDS if Path(path).parts[1] in _MECHANISMS and Path(path).name[0] != "_"]
+    return [*(Suite(file) for file in ranked), *tables, *cards]
+
+
+def dotted(path: str) -> str:
+    """A module's path as imports name it."""
+    return ".".join(Path(path).with_suffix("").parts)
 
 
 def scores(path: str, root: Path) -> dict[str, float]:
     """How near each file of tests is to a module."""
-    parts = Path(path).with_suffix("").parts
+    parts = dotted(path).split(".")
     stem, room = parts[-1].strip("_"), parts[1]
     defined = public_names(root / path)
     found = {}
@@ -58,14 +78,14 @@ def scores(path: str, root: Path) -> dict[str, float]:
         points = 0.0
         if re.search(rf"(^|_){stem}(_|$)", Path(file).stem.removeprefix("test_")):
             points += 10
-        if ".".join(parts) in imported:
+        if dotted(path) in imported:
             points += 6
         if room == "cli":  # a command is called by its name
             calls = len(re.findall(rf"""["']{stem.replace("_", "-")}["']""", text))
             points += (6 if calls else 0) + min(calls, 10) / 2
         names = [name for name in defined if name in imported or re.search(rf"\b{name}\b", text)]
         points += 3 * min(len(names), 3)
-        if points and Path(file).parts[1] == room:
+        if Path(file).parts[1] == room and (points or re.search(rf"\b{stem}s?\b", text)):
             points += 4
         if points:
             found[file] = points

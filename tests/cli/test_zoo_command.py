@@ -1,5 +1,8 @@
 """`visionattn zoo`: mechanisms as a table, and a few of them in full."""
 
+from dataclasses import replace
+
+import pytest
 import timm
 
 from visionattn import catalog
@@ -31,6 +34,32 @@ def test_says_what_there_is_if_nothing_is_found(run_cli):
     )
     code, _, error = run_cli("zoo", "--kind", "tool")
     assert code == 2 and "there are: none of this kind" in error
+
+
+def test_up_to_three_are_shown_in_full(run_cli):
+    words = [card.name for card in catalog.cards()] + [word for card in catalog.cards() for word in card.title.split()]
+    three, four = (next(word for word in words if len(catalog.find(word)) == count) for count in (3, 4))
+    assert run_cli("zoo", three)[1].count("\n  place ") == 3
+    assert run_cli("zoo", four)[1].count("\n  place ") == 0
+
+
+@pytest.mark.parametrize("kind", ["plugin", "mixer", "head", "method", "tool"])
+def test_kinds_are_told_apart(kind, run_cli):
+    found = [*catalog.cards(kind)]
+    code, out, _ = run_cli("zoo", "--kind", kind)
+    assert code == (0 if found else 2) and all(f" {card.name} " in out for card in found)
+
+
+def test_attaches_only_what_stands_alone(run_cli):
+    assert not catalog.find("acat", "plugin")[0].standalone
+    code, out, _ = run_cli("zoo", "acat", "--kind", "plugin")
+    assert code == 0 and "class     visionattn.plugins." in out and "attach(" not in out
+
+
+def test_square_brackets_are_no_markup(run_cli, monkeypatch):
+    card = replace(catalog.find("simam")[0], placement="after [b]each[/b] block")
+    monkeypatch.setattr(catalog, "find", lambda text, kind: [card])
+    assert "place     after [b]each[/b] block\n" in run_cli("zoo", "simam")[1]
 
 
 def test_every_network_is_of_a_mechanism_or_a_baseline():

@@ -217,6 +217,20 @@ def test_wrong_arguments(arguments, message, tmp_path):
         export_network(NAMES["classification"], **{"format": "pt2", "out": tmp_path / "a.pt2", **arguments})
 
 
+def test_numbers_are_compared_by_the_largest():
+    expected = [torch.tensor([100.0, 0.0]), torch.tensor([1.0])]
+
+    def result(*changes, dtype=torch.float32):
+        found = [value + change for value, change in zip(expected, changes, strict=True)]
+        return compare(found, expected, ["logits", "extra"], dtype, 32)
+
+    assert result(0, 0.09).agrees and not result(0, 0.11).agrees  # a thousandth of 100
+    assert result(0, 0.09).text.startswith("largest difference 9.0e-02, 9.0e-04 of the largest output (tolerance 1e-03")
+    assert result(0, 4.9, dtype=torch.float16).agrees and not result(5.1, 0, dtype=torch.float16).agrees
+    assert not result(torch.nan, 0).agrees
+    assert not compare(expected[:1], expected, ["logits", "extra"], torch.float32, 32).agrees
+
+
 def test_objects_are_compared_one_by_one():
     boxes = torch.tensor([[[0.0, 0, 9, 9], [0, 0, 9, 9], [20, 20, 30, 30]]])
     objects = {

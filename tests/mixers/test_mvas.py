@@ -55,9 +55,9 @@ def test_a_view_does_not_see_itself():
     assert all((table[:, view] // 4 != view).all() for view in range(3))
 
 
-@pytest.mark.parametrize("proj", [False, True])
-def test_keys_may_be_others_than_what_asks(proj):
-    mixer = MultiViewWindowAttention(8, num_heads=2, n_win=2, topk=3, proj=proj)
+@pytest.mark.parametrize("given", [{}, {"proj": True}, {"proj": True, "qkv_bias": False}], ids=str)
+def test_keys_may_be_others_than_what_asks(given):
+    mixer = MultiViewWindowAttention(8, num_heads=2, n_win=2, topk=3, **given)
     x, position = torch.randn(2, 2, 4, 4, 8), torch.randn(4, 4, 8)
     torch.testing.assert_close(mixer(x, x), mixer(x))
     assert not torch.allclose(mixer(x + position, x), mixer(x))

@@ -1,5 +1,7 @@
 """Rank-augmented linear attention against the official code's recorded outputs and gradients."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -51,6 +53,15 @@ def test_passes_by_hand_are_the_formula(shape):
         results.append((out, *torch.autograd.grad(out, inputs, weight)))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_results_fit_where_they_are_written():
+    """PyTorch warns of a result that it has to give another shape, and will refuse it one day."""
+    inputs = [torch.randn(3, 6, 8, requires_grad=True) for _ in range(3)]
+    tables = rotation_tables((2, 3), 4, like=inputs[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rank_augmented_attention(*inputs, *tables, num_heads=2).sum().backward()
 
 
 def test_second_derivatives():

@@ -83,6 +83,14 @@ def test_every_head_has_its_own_levels():
     assert (seen.sum((0, 2, 3)).diff() > 0).all() and (seen[:, 0].sum(-1) == 1).all()
 
 
+@pytest.mark.parametrize("name", ["topk", "cdf", "sim_threshold"])
+def test_levels_are_one_or_as_many_as_heads(name):
+    for levels in (0.5, (0.5,), (0.1, 0.5, 0.9)):
+        BlockMap(**{name: levels}).check_heads(3)
+    with pytest.raises(ValueError, match=rf"{name} must be one number or 3, one for each head, got \(0.1, 0.5\)"):
+        BlockMap(**{name: (0.1, 0.5)}).check_heads(3)
+
+
 def test_doubtful_blocks_are_never_left_out():
     torch.manual_seed(0)
     alike = torch.randn(8, 8).repeat_interleave(8, 0)

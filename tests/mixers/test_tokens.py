@@ -41,6 +41,14 @@ def test_mixes_tokens_as_the_map(card):
     torch.testing.assert_close(Tokens(mixer)(square), mixer(square.unflatten(1, (6, 6))).flatten(1, 2))
 
 
+@torch.no_grad()
+def test_a_grid_may_be_one_row():
+    mixer = SoftmaxAttention(24, num_heads=3).eval()
+    for grid in ((1, 9), (9, 1), (1, 1)):
+        x = tokens(grid[0] * grid[1])
+        torch.testing.assert_close(Tokens(mixer, grid)(x), mixer(x.unflatten(1, grid)).flatten(1, 2))
+
+
 @every_mixer
 @torch.no_grad()
 def test_extra_tokens_are_mixed_by_global_mixers_and_kept_by_others(card):

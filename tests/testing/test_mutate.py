@@ -1,7 +1,10 @@
-"""The faults that `tools/mutate.py` plants, how it samples them, and which tests it takes for the nearest."""
+"""The faults that `tools/mutate.py` plants, how it samples them, and which tests it runs against them."""
 
 import argparse
 import importlib
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,6 +90,67 @@ def test_a_fault_is_found_again_where_lines_have_moved(tool):
     assert tool("mutate").found_again(fields, "x = 1\n") is None
 
 
+def test_what_changes_nothing_is_in_the_code(tool):
+    """Where the code has moved, `EQUIVALENT` is to be adapted."""
+    for (path, before, _), reason in tool("mutate").EQUIVALENT.items():
+        assert before in (ROOT / path).read_text() and reason
+
+
+def test_zips_may_lose_their_check_of_lengths(tool):
+    found = tool("mutants").mutants_of("a.py", "zip(a, b, strict=True)\nf(a, strict=True)\n")
+    assert [m.after for m in found if m.operator == "keyword"] == ["f(a)"]
+
+
+LINES = """N = 1
+class A:
+    m = 2
+    def f(self, a=3,
+          b=4):
+        if a > 5:
+            return [
+                6,
+            ]
+        return b
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [("1", None), ("2", None), ("3,", [6, 7, 8, 9, 10]), ("4)", [6, 7, 8, 9, 10]), ("5:", [6]), ("6,", [7, 8, 9])],
+)
+def test_lines_of_which_one_must_run(tool, text, lines):
+    found = tool("reached").span(LINES, LINES.index(text))
+    assert (found and [*found]) == lines
+
+
+def test_lines_that_each_test_runs(tmp_path):
+    """Fixtures of a whole module count for all; a test that fails is told apart."""
+    (tmp_path / "code_of.py").write_text(
+        "def f(x):\n    if x:\n        return 1\n    return 2\ndef g():\n    return 3\n"
+    )
+    (tmp_path / "test_it.py").write_text(
+        "import code_of, pytest\n"
+        "@pytest.fixture(scope='module', autouse=True)\n"
+        "def shared(): code_of.g()\n"
+        "def test_one(): assert code_of.f(1) == 1\n"
+        "def test_two(): assert code_of.f(0) == 1\n"
+    )
+    script = (
+        "import sys, pytest, json; from pathlib import Path; from reached import Reached\n"
+        "follower = Reached(Path.cwd(), {'code_of.py'}, Path('record'))\n"
+        "pytest.main(['-q', '-p', 'no:cacheprovider', 'test_it.py'], [follower])\n"
+        "tests, shared = follower.read()\n"
+        "seen = {t.split('::')[1]: (ok, sorted(n for _, n in lines)) for t, (ok, _, lines) in tests.items()}\n"
+        "print('\\n' + json.dumps([seen, sorted(n for _, n in shared)]))\n"
+    )
+    path = f"{ROOT / 'tools'}{os.pathsep}{tmp_path}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True
+    )
+    seen, shared = json.loads(done.stdout.splitlines()[-1])
+    assert seen == {"test_one": [True, [1, 2, 3]], "test_two": [False, [1, 2, 4]]} and shared == [5, 6]
+
+
 @pytest.mark.parametrize(
     ("module", "suite"),
     [
@@ -96,6 +160,10 @@ def test_a_fault_is_found_again_where_lines_have_moved(tool):
         ("cli/predict.py", "tests/inference/test_command.py"),
         ("plugins/bam.py", "tests/contracts/test_mechanisms.py -k bam"),
         ("plugins/bam.py", "tests/plugins/test_bam.py"),
+        ("plugins/bam.py", "tests/testing/test_generated.py"),
+        ("ops/gated_scan.py", "tests/contracts/test_mechanisms.py -k regla"),
+        ("engine/checkpoint.py", "tests/engine/test_checkpoint_hook.py"),
+        ("checkpoints/layout.py", "tests/checkpoints/test_layout.py"),
     ],
 )
 def test_nearest(tool, module, suite):
