@@ -36,6 +36,13 @@ def test_agrees_with_the_formulas_on_any_shape(mode, size):
         torch.testing.assert_close(ours, naive, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("mode", ["product", "sum"])
+def test_gates_are_what_the_map_is_multiplied_by(mode):
+    torch.manual_seed(0)
+    module, x = BAM(32, mode=mode).eval(), torch.randn(2, 32, 5, 6)
+    torch.testing.assert_close(x * module.gates(x)["gate"], module(x))
+
+
 def test_starts_as_the_official_network_does():
     module = BAM(256)
     assert all(not p.any() for name, p in module.named_parameters() if name.endswith("bias"))
