@@ -2,7 +2,8 @@
 # # Compare plug-ins
 #
 # The same narrow ResNet with several plug-ins, without one first, trained by one recipe: what each costs, and how it
-# learns. Differences of a few images are noise: `visionattn compare` trains with several seeds and tests for significance.
+# learns. Differences of a few images are noise: `visionattn compare` trains with several seeds and tests for
+# significance.
 
 # %%
 import time

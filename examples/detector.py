@@ -33,8 +33,8 @@ picture.save("detections.png")
 picture
 
 # %% [markdown]
-# Training one is one command, `visionattn train quickstart-detection`. The detector itself is a module: any network of timm
-# or ours as backbone, a plug-in in it if you like, one of torchvision's detectors on top.
+# Training one is one command, `visionattn train quickstart-detection`. The detector itself is a module: any network of
+# timm or ours as backbone, a plug-in in it if you like, one of torchvision's detectors on top.
 
 # %%
 detector = Detector(

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Where does it look?
 #
-# Gates of a CNN with CBAM and the attention of a transformer of windows, both trained on handwritten digits; their weights
-# travel with the package.
+# Gates of a CNN with CBAM and the attention of a transformer of windows, both trained on handwritten digits; their
+# weights travel with the package.
 
 # %%
 import timm

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Export
 #
-# A trained network as `torch.export`'s pt2 and as ONNX. Each file is run and compared with the network before it is kept;
-# classes, mean and size travel in it.
+# A trained network as `torch.export`'s pt2 and as ONNX. Each file is run and compared with the network before it is
+# kept; classes, mean and size travel in it.
 
 # %%
 import numpy as np

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # A segmentor
 #
-# DeepLabV3+ over a narrow ResNet with CBAM, trained on scenes of handwritten digits; its weights travel with the package.
+# DeepLabV3+ over a narrow ResNet with CBAM, trained on scenes of handwritten digits; its weights travel with the
+# package.
 
 # %%
 import numpy as np
@@ -28,15 +29,14 @@ print(f"{np.mean(right):.1%} of the pixels are of the right class")
 
 # %%
 labels = [text for number in range(4) for text in (f"scene {number}", "its classes")]
-picture = Image.fromarray(
-    draw.grid([np.asarray(Image.fromarray(d).resize((192, 192))) for d in drawn[:8]], labels, columns=4)
-)
+enlarged = [np.asarray(Image.fromarray(part).resize((192, 192))) for part in drawn[:8]]
+picture = Image.fromarray(draw.grid(enlarged, labels, columns=4))
 picture.save("masks.png")
 picture
 
 # %% [markdown]
-# Training one is one command, `visionattn train quickstart-segmentation`. The segmentor itself is a module: any network of
-# timm or ours as backbone, a mixer in the place of its attention if you like, a decoder on top.
+# Training one is one command, `visionattn train quickstart-segmentation`. The segmentor itself is a module: any network
+# of timm or ours as backbone, a mixer in the place of its attention if you like, a decoder on top.
 
 # %%
 segmentor = Segmentor(

@@ -53,9 +53,8 @@ def test_script_runs(name, tmp_path, monkeypatch):
 def test_notebooks_are_fresh(name):
     cells = notebooks.read_script((notebooks.FOLDER / f"{name}.py").read_text())
     book = json.loads((notebooks.FOLDER / f"{name}.ipynb").read_text())
-    assert [(cell["cell_type"], "".join(cell["source"])) for cell in book["cells"]] == [
-        tuple(cell) for cell in cells
-    ], "stale: run `python -m visionattn.testing.notebooks`"
+    kept = [(cell["cell_type"], "".join(cell["source"])) for cell in book["cells"]]
+    assert kept == [tuple(cell) for cell in cells], "stale: run `python -m visionattn.testing.notebooks`"
     stored = [part for cell in book["cells"] for part in cell.get("outputs", ())]
     assert sum("data" in part for part in stored) == FILES[name]
     assert "<img alt=" in notebooks.example_page(notebooks.FOLDER / f"{name}.py")

@@ -1,11 +1,11 @@
 """Examples: scripts of cells that are notebooks and pages of the site at once.
 
-A script in `examples` is cut into cells by lines `# %%`, as editors and jupytext do; `# %% [markdown]` begins one of text.
+A script in `examples` is cut into cells by lines `# %%`, as editors and jupytext do; `# %% [markdown]` begins text.
 
     python -m visionattn.testing.notebooks
 
-runs the most visual ones and writes each as a notebook with its results beside it. Tests run every script, and hold that no
-notebook is stale.
+runs the most visual ones and writes each as a notebook with its results beside it. Tests run every script, and hold
+that no notebook is stale.
 """
 
 import argparse
