@@ -40,7 +40,7 @@ torch.manual_seed(0)
 vit = timm.create_model(
     "vit_tiny_patch16_224", img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=48, depth=4, num_heads=3
 )
-print(f"softmax attention {train(vit, 8):.1%}")
+print(f"softmax attention {train(vit, 16):.1%}")
 
 # %%
 visionattn.replace_attention(vit, "linear", blocks=[-2, -1])  # weights="keep": it takes over qkv and proj
@@ -48,11 +48,11 @@ print(vit.replaced)
 print(f"linear attention in two blocks, untrained {score(vit):.1%}")
 
 # %%
-print(f"after training it {train(vit, 2):.1%}")
+print(f"after training it {train(vit, 4):.1%}")
 
 # %% [markdown]
 # Mixers that have no place for softmax attention's projections start with weights of their own.
 
 # %%
 visionattn.replace_attention(vit, "pool", blocks=[0], weights="new")
-print(f"with a block of average pooling {train(vit, 2):.1%}")
+print(f"with a block of average pooling {train(vit, 4):.1%}")

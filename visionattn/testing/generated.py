@@ -56,7 +56,7 @@ def contents_table() -> str:
         f"| [networks](docs/networks.md) | {networks} in timm's registry: any size, `features_only`, compile, export |",
         f"| [weights](checkpoints/README.md) | {packaged} small ones travel with it; the authors' files load |",
         f"| [proof](docs/promises.md) | {fixtures} recorded results of official codes; contract tests of every block |",
-        "| [three tasks](docs/start/three-tasks.md) | classification, [detection, segmentation](docs/guides/dense.md) |",
+        "| [three tasks](docs/start/three-tasks.md) | classification, [boxes, masks](docs/guides/dense.md) |",
         "| [training](docs/guides/fine-tune.md) | configs, bit-exact resume, [many GPUs](docs/guides/distributed.md), "
         "[large data](docs/guides/scale.md), [logging](docs/guides/logging.md) |",
         "| [export](docs/guides/export.md) | ONNX and pt2, compared with the network before they are kept |",
