@@ -3,18 +3,27 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionattn.catalog import cards, module_of
 from visionattn.models.mechanisms import networks_of
-from visionattn.testing import evidence, pages
+from visionattn.testing import evidence, flow, pages
 from visionattn.testing.api_pages import api_pages
 
 ROOT = Path(__file__).parents[1]
 CARDS = list(cards())
+# Words of drawings -> PyTorch's operations that they are; a softmax may be written out.
+WORDS = {
+    "softmax": {"_softmax", "exp", "_scaled_dot_product_flash_attention_for_cpu"},
+    "sigmoid": {"sigmoid", "sigmoid_"},
+    "conv": {"convolution"},
+}
 # Pages whose Python runs as it is printed, each in a folder of its own; names of files make a block part of a config.
 GUIDES = [
     "faq.md",
@@ -61,6 +70,67 @@ def test_code_of_mechanisms_runs(card, capsys):
             assert capsys.readouterr().out.count("\n") > 1
 
 
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"{card.kind}-{card.name}")
+def test_drawing_shows_what_the_card_says(card):
+    tree = ElementTree.fromstring(pages.drawing(card))
+    words = [text.text for text in tree.iter("{http://www.w3.org/2000/svg}text")]
+    drawn = list(flow.steps(flow.parse_flow(card.flow)))
+    assert len(words) == sum(step.text != "." for step in drawn) + 2
+    left, top, width, height = map(float, tree.get("viewBox").split())
+    for x, y in re.findall(r"[ML](\S+) (\S+)", " ".join(path.get("d", "") for path in tree.iter())):
+        assert left <= float(x) <= width and top <= float(y) <= height
+    assert "currentColor" in tree.get("stroke"), "drawings take the colour of the page, dark or light"
+    # Inputs besides the map are those that the card names.
+    assert {step.label for step in drawn if step.text[0] == "<"} == set(card.further_inputs)
+    if card.standalone:
+        ends = {"plugin": "x (B, C, H, W)", "mixer": "x (B, H, W, C)", "frontend": "x (B, 3, H, W)"}
+        assert (words[0], words[-1]) == (ends[card.kind], "y, same shape")
+
+
+class Names(TorchDispatchMode):
+    """Notes which of PyTorch's operations run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "card", [card for card in CARDS if card.standalone and card.reference], ids=lambda card: f"{card.kind}-{card.name}"
+)
+def test_drawing_names_what_the_formula_computes(card):
+    """A drawing with a softmax, a sigmoid or a convolution is of a formula that runs one."""
+    channels = 3 if card.kind == "frontend" else 24
+    module = card.constructor(channels, **next(iter(card.cases.values()))).eval()
+    shape = (2, 16, 16, channels) if card.kind == "mixer" else (2, channels, 16, 16)
+    naive = import_module(f"visionattn.reference.{card.reference}").naive_of(module).eval()
+    with torch.no_grad(), Names() as run:
+        naive(torch.randn(shape))
+    for word, names in WORDS.items():
+        assert word not in card.flow or run.seen & names, f"the flow says {word}; the formula runs {sorted(run.seen)}"
+
+
+def test_flow_is_read_and_refused():
+    found = [step.text for step in flow.steps(flow.parse_flow("(. | mean -> sigmoid) -> * -> (<b> | {w}) -> +"))]
+    assert found == [".", "mean", "sigmoid", "*", "<b>", "{w}", "+"]
+    svg = flow.draw_flow("(. | <b>) -> *", "A & B", "x", "y")
+    assert "A &amp; B" in svg and svg.count("<circle") == 1 and svg.count("stroke-dasharray") == 1
+    for text, message in {
+        "": "a step is empty at the end",
+        "a -> ": "a step is empty at the end",
+        "(a | ) -> b": r"empty before '\)'",
+        "(a | b": "a bracket is not closed",
+        "(a) -> b": "one branch needs no brackets",
+        "a ) b": r"'\)' has nothing",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            flow.parse_flow(text)
+
+
 @pytest.fixture(scope="module")
 def made():
     return pages.mechanism_pages()
@@ -72,7 +142,7 @@ def test_every_mechanism_has_a_page_and_a_row(made):
     for card in CARDS:
         text = made[pages.path_of(card)]
         assert text.startswith(f"# {card.title}\n") and card.summary in text
-        assert {"## Use", "## Cost", "## Proof"} <= set(text.splitlines())
+        assert {"## Use", "## Cost", "## Proof"} <= set(text.splitlines()) and '<svg class="flow"' in text
         assert index.count(f"[`{card.name}`]({card.kind}s/{card.name}.md)") == 1
         assert ("## Formula" in text) == (card.reference is not None)
 

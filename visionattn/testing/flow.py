@@ -153,18 +153,18 @@ def _branches(tokens: list[str], text: str) -> tuple[_Branches, list[str]]:
             return _Branches(tuple(parts)), tokens
 
 
-def _draw(flow: _Series, left: float, middle: float, shapes: list[str]) -> tuple[list[float], list[float]]:
+def _draw(flow: _Series, left: float, middle: float, shapes: list[str]) -> tuple[list[tuple[float, bool]], list[float]]:
     """Adds the shapes of a series whose lines run at a height.
 
     Returns:
-        Where what comes in has to lead, and where what comes out stands: heights at the left and the right end.
+        Where what comes in has to lead, and whether as an arrow; where what comes out stands. Heights at both ends.
     """
-    entries: list[float] = []
+    entries: list[tuple[float, bool]] = []
     x, exits = left, [middle]
     for number, part in enumerate(flow.parts):
         width, height = part.size
         if isinstance(part, Step):
-            wanted = [] if part.is_source else [middle]
+            wanted = [] if part.is_source else [(middle, part.text != ".")]
             leaving = [middle]
             _add_step(part, x, middle, shapes)
         else:
@@ -175,14 +175,13 @@ def _draw(flow: _Series, left: float, middle: float, shapes: list[str]) -> tuple
                 indent = (width - own_width) / 2
                 into, out = _draw(branch, x + indent, top + row / 2, shapes)
                 # Lines lead past the narrower branches to the edges of the widest.
-                shapes += [_line(x, y, x + indent, y) for y in into if indent]
+                shapes += [_line(x, y, x + indent, y, arrow) for y, arrow in into if indent]
                 shapes += [_line(x + indent + own_width, y, x + width, y) for y in out if indent]
-                wanted += into
+                wanted += [(y, arrow and not indent) for y, arrow in into]
                 leaving += out
                 top += row + _ROW
         if number:
-            arrow = not (isinstance(part, Step) and part.text == ".")
-            shapes += [_line(x - _GAP, a, x, b, arrow) for a in exits for b in wanted]
+            shapes += [_line(x - _GAP, a, x, b, arrow) for a in exits for b, arrow in wanted]
         else:
             entries = wanted
         exits = leaving
