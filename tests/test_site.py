@@ -1,14 +1,18 @@
 """The documentation site: pages that follow from the cards, code on pages, the strict build."""
 
+import posixpath
 import re
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 import torch
+import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionattn.catalog import cards, module_of
@@ -27,6 +31,7 @@ WORDS = {
 # Pages whose Python runs as it is printed, each in a folder of its own; names of files make a block part of a config.
 GUIDES = [
     "faq.md",
+    "start/four-ways.md",
     "start/three-tasks.md",
     *(f"guides/{path.name}" for path in (ROOT / "docs" / "guides").glob("*.md")),
 ]
@@ -131,9 +136,97 @@ def test_flow_is_read_and_refused():
             flow.parse_flow(text)
 
 
+class Config(dict):
+    """What hooks see of mkdocs' config."""
+
+    nav: list
+
+
 @pytest.fixture(scope="module")
-def made():
-    return pages.mechanism_pages()
+def site():
+    """The hooks of the build, which run without mkdocs, the navigation that they fill and the pages that they make."""
+    spec = spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
+    hooks = module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    config = Config()
+    config.nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    hooks.on_config(config)
+    return hooks, config
+
+
+@pytest.fixture(scope="module")
+def made(site):
+    return {path: text for path, text in site[1]["made"].items() if path.startswith("mechanisms/")}
+
+
+def leaves(nav):
+    for entry in nav:
+        if isinstance(entry, str):
+            yield entry
+        elif isinstance(entry, list):
+            yield from leaves(entry)
+        else:
+            yield from leaves(entry.values())
+
+
+def anchors(markdown):
+    """Of headings, as mkdocs makes them, and of what a page marks by hand."""
+    text = re.sub(r"^```.*?^```$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        yield re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", re.sub(r"[`*]|\]\(.*?\)", "", heading)).strip().lower())
+    yield from re.findall(r'id="([^"]+)"', text)
+
+
+def test_navigation_and_links_lead_somewhere(site):
+    """What the strict build would find, without it: pages of the navigation, sections put in, links, anchors."""
+    hooks, config = site
+    docs = ROOT / "docs"
+    sources = {str(path.relative_to(docs)): path.read_text() for path in docs.rglob("*.md")}
+    sources |= {page: (ROOT / source).read_text() for source, page in hooks.PAGES.items()} | config["made"]
+    files = SimpleNamespace(get_file_from_path=sources.get)
+    pages = {}
+    for path, text in sources.items():
+        page = SimpleNamespace(file=SimpleNamespace(src_uri=path))
+        pages[path] = hooks.on_page_markdown(text, page, config, files)
+    listed = list(leaves(config.nav))
+    assert len(listed) == len(set(listed)) and set(listed) == set(pages), set(listed) ^ set(pages)
+    checked = 0
+    for path, text in pages.items():
+        assert "<!-- include:" not in text, path
+        bare = re.sub(r"^ *```.*?^ *```$|`[^`]*`(?!\])", "", text, flags=re.DOTALL | re.MULTILINE)
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", bare):
+            if re.match(r"[a-z]+:", target):
+                continue
+            at = posixpath.normpath(posixpath.join(posixpath.dirname(path), target)) if target else path
+            assert at in pages or (docs / at).is_file(), f"{path} links to {target}"
+            checked += 1
+            if anchor and at.startswith("api/"):
+                module = anchor.rpartition(".")[0]
+                assert f"::: {module}\n" in pages[at] or f"::: {anchor}\n" in pages[at], f"{path}: {target}#{anchor}"
+            elif anchor:
+                assert anchor in set(anchors(pages[at])), f"{path} links to {target}#{anchor}"
+    assert checked > 200
+
+
+def test_every_block_of_python_is_run_somewhere():
+    """Pages with code are those whose code this file runs, and two that other files run."""
+    docs = ROOT / "docs"
+    shown = {str(path.relative_to(docs)) for path in docs.rglob("*.md") if "```python" in path.read_text()}
+    assert shown - set(GUIDES) == {"attach.md", "extending.md"}
+    others = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path.name != "test_site.py"]
+    assert all(any(page in text for text in others) for page in ("attach.md", "extending.md"))
+
+
+def test_newcomers_walk(tmp_path, monkeypatch, capsys):
+    """The code of README, which is the site's first page, from top to bottom in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(blocks) == 3 and "EfficientLocalAttention" in str(names["model"].attached)
+    assert "LinearAttention" in capsys.readouterr().out
+    assert names["heat"].shape == (1, 14, 14) and names["logits"].shape == (1, 1000)
 
 
 def test_every_mechanism_has_a_page_and_a_row(made):
