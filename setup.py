@@ -45,12 +45,15 @@ EXPLAIN = [*TRAIN, "grad-cam>=1.5.5"]
 HUB = ["huggingface_hub>=0.34"]
 # Hugging Face's data sets, for `ImageReader`.
 LARGE = [*TRAIN, "datasets>=4"]
+# Where runs can be logged to besides files.
+TRACKERS = ["wandb>=0.19", "mlflow>=3"]
 EXTRAS = {
     "train": TRAIN,
     "explain": EXPLAIN,
     "export": [*TRAIN, *EXPORT],
     "hub": HUB,
     "large": LARGE,
+    "trackers": [*TRAIN, *TRACKERS],
     "docs": DOCS,
     "all": [*EXPLAIN, *EXPORT],
     "test": [

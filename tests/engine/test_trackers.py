@@ -118,4 +118,4 @@ def test_a_missing_package_is_named(title, package, run_cli, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "config.py").write_text(BLOCKS[title])
     code, _, error = run_cli("train", "config.py", "--work-dir", "run", "--cfg-options", *SHORT)
-    assert code == 2 and f"pip install {package}" in error
+    assert code == 2 and f"needs {package}, which is not installed" in error

@@ -25,7 +25,7 @@ class ImageReader(LabelledImages):
         reader: What holds the pictures.
             `wds`: webdataset's shards, tar files of `key.jpg` and `key.cls`, read by an index (no package is needed).
             `tar`: tar files with a folder a class, or a tar file a class, by timm's reader.
-            `hfds`: a Hugging Face data set on disk or of the hub, by timm's reader; needs the package datasets.
+            `hfds`: a Hugging Face data set on disk or of the hub, by timm's reader; needs the extra `[large]`.
         data_root: Folder of the shards or tar files, one such file, or the name of a Hugging Face data set.
         pipeline: Transforms.
         split: `wds`: what the names of shards begin with, such as `train` of `train-000.tar`; all without it. `hfds`:
@@ -118,13 +118,10 @@ class _HuggingFace:
     """Pictures of a Hugging Face data set, by timm's reader."""
 
     def __init__(self, root: Path, split: str | None, index_file: Path | None, keys: dict[str, str | None]) -> None:
-        try:
-            from timm.data.readers.reader_hfds import ReaderHfds
-        except ImportError as error:
-            raise ImportError("reader='hfds' needs the package datasets: pip install 'visionattn[large]'") from error
+        from timm.data.readers.reader_hfds import ReaderHfds
 
-        columns = {"input_key": keys["image_key"] or "image", "target_key": keys["label_key"] or "label"}
-        self.reader = ReaderHfds(str(root), split=split or "train", **columns)
+        image, label = keys["image_key"] or "image", keys["label_key"] or "label"
+        self.reader = ReaderHfds(str(root), split=split or "train", input_key=image, target_key=label)
         self.labels = np.fromiter(self.reader.iter_targets(), np.int64)
         named = self.reader.class_to_idx
         self.classes = sorted(named, key=named.__getitem__) or None

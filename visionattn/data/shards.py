@@ -64,9 +64,9 @@ def read_index(
         if same and np.array_equal(fields["sizes"], sizes):
             return ShardIndex(**fields)
     rows = [(number, *row) for number, file in enumerate(files) for row in _scan(file, image_key, label_key)]
-    columns = list(zip(*rows, strict=True)) or [()] * 5
-    numbers = [np.array(column, np.int64) for column in columns[:4]]
-    index = ShardIndex(names, sizes, *numbers, np.array(columns[4], np.str_))
+    shard, offset, length, label, key = list(zip(*rows, strict=True)) or [()] * 5
+    numbers = np.array([shard, offset, length, label], np.int64)
+    index = ShardIndex(names, sizes, numbers[0], numbers[1], numbers[2], numbers[3], np.array(key, np.str_))
     if index_file is not None:
         with replacing(index_file) as temporary, open(temporary, "wb") as out:
             np.savez(out, allow_pickle=False, **index._asdict())

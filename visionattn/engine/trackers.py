@@ -60,7 +60,7 @@ class _Tracker(BaseVisBackend):
 
 @VISBACKENDS.register_module()
 class WandbBackend(_Tracker):
-    """Weights & Biases.
+    """Weights & Biases; needs the extra `[trackers]`.
 
     Args:
         save_dir: Folder of the run; given by the visualizer.
@@ -72,10 +72,8 @@ class WandbBackend(_Tracker):
         self.settings = settings
 
     def _connect(self) -> Any:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ImportError("WandbBackend needs the package wandb: pip install wandb") from error
+        import wandb
+
         run = wandb.init(**{"dir": self._save_dir, **self.settings})
         # Scores of an evaluation come with the step of training, after later ones may have been logged.
         run.define_metric("*", step_metric="step")
@@ -98,7 +96,7 @@ class WandbBackend(_Tracker):
 
 @VISBACKENDS.register_module()
 class MLflowBackend(_Tracker):
-    """MLflow.
+    """MLflow; needs the extra `[trackers]`.
 
     Args:
         save_dir: Folder of the run; given by the visualizer.
@@ -114,10 +112,8 @@ class MLflowBackend(_Tracker):
         self.title, self.address, self.name = experiment, tracking_uri, name
 
     def _connect(self) -> Any:
-        try:
-            import mlflow
-        except ImportError as error:
-            raise ImportError("MLflowBackend needs the package mlflow: pip install mlflow") from error
+        import mlflow
+
         folder = Path(self._save_dir).absolute()
         mlflow.set_tracking_uri(self.address or f"sqlite:///{folder / 'mlflow.db'}")
         if self.address is None and mlflow.get_experiment_by_name(self.title) is None:
