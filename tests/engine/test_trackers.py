@@ -116,6 +116,9 @@ def test_mlflow_offline(run):
 @pytest.mark.parametrize(("title", "package"), [("Weights & Biases", "wandb"), ("MLflow", "mlflow")])
 def test_a_missing_package_is_named(title, package, run_cli, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
+    # What an installation of today's setup.py declares.
+    assert f'"{package}>=' in (Path(__file__).parents[2] / "setup.py").read_text().partition("TRACKERS =")[2]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: [f'{package}; extra == "trackers"'])
     (tmp_path / "config.py").write_text(BLOCKS[title])
     code, _, error = run_cli("train", "config.py", "--work-dir", "run", "--cfg-options", *SHORT)
-    assert code == 2 and f"needs {package}, which is not installed" in error
+    assert code == 2 and f"needs {package}, which is not installed: pip install 'visionattn[trackers]'" in error
