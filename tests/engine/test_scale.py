@@ -45,6 +45,7 @@ def test_sharded_training_is_that_of_one_process_and_resumes(tmp_path):
         torch.testing.assert_close(one[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(tmp_path):
     _, printed = train(tmp_path / "bf16", 2, 2, "--bf16")
     first, second = map(float, re.findall(r"loss (\S+)", printed))
