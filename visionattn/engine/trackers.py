@@ -34,11 +34,11 @@ class _Tracker(BaseVisBackend):
         """The tracker's own object."""
         if self._run is None:
             Path(self._save_dir).mkdir(parents=True, exist_ok=True)
-            self._run = self._connect()
+            self._run = self._init_env()
         return self._run
 
     @abstractmethod
-    def _connect(self) -> Any: ...
+    def _init_env(self) -> Any: ...
 
     @abstractmethod
     def _log(self, values: dict[str, float], step: int) -> None: ...
@@ -71,7 +71,7 @@ class WandbBackend(_Tracker):
         super().__init__(save_dir)
         self.settings = settings
 
-    def _connect(self) -> Any:
+    def _init_env(self) -> Any:
         import wandb
 
         run = wandb.init(**{"dir": self._save_dir, **self.settings})
@@ -111,7 +111,7 @@ class MLflowBackend(_Tracker):
         super().__init__(save_dir)
         self.title, self.address, self.name = experiment, tracking_uri, name
 
-    def _connect(self) -> Any:
+    def _init_env(self) -> Any:
         import mlflow
 
         folder = Path(self._save_dir).absolute()
