@@ -28,7 +28,8 @@ for result, (scene, objects) in zip(
 print(f"{found} of {there} digits found, of the right class, by boxes with an overlap above 0.5")
 
 # %%
-picture = Image.fromarray(draw.grid(drawn, [f"scene {number}" for number in range(8)], columns=4))
+picture = Image.fromarray(draw.grid(drawn[:4], [f"scene {number}" for number in range(4)], columns=4))
+picture = picture.resize((picture.width // 2, picture.height // 2))
 picture.save("detections.png")
 picture
 

@@ -64,14 +64,3 @@ middle = x.shape[-1] // 2
 picture = shown(record.map(0, query=(middle, middle)).mean(1))
 picture.save("attention.png")
 picture
-
-# %% [markdown]
-# ## Relevance for a class
-#
-# What speaks for the predicted class, by gradients through every attention.
-
-# %%
-relevant = visionattn.explain.relevance(vit, x, target=logits.argmax(1).tolist())
-picture = shown(relevant)
-picture.save("relevance.png")
-picture

@@ -19,7 +19,7 @@ SHOWN = {
     "replace_attention": (r"after training it (\S+)%", 75),
     "segmentor": (r"(\S+)% of the pixels", 95),
 }
-FILES = {"detector": 1, "explain": 3, "segmentor": 1, "compare": 1}
+FILES = {"detector": 1, "explain": 2, "segmentor": 1, "compare": 1}
 
 
 def test_all_scripts_are_here():
