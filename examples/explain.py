@@ -58,7 +58,7 @@ picture
 vit = timm.create_model("va_stm_swin_nano.digits", pretrained=True).eval()
 x = batch(vit)
 with torch.no_grad(), visionattn.explain.capture(vit) as record:
-    logits = vit(x)
+    vit(x)
 print(record)
 middle = x.shape[-1] // 2
 picture = shown(record.map(0, query=(middle, middle)).mean(1))
