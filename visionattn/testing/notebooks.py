@@ -103,10 +103,16 @@ def make_notebook(cells: Sequence[Cell], outputs: Sequence[Sequence[dict[str, An
 
 
 def example_page(path: Path) -> str:
-    """Markdown of a script, with the results that the notebook beside it stores, if there is one."""
+    """Markdown of a script, with the results that the notebook beside it stores, if there is one.
+
+    Raises:
+        ValueError: If the notebook is of another script.
+    """
     cells = read_script(path.read_text(encoding="utf-8"))
     book = path.with_suffix(".ipynb")
     stored = json.loads(book.read_text(encoding="utf-8"))["cells"] if book.is_file() else [{}] * len(cells)
+    if len(stored) != len(cells):
+        raise ValueError(f"{book.name} is stale: run `python -m visionattn.testing.notebooks`")
     lines = []
     for cell, entry in zip(cells, stored, strict=True):
         lines += [cell.source if cell.kind == "markdown" else f"```python\n{cell.source}\n```", ""]
