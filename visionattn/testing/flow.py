@@ -18,8 +18,10 @@ from html import escape
 __all__ = ["Step", "draw_flow", "parse_flow", "steps"]
 
 # Widths and heights of the drawing in its own units: about pixels.
-_LETTER, _PADDING, _HEIGHT, _CIRCLE = 6.6, 9.0, 26.0, 22.0
-_GAP, _ROW = 26.0, 12.0
+_LETTER, _PADDING, _HEIGHT, _CIRCLE = 6.4, 7.0, 26.0, 22.0
+_GAP, _ROW = 20.0, 12.0
+# How far a drawing may shrink before it scrolls: its words must be read.
+_SMALLEST = 0.75
 _JOINS = {"+": "+", "*": "\u00d7", "@": "@"}
 _SOFT = ("softmax", "sigmoid")
 
@@ -116,7 +118,8 @@ def draw_flow(text: str, title: str, inside: str, outside: str) -> str:
     body = "\n".join(shapes)
     return (
         f'<svg class="flow" xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}" fill="none" stroke="currentColor" font-size="11">\n'
+        f'width="{width:.0f}" style="min-width: {_SMALLEST * width:.0f}px" fill="none" stroke="currentColor" '
+        f'font-size="11">\n'
         f"<title>{escape(title)}</title>\n{body}\n</svg>"
     )
 
