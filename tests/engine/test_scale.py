@@ -62,7 +62,7 @@ def test_grad_checkpointing_is_a_setting_of_the_backbone(kind):
         dense = {key: value for key, value in backbone.items() if key != "num_classes"}
         if kind == "classifier":
             task, inputs = Classifier(backbone), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-            samples = [{"label": 0}, {"label": 3}]
+            samples = {"label": torch.tensor([0, 3])}
         elif kind == "detector":
             task = Detector(dense, {"type": "FCOS"}, num_classes=5)
             inputs, samples = detection_batch([(64, 64)], [2])
@@ -91,10 +91,8 @@ def test_a_published_network_is_not_bound_to_recompute(run_cli):
     (run,) = Path("work_dirs").iterdir()
     name = "va_stm_swin_nano.mine"
     best = run / "best_top1.pth"
-    code, _, error = run_cli(
-        "publish", "quickstart", best, "--model", "va_stm_swin_nano", "--name", name, "--license", "mit",
-        "--cfg-options", *short[2:3], "test_dataloader.num_workers=0",
-    )  # fmt: skip
+    (config,) = run.glob("*.py")  # with the network that was put in
+    code, _, error = run_cli("publish", config, best, "--name", name, "--license", "mit")
     assert code == 0, error
     model = timm.create_model(name, pretrained=True)
     assert model.num_classes == 10 and not model.grad_checkpointing

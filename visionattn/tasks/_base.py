@@ -213,7 +213,8 @@ def create_network(
     backbone = {key: value for key, value in backbone.items() if key != "grad_checkpointing"}
     network: Any = _create_network(backbone, attach, replace_attention, **fixed)
     if checkpointing:
-        network.set_grad_checkpointing()
+        # Some wrappers that give feature maps leave it to the network in them.
+        (network if hasattr(network, "set_grad_checkpointing") else network.model).set_grad_checkpointing()
     return network
 
 
