@@ -21,7 +21,7 @@ __all__ = ["Step", "draw_flow", "parse_flow", "steps"]
 _LETTER, _PADDING, _HEIGHT, _CIRCLE = 6.4, 7.0, 26.0, 22.0
 _GAP, _ROW = 20.0, 12.0
 # How far a drawing may shrink before it scrolls: its words must be read.
-_SMALLEST = 0.75
+_SMALLEST = 0.7
 _JOINS = {"+": "+", "*": "\u00d7", "@": "@"}
 _SOFT = ("softmax", "sigmoid")
 
