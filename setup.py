@@ -43,16 +43,23 @@ EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 DOCS = [*TRAIN, "mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings>=1.0", "mkdocstrings-python>=2.0"]
 EXPLAIN = [*TRAIN, "grad-cam>=1.5.5"]
 HUB = ["huggingface_hub>=0.34"]
+# Hugging Face's data sets, for `ImageReader`.
+LARGE = [*TRAIN, "datasets>=4"]
+# Where runs can be logged to besides files.
+TRACKERS = ["wandb>=0.19", "mlflow>=3"]
 EXTRAS = {
     "train": TRAIN,
     "explain": EXPLAIN,
     "export": [*TRAIN, *EXPORT],
     "hub": HUB,
+    "large": LARGE,
+    "trackers": [*TRAIN, *TRACKERS],
     "docs": DOCS,
     "all": [*EXPLAIN, *EXPORT],
     "test": [
         *TRAIN,
         *EXPORT,
+        "datasets>=4",
         "pytest>=8",
         "pytest-rerunfailures>=15",
         "pytest-xdist>=3.6",

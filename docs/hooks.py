@@ -5,27 +5,37 @@ import re
 import sys
 from pathlib import Path
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from visionattn.testing.api_pages import api_pages  # noqa: E402  (of this checkout)
+from visionattn.testing.notebooks import example_page, scripts  # noqa: E402
 from visionattn.testing.pages import mechanism_pages  # noqa: E402
 
 # Files of the checkout outside docs that are pages of the site.
-PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "checkpoints/README.md": "weights.md"}
+PAGES = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "checkpoints/README.md": "weights.md",
+    "examples/README.md": "examples/index.md",
+}
+# Scripts and the notebooks beside them; one page shows both.
+EXAMPLES = {
+    f"examples/{path.stem}{ending}": f"examples/{path.stem}.md" for path in scripts() for ending in (".py", ".ipynb")
+}
 _INCLUDE = re.compile(r"^<!-- include: (\S+?)(?: # (.+?))? -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def on_config(config):
-    config["made"] = {**mechanism_pages(), **api_pages()}
-    sections = {"Mechanisms": [], "API": []}
+    examples = {page: example_page(ROOT / source) for source, page in EXAMPLES.items() if source.endswith(".py")}
+    config["made"] = {**mechanism_pages(), **api_pages(), **examples}
+    sections = {"Mechanisms": [], "API": [], "Examples": ["examples/index.md"]}
+    names = {"mechanisms": "Mechanisms", "api": "API", "examples": "Examples"}
     for path, text in config["made"].items():
         title = text.partition("\n")[0].removeprefix("# ")
-        sections["API" if path.startswith("api/") else "Mechanisms"].append({title: path})
+        sections[names[path.partition("/")[0]]].append({title: path})
     kinds = {}
     for entry in sections["Mechanisms"][1:]:
         kinds.setdefault(next(iter(entry.values())).split("/")[1], []).append(entry)
@@ -35,6 +45,8 @@ def on_config(config):
 
 
 def on_files(files, config):
+    from mkdocs.structure.files import File
+
     for path, text in config["made"].items():
         files.append(File.generated(config, path, content=text))
     for source, path in PAGES.items():
@@ -70,7 +82,7 @@ def rebased(text, source, path, files):
         if re.match(r"[a-z]+:", target):
             return found[0]
         at = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-        inside = PAGES.get(at) or (at.removeprefix("docs/") if at.startswith("docs/") else None)
+        inside = PAGES.get(at) or EXAMPLES.get(at) or (at.removeprefix("docs/") if at.startswith("docs/") else None)
         if inside is None or files.get_file_from_path(inside) is None:
             return words if words.startswith("`") else f"{words} (`{at}`)"
         return f"{mark}[{words}]({posixpath.relpath(inside, posixpath.dirname(path) or '.')}{anchor})"

@@ -1,23 +1,37 @@
 """The documentation site: pages that follow from the cards, code on pages, the strict build."""
 
+import posixpath
 import re
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import torch
+import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionattn.catalog import cards, module_of
 from visionattn.models.mechanisms import networks_of
-from visionattn.testing import evidence, pages
+from visionattn.testing import evidence, flow, pages
 from visionattn.testing.api_pages import api_pages
 
 ROOT = Path(__file__).parents[1]
 CARDS = list(cards())
+# Words of drawings -> PyTorch's operations that they are; a softmax may be written out.
+WORDS = {
+    "softmax": {"_softmax", "exp", "_scaled_dot_product_flash_attention_for_cpu"},
+    "sigmoid": {"sigmoid", "sigmoid_"},
+    "conv": {"convolution"},
+}
 # Pages whose Python runs as it is printed, each in a folder of its own; names of files make a block part of a config.
 GUIDES = [
     "faq.md",
+    "start/four-ways.md",
     "start/three-tasks.md",
     *(f"guides/{path.name}" for path in (ROOT / "docs" / "guides").glob("*.md")),
 ]
@@ -33,12 +47,12 @@ BLOCKS = [
 @pytest.mark.parametrize(("page", "block"), BLOCKS)
 def test_code_of_guides_runs(page, block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    if block.startswith("# config.py\n"):
+    if block.startswith("# config.py"):
         from visionattn.engine import load_config
 
         Path("config.py").write_text(block)
         config = load_config("config.py")
-        assert config.model.attach.plugin in {card.name for card in cards("plugin")}
+        assert config.model.get("attach", {}).get("plugin") in {None, *(card.name for card in cards("plugin"))}
         assert config.train_dataloader
         return
     exec(compile(block, page, "exec"), {})
@@ -61,9 +75,160 @@ def test_code_of_mechanisms_runs(card, capsys):
             assert capsys.readouterr().out.count("\n") > 1
 
 
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"{card.kind}-{card.name}")
+def test_drawing_shows_what_the_card_says(card):
+    tree = ElementTree.fromstring(pages.drawing(card))
+    words = [text.text for text in tree.iter("{http://www.w3.org/2000/svg}text")]
+    drawn = list(flow.steps(flow.parse_flow(card.flow)))
+    assert len(words) == sum(step.text != "." for step in drawn) + 2
+    left, top, width, height = map(float, tree.get("viewBox").split())
+    for path in tree.iter("{http://www.w3.org/2000/svg}path"):
+        numbers = [float(number) for number in re.findall(r"-?\d+\.\d", path.get("d"))]
+        assert all(left <= x <= width for x in numbers[::2]) and all(top <= y <= height for y in numbers[1::2])
+    assert "currentColor" in tree.get("stroke"), "drawings take the colour of the page, dark or light"
+    # Inputs besides the map are those that the card names.
+    assert {step.label for step in drawn if step.text[0] == "<"} == set(card.further_inputs)
+    if card.standalone:
+        ends = {"plugin": "x (B, C, H, W)", "mixer": "x (B, H, W, C)", "frontend": "x (B, 3, H, W)"}
+        assert (words[0], words[-1]) == (ends[card.kind], "y, same shape")
+
+
+class Names(TorchDispatchMode):
+    """Notes which of PyTorch's operations run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "card", [card for card in CARDS if card.standalone and card.reference], ids=lambda card: f"{card.kind}-{card.name}"
+)
+def test_drawing_names_what_the_formula_computes(card):
+    """A drawing with a softmax, a sigmoid or a convolution is of a formula that runs one."""
+    channels = 3 if card.kind == "frontend" else 24
+    module = card.constructor(channels, **next(iter(card.cases.values()))).eval()
+    side = 16 if card.kind == "frontend" else 8  # the grid that cases name
+    shape = (2, side, side, channels) if card.kind == "mixer" else (2, channels, side, side)
+    naive = import_module(f"visionattn.reference.{card.reference}").naive_of(module).eval()
+    with torch.no_grad(), Names() as run:
+        naive(torch.randn(shape))
+    for word, names in WORDS.items():
+        assert word not in card.flow or run.seen & names, f"the flow says {word}; the formula runs {sorted(run.seen)}"
+
+
+def test_flow_is_read_and_refused():
+    found = [step.text for step in flow.steps(flow.parse_flow("(. | mean -> sigmoid) -> * -> (<b> | {w}) -> +"))]
+    assert found == [".", "mean", "sigmoid", "*", "<b>", "{w}", "+"]
+    svg = flow.draw_flow("(. | <b>) -> *", "A & B", "x", "y")
+    assert "A &amp; B" in svg and svg.count("<circle") == 1 and svg.count("stroke-dasharray") == 1
+    for text, message in {
+        "": "a step is empty at the end",
+        "a -> ": "a step is empty at the end",
+        "(a | ) -> b": r"empty before '\)'",
+        "(a | b": "a bracket is not closed",
+        "(a) -> b": "one branch needs no brackets",
+        "a ) b": r"'\)' has nothing",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            flow.parse_flow(text)
+
+
+class Config(dict):
+    """What hooks see of mkdocs' config."""
+
+    nav: list
+
+
 @pytest.fixture(scope="module")
-def made():
-    return pages.mechanism_pages()
+def site():
+    """The hooks of the build, which run without mkdocs, the navigation that they fill and the pages that they make."""
+    spec = spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
+    hooks = module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    config = Config()
+    config.nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    hooks.on_config(config)
+    return hooks, config
+
+
+@pytest.fixture(scope="module")
+def made(site):
+    return {path: text for path, text in site[1]["made"].items() if path.startswith("mechanisms/")}
+
+
+def leaves(nav):
+    for entry in nav:
+        if isinstance(entry, str):
+            yield entry
+        elif isinstance(entry, list):
+            yield from leaves(entry)
+        else:
+            yield from leaves(entry.values())
+
+
+def anchors(markdown):
+    """Of headings, as mkdocs makes them, and of what a page marks by hand."""
+    text = re.sub(r"^```.*?^```$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        yield re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", re.sub(r"[`*]|\]\(.*?\)", "", heading)).strip().lower())
+    yield from re.findall(r'id="([^"]+)"', text)
+
+
+def test_navigation_and_links_lead_somewhere(site):
+    """What the strict build would find, without it: pages of the navigation, sections put in, links, anchors."""
+    hooks, config = site
+    docs = ROOT / "docs"
+    sources = {str(path.relative_to(docs)): path.read_text() for path in docs.rglob("*.md")}
+    sources |= {page: (ROOT / source).read_text() for source, page in hooks.PAGES.items()} | config["made"]
+    files = SimpleNamespace(get_file_from_path=sources.get)
+    pages = {}
+    for path, text in sources.items():
+        page = SimpleNamespace(file=SimpleNamespace(src_uri=path))
+        pages[path] = hooks.on_page_markdown(text, page, config, files)
+    listed = list(leaves(config.nav))
+    assert len(listed) == len(set(listed)) and set(listed) == set(pages), set(listed) ^ set(pages)
+    checked = 0
+    for path, text in pages.items():
+        assert "<!-- include:" not in text, path
+        bare = re.sub(r"^ *```.*?^ *```$|`[^`]*`(?!\])", "", text, flags=re.DOTALL | re.MULTILINE)
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", bare):
+            if re.match(r"[a-z]+:", target):
+                continue
+            at = posixpath.normpath(posixpath.join(posixpath.dirname(path), target)) if target else path
+            assert at in pages or (docs / at).is_file(), f"{path} links to {target}"
+            checked += 1
+            if anchor and at.startswith("api/"):
+                module = anchor.rpartition(".")[0]
+                assert f"::: {module}\n" in pages[at] or f"::: {anchor}\n" in pages[at], f"{path}: {target}#{anchor}"
+            elif anchor:
+                assert anchor in set(anchors(pages[at])), f"{path} links to {target}#{anchor}"
+    assert checked > 100
+
+
+def test_every_block_of_python_is_run_somewhere():
+    """Pages with code are those whose code this file runs, and two that other files run."""
+    docs = ROOT / "docs"
+    shown = {str(path.relative_to(docs)) for path in docs.rglob("*.md") if "```python" in path.read_text()}
+    assert shown - set(GUIDES) == {"attach.md", "extending.md"}
+    others = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path.name != "test_site.py"]
+    assert all(any(page in text for text in others) for page in ("attach.md", "extending.md"))
+
+
+def test_newcomers_walk(tmp_path, monkeypatch, capsys):
+    """The code of README, which is the site's first page, from top to bottom in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(blocks) == 3 and "EfficientLocalAttention" in str(names["model"].attached)
+    assert "LinearAttention" in capsys.readouterr().out
+    assert names["heat"].shape == (1, 14, 14) and names["logits"].shape == (1, 1000)
 
 
 def test_every_mechanism_has_a_page_and_a_row(made):
@@ -72,7 +237,7 @@ def test_every_mechanism_has_a_page_and_a_row(made):
     for card in CARDS:
         text = made[pages.path_of(card)]
         assert text.startswith(f"# {card.title}\n") and card.summary in text
-        assert {"## Use", "## Cost", "## Proof"} <= set(text.splitlines())
+        assert {"## Use", "## Cost", "## Proof"} <= set(text.splitlines()) and '<svg class="flow"' in text
         assert index.count(f"[`{card.name}`]({card.kind}s/{card.name}.md)") == 1
         assert ("## Formula" in text) == (card.reference is not None)
 

@@ -82,6 +82,8 @@ class Card:
         factory: The class, or a function that builds the module: called with the number of channels or the width, and
             keywords. None if the mechanism only says which mixers the blocks of a network have: see `mixers`.
         summary: One line on what it does.
+        flow: One line that its data flow is drawn from, in the language of `visionattn.testing.flow`: steps that follow
+            each other by `->`, branches as `(a | b)`; without the map at both ends.
         paper: `arXiv:NUMBER`, or another full reference.
         code: Address of the official code; none if there is none.
         license: Licence of the official code; none if it states none or there is none.
@@ -117,6 +119,7 @@ class Card:
     factory: Callable[..., Any] | None
     summary: str
     paper: str
+    flow: str = ""
     code: str | None = None
     license: str | None = None
     placement: str = ""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from visionattn.benchmark import Case, Unequal, compare, load, make_plan, measure, run, suite_cases, update_readme
+from visionattn.benchmark import Case, Unequal, compare, load, make_plan, measure, run, suite_cases, update_page
 from visionattn.benchmark.cases import (
     frontend_cases,
     mixer_cases,
@@ -531,10 +531,10 @@ def test_committed_tables_are_made_of_the_committed_records():
     stale = f"is stale: run `{COMMAND}`"
     for path, record in zip(paths, records, strict=True):
         assert path.with_suffix(".md").read_text().startswith(format_record(record)), f"{path.stem}.md {stale}"
-    readme = (ROOT / "README.md").read_text()
-    assert update_readme(readme, records) == readme, f"README.md {stale}"
+    page = (ROOT / "docs" / "results" / "overview.md").read_text()
+    assert update_page(page, records) == page, f"overview.md {stale}"
     with pytest.raises(ValueError, match="the text must have the lines"):
-        update_readme("no marks", records)
+        update_page("no marks", records)
 
 
 def test_headlines_are_the_first_shape():

@@ -1,4 +1,4 @@
-"""Cards and README's table are what the manifest says today."""
+"""Cards and the table of networks are what the manifest says today."""
 
 import json
 import re
@@ -20,8 +20,8 @@ def test_cards_are_fresh():
     assert (ROOT / "checkpoints" / "README.md").read_text() == render_cards(ENTRIES), STALE
 
 
-def test_the_table_of_readme_is_fresh():
-    text = (ROOT / "README.md").read_text()
+def test_the_table_in_docs_is_fresh():
+    text = (ROOT / "docs" / "networks.md").read_text()
     assert text.partition(START)[2].partition(END)[0].strip() == render_table(ENTRIES), STALE
 
 
@@ -36,16 +36,16 @@ def test_every_packaged_checkpoint_has_one_card():
 
 
 def test_commands_write_them(run_cli, tmp_path):
-    (tmp_path / "README.md").write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    code, *_ = run_cli("cards", "--manifest", MANIFEST, "--out", "cards.md", "--readme", "README.md")
+    (tmp_path / "networks.md").write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    code, *_ = run_cli("cards", "--manifest", MANIFEST, "--out", "cards.md", "--page", "networks.md")
     assert code == 0
     assert (tmp_path / "cards.md").read_text() == render_cards(ENTRIES)
-    assert (tmp_path / "README.md").read_text() == f"before\n{START}\n{render_table(ENTRIES)}\n{END}\nafter\n"
+    assert (tmp_path / "networks.md").read_text() == f"before\n{START}\n{render_table(ENTRIES)}\n{END}\nafter\n"
 
 
 @pytest.mark.parametrize("text", ["no marks\n", "<!-- checkpoints: start -->\n", "<!-- checkpoints: end -->\n"])
 def test_a_page_without_both_marks_is_refused(text, tmp_path):
-    page = tmp_path / "README.md"
+    page = tmp_path / "networks.md"
     page.write_text(text)
     with pytest.raises(ValueError, match="has no lines <!-- checkpoints: start -->"):
         write_table(MANIFEST, page)

@@ -6,7 +6,7 @@ the stopwatch of `timing`; `record` is what stays; `report` and `plots` are what
 
 from .cases import LAYOUTS, MODES, Case
 from .record import compare, load, save, surroundings
-from .report import format_record, update_readme, write_report
+from .report import format_record, update_page, write_report
 from .rows import CompileBudget, Unequal, measure
 from .runs import run
 from .suites import SUITES, make_plan, suite_cases
@@ -29,6 +29,6 @@ __all__ = [
     "save",
     "suite_cases",
     "surroundings",
-    "update_readme",
+    "update_page",
     "write_report",
 ]

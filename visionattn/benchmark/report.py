@@ -8,13 +8,13 @@ from typing import Any
 from visionattn.utils.files import replacing
 from visionattn.utils.marks import put_between
 
-__all__ = ["COMMAND", "README_MARKS", "format_record", "headlines", "readme_block", "update_readme"]
+__all__ = ["COMMAND", "PAGE_MARKS", "format_record", "headlines", "page_block", "update_page"]
 __all__ += ["crossings", "write_report"]
 
 Row = dict[str, Any]
 Record = dict[str, Any]
-COMMAND = "visionattn benchmark --from docs/results/[cg]pu.json --readme README.md"
-README_MARKS = (f"<!-- speed: made by `{COMMAND}` -->", "<!-- /speed -->")
+COMMAND = "visionattn benchmark --from docs/results/[cg]pu.json --page docs/results/overview.md"
+PAGE_MARKS = (f"<!-- speed: made by `{COMMAND}` -->", "<!-- /speed -->")
 SUITES = {
     "plugins": "Plug-ins",
     "frontends": "Front-ends",
@@ -134,8 +134,8 @@ def headlines(rows: Sequence[Row]) -> list[Row]:
     return [r for r in rows if first[r["suite"], r["name"], r["reference"]] == (r["shape"], r["dtype"])]
 
 
-def readme_block(records: Sequence[Record]) -> str:
-    """The short tables for README: one for each device, median ratios of the largest maps, both layouts in one cell."""
+def page_block(records: Sequence[Record]) -> str:
+    """The short tables for a page: one for each device, median ratios of the largest maps, both layouts in one cell."""
     parts = []
     for kind in ("cuda", "cpu"):
         found = [record for record in records if record["device"]["kind"] == kind]
@@ -166,13 +166,13 @@ def readme_block(records: Sequence[Record]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def update_readme(text: str, records: Sequence[Record]) -> str:
-    """The text of README with its speed tables regenerated.
+def update_page(text: str, records: Sequence[Record]) -> str:
+    """The text of a page with its speed tables regenerated.
 
     Raises:
         ValueError: If the marks are missing.
     """
-    return put_between(text, *README_MARKS, readme_block(records))
+    return put_between(text, *PAGE_MARKS, page_block(records))
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:

@@ -27,7 +27,10 @@ __all__ = ["manifest_entry", "publish"]
 
 # Of a config's `model`, what says where weights came from or how it ran: not what it is.
 _NOT_OF_THE_TASK = ("data_preprocessor", "compile", "init_cfg", "start_from")
-_NOT_OF_THE_NETWORK = ("model_name", "num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+_NOT_OF_THE_NETWORK = (
+    *("model_name", "num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+    "grad_checkpointing",
+)
 # The fields of a manifest's entry that a file states itself.
 _ENTRY = (
     *("model", "tag", "task", "dataset", "metrics", "reported_by", "config", "command", "license", "origin", "format"),

@@ -13,7 +13,7 @@ EXAMPLES = (
     "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
     "--suite mixers --json new.json --compare old.json --fail-below 0.9",
     "--plugins lam csam --json docs/results/cpu.json --update  # measure these rows of a record anew",
-    "--from docs/results/[cg]pu.json --readme README.md        # tables and pictures of earlier runs",
+    "--from docs/results/[cg]pu.json --page docs/results/overview.md        # tables and pictures of earlier runs",
 )
 
 
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile-seconds", type=float, default=150.0, help="time budget of all compilations (default: 150)"
     )
-    parser.add_argument("--readme", type=Path, help="update the speed tables between the two markers of this page")
+    parser.add_argument("--page", type=Path, help="update the speed tables between the two markers of this page")
     parser.add_argument("--compare", type=Path, help="an earlier record: print the speed-up of each row")
     parser.add_argument(
         "--fail-below",
@@ -104,9 +104,9 @@ def run(options: argparse.Namespace) -> None:
         text = bench.write_report(record, path) if path else bench.format_record(record)
         if not options.records:
             print(text)
-    if options.readme:
-        text = bench.update_readme(options.readme.read_text(encoding="utf-8"), list(records.values()))
-        with replacing(options.readme) as temporary:
+    if options.page:
+        text = bench.update_page(options.page.read_text(encoding="utf-8"), list(records.values()))
+        with replacing(options.page) as temporary:
             temporary.write_text(text, encoding="utf-8")
     if base is not None:
         lines = [line for record in records.values() for line in bench.compare(record, base)]

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-SUMMARY = "write the cards of the packaged checkpoints, and README's table of them, from the manifest"
+SUMMARY = "write the cards of the packaged checkpoints, and the table of them in docs, from the manifest"
 EXAMPLES = ("",)
 
 
@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("checkpoints/README.md"), help="the cards (default: checkpoints/README.md)"
     )
     parser.add_argument(
-        "--readme", type=Path, default=Path("README.md"), help="the page with the table (default: README.md)"
+        "--page",
+        type=Path,
+        default=Path("docs/networks.md"),
+        help="the page with the table (default: docs/networks.md)",
     )
 
 
@@ -30,5 +33,5 @@ def run(options: argparse.Namespace) -> None:
     if not options.manifest.is_file():
         raise FileNotFoundError(f"no manifest at {options.manifest}; run this in a checkout, or name it by --manifest")
     write_cards(options.manifest, options.out)
-    print(write_table(options.manifest, options.readme))
-    print(f"\nwritten into {options.readme}; the cards are in {options.out}")
+    print(write_table(options.manifest, options.page))
+    print(f"\nwritten into {options.page}; the cards are in {options.out}")

@@ -20,6 +20,7 @@ _MODULES = {
     "FashionMNIST": "fashion_mnist",
     "ImageFolder": "image_folder",
     "ImageMaskFolder": "segmentation",
+    "ImageReader": "image_reader",
     "Objects": "objects",
     "PictureDataset": "base",
     "Pipeline": "pipeline",

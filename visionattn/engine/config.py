@@ -18,7 +18,7 @@ from .schedule import stretch_schedule
 __all__ = ["check_network", "list_configs", "load_config"]
 
 # Settings of a backbone that belong to the task or the recipe and not to the network.
-_KEPT = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")
+_KEPT = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "grad_checkpointing")
 
 
 def load_config(

@@ -127,6 +127,10 @@ CARD = Card(
     kind="head",
     factory=CoAttention,
     summary="tokens of two sets, each with what the other says about it",
+    flow=(
+        "(. | (. | <b>) -> scores of pairs -> (softmax over b -> mean of b | max, softmax over a -> mean of a)) "
+        "-> products with a, concat"
+    ),
     paper="arXiv:1611.01603",
     code="https://github.com/allenai/bi-att-flow",
     license="Apache-2.0",

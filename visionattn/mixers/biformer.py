@@ -239,6 +239,10 @@ CARD = Card(
     kind="mixer",
     factory=BiLevelRoutingAttention,
     summary="attention of each region to the few regions whose mean keys fit its mean query best",
+    flow=(
+        "(((q | k of the regions that fit) -> @ -> softmax | v of the same regions) -> @ | v -> depthwise conv) "
+        "-> + -> proj"
+    ),
     paper="arXiv:2303.08810",
     code="https://github.com/rayleizhu/BiFormer",
     license="MIT",

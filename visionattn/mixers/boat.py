@@ -131,6 +131,7 @@ CARD = Card(
     kind="mixer",
     factory=FeatureSpaceLocalAttention,
     summary="attention in clusters of tokens that are alike",
+    flow="(((q | k of the cluster) -> @ -> softmax | v of the cluster) -> @ | v -> depthwise conv) -> + -> proj",
     paper="arXiv:2201.13027",
     code="https://github.com/mahaoyuHKU/pytorch-boat",
     license="MIT, in its files",

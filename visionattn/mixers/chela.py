@@ -160,6 +160,10 @@ CARD = Card(
     kind="mixer",
     factory=CHELA,
     summary="gated linear attention on top of a short and a long convolution, which make one",
+    flow=(
+        "norm -> ((short conv | long conv) -> + -> SiLU -> q and k | v) -> linear attention, norm -> output gate "
+        "-> update gate"
+    ),
     paper="arXiv:2406.08128",
     placement="in every block in place of attention",
     pyramid=("nano", "micro"),

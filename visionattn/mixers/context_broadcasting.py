@@ -145,6 +145,7 @@ CARD = Card(
     kind="mixer",
     factory=ContextBroadcast,
     summary="half of every token is the mean of all",
+    flow="(. | mean of all tokens) -> + -> half",
     paper="arXiv:2210.08457",
     placement="at the end of the MLP in every block",
     cases={"": {}, "scaled": {"scaled": True}},

@@ -129,6 +129,10 @@ CARD = Card(
     kind="mixer",
     factory=CrossShapedWindowAttention,
     summary="attention in horizontal and vertical stripes, half of the heads each",
+    flow=(
+        "qkv -> (half of the heads: softmax attention in vertical stripes | the others: in horizontal stripes) -> "
+        "concat -> proj"
+    ),
     paper="arXiv:2107.00652",
     code="https://github.com/microsoft/CSWin-Transformer",
     license="MIT",

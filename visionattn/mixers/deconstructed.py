@@ -243,6 +243,7 @@ CARD = Card(
     kind="mixer",
     factory=DeconstructedAttention,
     summary="attention with its softmax, its pairs or its mixing simplified away: null models for comparisons",
+    flow="((q | k) -> @ -> simplified weights | v) -> @ -> proj",
     paper="arXiv:2510.11602",
     placement="in all blocks, or in every other one in turn with attention",
     columnar=("nano", "tiny"),

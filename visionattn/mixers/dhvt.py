@@ -111,6 +111,10 @@ CARD = Card(
     kind="mixer",
     factory=HeadInteractionAttention,
     summary="attention of all tokens and of one more for each head, which sums up what the head sees",
+    flow=(
+        "(. | mean of each head's channels, widened) -> concat -> ((q | k) -> @ -> softmax | v) -> @ -> proj -> "
+        "drop head tokens"
+    ),
     paper="arXiv:2210.05958",
     code="https://github.com/ArieSeirack/DHVT",
     license="Apache-2.0",

@@ -324,6 +324,10 @@ CARD = Card(
     kind="mixer",
     factory=DualAttention,
     summary="attention half of whose heads give symbols of tokens and relations with them, not their values",
+    flow=(
+        "(((q | k) -> @ -> softmax | v) -> @ -> proj | ((q | k) -> @ -> softmax | symbols and relations) -> @ -> "
+        "proj) -> concat"
+    ),
     paper="arXiv:2405.16727",
     code="https://github.com/Awni00/dual-attention",
     license="MIT",

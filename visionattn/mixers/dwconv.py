@@ -66,6 +66,7 @@ CARD = Card(
     kind="mixer",
     factory=DepthwiseConvMixer,
     summary="a depthwise convolution between two pointwise ones",
+    flow="1x1 conv -> depthwise conv -> 1x1 conv",
     paper="arXiv:2201.03545",
     code="https://github.com/OpenGVLab/STM-Evaluation",
     license="MIT",

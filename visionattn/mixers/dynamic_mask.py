@@ -267,6 +267,7 @@ CARD = Card(
     kind="mixer",
     factory=DynamicMaskAttention,
     summary="softmax attention to the keys with the largest biases, which are computed from the values",
+    flow="(((q | k) -> @ | v -> bias, the largest are kept) -> + -> softmax | v) -> @ -> proj",
     paper="arXiv:2508.02124",
     code="https://github.com/SmallDoges/flash-sparse-attention",
     placement="in every block in place of attention",

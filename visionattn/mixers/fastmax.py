@@ -152,6 +152,7 @@ CARD = Card(
     kind="mixer",
     factory=FastmaxAttention,
     summary="attention whose weights are a polynomial of the scores, which factorises, in place of the softmax",
+    flow="((q | k) -> @ -> 1 + s + s^2/2, over their sum | v) -> @ -> proj",
     paper="arXiv:2402.07901",
     code="https://github.com/armingerami/fastmax",
     placement="in every block in place of attention",

@@ -149,6 +149,9 @@ CARD = Card(
     kind="mixer",
     factory=GlobalChannelAttention,
     summary="attention between the channels of each head, normalised over the map, behind a convolution",
+    flow=(
+        "1x1 conv, depthwise 3x3 conv -> ((channels of q | channels of k) -> @ -> softmax | channels of v) -> @ -> proj"
+    ),
     paper="arXiv:2506.04956",
     code="https://github.com/Yaziwel/FEAT",
     placement="in every third block in turn with mixing in space and over frames; here in every block",

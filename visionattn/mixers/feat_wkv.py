@@ -170,6 +170,7 @@ CARD = Card(
     kind="mixer",
     factory=WKVSpatialMixer,
     summary="means of all values that decay with the distance, along all rows, then along all columns",
+    flow="(. | depthwise conv) -> + -> ((k | v) -> WKV along rows, then columns | receptance, sigmoid) -> * -> proj",
     paper="arXiv:2506.04956",
     code="https://github.com/Yaziwel/FEAT",
     placement="in every third block in turn with mixing over frames and channels; here in every block",

@@ -238,6 +238,7 @@ CARD = Card(
     kind="mixer",
     factory=FocusedLinearAttention,
     summary="linear attention with sharpened features, and a convolution of the values",
+    flow="((focused q | (focused k | v) -> @) -> @ -> over the sum of weights | v -> depthwise conv) -> + -> proj",
     paper="arXiv:2308.00442",
     code="https://github.com/LeapLabTHU/FLatten-Transformer",
     placement="in the blocks of the first two stages in place of attention; in the common architecture in all",

@@ -114,6 +114,10 @@ CARD = Card(
     kind="mixer",
     factory=HaloAttention,
     summary="attention of blocks to themselves and a halo around them",
+    flow=(
+        "(((q of a block | k of block and halo) -> @ | (q | {relative positions}) -> @) -> + -> softmax | v of "
+        "block and halo) -> @ -> proj"
+    ),
     paper="arXiv:2103.12731",
     code="https://github.com/OpenGVLab/STM-Evaluation",
     license="MIT",

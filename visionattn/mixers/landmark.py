@@ -214,6 +214,7 @@ CARD = Card(
     kind="mixer",
     factory=LandmarkAttention,
     summary="attention to the own window and, by gates from a landmark each, to the others",
+    flow="((q | k and a landmark of each window) -> @ -> softmax in two levels | v) -> @ -> proj",
     paper="arXiv:2305.16300",
     code="https://github.com/epfml/landmark-attention",
     license="Apache-2.0",

@@ -93,6 +93,7 @@ CARD = Card(
     kind="mixer",
     factory=LinearAttention,
     summary="attention with weights elu(q) + 1 times elu(k) + 1 in place of the softmax",
+    flow="(q, elu + 1 | (k, elu + 1 | v) -> @) -> @ -> over the sum of weights -> proj",
     paper="arXiv:2006.16236",
     code="https://github.com/idiap/fast-transformers",
     license="MIT",

@@ -140,6 +140,7 @@ CARD = Card(
     kind="mixer",
     factory=LargeKernelConvAttention,
     summary="one static kernel as large as the map in the place of the attention map",
+    flow="v -> one static kernel as large as the map -> proj",
     paper="arXiv:2401.05738",
     placement="in every block in place of attention",
     pyramid=("nano", "micro", "tiny"),

@@ -246,6 +246,10 @@ CARD = Card(
     kind="mixer",
     factory=MultipoleAttention,
     summary="one attention in windows of a map and of ever coarser copies of it, summed up",
+    flow=(
+        "(softmax attention in windows | downsample -> the same attention -> upsample | downsample twice -> the "
+        "same attention -> upsample) -> +"
+    ),
     paper="arXiv:2507.02748",
     code="https://github.com/AlexColagrande/MANO",
     placement="in every block in place of attention",

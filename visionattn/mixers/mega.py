@@ -248,6 +248,10 @@ CARD = Card(
     kind="mixer",
     factory=MegaAttention,
     summary="gated attention in windows on top of moving averages along all rows and columns",
+    flow=(
+        "norm -> (moving averages of rows and columns -> SiLU -> q and k | v) -> softmax attention in windows -> "
+        "output gate -> update gate"
+    ),
     paper="arXiv:2209.10655",
     code="https://github.com/facebookresearch/mega",
     license="MIT",

@@ -145,6 +145,10 @@ CARD = Card(
     kind="mixer",
     factory=MultiHeadEmbeddingAttention,
     summary="softmax attention whose heads share one projection and differ by an embedding",
+    flow=(
+        "((q with each head's vector | k with each head's vector) -> @ -> softmax | v with each head's vector) -> "
+        "@ -> proj"
+    ),
     paper="arXiv:2310.07911",
     code="https://github.com/HUIYINXUE/simpleMHE",
     placement="in every block in place of attention",

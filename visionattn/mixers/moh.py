@@ -158,6 +158,7 @@ CARD = Card(
     kind="mixer",
     factory=MixtureOfHeadAttention,
     summary="softmax attention in which each token chooses some of the heads, and others serve all",
+    flow="(((q | k) -> @ -> softmax | v) -> @ | router -> gates of the chosen heads) -> * -> proj",
     paper="arXiv:2410.11842",
     code="https://github.com/SkyworkAI/MoH",
     license="Apache-2.0",

@@ -152,6 +152,10 @@ CARD = Card(
     kind="mixer",
     factory=MixtureOfHeadAggregatedAttention,
     summary="attention to neighbours and a pooled map in one softmax, in which each position chooses some of the heads",
+    flow=(
+        "(((q | k of neighbours and of a pooled map) -> @ -> softmax | v of both) -> @ | router -> gates of the "
+        "chosen heads) -> * -> proj"
+    ),
     paper="arXiv:2410.11842",
     code="https://github.com/SkyworkAI/MoH",
     license="Apache-2.0",

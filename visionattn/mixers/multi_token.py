@@ -301,6 +301,7 @@ CARD = Card(
     kind="mixer",
     factory=MultiTokenAttention,
     summary="softmax attention with scores convolved over neighbouring queries and keys",
+    flow="((q | k) -> @ -> conv over queries and keys -> softmax | v) -> @ -> proj",
     paper="arXiv:2504.00927",
     code="https://github.com/facebookresearch/RAM",
     license="MIT",

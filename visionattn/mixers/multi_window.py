@@ -253,6 +253,10 @@ CARD = Card(
     kind="mixer",
     factory=MultiWindowAttention,
     summary="softmax attention whose heads have windows of different sizes",
+    flow=(
+        "qkv -> (some heads: softmax attention in small windows | others: in larger windows | others: over the "
+        "whole map) -> concat -> proj"
+    ),
     paper="arXiv:2306.00561",
     code="https://github.com/SarthakYadav/mwmae-jax-official",
     placement="in every block of a decoder in place of attention; here in every block",

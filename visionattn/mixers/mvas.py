@@ -143,6 +143,7 @@ CARD = Card(
     kind="mixer",
     factory=MultiViewWindowAttention,
     summary="attention of each region of a view of an object to the few regions of its other views that fit it best",
+    flow="((q of a region | <views> -> k of the regions that fit) -> @ -> softmax | v of the same regions) -> @",
     paper="arXiv:2407.11935",
     code="https://github.com/lewandofskee/MVAD",
     placement="between the features of several views of an object, at each of their scales",

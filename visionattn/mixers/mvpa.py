@@ -189,6 +189,10 @@ CARD = Card(
     kind="mixer",
     factory=MVPAttention,
     summary="attention with scores of content, of row offsets and of column offsets, each on its own",
+    flow=(
+        "(((q + u | k) -> @ | (q + v | {row offsets}) -> @ | (q + z | {column offsets}) -> @) -> + -> softmax | "
+        "v) -> @ -> proj"
+    ),
     paper="arXiv:2506.20354",
     code="https://github.com/IBM/multi-variate-parallel-transformer",
     license="Apache-2.0",

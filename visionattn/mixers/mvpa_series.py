@@ -117,6 +117,10 @@ CARD = Card(
     kind="mixer",
     factory=SeriesMVPAttention,
     summary="the official causal form of MVPA for series of several channels",
+    flow=(
+        "(((q | k) -> @ | (q | <time_embed>) -> @ | (q | <channel_embed>) -> @) -> + -> causal softmax | v) -> @ "
+        "-> proj"
+    ),
     paper="arXiv:2506.20354",
     code="https://github.com/IBM/multi-variate-parallel-transformer",
     license="Apache-2.0",

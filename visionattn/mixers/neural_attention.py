@@ -150,6 +150,7 @@ CARD = Card(
     kind="mixer",
     factory=NeuralAttention,
     summary="attention with scores from a small network of query and key",
+    flow="((projected q | projected k) -> network of each pair -> softmax | v) -> @ -> proj",
     paper="arXiv:2502.17206",
     code="https://github.com/awayfromzel/neural-attention-research",
     placement="in the first block in place of attention",

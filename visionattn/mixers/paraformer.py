@@ -182,6 +182,10 @@ CARD = Card(
     kind="mixer",
     factory=ParallelSelfCrossAttention,
     summary="attention of two sets of tokens to themselves and to each other at once, by the same projections",
+    flow=(
+        "(. | (. | own q, k, v -> softmax attention | (own q | <xb> -> its k and v) -> softmax attention) -> "
+        "concat -> MLP) -> +"
+    ),
     paper="arXiv:2303.00941",
     placement="between the features of two pictures, in place of alternating self and cross attention",
     floor=WINDOWS,

@@ -48,6 +48,7 @@ CARD = Card(
     kind="mixer",
     factory=AveragePool,
     summary="the mean of the neighbours less the position itself, no parameters",
+    flow="(mean of the neighbours | times -1) -> +",
     paper="arXiv:2111.11418",
     code="https://github.com/sail-sg/poolformer",
     license="Apache-2.0",

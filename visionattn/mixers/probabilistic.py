@@ -208,6 +208,7 @@ CARD = Card(
     kind="mixer",
     factory=ProbabilisticAttention,
     summary="attention as a mixture of Gaussians: its keys adapt to the queries, known values spread",
+    flow="((q | k, moved towards the queries) -> @ -> softmax | v) -> @ -> proj",
     paper="arXiv:2106.15338",
     code="https://github.com/apple/ml-probabilistic-attention",
     license="Apple Sample Code",

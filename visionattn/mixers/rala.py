@@ -129,6 +129,10 @@ CARD = Card(
     kind="mixer",
     factory=RankAugmentedLinearAttention,
     summary="linear attention with keys weighted by the mean query, rotations, and an output gate",
+    flow=(
+        "(((rotated q | (rotated k, weighted by the mean q | v) -> @) -> @ | v -> depthwise conv) -> + | gate) -> "
+        "* -> proj"
+    ),
     paper="arXiv:2411.07635",
     code="https://github.com/qhfan/RALA",
     placement="in the blocks of the first two stages, its softmax form in the last two; in the common one in all",

@@ -125,6 +125,7 @@ CARD = Card(
     kind="mixer",
     factory=ReGLA,
     summary="linear attention with exponential features and a refined forget gate, scanned in four directions",
+    flow="(q | (k | v | forget gate) -> scan in several directions) -> read by q -> norm -> proj",
     paper="arXiv:2502.01578",
     placement="in every block in place of attention",
     pyramid=("nano", "micro"),

@@ -226,6 +226,7 @@ CARD = Card(
     kind="mixer",
     factory=ScatterbrainAttention,
     summary="softmax weights within windows, a band or clusters, and random features for all other pairs",
+    flow="((q | k) -> (exact weights of near pairs | random features elsewhere) -> over their sum | v) -> @ -> proj",
     paper="arXiv:2110.15343",
     code="https://github.com/HazyResearch/fly",
     license="Apache-2.0",

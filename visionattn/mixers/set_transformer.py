@@ -170,6 +170,7 @@ CARDS = (
         kind="mixer",
         factory=SABMixer,
         summary="attention of all elements of a set with a residual on the projected queries",
+        flow="(q | ((q | k) -> @ -> softmax | v) -> @) -> + -> (. | linear, ReLU) -> +",
         paper="arXiv:1810.00825",
         code="https://github.com/juho-lee/set_transformer",
         license="MIT",
@@ -192,6 +193,10 @@ CARDS = (
         kind="mixer",
         factory=ISABMixer,
         summary="attention of a few learnt points to all elements, and of all elements to these points",
+        flow=(
+            "(q | ({points} | .) -> attention, feed-forward -> k and v) -> softmax attention, + q -> (. | linear, "
+            "ReLU) -> +"
+        ),
         paper="arXiv:1810.00825",
         code="https://github.com/juho-lee/set_transformer",
         license="MIT",

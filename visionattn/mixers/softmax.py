@@ -154,6 +154,7 @@ CARD = Card(
     kind="mixer",
     factory=SoftmaxAttention,
     summary="attention of every token to every token",
+    flow="((q | k) -> @ -> softmax | v) -> @ -> proj",
     paper="arXiv:2010.11929",
     code="https://github.com/google-research/vision_transformer",
     license="Apache-2.0",

@@ -251,6 +251,10 @@ CARD = Card(
     kind="mixer",
     factory=SelectPackAttention,
     summary="attention among the tokens that a gate keeps, packed into containers of a fixed length",
+    flow=(
+        "(. | linear -> sigmoid) -> * -> kept tokens, in containers -> ((q | k) -> @ -> softmax | v) -> @ -> proj "
+        "-> back to their places"
+    ),
     paper="arXiv:2410.23608",
     placement="in place of window attention from the third stage on",
     pyramid=("nano", "micro"),

@@ -108,6 +108,7 @@ CARD = Card(
     kind="mixer",
     factory=SpargeAttention,
     summary="softmax attention over the blocks of keys whose means fit those of the queries",
+    flow="((q | k of the blocks that fit) -> @ -> softmax | v of the same blocks) -> @ -> proj",
     paper="arXiv:2502.18137",
     code="https://github.com/thu-ml/SpargeAttn",
     license="Apache-2.0",

@@ -246,6 +246,7 @@ CARD = Card(
     kind="mixer",
     factory=SparsifinerAttention,
     summary="softmax attention over the keys that a low-rank prediction of its weights finds large",
+    flow="(((q | k) -> low-rank prediction -> pairs to keep | (q | k) -> @) -> softmax | v) -> @ -> proj",
     paper="arXiv:2303.13755",
     code="https://github.com/lim142857/Sparsifiner",
     license="MIT",

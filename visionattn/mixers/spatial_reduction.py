@@ -100,6 +100,7 @@ CARD = Card(
     kind="mixer",
     factory=SpatialReductionAttention,
     summary="attention to a map reduced by a strided convolution, or by pooling (version 2)",
+    flow="((q | reduced map -> k) -> @ -> softmax | reduced map -> v) -> @ -> proj",
     paper="arXiv:2102.12122",
     code="https://github.com/whai362/PVT",
     license="Apache-2.0",

@@ -168,6 +168,7 @@ CARD = Card(
     kind="mixer",
     factory=StarAttention,
     summary="attention in windows that all see one anchor too: the pooled map or the window in the middle",
+    flow="cut into windows, each with the anchor -> ((q | k) -> @ -> softmax | v) -> @ -> proj -> join windows",
     paper="arXiv:2411.17116",
     code="https://github.com/NVIDIA/Star-Attention",
     license="Apache-2.0",

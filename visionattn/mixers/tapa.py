@@ -166,6 +166,10 @@ CARD = Card(
     kind="mixer",
     factory=TokenAwarePhaseAttention,
     summary="attention with scores turned by distances, each pair of tokens at its own speed",
+    flow=(
+        "(((amplitudes of q | amplitudes of k) -> @ | (phases of q | phases of k) -> @ -> times distance, cos) -> "
+        "* -> softmax | v) -> @ -> proj"
+    ),
     paper="arXiv:2509.12635",
     placement="in every block in place of attention and of an encoding of positions",
     columnar=("nano", "tiny"),

@@ -130,6 +130,7 @@ CARD = Card(
     kind="mixer",
     factory=TitansMemory,
     summary="a matrix that learns keys and values by gradient descent as it is scanned, from both ends",
+    flow="(q | (k | v | step, momentum, forgetting) -> memory learns token by token) -> read by q -> norm -> proj",
     paper="arXiv:2501.00663",
     placement="in every block in place of attention",
     pyramid=("nano", "micro"),

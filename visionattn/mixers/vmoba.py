@@ -172,6 +172,7 @@ CARD = Card(
     kind="mixer",
     factory=BlockRoutedAttention,
     summary="attention to the own block of tokens and those whose mean key fits a query",
+    flow="((q | k of the own block and those that fit) -> @ -> softmax | v of the same blocks) -> @ -> proj",
     paper="arXiv:2506.23858",
     code="https://github.com/KwaiVGI/VMoBA",
     placement="in every block in place of attention; strips of rows, strips of columns and tiles take turns",

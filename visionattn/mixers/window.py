@@ -122,6 +122,10 @@ CARD = Card(
     kind="mixer",
     factory=WindowAttention,
     summary="attention in windows and shifted windows, with a relative position bias",
+    flow=(
+        "cut into shifted windows -> (((q | k) -> @ | {position bias}) -> + -> softmax | v) -> @ -> proj -> join "
+        "windows"
+    ),
     paper="arXiv:2103.14030",
     code="https://github.com/microsoft/Swin-Transformer",
     license="MIT",

@@ -215,6 +215,10 @@ CARDS = (
         kind="plugin",
         factory=AttentionInAttention,
         summary="convolutions with pixel attention beside a plain one, weighed for each image",
+        flow=(
+            "(. | 1x1 conv, leaky ReLU -> (convs with pixel attention | conv | mean, MLP, softmax) -> weighted "
+            "sum -> leaky ReLU, 1x1 conv) -> +"
+        ),
         placement="as the residual block of a super-resolution network",
         hosts=("narrow",),
         cases={"": {}, "A2N-M": {"plain_size": 1, "temperature": 4.0}},
@@ -229,6 +233,7 @@ CARDS = (
         kind="plugin",
         factory=PixelAttention,
         summary="gate of every value by a pointwise convolution",
+        flow="(. | 1x1 conv -> sigmoid) -> *",
         placement="behind the convolutions of a super-resolution network's upsampler",
         maps=True,
         reference="a2n",

@@ -212,6 +212,7 @@ CARD = Card(
     kind="plugin",
     factory=SaliencyModulation,
     summary="adds the map once more where a saliency map says so, one soft mask a stage",
+    flow="(. | (. | <saliency> -> max over channels, conv, norm -> sigmoid) -> *) -> +",
     paper="arXiv:2303.15421",
     code="https://github.com/alessandro-f/ACAT",
     placement="behind the first three stages of a ResNet, and one mask of all three behind the last",

@@ -123,6 +123,7 @@ CARD = Card(
     kind="plugin",
     factory=BAM,
     summary="one gate from channel and spatial scores, joined as the paper's sum or the code's product",
+    flow="(. | (mean, MLP | 1x1 conv, dilated convs, 1x1 conv) -> * -> 1 + sigmoid) -> *",
     paper="arXiv:1807.06514",
     code="https://github.com/Jongchan/attention-module",
     license="MIT",

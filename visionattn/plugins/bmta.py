@@ -96,6 +96,10 @@ CARD = Card(
     kind="plugin",
     factory=BalancedMultiTaskAttention,
     summary="coordinate attention and squeeze-and-excitation in a learned mix",
+    flow=(
+        "(. | (row and column means -> 1x1 conv, norm, ReLU -> (1x1 conv, sigmoid | 1x1 conv, sigmoid) -> * | "
+        "mean, MLP, sigmoid) -> learnt mix) -> *"
+    ),
     paper="arXiv:2510.15527",
     code="https://github.com/virAditya/satellite-image-classification-eurosat",
     license="MIT",

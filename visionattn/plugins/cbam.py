@@ -151,6 +151,10 @@ CARD = Card(
     kind="plugin",
     factory=CBAM,
     summary="channel gate, then spatial gate",
+    flow=(
+        "(. | (mean, MLP | max, same MLP) -> + -> sigmoid) -> * -> (. | mean and max over channels -> 7x7 conv -> "
+        "sigmoid) -> *"
+    ),
     paper="arXiv:1807.06521",
     code="https://github.com/Jongchan/attention-module",
     license="MIT",

@@ -60,6 +60,7 @@ CARD = Card(
     kind="plugin",
     factory=CoordinateAttention,
     summary="gates of rows and columns",
+    flow="(. | row and column means -> 1x1 conv, norm, h-swish -> (1x1 conv, sigmoid | 1x1 conv, sigmoid) -> *) -> *",
     paper="arXiv:2103.02907",
     code="https://github.com/houqb/CoordAttention",
     license="MIT",

@@ -112,6 +112,7 @@ CARD = Card(
     kind="plugin",
     factory=ClassSemanticAttention,
     summary="gates of channels and of positions from features rich in class semantics, or from the map itself",
+    flow="(. | (mean, MLP, sigmoid | convs, sigmoid) -> +) -> *",
     paper="arXiv:2109.02613",
     placement="on the encoded features of a detector of actions, before the localisation encoder",
     cases={"": {}, "wide": {"hidden": 24}},

@@ -187,6 +187,7 @@ CARD = Card(
     kind="plugin",
     factory=EfficientAttention,
     summary="attention of linear cost by softmaxes over the keys' positions and the queries' channels",
+    flow="(. | (q: softmax over channels | (k: softmax over positions | v) -> @) -> @ -> reprojection) -> +",
     paper="arXiv:1812.01243",
     code="https://github.com/cmsflash/efficient-attention",
     license="MIT",

@@ -114,6 +114,7 @@ CARDS = tuple(
         kind="plugin",
         factory=factory,
         summary="1-D convolutions along both sides, over the means of rows and columns",
+        flow="(. | (row means, 1-D conv, norm, sigmoid | column means, 1-D conv, norm, sigmoid) -> *) -> *",
         paper="arXiv:2403.01123",
         code="https://github.com/Xuwei86/ELA_Code",
         placement="on the expanded maps of MobileNetV2's blocks, after the depthwise convolution",

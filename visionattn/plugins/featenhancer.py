@@ -168,6 +168,10 @@ CARD = Card(
     kind="frontend",
     factory=FeatEnHancer,
     summary="corrects a dark picture by what a small network sees in it at three scales",
+    flow=(
+        "(features | at a quarter of the size: features | at an eighth: features) -> attention over scales -> 8 "
+        "corrections of the picture"
+    ),
     paper="arXiv:2308.03594",
     code="https://github.com/khurramHashmi/FeatEnHancer",
     placement="before the backbone of a detector or a segmentor, which it learns with",

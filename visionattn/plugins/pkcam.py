@@ -244,6 +244,10 @@ CARD = Card(
     kind="plugin",
     factory=PKCAM,
     summary="channel gates that also see earlier layers",
+    flow=(
+        "(. | mean -> (own gate | (. | <stage>) -> mix, gate | (. | <block>) -> mix, gate) -> weighted sum -> 1 + "
+        "sigmoid) -> *"
+    ),
     paper="arXiv:2211.07521",
     code="https://github.com/eslambakr/EMCA",
     placement="in every residual block of a ResNet, before the addition; descriptors go from block to block",

@@ -96,6 +96,7 @@ CARD = Card(
     kind="plugin",
     factory=SentenceAttention,
     summary="channel gate that a sentence's embedding alone decides",
+    flow="(. | <sentence> -> linear, norm, ReLU, linear -> softmax over channels) -> *",
     paper="arXiv:2309.11593",
     code="https://github.com/khoshsirat/embedding-attention-blocks",
     placement="behind each stage of an EfficientNet, before the maps go into a top-down decoder",

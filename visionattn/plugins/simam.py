@@ -73,6 +73,7 @@ CARD = Card(
     kind="plugin",
     factory=SimAM,
     summary="scales each value by how far it stands out from its channel, no parameters",
+    flow="(. | squared distance to the channel's mean -> over 4 variances, + 1/2 -> sigmoid) -> *",
     paper="ICML 2021, PMLR 139, pages 11863 to 11874",
     code="https://github.com/ZjjConan/SimAM",
     placement="in every residual block, after its 3x3 convolution (of two, the second)",

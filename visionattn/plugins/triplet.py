@@ -99,6 +99,10 @@ CARD = Card(
     kind="plugin",
     factory=TripletAttention,
     summary="three gates over pairs of axes",
+    flow=(
+        "((. | max and mean over W, conv, norm, sigmoid) -> * | (. | max and mean over H, conv, norm, sigmoid) -> "
+        "* | (. | max and mean over C, conv, norm, sigmoid) -> *) -> mean"
+    ),
     paper="arXiv:2010.03045",
     code="https://github.com/landskape-ai/triplet-attention",
     license="MIT",

@@ -196,6 +196,10 @@ CARD = Card(
     kind="plugin",
     factory=CAMAttention,
     summary="mixes channels scaled by the weights of two domain classifiers, whose loss it reports",
+    flow=(
+        "((. | {weights of the mean's classifier}) -> * | (. | {weights of the maximum's classifier}) -> *) -> "
+        "concat -> 1x1 conv -> leaky ReLU"
+    ),
     paper="arXiv:1907.10830",
     code="https://github.com/znxlwm/UGATIT-pytorch",
     license="MIT",

@@ -144,6 +144,10 @@ CARD = Card(
     kind="plugin",
     factory=ULSAM,
     summary="one attention map for each group of channels",
+    flow=(
+        "(. | (. | depthwise 1x1 conv, norm, ReLU, max pool, 1x1 conv of each group -> softmax over positions) -> "
+        "*) -> +"
+    ),
     paper="arXiv:2006.15102",
     code="https://github.com/Nandan91/ULSAM",
     placement="after or in the place of whole layers of MobileNets",

@@ -199,6 +199,7 @@ def create_network(
             `pretrained=True, pretrained_cfg_overlay=dict(file=PATH)`; the file may name timm's layers differently, and
             may be a training checkpoint for other classes, whose head is left out.
             `pretrained='packaged'` takes weights that come with the package and none if there are none.
+            `grad_checkpointing=True` computes blocks again in the backward pass, and keeps less memory.
         attach: Arguments of `visionattn.attach`: puts a plug-in into the network, pretrained weights kept.
         replace_attention: Arguments of `visionattn.replace_attention`: a mixer in the place of attention.
         **fixed: Further arguments of `timm.create_model`, which the task decides.
@@ -208,6 +209,21 @@ def create_network(
         ValueError: If the network is unknown, does not take an argument or has no weights, an argument is the task's to
             decide, or a file of weights does not fit.
     """
+    checkpointing = backbone.get("grad_checkpointing", False)
+    backbone = {key: value for key, value in backbone.items() if key != "grad_checkpointing"}
+    network: Any = _create_network(backbone, attach, replace_attention, **fixed)
+    if checkpointing:
+        # Some wrappers that give feature maps leave it to the network in them.
+        (network if hasattr(network, "set_grad_checkpointing") else network.model).set_grad_checkpointing()
+    return network
+
+
+def _create_network(
+    backbone: dict[str, Any],
+    attach: dict[str, Any] | None,
+    replace_attention: dict[str, Any] | None,
+    **fixed: Any,
+) -> nn.Module:
     name = backbone.get("model_name")
     if not isinstance(name, str) or not (timm.is_model(name) or ":" in name):
         raise ValueError(f"unknown model {name!r} (model.backbone.model_name); timm.list_models('va_*') lists ours")

@@ -1,4 +1,6 @@
-"""Parts of a checkout's files that are generated from the cards: README's tables, the official codes in NOTICE.
+"""Parts of a checkout's files that are generated from the cards.
+
+The counts in README.md, the tables of docs/networks.md, the official codes in NOTICE.
 
 The number of recorded fixtures in docs/promises.md is counted here, too.
 
@@ -8,6 +10,7 @@ writes them anew, and the byte budgets of blocks that have none. Tests hold that
 """
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +25,7 @@ from visionattn.utils.marks import put_between
 from . import byte_budgets
 from .fixtures import FOLDER
 
-__all__ = ["COMMAND", "mechanism_table", "network_table", "notice", "renew", "stale"]
+__all__ = ["COMMAND", "contents_table", "mechanism_table", "network_table", "notice", "renew", "stale"]
 
 COMMAND = "python -m visionattn.testing.generated"
 ROOT = Path(__file__).parents[2]
@@ -38,6 +41,27 @@ def mechanism_table(kind: Kind) -> str:
         what = f"`{name}`: {first.summary}" if name else first.summary
         rows.append(f"| {names} | {what} | {_link(first.paper)} |")
     return "\n".join([*rows, ""])
+
+
+def contents_table() -> str:
+    """Markdown of what the package has and how many of each, for README."""
+    fixtures = len(list(FOLDER.glob("*.npz")))
+    manifest = json.loads((ROOT / "checkpoints" / "manifest.json").read_text(encoding="utf-8"))["checkpoints"]
+    packaged = sum({"kind": "packaged"} in entry["sources"] for entry in manifest.values())
+    count = {kind: sum(1 for _ in cards(kind)) for kind in ("plugin", "mixer")}
+    networks = len(timm.list_models("va_*"))
+    rows = [
+        f"| [plug-ins](docs/networks.md) | {count['plugin']} blocks for feature maps, `(B, C, H, W)` of any size |",
+        f"| [token mixers](docs/networks.md) | {count['mixer']} for transformers, `(B, H, W, C)` of any size |",
+        f"| [networks](docs/networks.md) | {networks} in timm's registry: any size, `features_only`, compile, export |",
+        f"| [weights](checkpoints/README.md) | {packaged} small ones travel with it; the authors' files load |",
+        f"| [proof](docs/promises.md) | {fixtures} recorded results of official codes; contract tests of every block |",
+        "| [three tasks](docs/start/three-tasks.md) | classification, [boxes, masks](docs/guides/dense.md) |",
+        "| [training](docs/guides/fine-tune.md) | configs, bit-exact resume, [many GPUs](docs/guides/distributed.md), "
+        "[large data](docs/guides/scale.md), [logging](docs/guides/logging.md) |",
+        "| [export](docs/guides/export.md) | ONNX and pt2, compared with the network before they are kept |",
+    ]
+    return "\n".join(["| what | how much |", "|---|---|", *rows, ""])
 
 
 def network_table() -> str:
@@ -85,7 +109,8 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
         ValueError: If a file lacks the lines between which its generated part goes.
     """
     wanted = {
-        "README.md": {
+        "README.md": {_marks("contents"): contents_table()},
+        "docs/networks.md": {
             _marks("plugins"): mechanism_table("plugin"),
             _marks("mixers"): mechanism_table("mixer"),
             _marks("networks"): network_table(),
@@ -151,7 +176,7 @@ def _link(paper: str) -> str:
 
 
 def main() -> None:
-    """Writes the parts of README.md and NOTICE that are made of the cards, and missing byte budgets."""
+    """Writes what README.md, docs/networks.md and NOTICE say of the cards, and missing byte budgets."""
     argparse.ArgumentParser(prog=COMMAND, description=main.__doc__).parse_args()
     print("\n".join(f"written: {name}" for name in renew()) or "nothing was stale")
 

@@ -20,9 +20,10 @@ from visionattn.models.mechanisms import networks_of
 from visionattn.profiling.cost import count_macs
 
 from .evidence import fixtures_of, golden_of, has_kernels
+from .flow import draw_flow
 from .generated import ROOT
 
-__all__ = ["mechanism_pages", "path_of", "usage"]
+__all__ = ["drawing", "mechanism_pages", "path_of", "usage"]
 
 # Networks to state costs in, the first that a mechanism has: beginnings and ends of their names, and what each is
 # compared with. Hosts without the mechanism come first, then the same architecture with plain attention.
@@ -36,6 +37,7 @@ _HOSTS = (
 # Width and side of the map for which a module alone is counted; widths of all variants' heads and groups divide it.
 _WIDTH, _SIDE = 96, 28
 _KINDS = {"plugin": "plug-in for feature maps", "mixer": "token mixer", "frontend": "front-end for pictures"}
+_SHAPES = {"plugin": "(B, C, H, W)", "mixer": "(B, H, W, C)", "frontend": "(B, 3, H, W)"}
 _YES = {True: "yes", False: "no"}
 _MODES = {"fwd": "inference", "f+b": "training"}
 
@@ -89,10 +91,31 @@ def usage(card: Card, networks: list[str]) -> dict[str, str]:
     return shown
 
 
+def drawing(card: Card) -> str:
+    """The data flow of a mechanism as SVG, with the shapes of what goes in and comes out at its ends.
+
+    Args:
+        card: The mechanism.
+
+    Raises:
+        ValueError: If its card says nothing of it, or what can't be read.
+    """
+    if not card.flow:
+        raise ValueError(f"the card of {card.name!r} has no flow; visionattn.testing.flow says how to write one")
+    inside, outside = _SHAPES.get(card.kind, ""), "y, same shape"
+    if card.kind not in _SHAPES or card.further_inputs:
+        # Of the class's own docstring: `(B, N, C), (B, M, C) -> (B, N, 4 C)`.
+        found = re.search(r"`(\([^)]*\)).*?-> (\([^)]*\))", getdoc(_class_of(card)) or "", re.DOTALL)
+        if found:
+            inside, outside = found[1], f"y {found[2]}" if found[2] != found[1] else outside
+    return draw_flow(card.flow, f"Data flow of {card.title}", f"x {inside}", outside)
+
+
 def _page(card: Card, networks: list[str]) -> str:
     module = module_of(card)
     kind = _KINDS.get(card.kind, card.kind)
     lines = [f"# {card.title}", "", f"`{card.name}`, a {kind}: {card.summary}.", "", _paper(card), ""]
+    lines += [f'<div class="flow">{drawing(card)}</div>', ""]
     if card.factory is not None:
         cls = _class_of(card)
         lines += [
