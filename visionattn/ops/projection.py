@@ -21,9 +21,7 @@ def project_apart(qkv: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) 
         qkv: The projection, `(..., C) -> (..., 3 * C')`, split [3, C'].
         x: The tokens.
     """
-    plain = type(qkv) is nn.Linear and not (qkv._forward_hooks or qkv._forward_pre_hooks)
-    if not plain or not use_eager_kernel(x):
+    if type(qkv) is not nn.Linear or qkv._forward_hooks or qkv._forward_pre_hooks or not use_eager_kernel(x):
         return list(qkv(x).chunk(3, -1))
-    weight, bias = qkv.weight, qkv.bias
-    biases = (None,) * 3 if bias is None else bias.chunk(3)
-    return [F.linear(x, part, offset) for part, offset in zip(weight.chunk(3), biases, strict=True)]
+    biases = (None,) * 3 if qkv.bias is None else qkv.bias.chunk(3)
+    return [F.linear(x, weight, bias) for weight, bias in zip(qkv.weight.chunk(3), biases, strict=True)]
