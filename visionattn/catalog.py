@@ -17,7 +17,7 @@ from visionattn.utils.map_input import check_maps
 
 __all__ = ["BlockContext", "Card", "Floor", "Kind", "cards", "find", "get", "module_of", "resolve"]
 
-Kind = Literal["plugin", "mixer", "frontend", "head", "method", "tool"]
+Kind = Literal["plugin", "mixer", "frontend", "head", "method", "tool", "baseline"]
 _WORDS: dict[Kind, str] = {"plugin": "plug-in", "frontend": "front-end"}
 # Rooms whose files end in cards.
 _ROOMS = ("visionattn.plugins", "visionattn.mixers", "visionattn.heads")
@@ -77,10 +77,11 @@ class Card:
     Args:
         name: Name in lower case, as in `attach(model, name)` and in the names of networks.
         title: Name in words, such as `CBAM: Convolutional Block Attention Module`.
-        kind: `plugin` (`(B, C, H, W)` maps), `mixer` (`(B, H, W, C)` maps), `frontend` (pictures), `head`, `method`
-            or `tool`.
+        kind: `plugin` (`(B, C, H, W)` maps), `mixer` (`(B, H, W, C)` maps), `frontend` (pictures), `head`, `method`,
+            `tool`, or `baseline`: timm's own networks, named here and not made again.
         factory: The class, or a function that builds the module: called with the number of channels or the width, and
-            keywords. None if the mechanism only says which mixers the blocks of a network have: see `mixers`.
+            keywords. None if the mechanism only says which mixers the blocks of a network have, see `mixers`, or is a
+            baseline.
         summary: One line on what it does.
         flow: One line that its data flow is drawn from, in the language of `visionattn.testing.flow`: steps that follow
             each other by `->`, branches as `(a | b)`; without the map at both ends.
@@ -110,7 +111,7 @@ class Card:
         reference: Module of `visionattn.reference` whose `naive_of` gives the literal formula; none if there is none.
 
     Raises:
-        ValueError: If there is neither `factory` nor `mixers`.
+        ValueError: If there is neither `factory` nor `mixers`, and it is no baseline.
     """
 
     name: str
@@ -140,7 +141,7 @@ class Card:
     reference: str | None = None
 
     def __post_init__(self) -> None:
-        if self.factory is None and self.mixers is None:
+        if self.factory is None and self.mixers is None and self.kind != "baseline":
             raise ValueError(f"the card of {self.name!r} needs a factory or mixers")
         if self.kind == "mixer" and not self.further_inputs:  # those check themselves
             check_maps(self.factory)

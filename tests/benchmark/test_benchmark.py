@@ -352,6 +352,24 @@ def test_suites_are_made_of_the_cards():
     assert {"ela_b", "va_resnet50_ela_b"} <= gpu and "ela_l" not in gpu  # one of each paper
 
 
+def test_mixers_and_maps_of_ones_choice():
+    shapes = [(2, 56, 56, 64), (1, 14, 14, 256)]
+    cases = suite_cases("mixers", "cpu", mixers=["biformer", "mano"], shapes=shapes)
+    assert [(c.name, c.shape) for c in cases] == [(name, shape) for shape in shapes for name in ("biformer", "mano")]
+    modules = [case.build() for case in cases]
+    assert [(m.num_heads, m.topk) for m in modules[::2]] == [(2, 1), (8, 16)] and modules[1].window_size == 7
+    with pytest.raises(ValueError, match=r"unknown mixer 'biforme'; there are: .*biformer"):
+        suite_cases("mixers", "cpu", mixers=["biforme"])
+
+
+@pytest.mark.parametrize("name", ["biformer", "rala", "moh", "dhvt", "mano"])
+def test_rows_of_routed_and_pooled_mixers(name):
+    """Against their literal forms, on a map too small to say anything of speed."""
+    (one,) = mixer_cases([name], [(1, 14, 14, 64)])
+    row = row_of(one, "f+b")
+    assert row["reference"] == "official" and row["contenders"]["ours"]["error"] < 1e-4
+
+
 @pytest.mark.parametrize(
     ("ratios", "verdict"),
     [

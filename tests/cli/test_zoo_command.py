@@ -69,3 +69,11 @@ def test_every_network_is_of_a_mechanism_or_a_baseline():
     assert "va_twins_svt_small" in found["twins"] and "va_twins_svt_small" in found["twins_local"]
     others = {*timm.list_models("va_*")} - {name for names in found.values() for name in names}
     assert others == {"va_resnet10n", "va_resnet10n_eca", "va_resnet10n_se", "va_resnet18n"}
+
+
+def test_names_what_timm_has_itself(run_cli):
+    """MambaOut is a baseline: timm's networks, not a second implementation."""
+    code, out, _ = run_cli("zoo", "mambaout", "--kind", "baseline")
+    assert code == 0 and "timm's own networks" in out and "  network   mambaout_femto" in out
+    assert "class " not in out and not timm.list_models("va_*mambaout*")
+    assert networks_of(catalog.cards("baseline")) == {"mambaout": timm.list_models("mambaout_*")}

@@ -30,7 +30,7 @@ MORE = (
     "fastvit_sa12", "tnt_s_patch16_224", "volo_d1_224", "mobilevit_xxs", "efficientvit_m0", "repvit_m0_9",
     "convit_tiny", "vit_small_patch16_dinov3", "vit_relpos_small_patch16_224", "flexivit_small", "nextvit_small",
 )  # fmt: skip
-OURS = ("boat", "davit", "halonet", "pvt", "softmax", "swin", "twins")
+OURS = ("biformer", "boat", "davit", "halonet", "mano", "pvt", "softmax", "swin", "twins")
 
 
 def fill(model):

@@ -137,6 +137,43 @@ def test_masks_and_copies_give_the_same(monkeypatch):
         torch.testing.assert_close(*pair)
 
 
+@pytest.mark.parametrize("size", [(6, 9), (36, 36)], ids=str)
+@pytest.mark.parametrize("form", ["legacy", "nchw"])
+def test_weights_are_what_it_applies(size, form):
+    torch.manual_seed(0)
+    mixer = BiLevelRoutingAttention(12, num_heads=3, n_win=3, topk=2, form=form).double()
+    x = torch.randn(2, *size, 12, dtype=torch.float64)
+    rows = mixer.weights(x)
+    values = mixer.qkv(x)[..., 24:]
+    local = mixer.lepe(values.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    mixed = (rows @ values.flatten(1, 2).unflatten(2, (3, 4)).transpose(1, 2)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(mixer(x), mixer.proj(mixed.view(x.shape) + local))
+    with torch.no_grad():  # the pass without gradients cuts the map first
+        torch.testing.assert_close(mixer(x), mixer.proj(mixed.view(x.shape) + local))
+    torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]).double())
+    chosen = mixer.routing(x)[0, 0].tolist()
+    seen = rows[0, 0, 0].view(3, size[0] // 3, 3, size[1] // 3).sum((1, 3)).flatten()
+    assert (seen > 0).nonzero().flatten().tolist() == sorted(chosen)
+
+
+@pytest.mark.parametrize("form", ["legacy", "nchw"])
+def test_weights_leave_out_what_is_padded(form):
+    mixer = BiLevelRoutingAttention(12, num_heads=3, n_win=3, topk=2, form=form)
+    rows = mixer.weights(torch.randn(2, 7, 8, 12))
+    assert rows.shape == (2, 3, 56, 56) and (rows.sum(-1) < 1).any() and (rows.sum(-1) < 1.001).all()
+
+
+@pytest.mark.parametrize(("side", "dim", "topk"), [(56, 64, 1), (28, 128, 4), (40, 32, 9)])
+@pytest.mark.parametrize("lepe", [0, 5])
+def test_without_gradients_it_is_the_same(side, dim, topk, lepe):
+    torch.manual_seed(0)
+    mixer = BiLevelRoutingAttention(dim, num_heads=dim // 32, n_win=7, topk=topk, lepe=lepe).eval()
+    x = torch.randn(2, side, side, dim)
+    expected = mixer(x)
+    with torch.inference_mode():
+        assert relative_error(mixer(x), expected) < 1e-6
+
+
 def test_second_derivatives():
     torch.manual_seed(0)
     mixer = BiLevelRoutingAttention(4, num_heads=2, n_win=3, topk=1).double()

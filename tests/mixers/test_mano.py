@@ -96,6 +96,27 @@ def test_takes_any_map(variant, size):
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [(8, 16), (7, 5), (1, 3)], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"window_size": 4, "window_stride": 2}, {"rate": 3, "window_size": 3}, {"levels": 1}], ids=str
+)
+def test_weights_are_what_it_applies(size, arguments):
+    """Without the norms, levels of means have the means of the values."""
+    torch.manual_seed(0)
+    mixer = MultipoleAttention(12, 3, down="avg_pool", up="avg_pool", **arguments).double()
+    mixer.norm = mixer.attn_norm = nn.Identity()
+    nn.init.zeros_(mixer.proj.bias)
+    x = torch.randn(2, *size, 12, dtype=torch.float64)
+    rows, values = mixer.weights(x), mixer.qkv(x)[..., 24:].flatten(1, 2).unflatten(2, (3, 4)).transpose(1, 2)
+    torch.testing.assert_close(mixer(x), mixer.proj((rows @ values).transpose(1, 2).flatten(2)).view(x.shape))
+
+
+def test_rows_of_weights_sum_up_to_the_factors_of_the_levels():
+    rows = MultipoleAttention(8, 2).weights(torch.randn(2, 16, 16, 8))  # four levels: 1 + 1 / 3 + 1 / 6 + 1 / 6
+    assert rows.shape == (2, 2, 256, 256)
+    torch.testing.assert_close(rows.sum(-1), torch.full((2, 2, 256), 5 / 3))
+
+
 def test_keeps_less_than_level_by_level():
     mixer = MultipoleAttention(32, 4)
     x = torch.randn(2, 32, 32, 32)

@@ -91,6 +91,10 @@ OPS = {
         qkv_of(x)[:, :24].flatten(2).unflatten(1, (4, 6)), torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]]).expand(
             len(x), -1, -1), num_heads=2, region=(2, 3), scale=0.4, convolution=(numbers(8, 1, 3, 3), numbers(8))
     ),
+    "routed_self_attention": lambda x: ops.routed_self_attention(
+        qkv_of(x)[:, :24, 0].flatten(2).unflatten(1, (4, 6)), lambda tokens: tokens @ numbers(8, 24), num_heads=2,
+        region=(2, 3), topk=1, scale=0.4,
+    ),
     "summed_attention": lambda x: ops.summed_attention(*heads_of(x), scale=0.5),
     "masked_attention": lambda x: ops.masked_attention(*heads_of(x), torch.ones(len(x), 2, 30, 30).tril().bool()),
     "polynomial_attention": lambda x: ops.polynomial_attention(*(t * 0.1 for t in heads_of(x)), (1.0, 1.0, 0.5)),
@@ -154,7 +158,8 @@ def test_every_operation_is_here():
     others |= {"prefer_moments", "prefer_subspace_scores", "attention", "balanced_bisection", "Windows"}
     # What makes masks, routes and tables, or is made of plain operators alone.
     others |= {"BlockMap", "Blocks", "Packing", "hilbert_order", "pack_tokens", "pair_mask", "route_blocks"}
-    others |= {"route_regions", "rotation_tables", "rotate_pairs", "widened", "ema_kernel", "cross_merge"}
+    others |= {"region_pairs", "route_regions", "rotation_tables", "rotate_pairs", "widened", "ema_kernel"}
+    others |= {"cross_merge", "nhwc_upconv", "project_apart"}
     others |= {"memory_scan", "moving_average", "mixture_weights", "packed_attention"}
     assert set(ops.__all__) - others <= OPS.keys()
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import visionattn.models  # noqa: F401  (registers the networks)
-from visionattn.catalog import BlockContext, Card, Floor, cards, get
+from visionattn.catalog import BlockContext, Card, Floor, cards, get, resolve
 from visionattn.mixers.flatten import FocusedLinearAttention
 from visionattn.mixers.window import WindowAttention
 from visionattn.testing.contracts import perturbed
@@ -170,23 +170,39 @@ def frontend_cases(
     ]
 
 
-def mixer_cases(*, batch: int = 4, dtype: torch.dtype = torch.float32, stages: int = 3) -> list[Case]:
-    """Mixers against timm's own modules, and against literal formulas, in the stages of a network of the size base.
+def mixer_cases(
+    names: Sequence[str] = (),
+    shapes: Sequence[tuple[int, ...]] = (),
+    *,
+    batch: int = 4,
+    dtype: torch.dtype = torch.float32,
+    stages: int = 3,
+) -> list[Case]:
+    """Mixers against timm's own modules, and against literal formulas.
 
     Args:
-        batch: Images.
+        names: Names of mixers, all by default; those without a baseline give no case.
+        shapes: Shapes (B, H, W, C); by default those of the stages of a network of the size base at 224 px.
+        batch: Images, where the shapes are not given.
         dtype: Of all.
-        stages: How many stages of a network at 224 px, the largest maps first; in the fourth a window is the map.
+        stages: How many stages, the largest maps first; in the fourth a window is the map.
+
+    Raises:
+        ValueError: If a name is unknown, or of a mechanism that is no module of its own.
     """
-    places = [
-        BlockContext(stage=i, block=0, dim=128 * 2**i, num_heads=4 * 2**i, grid=(side, side))
-        for i, side in enumerate((56, 28, 14)[:stages])
-    ]
-    found = [_mixer_case(card, place, batch, dtype) for place in places for card in cards("mixer") if card.standalone]
+    for name in names:
+        resolve("mixer", name)
+    chosen = [get("mixer", name) for name in names] or [card for card in cards("mixer") if card.standalone]
+    shapes = shapes or [(batch, side, side, 128 * 2**i) for i, side in enumerate((56, 28, 14)[:stages])]
+    found = [_mixer_case(card, shape, dtype) for shape in shapes for card in chosen]
     return [case for case in found if case]
 
 
-def _mixer_case(card: Card, place: BlockContext, batch: int, dtype: torch.dtype) -> Case | None:
+def _mixer_case(card: Card, shape: tuple[int, ...], dtype: torch.dtype) -> Case | None:
+    """The mixer as it is in the stage of a pyramid at 224 px whose maps are nearest in size, with heads of 32."""
+    _, height, width, dim = shape
+    stage = min(range(4), key=lambda stage: abs((56 >> stage) - height))
+    place = BlockContext(stage=stage, block=0, dim=dim, num_heads=max(1, dim // 32), grid=(height, width))
     found = {
         "timm": timm_mixer(card.name, place.dim, place.num_heads, sr_ratio=8 // 2**place.stage),
         "official": literal(card),
@@ -197,7 +213,7 @@ def _mixer_case(card: Card, place: BlockContext, batch: int, dtype: torch.dtype)
     return Case(
         "mixers",
         card.name,
-        (batch, *(place.grid or ()), place.dim),
+        shape,
         lambda: perturbed(card.build_in(place)),
         baselines,
         dtype=dtype,

@@ -75,6 +75,7 @@ def suite_cases(
     device: str,
     *,
     plugins: Sequence[str] = (),
+    mixers: Sequence[str] = (),
     shapes: Sequence[tuple[int, ...]] = (),
     layouts: Sequence[str] = BOTH,
 ) -> list[Case]:
@@ -84,14 +85,16 @@ def suite_cases(
         suite: One of `SUITES`, or `cpu` or `gpu` for all of them.
         device: `cpu` or `cuda`.
         plugins: Names of plug-ins; by default all on the CPU, one of each paper on a GPU.
-        shapes: Of their maps.
+        mixers: Names of mixers; by default all.
+        shapes: Of the maps of plug-ins, or in the suite `mixers` of mixers.
         layouts: Of their maps.
     """
+    given = shapes if suite == "mixers" else ()
     if device == "cpu":
         makers: dict[str, Callable[[], list[Case]]] = {
             "plugins": lambda: _cpu_plugins(plugins or _names(cards("plugin")), shapes or CPU_SHAPES, layouts),
             "frontends": frontend_cases,
-            "mixers": mixer_cases,
+            "mixers": lambda: mixer_cases(mixers, given),
             "windows": window_cases,
             "networks": lambda: [*network_cases(), *resnet_cases(CPU_RESNETS)],
         }
@@ -100,19 +103,19 @@ def suite_cases(
     half: dict[str, Any] = {"dtype": torch.bfloat16}
     names = plugins or _one_of_each_paper()
     resnets = [card.name for card in cards("plugin") if card.name in _one_of_each_paper() and "resnet" in card.hosts]
-    early, *late = shapes or GPU_SHAPES
+    early, *late = (() if given else shapes) or GPU_SHAPES
     # The largest maps in half precision come first, so that a limit of time cuts off the others.
     parts: list[tuple[str, Callable[[], list[Case]]]] = [
         ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("f+b",), compiled=True, **half)),
         ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("fwd",), **half)),
         ("frontends", lambda: frontend_cases([(32, 3, 224, 224)], **half)),
-        ("mixers", lambda: mixer_cases(batch=128, stages=2, **half)),
+        ("mixers", lambda: mixer_cases(mixers, given, batch=128, stages=2, **half)),
         ("windows", lambda: window_cases(((128, 56), (128, 28), (128, 14)), **half)),
         ("networks", lambda: resnet_cases(resnets, batch=128, check_batch=8, **half)),
         ("networks", lambda: network_cases(batch=128, check_batch=4, **half)),
         ("plugins", lambda: plugin_cases(names, late, layouts, **half)),
         ("plugins", lambda: plugin_cases(names, [early], layouts, modes=("f+b",))),
-        ("mixers", lambda: mixer_cases(batch=32, stages=1)),
+        ("mixers", lambda: mixer_cases(mixers, given, batch=32, stages=1)),
     ]
     return [case for name, make in parts if suite in (name, "gpu") for case in make()]
 

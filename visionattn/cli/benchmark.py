@@ -11,6 +11,7 @@ EXAMPLES = (
     "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, 15 minutes",
     "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
     "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
+    "--suite mixers --mixers biformer --shapes 2x56x56x64",
     "--suite mixers --json new.json --compare old.json --fail-below 0.9",
     "--plugins lam csam --json docs/results/cpu.json --update  # measure these rows of a record anew",
     "--from docs/results/[cg]pu.json --page docs/results/overview.md        # tables and pictures of earlier runs",
@@ -35,13 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--plugins", nargs="+", default=[], help="names of plug-ins (default: all)")
+    parser.add_argument("--mixers", nargs="+", default=[], help="names of mixers, in their suite (default: all)")
     parser.add_argument(
         "--shapes",
         nargs="+",
         metavar="BxCxHxW",
         default=[],
         help="shapes of the plug-ins' maps (default: an early and a late stage of a ResNet-50; on the CPU also a small "
-        "map)",
+        "map), or with --suite mixers of theirs, BxHxWxC (default: the stages of a pyramid)",
     )
     parser.add_argument(
         "--layouts",
@@ -88,6 +90,7 @@ def run(options: argparse.Namespace) -> None:
             options.suite,
             device,
             plugins=options.plugins,
+            mixers=options.mixers,
             shapes=[_shape(text) for text in options.shapes],
             layouts=options.layouts,
         )

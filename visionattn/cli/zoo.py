@@ -21,7 +21,8 @@ _FEW = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("text", nargs="?", default="", help="only what has this in its name, description or paper")
-    parser.add_argument("--kind", choices=("plugin", "mixer", "head", "method", "tool"), help="only this kind")
+    kinds = ("plugin", "mixer", "head", "method", "tool", "baseline")
+    parser.add_argument("--kind", choices=kinds, help="only this kind")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -20,7 +20,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card, Floor
-from visionattn.ops import attention, nhwc_conv, route_regions, routed_attention
+from visionattn.ops import (
+    attention,
+    nhwc_conv,
+    region_pairs,
+    route_regions,
+    routed_attention,
+    routed_self_attention,
+)
 from visionattn.utils.arguments import check_choice, check_heads, check_odd, check_positive
 
 from .softmax import SoftmaxAttention
@@ -113,39 +120,62 @@ class BiLevelRoutingAttention(nn.Module):
         return native
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        qkv, region, size = self._project(x)
-        out = routed_attention(
-            qkv,
-            route_regions(qkv, region, self.topk, size),
-            num_heads=self.num_heads,
-            region=region,
-            scale=self.scale,
-            convolution=None if self.lepe is None else (self.lepe.weight, self.lepe.bias),
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-        )
+        region, whole = self._regions(x)
+        settings: dict[str, Any] = {
+            "num_heads": self.num_heads,
+            "region": region,
+            "scale": self.scale,
+            "convolution": None if self.lepe is None else (self.lepe.weight, self.lepe.bias),
+            "dropout_p": self.attn_drop.p if self.training else 0.0,
+        }
+        if self.form == "legacy" or whole == x.shape[1:3]:
+            out = routed_self_attention(_pad(x, *whole), self.qkv, topk=self.topk, **settings)
+        else:
+            qkv, table = self._routed(x, region, whole)
+            out = routed_attention(qkv, table, **settings)
         if out.shape[1:3] != x.shape[1:3]:
             out = out[:, : x.size(1), : x.size(2)]
         return self.proj_drop(self.proj(out))
 
     def routing(self, x: torch.Tensor) -> torch.Tensor:
         """The regions that each region attends to, best first, `(B, regions, topk)`; indexed row by row."""
-        qkv, region, size = self._project(x)
-        return route_regions(qkv, region, self.topk, size)
+        return self._routed(x, *self._regions(x))[1]
 
-    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int], tuple[int, int] | None]:
-        """Queries, keys and values of whole regions, the size of a region, and the size that means are taken of."""
-        height, width = x.size(1), x.size(2)
-        if self.form == "legacy":
-            region = (-(-height // self.n_win), -(-width // self.n_win))
-            return self.qkv(_pad(x, region[0] * self.n_win, region[1] * self.n_win)), region, None
-        if min(height, width) < self.n_win:
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """What each position takes from each besides the convolution, `(B, num_heads, N, N)`, from `(B, H, W, C)`.
+
+        It is zero between regions that are not chosen. The rows sum up to what the padding leaves.
+        """
+        region, whole = self._regions(x)
+        qkv, table = self._routed(x, region, whole)
+        q, k, _ = qkv.flatten(1, 2).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q @ k.mT * self.scale).masked_fill(~region_pairs(table, whole, region).unsqueeze(1), float("-inf"))
+        rows = scores.softmax(-1).unflatten(3, whole).unflatten(2, whole)
+        height, width = x.shape[1:3]
+        return rows[:, :, :height, :width, :height, :width].flatten(4).flatten(2, 3)
+
+    def _regions(self, x: torch.Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of a region, and of the map of whole regions."""
+        size = (x.size(1), x.size(2))
+        if self.form == "nchw" and min(size) < self.n_win:
             raise ValueError(
                 f"n_win must be at most the sides of the map with form='nchw', got n_win={self.n_win} and a map of "
-                f"{height} x {width}"
+                f"{size[0]} x {size[1]}"
             )
-        region = (height // self.n_win, width // self.n_win)
-        qkv = _pad(self.qkv(x), -(-height // region[0]) * region[0], -(-width // region[1]) * region[1])
-        return qkv, region, (height, width)
+        height, width = (-(-side // self.n_win) if self.form == "legacy" else side // self.n_win for side in size)
+        if self.form == "legacy":
+            return (height, width), (height * self.n_win, width * self.n_win)
+        return (height, width), (-(-size[0] // height) * height, -(-size[1] // width) * width)
+
+    def _routed(
+        self, x: torch.Tensor, region: tuple[int, int], whole: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of whole regions, and the regions that each one sees."""
+        if self.form == "legacy":
+            qkv = self.qkv(_pad(x, *whole))
+            return qkv, route_regions(qkv, region, self.topk)
+        qkv = _pad(self.qkv(x), *whole)
+        return qkv, route_regions(qkv, region, self.topk, (x.size(1), x.size(2)))
 
 
 class LePEAttention(SoftmaxAttention):

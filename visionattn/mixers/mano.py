@@ -13,7 +13,7 @@ Differs from the official code in:
 Golden: tests/golden/mano_multipole_*.npz (outputs and input gradients).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card, Floor
-from visionattn.ops import attention, merge_windows, nhwc_conv, partition_windows
+from visionattn.ops import attention, nhwc_conv, nhwc_upconv, partition_windows, project_apart
 from visionattn.utils.arguments import check_choice, check_heads, check_positive
 
 __all__ = ["MultipoleAttention", "fitting_levels"]
@@ -137,72 +137,103 @@ class MultipoleAttention(nn.Module):
         return native
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        maps = [x]
-        for _ in range(self.count_levels(x.size(1), x.size(2)) - 1):
-            maps.append(self._downsample(maps[-1]))
-        results = self._attend(maps)
-        out = results[-1]
-        for step, finer in enumerate(reversed(results[:-1]), 1):
-            coarse = self._upsample(out)[:, : finer.size(1), : finer.size(2)]
-            out = torch.add(finer, coarse, alpha=1 / step)
-        return out
+        maps = self._pyramid(x, self._downsample)
+        return _add_up(self._attend(maps), self._upsample)
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """What each position takes from each over all levels, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`.
+
+        A token of a coarser level stands for the mean of those that it covers, and all of them get what it takes: what
+        the convolutions between levels do to channels is left out. The rows sum up to the sum of the levels' factors.
+        """
+        batch, height, width, _ = x.shape
+        count = height * width
+        one = torch.eye(count, device=x.device, dtype=x.dtype).view(1, height, width, count)
+        maps, shares = self._pyramid(x, self._downsample), self._pyramid(one, self._average)
+        windows, counts, mask = self._windows(maps)
+        q, k, _ = self._heads(windows)
+        scores = q @ k.mT * q.size(-1) ** -0.5
+        rows = scores.softmax(-1) if mask is None else scores.masked_fill(~mask, float("-inf")).softmax(-1)
+        results = []
+        for part, level, share in zip(rows.unflatten(0, (batch, -1)).split(counts, 1), maps, shares, strict=True):
+            taken = part @ self._cut(share).unsqueeze(2)  # of what each token of a window is made of
+            results.append(self._lay(taken.transpose(2, 3).flatten(3), (level.size(1), level.size(2))))
+        out = _add_up(results, lambda coarse: _repeat(coarse, self.rate))
+        return out.flatten(1, 2).unflatten(2, (self.num_heads, count)).transpose(1, 2)
 
     def count_levels(self, height: int, width: int) -> int:
         """The number of levels for a map of this size."""
         return self.levels or fitting_levels(min(height, width), self.window_size, self.rate)
 
+    def _pyramid(self, x: torch.Tensor, coarser: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        """The map on all levels, the finest first."""
+        maps = [x]
+        for _ in range(self.count_levels(x.size(1), x.size(2)) - 1):
+            maps.append(coarser(maps[-1]))
+        return maps
+
     def _downsample(self, x: torch.Tensor) -> torch.Tensor:
+        if self.down is None:
+            return self._average(x)
         short = [-side % self.rate for side in x.shape[1:3]]
-        if self.down is not None:
-            x = F.pad(x, (0, 0, 0, short[1], 0, short[0])) if any(short) else x
-            return nhwc_conv(x, self.down.weight, stride=self.rate)
-        # Means of the tokens that there are.
+        x = F.pad(x, (0, 0, 0, short[1], 0, short[0])) if any(short) else x
+        return nhwc_conv(x, self.down.weight, stride=self.rate)
+
+    def _average(self, x: torch.Tensor) -> torch.Tensor:
+        """Means of the tokens that there are."""
+        uneven = any(side % self.rate for side in x.shape[1:3])
         x = x.permute(0, 3, 1, 2)
-        return F.avg_pool2d(x, self.rate, ceil_mode=any(short), count_include_pad=False).permute(0, 2, 3, 1)
+        return F.avg_pool2d(x, self.rate, ceil_mode=uneven, count_include_pad=False).permute(0, 2, 3, 1)
 
     def _upsample(self, x: torch.Tensor) -> torch.Tensor:
-        rate = self.rate
-        if self.up is None:
-            return x.repeat_interleave(rate, 1).repeat_interleave(rate, 2)
-        # Patches do not overlap: one product for each token.
-        x = F.linear(x, self.up.weight.permute(2, 3, 1, 0).flatten(0, 2)).unflatten(3, (rate, rate, -1))
-        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return _repeat(x, self.rate) if self.up is None else nhwc_upconv(x, self.up.weight)
 
     def _attend(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Attention in the windows of all maps at once."""
+        windows, counts, mask = self._windows(maps)
+        dropout_p = self.attn_drop.p if self.training else 0.0
+        out = attention(*self._heads(windows), mask=mask, dropout_p=dropout_p)
+        parts = self.proj_drop(self.proj(out)).unflatten(0, (maps[0].size(0), -1)).split(counts, 1)
+        return [self._lay(part, (level.size(1), level.size(2))) for part, level in zip(parts, maps, strict=True)]
+
+    def _windows(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, list[int], torch.Tensor | None]:
+        """Windows of all maps, image by image, `(B * windows, n, C)`, how many each map has, and which tokens are seen.
+
+        The last is `(B * windows, 1, 1, n)`; none: all.
+        """
         side, stride = self.window_size, self.window_stride
-        windows, visible, padded = [], [], False
-        for level in maps:
-            size = (level.size(1), level.size(2))
-            windows.append(self._cut(level))
-            held = self._cut(level.new_ones(1, *size, 1))
-            visible.append(held.squeeze(2).bool().repeat(level.size(0), 1))
-            padded = padded or any(max(s - side, 0) % stride or s < side for s in size)
-        x = torch.cat(windows) if len(windows) > 1 else windows[0]
-        x = self.attn_norm(self.norm(x))
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        # A window has a token of the map at least.
-        mask = torch.cat(visible)[:, None, None] if padded else None
-        out = attention(q, k, v, mask=mask, dropout_p=self.attn_drop.p if self.training else 0.0)
-        out = self.proj_drop(self.proj(out))
-        parts = out.split([part.size(0) for part in windows])
-        return [self._lay(part, level) for part, level in zip(parts, maps, strict=True)]
+        windows = [self._cut(level) for level in maps]
+        counts = [part.size(1) for part in windows]
+        sizes = [(level.size(1), level.size(2)) for level in maps]
+        mask = None
+        if any(max(length - side, 0) % stride or length < side for size in sizes for length in size):
+            # A window has a token of the map at least.
+            held = torch.cat([self._cut(maps[0].new_ones(1, *size, 1)) for size in sizes], 1)
+            mask = held.squeeze(3).bool().expand(maps[0].size(0), -1, -1).flatten(0, 1)[:, None, None]
+        return torch.cat(windows, 1).flatten(0, 1), counts, mask
+
+    def _heads(self, windows: torch.Tensor) -> list[torch.Tensor]:
+        """Queries, keys and values of windows, `(windows, num_heads, n, head_dim)` each."""
+        parts = project_apart(self.qkv, self.attn_norm(self.norm(windows)))
+        return [part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts]
 
     def _cut(self, x: torch.Tensor) -> torch.Tensor:
-        """The windows of a map padded with zeros. `(B, H, W, C) -> (B * windows, n, C)`."""
+        """The windows of a map padded with zeros. `(B, H, W, C) -> (B, windows, n, C)`."""
         side, stride = self.window_size, self.window_stride
         if stride == side:
-            return partition_windows(x, (side, side))
+            return partition_windows(x, (side, side)).unflatten(0, (x.size(0), -1))
         x = F.pad(x, (0, 0, *self._padding(x.size(2)), *self._padding(x.size(1))))
-        return x.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3).flatten(3, 4).flatten(0, 2)
+        return x.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3).flatten(3, 4).flatten(1, 2)
 
-    def _lay(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    def _lay(self, x: torch.Tensor, size: Pair) -> torch.Tensor:
         """The map from its windows; their mean where they overlap."""
-        side, stride, size = self.window_size, self.window_stride, (like.size(1), like.size(2))
+        side, stride = self.window_size, self.window_stride
         if stride == side:
-            return merge_windows(x, size, (side, side))
+            tiles = (-(-size[0] // side), -(-size[1] // side))
+            x = x.unflatten(2, (side, side)).unflatten(1, tiles).transpose(2, 3).flatten(1, 2).flatten(2, 3)
+            return x[:, : size[0], : size[1]]
         padded = tuple(length + self._padding(length)[1] for length in size)
-        columns = x.unflatten(0, (like.size(0), -1)).permute(0, 3, 2, 1).flatten(1, 2)
+        columns = x.permute(0, 3, 2, 1).flatten(1, 2)
         total = F.fold(columns, padded, side, stride=stride)
         rows, cols = (_coverage(length, side, stride, x) for length in padded)
         total = total / (rows[:, None] * cols)
@@ -213,6 +244,20 @@ class MultipoleAttention(nn.Module):
         if length < self.window_size:
             return 0, self.window_size - length
         return 0, -(length - self.window_size) % self.window_stride
+
+
+def _repeat(x: torch.Tensor, rate: int) -> torch.Tensor:
+    """Each token of a map `rate` times along both sides."""
+    return x.repeat_interleave(rate, 1).repeat_interleave(rate, 2)
+
+
+def _add_up(results: list[torch.Tensor], upsample: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The sum of the results of all levels, from the coarsest on."""
+    out = results[-1]
+    for step, finer in enumerate(reversed(results[:-1]), 1):
+        coarse = upsample(out)[:, : finer.size(1), : finer.size(2)]
+        out = torch.add(finer, coarse, alpha=1 / step)
+    return out
 
 
 def _coverage(length: int, side: int, stride: int, like: torch.Tensor) -> torch.Tensor:

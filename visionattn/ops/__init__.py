@@ -24,15 +24,16 @@ from .memory_scan import memory_scan
 from .mixture_attention import mixture_attention, mixture_weights
 from .moving_average import ema_kernel, moving_average
 from .nested_gate import map_pools, nested_gate
-from .nhwc_conv import nhwc_conv
+from .nhwc_conv import nhwc_conv, nhwc_upconv
 from .packed_attention import Packing, pack_tokens, packed_attention
 from .plane_conv import plane_conv
 from .polynomial_attention import polynomial_attention
+from .projection import project_apart
 from .rank_augmented_attention import rank_augmented_attention, rotate_pairs, rotation_tables
 from .recomputed import recomputed
 from .relational_attention import relational_attention
 from .route_blocks import route_blocks
-from .routed_attention import route_regions, routed_attention
+from .routed_attention import region_pairs, route_regions, routed_attention, routed_self_attention
 from .stripe_attention import stripe_attention
 from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
 from .summed_attention import summed_attention
@@ -77,6 +78,7 @@ __all__ = [
     "moving_average",
     "nested_gate",
     "nhwc_conv",
+    "nhwc_upconv",
     "pack_tokens",
     "packed_attention",
     "pair_mask",
@@ -85,9 +87,11 @@ __all__ = [
     "polynomial_attention",
     "prefer_moments",
     "prefer_subspace_scores",
+    "project_apart",
     "projected_channel_attention",
     "rank_augmented_attention",
     "recomputed",
+    "region_pairs",
     "relational_attention",
     "relative_position_bias",
     "residual_gate",
@@ -96,6 +100,7 @@ __all__ = [
     "route_blocks",
     "route_regions",
     "routed_attention",
+    "routed_self_attention",
     "stripe_attention",
     "subspace_scores",
     "summed_attention",

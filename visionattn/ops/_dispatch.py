@@ -18,7 +18,7 @@ import torch
 
 from ._modes import is_exporting, transformed
 
-__all__ = ["Choice", "explain", "has_kernel", "use_backend"]
+__all__ = ["Choice", "explain", "has_kernel", "use_backend", "wants_torch"]
 
 BACKENDS = ("auto", "torch", "triton")
 # Under this many bytes a map stays in the GPU's cache, and what counts is the number of launches.
@@ -60,6 +60,11 @@ def use_backend(backend: str) -> Iterator[None]:
         yield
     finally:
         _default = before
+
+
+def wants_torch() -> bool:
+    """Whether `use_backend("torch")` holds: only PyTorch's own operations are wanted, as where they are looked at."""
+    return _default == "torch"
 
 
 def explain(op: Callable[..., Any], *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:

@@ -71,6 +71,11 @@ def loses_digits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, sc
         return False
     if mask is not None and mask.requires_grad:  # no fused form
         return False
+    most = 1e-3 / torch.finfo(wide(q)).eps
+    factor = q.size(-1) ** -0.5 if scale is None else scale
+    # The largest entries say enough nearly always, and nothing has to be written for them.
+    largest = [max(abs(float(entry)) for entry in part.detach().aminmax()) for part in (q, k)]
+    if largest[0] * largest[1] * q.size(-1) * abs(factor) <= most:
+        return False
     longest = (part.detach().float().square().sum(-1).amax() for part in (q, k))
-    bound = torch.stack(list(longest)).prod().sqrt() * (q.size(-1) ** -0.5 if scale is None else scale)
-    return bool(bound > 1e-3 / torch.finfo(wide(q)).eps)
+    return bool(torch.stack(list(longest)).prod().sqrt() * factor > most)

@@ -1,14 +1,20 @@
-"""Attention to routed regions, whose gathered keys and values are recomputed for the backward pass."""
+"""Attention to routed regions, whose gathered keys and values are recomputed for the backward pass.
 
+Inference attends to regions that were cut out before the projection.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
+from visionattn.ops.attention import softmax_attention
 from visionattn.ops.window_attention import merge_windows, partition_windows
 
 from ._function import EagerFunction, Tensors
 
-__all__ = ["RoutedAttention", "local_values", "pick_regions"]
+__all__ = ["RoutedAttention", "attend_regions", "local_values", "pick_regions"]
 
 
 def pick_regions(
@@ -97,6 +103,45 @@ class RoutedAttention(EagerFunction):
         return d_qkv, d_weight, d_bias
 
 
+def attend_regions(
+    parts: Sequence[torch.Tensor],
+    table: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    num_heads: int,
+    size: tuple[int, int],
+    region: tuple[int, int],
+    scale: float,
+) -> torch.Tensor:
+    """Attention of regions that are cut out already, without gradients. `-> (B, H, W, C)`.
+
+    Args:
+        parts: Queries, keys and values of each region, `(B * regions, n, C)`.
+        table: As for `visionattn.ops.routed_attention`.
+        weight: Of the convolution of the values, if there is one.
+        bias: Of the convolution.
+        num_heads: Number of heads.
+        size: Height H and width W of the map.
+        region: Height and width of a region.
+        scale: Factor of the scores.
+    """
+    batch, regions, _ = table.shape
+    picked = (table + torch.arange(batch, device=table.device).view(-1, 1, 1) * regions).flatten()
+    q, k, v = parts
+    seen = (x.index_select(0, picked).view(batch * regions, -1, x.size(2)) for x in (k, v))
+    q, k, v = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, *seen))
+    found = softmax_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+    del q, k, v  # what is made next takes their place
+    if weight is None:
+        return merge_windows(found, size, region)
+    local = _convolved(merge_windows(parts[2], size, region), weight, bias)
+    # Added where it lies, without being laid into a map first.
+    tiles = (size[0] // region[0], size[1] // region[1])
+    tiled = local.unflatten(2, (tiles[1], region[1])).unflatten(1, (tiles[0], region[0]))
+    tiled.add_(found.unflatten(1, region).unflatten(0, (batch, *tiles)).transpose(2, 3))
+    return local
+
+
 def local_values(qkv: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor | None:
     """The depthwise convolution of the values."""
     if weight is None:
@@ -105,6 +150,10 @@ def local_values(qkv: torch.Tensor, weight: torch.Tensor | None, bias: torch.Ten
     if not torch.is_grad_enabled():
         # oneDNN takes longer over a part of a map than a copy of it does; for a backward pass it would be kept.
         values = values.contiguous()
-    values = values.permute(0, 3, 1, 2)
+    return _convolved(values, weight, bias)
+
+
+def _convolved(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     padding = (weight.size(2) // 2, weight.size(3) // 2)
-    return torch.nn.functional.conv2d(values, weight, bias, padding=padding, groups=weight.size(0)).permute(0, 2, 3, 1)
+    out = F.conv2d(values.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=weight.size(0))
+    return out.permute(0, 2, 3, 1)
