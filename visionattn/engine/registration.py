@@ -2,7 +2,7 @@
 
 from visionattn import data, tasks  # noqa: F401  (tasks are registered by importing their room)
 
-from . import amp, checkpoint, checks, classes, finite, logs, metrics, optim, progress, seeding  # noqa: F401  (registered by importing)
+from . import amp, attention, checkpoint, checks, classes, finite, logs, metrics, optim, progress, seeding  # noqa: F401  (registered by importing)
 
 for name in data.__all__:
     getattr(data, name)
