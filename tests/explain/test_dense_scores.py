@@ -60,9 +60,7 @@ def test_a_region_of_a_segmentation(segmentor):
     network = explain.RegionScores(task, region)
     logits = task(x)
     torch.testing.assert_close(network(x)[0], logits[0, :, 10:30, 40:60].mean((1, 2)))
-    assert explain.tokens(network, (64, 64)) == explain.Tokens(
-        1, None, (4, 4), (16, 16)
-    )  # nobody reads its class token
+    assert explain.tokens(network, (64, 64)) == explain.Tokens(1, None, (4, 4), (16, 16))
     found = explain.relevance(network, x, 2)
     assert found.shape == (1, 4, 4) and found.std() > 0
     assert explain.rollout(_record(network, x)).sum() <= 1 + 1e-5

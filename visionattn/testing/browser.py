@@ -79,7 +79,7 @@ class Tab:
         size: Width and height of the window.
 
     Attributes:
-        addresses: Every address that the page asked for.
+        addresses: Every address that the page asked for, but for data within it.
         errors: What its scripts failed at.
     """
 
@@ -196,7 +196,8 @@ class Tab:
 
     def _note(self, event: dict[str, Any]) -> None:
         if event.get("method") == "Network.requestWillBeSent":
-            self.addresses.append(event["params"]["request"]["url"])
+            address = event["params"]["request"]["url"]
+            self.addresses += [] if address.startswith("data:") else [address]
         elif event.get("method") == "Runtime.exceptionThrown":
             details = event["params"]["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description", details["text"]))
