@@ -50,13 +50,15 @@ def test_list_shows_the_extra_in_full(run_cli, monkeypatch):
 
 def test_page(run_cli, photo, tmp_path):
     code, out, err = run_cli(
-        "explain", photo, "--model", "va_stm_swin_nano.digits", "--html", "pages/page.html", "--layers", "0,2-3"
-    )
+        "explain", photo, "--model", "va_stm_swin_nano.digits", "--html", "pages/page.html", "--layers", "0,2-3",
+        "--channels",
+    )  # fmt: skip
     assert code == 0, err
     assert out.startswith("pages/page.html (") and "MB): open it in a browser" in out
     text = (tmp_path / "pages" / "page.html").read_text()
     data = json.loads(re.search(r'type="application/json" id="data">(.*?)</script>', text)[1])
     assert [layer["index"] for layer in data["layers"]] == [0, 2, 3]
+    assert all(layer["channels"] > 0 for layer in data["layers"])
     assert data["title"] == "va_stm_swin_nano.digits" and data["note"].endswith(" %")
     assert not (tmp_path / "explanations").exists()
 
@@ -121,14 +123,14 @@ def test_list_of_a_detector(run_cli):
         ("digit_scenes_deeplabv3plus", ["--region", "0,0,1"], "--region must be 4 whole numbers"),
         ("digit_scenes_deeplabv3plus", ["--region", "0,0,0,0"], "inside 0,0,0,0: choose another target"),
         ("digits", ["--html", "a.html", "--layers", "3-x"], "--layers must be numbers and ranges"),
-        ("digits", ["--layers", "3"], "--layers chooses those of --html"),
+        ("digits", ["--layers", "3"], "--layers and --channels are for --html"),
         ("digits", ["--csv", "a.csv"], "--csv is the table of --statistics"),
         ("digits", ["--html", "a.html"], "has no attention that makes probabilities"),
         ("digits", ["scene.png", "--html", "a.html"], "--html shows one picture, got 2"),
     ],
 )
 def test_mistakes_of_tasks_pages_and_tables(run_cli, scene, model, arguments, message):
-    code, _, err = run_cli("explain", scene, "--model", f"va_resnet10n_cbam.{model}", *arguments)
+    code, _, err = run_cli("explain", scene, *arguments, "--model", f"va_resnet10n_cbam.{model}")
     assert code == 2 and message in err and err.count("\n") == 1
 
 

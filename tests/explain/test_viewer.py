@@ -213,6 +213,35 @@ def test_keys_layers_tokens_and_addresses(vit):
 
 
 @needs_browser
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_what_channels_add(name, tmp_path):
+    record = recorded(name, keep=("probs", "q", "k"))
+    path = tmp_path / "page.html"
+    path.write_text(explain.page(record, channels=True), encoding="utf-8")
+    height, width = record.images.shape[-2:]
+    with open_page(path, fragment="layer=1") as tab:
+        tab.wait("document.body.dataset.ready")
+        tab.click(*tab.place("#picture", across=0.3, down=0.4))
+        query = (int(0.4 * height), int(0.3 * width))
+        window, row = (found[0, 0].item() for found in record.positions(1).find(query, (height, width)))
+        keys = record.positions(1).keys
+        key = keys.index[0, window, 0].argmin().item() if name.startswith("vit") else 7
+        key = 3 if keys.index[0, window, 0, key] < 0 else key
+        cell = keys.index[0, window, 0, key].item()
+        expected = record[1].q[0, window, 0, row] * record[1].k[0, window, 0, key]
+        found = tab.evaluate(f"products(layers[1], 0, {cell})")
+        error = 0.012 * record[1].q[0, window, 0, row].abs().max() * record[1].k[0, window, 0, key].abs().max()
+        assert found == pytest.approx(expected.tolist(), abs=error.item())
+        rows, columns = keys.grid
+        across, down = (cell % columns + 0.5) / columns, (cell // columns + 0.5) / rows
+        tab.move(*tab.place("#heads canvas", across, down))
+        text = tab.evaluate("document.getElementById('product').textContent")
+        assert text.startswith("head 0: ") and "most by channel" in text
+        assert float(text.split()[2]) == pytest.approx(sum(found), rel=1e-2, abs=1e-3)
+        assert not tab.errors
+
+
+@needs_browser
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "cait_xxs24_224", "davit_tiny"])
 def test_other_networks_on_a_narrow_screen(name, tmp_path):
     record = recorded(name)

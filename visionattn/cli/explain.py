@@ -75,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=float, default=16.0, metavar="MB", help="--html: largest size of the page (default: 16)"
     )
     parser.add_argument(
+        "--channels", action="store_true", help="--html: also hold queries and keys, to see which channels match"
+    )
+    parser.add_argument(
         "--statistics", action="store_true", help="print a table of numbers of every head, the means over the pictures"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="--statistics: also write the table as CSV")
@@ -88,8 +91,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("name pictures or folders of pictures, or ask with --list what the network offers")
     if options.csv and not options.statistics:
         raise ValueError("--csv is the table of --statistics: give both")
-    if options.layers and not options.html:
-        raise ValueError("--layers chooses those of --html; --layer is for --method attention")
+    if (options.layers or options.channels) and not options.html:
+        raise ValueError("--layers and --channels are for --html; --layer is for --method attention")
     query = None if options.query is None else _numbers(options.query, "--query", 2)
     options.region = None if options.region is None else _numbers(options.region, "--region", 4)
     options.layers = None if options.layers is None else _ranges(options.layers)
@@ -178,7 +181,7 @@ def _explain(network: Any, options: argparse.Namespace, query: tuple[int, ...] |
         if options.method:
             _draw(explained, Path(picture.name).stem, options, query)
         if options.html or options.statistics:
-            record = _record(explained)
+            record = _record(explained, options.channels)
             if options.statistics:
                 table.update(record)
             if options.html:
@@ -187,12 +190,13 @@ def _explain(network: Any, options: argparse.Namespace, query: tuple[int, ...] |
         show_heads(table.compute(), options.csv)
 
 
-def _record(explained: "Subject") -> "Record":
+def _record(explained: "Subject", channels: bool) -> "Record":
     import torch
 
     from visionattn import explain
 
-    with torch.no_grad(), explain.capture(explained.network, keep=("probs",)) as record:
+    keep = ("probs", "q", "k") if channels else ("probs",)
+    with torch.no_grad(), explain.capture(explained.network, keep=keep) as record:
         explained.network(explained.x)
     return record
 
@@ -234,6 +238,7 @@ def _write_page(explained: "Subject", record: "Record", options: argparse.Namesp
         title=str(options.model),
         note=explained.title,
         limit=options.limit,
+        channels=options.channels,
     )
     options.html.parent.mkdir(parents=True, exist_ok=True)
     with replacing(options.html) as temporary:

@@ -112,6 +112,8 @@ def figure(
         ValueError: If there is no map, or `opacity` or a shape is out of range.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -128,32 +130,32 @@ def figure(
     drawn = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(drawn)
     axes = drawn.subplots(rows, columns, squeeze=False).flatten()
-    low, high = (function([function(map_) for map_ in values.values()]) for function in (np.min, np.max))
+    low, high = min(map_.min() for map_ in values.values()), max(map_.max() for map_ in values.values())
+    scale = ScalarMappable(Normalize(float(low), float(high)), colormap)
     for axis in axes:
         axis.set_axis_off()
     for axis, (name, map_) in zip(axes, [("input", None), *values.items()], strict=False):
         axis.imshow(image)
         axis.set_title(name, fontsize=8)
         if map_ is not None:
-            shown = axis.imshow(
+            axis.imshow(
                 map_,
-                cmap=colormap,
-                vmin=low,
-                vmax=high,
+                cmap=scale.cmap,
+                norm=scale.norm,
                 alpha=opacity,
                 extent=(-0.5, width - 0.5, height - 0.5, -0.5),
                 interpolation="bilinear" if smooth else "nearest",
             )
         if outline is not None and np.ndim(outline) == 2:
-            axis.contour(np.asarray(outline, float), [0.5], colors="white", linewidths=1)
+            if not np.all(outline):  # the whole image has no border
+                axis.contour(np.asarray(outline, float), [0.5], colors="white", linewidths=1)
         elif outline is not None:
             left, top, right, bottom = outline
             box = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1)
             axis.add_patch(box)
-    bar = drawn.colorbar(shown, ax=list(axes), fraction=0.05, pad=0.02, aspect=25)
+    bar = drawn.colorbar(scale, ax=list(axes), fraction=0.05, pad=0.02, aspect=25)
     bar.ax.tick_params(labelsize=7)
     bar.set_label(label, fontsize=8)
-    bar.solids.set_alpha(1)
     if title:
         drawn.suptitle(title, fontsize=9)
     return drawn

@@ -84,7 +84,8 @@ def _numbers(layer: Layer, positions: Positions | None) -> torch.Tensor:
         queries, keys = positions.queries, positions.keys
         of_image = queries.valid & (queries.prefix < 0)
         asking = (of_image if of_image.any() else queries.valid).expand_as(asking).to(probs)
-        reach = keys.valid.sum(-1, keepdim=True).expand_as(asking).to(probs)
+        attended = keys.valid | (probs > 0).any(-2)  # some networks attend to their padding
+        reach = attended.sum(-1, keepdim=True).expand_as(asking).to(probs)
         patches = (keys.valid & (keys.prefix < 0)).to(probs).unsqueeze(-2)
         between = torch.hypot(
             queries.y.unsqueeze(-1) - keys.y.unsqueeze(-2), queries.x.unsqueeze(-1) - keys.x.unsqueeze(-2)

@@ -38,6 +38,7 @@ def page(
     title: str | None = None,
     note: str = "",
     limit: float = 16.0,
+    channels: bool = False,
 ) -> str:
     """The page of one image as a text, to be written into a file that ends in `.html`.
 
@@ -56,6 +57,8 @@ def page(
         title: Of the page; by default the network's class.
         note: A line beneath it, such as what was predicted.
         limit: Largest size of the page in megabytes (16: what browsers open within a second).
+        channels: Also hold queries and keys, which must be in the record, in eight bits: pointing at a key in a head's
+            map then shows what each channel adds to their product.
 
     Raises:
         ValueError: If no attention has positions, an argument is out of range, or the page would become too large.
@@ -85,7 +88,7 @@ def page(
     }
     size = 0.0
     for bits in (8, 4):
-        shown = [_layer(layer, record, image, bits) for layer in placed]
+        shown = [_layer(layer, record, image, bits) | (_channels(layer, image) if channels else {}) for layer in placed]
         text = _filled({**content, "bits": bits, "layers": shown}, title)
         size = len(text.encode()) / 1e6
         if size <= limit:
@@ -131,6 +134,17 @@ def _layer(layer: Layer, record: Record, image: int, bits: int) -> dict[str, Any
         "largest": _packed(largest.cpu().numpy(), np.float32),
         "codes": _packed(flat, np.uint8),
     }
+
+
+def _channels(layer: Layer, image: int) -> dict[str, Any]:
+    """Queries and keys as whole numbers from -127 to 127, and the factor of each row."""
+    found: dict[str, Any] = {"channels": layer.q.shape[-1]}
+    for name, part in (("q", layer.q), ("k", layer.k)):
+        rows = part[image % len(part)].detach().float()
+        factor = rows.abs().amax(-1).clamp_min(torch.finfo(rows.dtype).tiny) / 127
+        found[name] = _packed((rows / factor[..., None]).round().cpu().numpy(), np.int8)
+        found[f"{name}Factor"] = _packed(factor.cpu().numpy(), np.float32)
+    return found
 
 
 def _lookup(queries: Places, image: int, groups: int, prefix: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -51,7 +52,7 @@ def _pages() -> Iterator[tuple[str, str, int, tuple[float, float]]]:
 
     digit = Image.fromarray(np.kron(load_digits().images[8] * 15, np.ones((4, 4))).astype(np.uint8)).convert("RGB")
     for name, layer, place in (("swin", 1, (0.55, 0.45)), ("halonet", 1, (0.5, 0.3))):
-        model = timm.create_model(f"va_stm_{name}_nano.digits", pretrained=True).eval()
+        model: Any = timm.create_model(f"va_stm_{name}_nano.digits", pretrained=True).eval()
         settings = timm.data.resolve_model_data_config(model)
         x = timm.data.create_transform(**settings)(digit)[None]
         with torch.no_grad():
