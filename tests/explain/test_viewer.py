@@ -78,7 +78,7 @@ def test_the_page_holds_the_maps_of_the_record(name):
             for head in range(layer["heads"]):
                 values, seen, largest = looked_up(data, layer, query, head)
                 repeats = 2 if name == "va_stm_boat_nano" else 1  # clusters may hold a key twice
-                assert values == pytest.approx(expected[head], abs=repeats * largest / 255 + 1e-7)
+                assert values == pytest.approx(expected[head], abs=float(repeats * largest / 255 + 1e-7))
                 assert not expected[head][~seen].any()
                 compared += 1
     assert compared >= 4 * len(shown) or name == "cait_xxs24_224"
@@ -99,7 +99,7 @@ def test_a_smaller_page_has_four_bits_and_a_still_smaller_one_is_refused():
     data = content(explain.page(record, limit=len(full.encode()) / 1e6 - 1e-4))
     assert data["bits"] == 4
     values, _, largest = looked_up(data, data["layers"][1], (20, 40), 2)
-    assert values == pytest.approx(record.map(1, (20, 40))[0, 2].numpy(), abs=largest / 15)
+    assert values == pytest.approx(record.map(1, (20, 40))[0, 2].numpy(), abs=float(largest / 15))
     with pytest.raises(ValueError, match=r"would have 0\.0 MB, limit is 0\.01: choose fewer of its 2 layers"):
         explain.page(record, limit=0.01)
     assert len(explain.page(record, layers=[1]).encode()) < len(full.encode())
@@ -118,9 +118,10 @@ def test_mistakes(arguments, message):
         explain.page(recorded("vit_tiny_patch16_224"), **arguments)
 
 
-def test_channel_attention_alone_has_no_page():
-    record = recorded("xcit_nano_12_p16_224")
-    with pytest.raises(ValueError, match=r"no attention between places of the image: use explain\.cam"):
+def test_channel_attention_is_left_out():
+    record = recorded("xcit_nano_12_p16_224")  # two channel attentions, then two of the class token
+    assert [layer["index"] for layer in content(explain.page(record))["layers"]] == [2, 3]
+    with pytest.raises(ValueError, match="layers must be of those that are held and have positions, 2, 3, got 0"):
         explain.page(record, layers=[0])
 
 
@@ -150,9 +151,9 @@ def test_a_click_shows_where_every_head_looks(vit):
         assert state["layer"] == "1" and state["query"] == "row 2, column 1 of 4 x 4"
         expected = record.map(1, (41, 19))[0].flatten(1).numpy()
         for head in range(3):
-            assert shown_by(tab, head) == pytest.approx(expected[head], abs=expected[head].max() / 255)
+            assert shown_by(tab, head) == pytest.approx(expected[head], abs=float(expected[head].max() / 255))
         average = np.array(tab.evaluate("[...document.getElementById('picture').map.values]"))
-        assert average == pytest.approx(expected.mean(0), abs=expected.max() / 255)
+        assert average == pytest.approx(expected.mean(0), abs=float(expected.max() / 255))
         # The pixels, too: the cell of the largest weight has the colour of the scale's end, half over the picture.
         at = np.divmod(average.argmax(), 4)
         pixel = tab.evaluate(
@@ -165,7 +166,7 @@ def test_a_click_shows_where_every_head_looks(vit):
         tab.click(*tab.place("#heads figure:nth-child(1) input"))
         tab.press("1")
         average = np.array(tab.evaluate("[...document.getElementById('picture').map.values]"))
-        assert average == pytest.approx(expected[2], abs=expected[2].max() / 255)
+        assert average == pytest.approx(expected[2], abs=float(expected[2].max() / 255))
         tab.click(*tab.place("#none"))
         assert tab.evaluate("document.getElementById('picture').map") is None
         tab.click(*tab.place("#all"))
@@ -175,7 +176,7 @@ def test_a_click_shows_where_every_head_looks(vit):
         weight = f"{100 * expected[1][3]:.3g}"
         assert tab.evaluate("document.getElementById('tip').textContent").startswith("row 0, column 3: ")
         assert float(tab.evaluate("document.getElementById('tip').textContent").split()[-2]) == pytest.approx(
-            float(weight), abs=100 * expected[1].max() / 255 + 0.01
+            float(weight), abs=float(100 * expected[1].max() / 255 + 0.01)
         )
         assert tab.evaluate("document.querySelector('h1').textContent") == "</script><b>cat & dog</b>"
         assert tab.evaluate("document.title") == "</script><b>cat & dog</b>"
@@ -200,7 +201,7 @@ def test_keys_layers_tokens_and_addresses(vit):
         tab.click(*tab.place("#tokens button"))
         assert state()[1:] == ["class token", "#layer=0&token=0"]
         expected = record.map(0, 0)[0].flatten(1).numpy()
-        assert shown_by(tab, 1) == pytest.approx(expected[1], abs=expected[1].max() / 255)
+        assert shown_by(tab, 1) == pytest.approx(expected[1], abs=float(expected[1].max() / 255))
         given = 1 - expected.sum(1).mean()  # to the class token itself
         found = re.search(
             r"([\d.]+) % to the class token", tab.evaluate("document.getElementById('status').textContent")
@@ -260,6 +261,6 @@ def test_other_networks_on_a_narrow_screen(name, tmp_path):
             else:
                 expected = record.map(layer.index, (int(0.4 * height), int(0.3 * width)))[0]
             for head, values in enumerate(expected.flatten(1).numpy()):
-                assert shown_by(tab, head) == pytest.approx(values, abs=values.max() / 255 + 1e-7), layer.path
+                assert shown_by(tab, head) == pytest.approx(values, abs=float(values.max() / 255 + 1e-7)), layer.path
         assert tab.evaluate("document.documentElement.scrollWidth") <= 360
         assert not tab.errors

@@ -1,6 +1,6 @@
 """Detectors and segmentors as networks of classes, so that what explains a classifier explains them.
 
-A detection is explained by the score of its box, a segmentation by the mean logit of a class over a region:
+A detection is explained by the log-odds of its box, a segmentation by the mean logit of a class over a region:
 
     network = explain.BoxScores(detector, box)
     explain.relevance(network, x, target=label)
@@ -46,7 +46,8 @@ class _Scores(nn.Module):
 class BoxScores(_Scores):
     """How well a detector finds an object of each class at a place. `(B, C, H, W) -> (B, classes)`.
 
-    The highest score of the detections that overlap the box; 0 for classes without one.
+    The log-odds of the highest score among the detections that overlap the box, as classifiers give logits; -13.8, those
+    of one in a million, for classes without one.
 
     Args:
         detector: A `visionattn.tasks.Detector` in evaluation mode.
@@ -73,7 +74,7 @@ class BoxScores(_Scores):
             near = box_iou(preds["boxes"], self.box[None].to(x.device))[:, 0] >= self.overlap
             scores = preds["scores"].float() * near
             rows.append(scores.new_zeros(self.task.num_classes).scatter_reduce(0, preds["labels"], scores, "amax"))
-        return torch.stack(rows)
+        return torch.logit(torch.stack(rows), eps=1e-6)
 
 
 class RegionScores(_Scores):
