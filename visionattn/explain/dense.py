@@ -46,8 +46,8 @@ class _Scores(nn.Module):
 class BoxScores(_Scores):
     """How well a detector finds an object of each class at a place. `(B, C, H, W) -> (B, classes)`.
 
-    The log-odds of the highest score among the detections that overlap the box, as classifiers give logits; -13.8, one in
-    a million, for classes without such a detection.
+    The log-odds of the highest score among the detections that overlap the box, as classifiers give logits; -13.8 for
+    classes without such a detection: one in a million.
 
     Args:
         detector: A `visionattn.tasks.Detector` in evaluation mode.
