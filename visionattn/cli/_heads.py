@@ -29,13 +29,12 @@ def show_heads(rows: list[dict[str, Any]], csv_file: Path | None) -> None:
         for row in rows:
             by_layer.setdefault(row["layer"], []).append(row)
         shown = [{**heads[0], "head": f"mean of {len(heads)}", **_means(heads, NUMBERS)} for heads in by_layer.values()]
-    table = Table("layer")
-    table.add_column("module", no_wrap=True, overflow="ellipsis", max_width=24)
+    table = Table("layer", padding=(0, 0))  # fits a terminal of 80 columns; the CSV also names the modules
     for name in ("head", *NUMBERS):
         table.add_column(name.replace("_", "\n"), no_wrap=True, justify="right")
     for row in shown:
         numbers = ("-" if row[name] is None else f"{row[name]:.3g}" for name in NUMBERS)
-        table.add_row(str(row["layer"]), row["path"], str(row["head"]), *numbers)
+        table.add_row(str(row["layer"]), str(row["head"]), *numbers)
     Console().print(table)
     if csv_file is not None:
         print(csv_file)
