@@ -82,7 +82,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["visionattn", "visionattn.*"]), *SHARED],
     package_dir=SHARED,
-    package_data={"visionattn": ["py.typed"], **{name: ["**/*"] for name in SHARED}},
+    package_data={"visionattn": ["py.typed", "explain/*.html"], **{name: ["**/*"] for name in SHARED}},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["visionattn = visionattn.cli:main"]},

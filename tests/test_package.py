@@ -182,6 +182,7 @@ def test_wheel_carries_configs_tools_and_checkpoints(tmp_path):
     for kind in ("configs/classification/quickstart.py", "tools/train.py", "checkpoints/manifest.json"):
         assert f"visionattn/_share/{kind}" in names
     assert any(name.endswith(".safetensors") for name in names)
+    assert "visionattn/explain/viewer.html" in names
 
 
 def test_docs_name_every_network():

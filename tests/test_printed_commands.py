@@ -17,6 +17,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from visionattn import cli
+from visionattn.data import SyntheticDigits
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,6 +44,11 @@ DIGITS = [
     ("visionattn predict photos/ clip.mp4 --model va_resnet10n_cbam.digits", []),
     ("visionattn export va_resnet10n_cbam.digits --format onnx --dynamic", []),
     ("visionattn explain photos/ --model va_resnet10n_cbam.digits --method gates", []),
+    ("visionattn explain photos/ --model va_stm_swin_nano.digits --method relevance,rollout --format pdf", []),
+    ("visionattn explain photos/ --model va_stm_swin_nano.digits --statistics --csv heads.csv", []),
+    ("visionattn explain new/a.png --model va_stm_swin_nano.digits --html page.html", []),
+    ("visionattn explain scene.png --model va_resnet10n_cbam.digit_scenes_fcos --method gates --box 1", []),
+    ("visionattn explain scene.png --model va_resnet10n_cbam.digit_scenes_deeplabv3plus --method gates", []),
     ("visionattn zoo cbam", []),
     ("visionattn browse quickstart", []),
     ("visionattn download --list", []),
@@ -60,6 +66,7 @@ REST = [
     [("visionattn train quickstart-detection", FEW)],
     [("visionattn train quickstart-segmentation", FEW)],
     [("visionattn train resnet10n-cbam_128-3e_fashion-mnist --amp", FEW)],
+    [("visionattn train quickstart --cfg-options default_hooks.attention.type=AttentionLogHook", FEW[1:])],
     [("visionattn roofline", [])],
 ]
 NOT_RUN = {
@@ -140,7 +147,7 @@ def test_commands_within_sentences_are_understood():
 
 @pytest.fixture
 def folder(tmp_path):
-    """What the commands find: a folder of classes, new pictures, a video, Fashion-MNIST's files."""
+    """What the commands find: a folder of classes, new pictures, a scene, a video, Fashion-MNIST's files."""
     data = load_digits()
     for number in range(36):
         picture = cv2.resize((data.images[number] * 15).astype(np.uint8), (64, 64))
@@ -149,6 +156,8 @@ def folder(tmp_path):
         cv2.imwrite(str(place / f"{number}.png"), picture)
     (tmp_path / "new").mkdir()
     cv2.imwrite(str(tmp_path / "new" / "a.png"), picture)
+    scene = SyntheticDigits(split="test", task="detection", size=128, pipeline=[])[1]["inputs"]
+    cv2.imwrite(str(tmp_path / "scene.png"), scene.permute(1, 2, 0).numpy()[..., ::-1])
     writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, (64, 64))
     for _ in range(3):
         writer.write(np.full((64, 64, 3), 90, np.uint8))
@@ -176,6 +185,7 @@ def test_commands_on_digits(run_cli, folder):
     walk(DIGITS, run_cli)
     assert (folder / "va_resnet10n_cbam.digits.onnx").is_file()
     assert list((folder / "checkpoints").glob("va_resnet10n_cbam-mine*.safetensors"))
+    assert (folder / "page.html").stat().st_size > 100_000 and len((folder / "heads.csv").read_text().splitlines()) > 8
     assert len((folder / "predictions" / "predictions.jsonl").read_text().splitlines()) == 36 + 3
 
 

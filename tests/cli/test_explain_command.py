@@ -1,5 +1,9 @@
 """`visionattn explain` on packaged networks."""
 
+import csv
+import json
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -42,6 +46,93 @@ def test_list_shows_the_extra_in_full(run_cli, monkeypatch):
     monkeypatch.setattr("visionattn.explain.offers.find_spec", lambda _: None)
     out = run_cli("explain", "--model", "va_resnet10n_cbam.digits", "--list")[1]
     assert "pip install 'visionattn[explain]'" in " ".join(out.replace("│", " ").split())
+
+
+def test_page(run_cli, photo, tmp_path):
+    code, out, err = run_cli(
+        "explain", photo, "--model", "va_stm_swin_nano.digits", "--html", "pages/page.html", "--layers", "0,2-3",
+        "--channels",
+    )  # fmt: skip
+    assert code == 0, err
+    assert out.startswith("pages/page.html (") and "MB): open it in a browser" in out
+    text = (tmp_path / "pages" / "page.html").read_text()
+    data = json.loads(re.search(r'type="application/json" id="data">(.*?)</script>', text)[1])
+    assert [layer["index"] for layer in data["layers"]] == [0, 2, 3]
+    assert all(layer["channels"] > 0 for layer in data["layers"])
+    assert data["title"] == "va_stm_swin_nano.digits" and data["note"].endswith(" %")
+    assert not (tmp_path / "explanations").exists()
+
+
+def test_statistics(run_cli, photo, tmp_path):
+    run = ("explain", photo, photo, "--model", "va_stm_davit_nano.digits", "--statistics", "--csv", "out/heads.csv")
+    code, out, err = run_cli(*run)
+    assert code == 0, err
+    with (tmp_path / "out" / "heads.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"layer", "path", "kind", "head", "distance", "entropy", "sinks"} <= rows[0].keys()
+    spatial = [row for row in rows if row["kind"] == "spatial"]
+    assert spatial and all(0 < float(row["distance"]) < 1.42 for row in spatial)
+    assert {row["distance"] for row in rows if row["kind"] == "channel"} == {""}
+    assert sum(line.startswith("│") for line in out.splitlines()) == len(rows)
+    assert "…" not in out.split("│")[0]  # the names of the columns are whole
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """A scene of the packaged detector's and segmentor's test set."""
+    from visionattn.data import SyntheticDigits
+
+    sample = SyntheticDigits(split="test", task="detection", size=128, pipeline=[])[0]
+    path = tmp_path / "scene.png"
+    Image.fromarray(sample["inputs"].permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
+def test_a_detection_and_a_segmentation(run_cli, scene, tmp_path):
+    for model, more in (("digit_scenes_fcos", ["--box", "0"]), ("digit_scenes_deeplabv3plus", [])):
+        run = ("explain", scene, "--model", f"va_resnet10n_cbam.{model}", "--method", "gates", "--out", model, *more)
+        code, out, err = run_cli(*run, "--format", "pdf")
+        assert code == 0, err
+        path = tmp_path / model / "scene_gates_grid.pdf"
+        assert out.strip() == f"{model}/scene_gates_grid.pdf" and path.read_bytes().startswith(b"%PDF")
+
+
+def test_class_activation_maps_of_a_detection_and_a_segmentation(run_cli, scene, tmp_path):
+    pytest.importorskip("pytorch_grad_cam", reason="grad-cam is an extra, [explain]")
+    for model, task in (("digit_scenes_fcos", "detection"), ("digit_scenes_deeplabv3plus", "segmentation")):
+        run = ("explain", scene, "--model", f"va_resnet10n_cbam.{model}", "--method", "gradcam", "--raw", "--out", task)
+        code, _, err = run_cli(*run)
+        assert code == 0, err
+        found = np.load(tmp_path / task / "scene.npz")["gradcam"]
+        assert found.shape == (128, 128) and found.max() > 0.5
+
+
+def test_list_of_a_detector(run_cli):
+    code, out, err = run_cli("explain", "--model", "va_resnet10n_cbam.digit_scenes_fcos", "--list")
+    cells = [[cell.strip() for cell in line.split("│")] for line in out.splitlines()]
+    rows = {row[1]: row[2] for row in cells if len(row) == 5 and row[1]}
+    assert code == 0, err
+    assert rows["gates"] == "yes" and rows["relevance"] == rows["--html"] == rows["--statistics"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("digits", ["--box", "1"], "--box is for detection, but this network is for classification"),
+        ("digits", ["--region", "0,0,5,5"], "--region is for segmentation, but this network is for classification"),
+        ("digit_scenes_fcos", ["--method", "gates", "--box", "1000"], "so there is no object 1000"),
+        ("digit_scenes_deeplabv3plus", ["--region", "0,0,1"], "--region must be 4 whole numbers"),
+        ("digit_scenes_deeplabv3plus", ["--region", "0,0,0,0"], "inside 0,0,0,0: choose another target"),
+        ("digits", ["--html", "a.html", "--layers", "3-x"], "--layers must be numbers and ranges"),
+        ("digits", ["--layers", "3"], "--layers and --channels are for --html"),
+        ("digits", ["--csv", "a.csv"], "--csv is the table of --statistics"),
+        ("digits", ["--html", "a.html"], "has no attention that makes probabilities"),
+        ("digits", ["scene.png", "--html", "a.html"], "--html shows one picture, got 2"),
+    ],
+)
+def test_mistakes_of_tasks_pages_and_tables(run_cli, scene, model, arguments, message):
+    code, _, err = run_cli("explain", scene, *arguments, "--model", f"va_resnet10n_cbam.{model}")
+    assert code == 2 and message in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._common import add_device, use_device
+from ._heads import show_heads
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-SUMMARY = "show where a classifier looks: attention, relevance, class activation maps and gates over pictures"
+    from visionattn.explain import Record
+    from visionattn.inference import Subject
+
+SUMMARY = (
+    "show where a network looks: attention, relevance, class activation maps, gates; statistics, a page to click in"
+)
 EXAMPLES = (
     "photo.jpg --model vit_small_patch16_224 --method relevance,rollout --target 281",
     "photos/ --model davit_tiny --method attention --layer 0 --query 120,80 --heads all",
     "photo.jpg --model va_resnet10n_cbam.digits --method gates --out maps",
+    "photo.jpg --model va_stm_swin_nano.digits --html page.html",
+    "scene.png --model va_resnet10n_cbam.digit_scenes_fcos --method gates --box 1",
+    "photos/ --model va_stm_swin_nano.digits --statistics --csv heads.csv",
     "--model va_stm_swin_nano.digits --list",
 )
-_ENLARGED = 224  # pictures of smaller networks are drawn with at least so many pixels
+_DOTS = 200  # an inch, of figures without vectors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="NAME|FILE",
-        help="name or file of a published checkpoint, hf-hub:ORG/NAME, or a pretrained network of timm's",
+        help="name or file of a published checkpoint, hf-hub:ORG/NAME, a pretrained network of timm's, or a config; of "
+        "any task",
     )
-    parser.add_argument("--checkpoint", metavar="NAME|FILE", help="weights in place of the published ones")
     parser.add_argument(
-        "--method", nargs="+", default=["relevance"], metavar="NAME", help="see --list (default: relevance)"
+        "--checkpoint", metavar="NAME|FILE", help="weights of a config, or in place of the published ones"
+    )
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="see --list (default: relevance, if neither --html nor --statistics is given)",
     )
     parser.add_argument("--target", type=int, help="number of the class to explain (default: the predicted one)")
+    parser.add_argument("--box", type=int, default=0, help="detection: which object, from the best on (default: 0)")
+    parser.add_argument(
+        "--region",
+        metavar="Y0,X0,Y1,X1",
+        help="segmentation: only pixels of the class inside, in the network's input (default: all)",
+    )
     parser.add_argument("--layer", type=int, help="attention: number of the layer (default: the last)")
     parser.add_argument(
         "--query",
@@ -44,10 +65,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--heads", default="mean", metavar="mean|all|0,2", help="attention: heads to show (default: their mean)"
     )
     parser.add_argument("--out", type=Path, default=Path("explanations"), help="folder (default: explanations)")
+    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="of the figures (default: png)")
     parser.add_argument("--raw", action="store_true", help="also write the maps as numbers, an .npz for each picture")
     parser.add_argument(
-        "--list", action="store_true", help="say which methods the network offers, and why not the rest"
+        "--html", type=Path, metavar="FILE", help="write a page to click in, of one picture: where every head looks"
     )
+    parser.add_argument("--layers", metavar="0,3,8-11", help="--html: layers to show (default: all)")
+    parser.add_argument(
+        "--limit", type=float, default=16.0, metavar="MB", help="--html: largest size of the page (default: 16)"
+    )
+    parser.add_argument(
+        "--channels", action="store_true", help="--html: also hold queries and keys, to see which channels match"
+    )
+    parser.add_argument(
+        "--statistics", action="store_true", help="print a table of numbers of every head, the means over the pictures"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="--statistics: also write the table as CSV")
+    parser.add_argument("--list", action="store_true", help="say what the network offers, and why not the rest")
     add_device(parser, "cpu")
 
 
@@ -55,7 +89,13 @@ def run(options: argparse.Namespace) -> None:
     """Explains predictions."""
     if not options.inputs and not options.list:
         raise ValueError("name pictures or folders of pictures, or ask with --list what the network offers")
+    if options.csv and not options.statistics:
+        raise ValueError("--csv is the table of --statistics: give both")
+    if (options.layers or options.channels) and not options.html:
+        raise ValueError("--layers and --channels are for --html; --layer is for --method attention")
     query = None if options.query is None else _numbers(options.query, "--query", 2)
+    options.region = None if options.region is None else _numbers(options.region, "--region", 4)
+    options.layers = None if options.layers is None else _ranges(options.layers)
     if options.heads not in ("mean", "all"):
         _numbers(options.heads, "--heads")
     use_device(options.device)
@@ -65,14 +105,20 @@ def run(options: argparse.Namespace) -> None:
     from visionattn.utils.building import did_you_mean
 
     options.method = [name for text in options.method for name in text.split(",")]
+    if not (options.method or options.html or options.statistics):
+        options.method = ["relevance"]
     for name in options.method:
         if name not in METHODS:
             raise ValueError(f"unknown --method {name!r}{did_you_mean(name, METHODS)}; there are {', '.join(METHODS)}")
     network = load_network(options.model, options.checkpoint, options.device)
-    if network.batch is None:
-        raise ValueError(f"{options.model} is for {network.task}; visionattn explain takes classifiers")
     if options.target is not None and not 0 <= options.target < len(network.classes):
         raise ValueError(f"--target must lie in 0..{len(network.classes) - 1}, got {options.target}")
+    for name, given, task in (
+        ("box", options.box != 0, "detection"),
+        ("region", options.region is not None, "segmentation"),
+    ):
+        if given and network.task != task:
+            raise ValueError(f"--{name} is for {task}, but this network is for {network.task}")
     if options.list:
         _list(network)
         return
@@ -90,60 +136,123 @@ def _numbers(text: str, option: str, count: int | None = None) -> tuple[int, ...
     return numbers
 
 
+def _ranges(text: str) -> tuple[int, ...]:
+    """Whole numbers and ranges of them, such as `0,3,8-11`."""
+    found: list[int] = []
+    for part in text.split(","):
+        ends = part.split("-")
+        if len(ends) > 2 or not all(end.isdecimal() for end in ends):
+            raise ValueError(f"--layers must be numbers and ranges such as 0,3,8-11, got {text!r}")
+        found += range(int(ends[0]), int(ends[-1]) + 1)
+    return tuple(found)
+
+
 def _list(network: Any) -> None:
-    import numpy as np
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from visionattn.explain.offers import METHODS, methods
+    from visionattn.inference.explaining import whole_network
 
-    x = network.batch([network.prepare(np.zeros((256, 256, 3), np.uint8), "a black picture")])
+    reasons = methods(*whole_network(network))
+    rows = {name: (reason, METHODS[name]) for name, reason in reasons.items()}
+    rows["--html"] = (reasons["rollout"], "a page to click in: where every head looks, layer by layer")
+    rows["--statistics"] = (reasons["attention"], "distance, entropy, peaks and sinks of every head")
     table = Table("method", "offered", "what it shows, or why it is not offered")
-    for name, reason in methods(network.classifier, x).items():
-        table.add_row(name, "no" if reason else "yes", escape(reason or METHODS[name]))  # square brackets are no markup
+    for name, (reason, shown) in rows.items():
+        table.add_row(name, "no" if reason else "yes", escape(reason or shown))  # square brackets are no markup
     Console().print(table)
 
 
 def _explain(network: Any, options: argparse.Namespace, query: tuple[int, ...] | None) -> None:
-    import numpy as np
-
-    from visionattn.explain import draw
+    from visionattn.explain import HeadTable
     from visionattn.inference import find_images
+    from visionattn.inference.explaining import subject
     from visionattn.inference.pictures import list_pictures
 
     files = [file for path in map(Path, options.inputs) for file in (find_images(path) if path.is_dir() else [path])]
-    options.out.mkdir(parents=True, exist_ok=True)
+    if options.html and len(files) != 1:
+        raise ValueError(f"--html shows one picture, got {len(files)}")
+    table = HeadTable()
+    chosen = {"target": options.target, "box": options.box, "region": options.region}
     for picture in list_pictures(files):
-        x = network.batch([network.prepare(picture.read(), picture.name)])
-        seen = _as_seen(x[0])
-        stem = Path(picture.name).stem
-        numbers: dict[str, Any] = {}
-        for method in options.method:
-            maps = _maps(network.classifier, x, method, options, query)
-            numbers |= {f"{method} {label}".strip(): values.cpu().numpy() for label, values in maps.items()}
-            drawn = [draw.overlay(seen, values.cpu()) for values in maps.values()]
-            several = len(drawn) > 1
-            result = draw.grid(drawn, list(maps), columns=min(len(drawn), 4)) if several else drawn[0]
-            path = options.out / f"{stem}_{method}{'_grid' if several else ''}.png"
-            _save(result, path)
-            print(path)
-        if options.raw:
-            np.savez_compressed(options.out / f"{stem}.npz", **numbers)
+        explained = subject(network, picture, **chosen)
+        if options.method:
+            _draw(explained, Path(picture.name).stem, options, query)
+        if options.html or options.statistics:
+            record = _record(explained, options.channels)
+            if options.statistics:
+                table.update(record)
+            if options.html:
+                _write_page(explained, record, options)
+    if options.statistics:
+        show_heads(table.compute(), options.csv)
 
 
-def _as_seen(x: "torch.Tensor") -> "np.ndarray":
-    """A network's input as an image: exactly the pixels it sees, stretched from black to white."""
+def _record(explained: "Subject", channels: bool) -> "Record":
+    import torch
+
+    from visionattn import explain
+
+    keep = ("probs", "q", "k") if channels else ("probs",)
+    with torch.no_grad(), explain.capture(explained.network, keep=keep) as record:
+        explained.network(explained.x)
+    return record
+
+
+def _draw(explained: "Subject", stem: str, options: argparse.Namespace, query: tuple[int, ...] | None) -> None:
+    """A figure for each method, and the numbers."""
     import numpy as np
 
-    low, high = x.amin(), x.amax()
-    scaled = ((x - low) / (high - low).clamp_min(1e-12) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    times = -(-_ENLARGED // min(scaled.shape[:2]))
-    return np.repeat(np.repeat(scaled, times, 0), times, 1)
+    from visionattn import explain
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    numbers: dict[str, Any] = {}
+    for method in options.method:
+        maps = _maps(explained.network, explained.x, method, options, query, explained.target)
+        numbers |= {f"{method} {label}".strip(): values.detach().cpu().numpy() for label, values in maps.items()}
+        several = len(maps) > 1
+        drawn = explain.figure(
+            explained.seen,
+            {label or method: values for label, values in maps.items()},
+            title=f"{options.model}: {explained.title}" + (f", {method}" if several else ""),
+            label="gate" if method == "gates" else "weight" if method in ("attention", "rollout") else method,
+            outline=explained.outline,
+        )
+        path = options.out / f"{stem}_{method}{'_grid' if several else ''}.{options.format}"
+        drawn.savefig(path, dpi=_DOTS)
+        print(path)
+    if options.raw:
+        np.savez_compressed(options.out / f"{stem}.npz", **numbers)
+
+
+def _write_page(explained: "Subject", record: "Record", options: argparse.Namespace) -> None:
+    from visionattn import explain
+    from visionattn.utils.files import replacing
+
+    text = explain.page(
+        record,
+        picture=explained.seen,
+        layers=options.layers,
+        title=str(options.model),
+        note=explained.title,
+        limit=options.limit,
+        channels=options.channels,
+    )
+    options.html.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(options.html) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"{options.html} ({len(text.encode()) / 1e6:.1f} MB): open it in a browser")
 
 
 def _maps(
-    model: Any, x: "torch.Tensor", method: str, options: argparse.Namespace, query: tuple[int, ...] | None
+    model: Any,
+    x: "torch.Tensor",
+    method: str,
+    options: argparse.Namespace,
+    query: tuple[int, ...] | None,
+    target: int,
 ) -> "dict[str, torch.Tensor]":
     """The maps of one method, `(h, w)` each, with their labels; a single one has none."""
     import torch
@@ -152,11 +261,11 @@ def _maps(
 
     layer = -1 if options.layer is None else options.layer
     if method == "relevance":
-        return {"": explain.relevance(model, x, options.target)[0]}
+        return {"": explain.relevance(model, x, target)[0]}
     if method == "attention-gradcam":
-        return {"": explain.attention_grad_cam(model, x, options.target, layer=layer)[0]}
+        return {"": explain.attention_grad_cam(model, x, target, layer=layer)[0]}
     if method in explain.CAMS:
-        return {"": explain.cam(model, x, options.target, method=method)[0]}
+        return {"": explain.cam(model, x, target, method=method)[0]}
     if method == "gates":
         spatial = {
             f"{name} {key}": factor[0].mean(0)
@@ -186,9 +295,3 @@ def _maps(
     if any(not 0 <= head < len(heads) for head in wanted):
         raise ValueError(f"--heads must lie in 0..{len(heads) - 1}, got {options.heads}")
     return {f"layer {chosen} head {head}": heads[head] for head in wanted}
-
-
-def _save(picture: "np.ndarray", path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(picture).save(path)

@@ -9,6 +9,7 @@ from visionattn.utils.lazy import import_name
 
 _MODULES = {
     "AtomicCheckpointHook": "checkpoint",
+    "AttentionLogHook": "attention",
     "AutocastOptimWrapper": "amp",
     "ClassesHook": "classes",
     "DataCheckHook": "checks",

@@ -3,9 +3,11 @@
 from .cams import CAMS, cam, cam_layer
 from .capture import capture
 from .counterfactual import counterfactual, counterfactual_saliency
+from .dense import BoxScores, RegionScores
 from .dope import axial_rope, denoise_rope, low_bands, rope_band_entropy, rope_truncated_rank, unrotate
-from .draw import grid, overlay
+from .draw import as_seen, figure, grid, overlay
 from .gating import gates
+from .head_table import HeadTable
 from .heads import ablation, gate_gradients, head_importance, ring_profile
 from .interventions import edit, knock_out, redistribute_sinks, scale_heads
 from .layer import Layer
@@ -20,16 +22,21 @@ from .relevance import attention_grad_cam, relevance, relevance_matrix
 from .spectra import causal_laplacian, effective_rank, laplacian_spectrum
 from .statistics import AttentionStatistics, attention_statistics, statistics
 from .tokens import Tokens, tokens
+from .viewer import page
 
 __all__ = [
     "CAMS",
     "AttentionStatistics",
+    "BoxScores",
+    "HeadTable",
     "Layer",
     "Places",
     "Positions",
     "Record",
+    "RegionScores",
     "Tokens",
     "ablation",
+    "as_seen",
     "attention_grad_cam",
     "attention_iou",
     "attention_statistics",
@@ -43,6 +50,7 @@ __all__ = [
     "denoise_rope",
     "edit",
     "effective_rank",
+    "figure",
     "find_register_neurons",
     "gate_gradients",
     "gates",
@@ -58,6 +66,7 @@ __all__ = [
     "methods",
     "min_max",
     "overlay",
+    "page",
     "pointing_game",
     "raw",
     "redistribute_sinks",

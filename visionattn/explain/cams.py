@@ -14,7 +14,7 @@ from visionattn.utils.arguments import check_choice
 from ._maps import MapFinder, MapLayout, modules_with_maps
 from .capture import capture
 from .relevance import Target
-from .tokens import tokens
+from .tokens import inner_network, tokens
 
 __all__ = ["CAMS", "cam", "cam_layer"]
 
@@ -76,8 +76,9 @@ def cam(
 def cam_layer(model: nn.Module, x: torch.Tensor, layer: str | None = None) -> tuple[str, MapLayout]:
     """The module whose output is weighted, and its memory layout.
 
-    By default the last map of the network; where the class is read from an extra token, the last one before the last
-    attention, as nothing behind it mixes tokens and the gradients of all patches are zero there.
+    By default the last map of the network, which of a detector or segmentor is its backbone's; where the class is read
+    from an extra token, the last one before the last attention, as nothing behind it mixes tokens and the gradients of
+    all patches are zero there.
 
     Raises:
         ValueError: If no module gives a map, or the named one does not.
@@ -86,8 +87,11 @@ def cam_layer(model: nn.Module, x: torch.Tensor, layer: str | None = None) -> tu
     finder = MapFinder(model, x)
     found: list[tuple[str, MapLayout]] = []
     handles = []
+    network = inner_network(model)
+    within = next((f"{name}." for name, module in model.named_modules() if name and module is network), "")
     for name, module in modules_with_maps(model):
-        if not name or (name != layer if layer is not None else name.startswith(_HEADS)):
+        inside = name.startswith(within) and not name.removeprefix(within).startswith(_HEADS)
+        if not name or (name != layer if layer is not None else not inside):
             continue
 
         def note(module: nn.Module, args: Any, out: Any, name: str = name) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from ._maps import MapFinder, MapLayout, modules_with_maps
+from .tokens import inner_network
 
 if TYPE_CHECKING:
     from .layer import Layer
@@ -164,8 +165,8 @@ def _trace(record: "Record") -> list[Positions | None]:
     from .capture import capture
 
     model: Any = record.model
-    if hasattr(model, "unroll"):
-        raise ValueError(f"{type(model).__name__} keeps its tokens in an order of its own: positions are not known")
+    if hasattr(network := inner_network(model), "unroll"):
+        raise ValueError(f"{type(network).__name__} keeps its tokens in an order of its own: positions are not known")
     x = record.images.detach()
     found: dict[str, list[Any]] = {}
     for name in _COORDINATES:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Tokens", "patch_of", "tokens"]
+__all__ = ["Tokens", "inner_network", "patch_of", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,28 @@ def tokens(model: nn.Module, size: Sequence[int]) -> Tokens:
     """Describes the tokens of a network of timm or of this package.
 
     Args:
-        model: The network.
+        model: The network; or a detector, segmentor or feature extractor with one inside, whose class token nobody
+            reads.
         size: `(H, W)` of its images.
     """
-    network: Any = model
+    network = inner_network(model)
     has_class = any(name.startswith("cls_token") for name, _ in network.named_parameters(recurse=False))
     has_class = has_class or getattr(network, "cls_token", None) is not None
     prefix = getattr(network, "num_prefix_tokens", None)
     prefix = int(has_class) if prefix is None else int(prefix)
     pool = getattr(network, "global_pool", "token" if has_class else "avg")
-    reads_class = has_class and prefix > 0 and pool in ("token", "cls", "")
+    reads_class = network is model and has_class and prefix > 0 and pool in ("token", "cls", "")
     patch = patch_of(getattr(network, "patch_embed", None))
     grid = None if patch is None else (-(-size[0] // patch[0]), -(-size[1] // patch[1]))
     return Tokens(prefix, 0 if reads_class else None, grid, patch)
+
+
+def inner_network(model: Any) -> Any:
+    """The network of timm's itself, or the one within a task of ours or a feature extractor of timm's."""
+    for name in () if hasattr(model, "forward_features") else ("backbone", "network", "model"):
+        if isinstance(part := getattr(model, name, None), nn.Module):
+            return inner_network(part)
+    return model
 
 
 def patch_of(module: Any) -> tuple[int, int] | None:

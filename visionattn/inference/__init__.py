@@ -18,11 +18,13 @@ _MODULES = {
     "Predictor": "predictor",
     "ResultFolder": "folder",
     "Segmentation": "results",
+    "Subject": "explaining",
     "find_images": "pictures",
     "list_pictures": "pictures",
     "load_network": "loading",
     "predict_to_folder": "folder",
     "read_records": "tables",
+    "subject": "explaining",
     "write_tables": "tables",
 }
 __all__ = list(_MODULES)
