@@ -226,8 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", default=networks(), help="published checkpoints that know digits")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
-    parser.add_argument("--scenes", type=int, default=16, help="pictures for each seed")
-    parser.add_argument("--steps", type=int, default=8, help="of deletion and insertion")
+    parser.add_argument("--scenes", type=int, default=12, help="pictures for each seed")
+    parser.add_argument("--steps", type=int, default=6, help="of deletion and insertion")
     parser.add_argument("--out", type=Path, default=Path("explanations.md"), help="the page")
     options = parser.parse_args(arguments)
     results: Results = {}
