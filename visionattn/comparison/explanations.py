@@ -232,6 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     results: Results = {}
     answered: dict[str, list[float]] = {}
+    seeds = " ".join(map(str, options.seeds))
+    settings = f"--seeds {seeds} --scenes {options.scenes} --steps {options.steps}"
+    text = ""
     for name in options.networks:
         model = load(name)
         results[name], answered[name] = {}, []
@@ -241,10 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for method, scores in evaluate(model, data, options.methods, steps=options.steps).items():
                 results[name].setdefault(method, []).append(scores)
         print(name, len(results[name]), "methods", flush=True)
-    seeds = " ".join(map(str, options.seeds))
-    settings = f"--scenes {options.scenes} --steps {options.steps}"
-    command = f"python -m visionattn.comparison.explanations --seeds {seeds} {settings} --out {options.out}"
-    print(write(results, answered, options.out, command))
+        some = "" if [*results] == networks() else f"--networks {' '.join(results)} "
+        command = f"python -m visionattn.comparison.explanations {settings} {some}--out {options.out}"
+        text = write(results, answered, options.out, command)  # after each: a run takes minutes
+    print(text)
 
 
 if __name__ == "__main__":
