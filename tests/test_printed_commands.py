@@ -82,6 +82,9 @@ NOT_RUN = {
         "needs the author's file; tests/checkpoints/test_conversion.py converts files made on the spot"
     ),
     "python -m visionattn.comparison.clicks": "trains a small network with two seeds; tests/comparison/test_clicks.py",
+    "python -m visionattn.comparison.explanations": (
+        "runs eleven networks for minutes; tests/comparison/test_explanations.py"
+    ),
     "python -m visionattn.comparison.conditions": "trains several networks on 10,000 scenes with three seeds",
     "visionattn train fpn_efficientnet-lite0_8-12e_stamps": "needs Debian's pictures and weights of ImageNet",
 }

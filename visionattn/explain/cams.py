@@ -58,6 +58,7 @@ def cam(
 
     kept = [(parameter, parameter.grad) for parameter in model.parameters()]
     training = [module for module in model.modules() if module.training]
+    found = None
     try:
         model.eval()
         make = getattr(pytorch_grad_cam, CAMS[method])
@@ -70,6 +71,8 @@ def cam(
             parameter.grad = grad
         for module in training:
             module.training = True
+    if found is None:  # the package prints index errors and goes on
+        raise ValueError(f"grad-cam's {CAMS[method]} fails on {name} of {type(model).__name__}: see what it printed")
     return torch.from_numpy(found).float()
 
 

@@ -173,7 +173,8 @@ class _Mode(TorchFunctionMode):
         if enable_gqa:
             groups = query.size(-3) // key.size(-3)
             key, value = (part.repeat_interleave(groups, -3) for part in (key, value))
-        logits = query @ key.mT * (query.size(-1) ** -0.5 if scale is None else scale)
+        scale = query.size(-1) ** -0.5 if scale is None else scale
+        logits = query @ key.mT * scale
         if is_causal:
             attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
         if attn_mask is not None:
@@ -182,7 +183,7 @@ class _Mode(TorchFunctionMode):
         probs = logits.softmax(-1)
         if graded and not probs.requires_grad:
             probs.requires_grad_()
-        layer = self._layer(caller, {"probs": probs, "logits": logits, "q": query, "k": key, "v": value})
+        layer = self._layer(caller, {"probs": probs, "logits": logits, "q": query, "k": key, "v": value}, scale)
         if self.edit is not None:
             probs = self._edited(layer)
         out = probs.to(value.dtype) @ value
@@ -205,11 +206,12 @@ class _Mode(TorchFunctionMode):
             return result
         if torch.is_grad_enabled() and not result.requires_grad:
             result.requires_grad_()
-        left, right, _ = made
+        left, right, product = made
         # A product's right side has the keys as columns, that of einsum may have them as rows.
         keys = right.mT if right.shape[-2] == left.shape[-1] else right
         raw = {"probs": result, "logits": logits, "q": left, "k": keys}
-        layer = self._layer(caller, raw)
+        plain = product.data_ptr() == logits.data_ptr()  # no mask, bias or scale in between
+        layer = self._layer(caller, raw, 1.0 if plain else None)
         if self.edit is not None:
             result = self._edited(layer)
         self._close()
@@ -238,7 +240,9 @@ class _Mode(TorchFunctionMode):
         layer.raw["probs"] = layer.layout.undo(self.edit(layer), shape)
         return layer.raw["probs"]
 
-    def _layer(self, caller: tuple[str, nn.Module, list[str]], raw: dict[str, torch.Tensor]) -> Layer:
+    def _layer(
+        self, caller: tuple[str, nn.Module, list[str]], raw: dict[str, torch.Tensor], scale: float | None
+    ) -> Layer:
         path, module, functions = caller
         names = {type(module).__name__, *functions}
         counts = [value for name in _HEADS if isinstance(value := getattr(module, name, None), int)]
@@ -247,7 +251,7 @@ class _Mode(TorchFunctionMode):
         layout = find_layout(lead, batch, counts[0] if counts else None, bool(names & _HEADS_FIRST))
         kind = "channel" if any(mark in name for mark in _CHANNEL for name in names) else "spatial"
         shape = tuple(layout.apply(raw["probs"]).shape)
-        layer = Layer(len(self.record), path, kind, shape, layout, raw)
+        layer = Layer(len(self.record), path, kind, shape, layout, raw, scale=scale)
         self.record.append(layer)
         return layer
 

@@ -1,11 +1,14 @@
-"""The factors of gating attention: the positions and channels that plug-ins emphasise."""
+"""What our mechanisms without probabilities do: the factors of gates, and the matrices of mixers."""
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["gates"]
+__all__ = ["gates", "mixer_weights"]
 
 
 def gates(model: nn.Module, x: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
@@ -47,16 +50,12 @@ def gates(model: nn.Module, x: torch.Tensor) -> dict[str, dict[str, torch.Tensor
 
             gate: Any = module.gate
             handles.append(gate.register_forward_hook(look))
-    trained = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        with torch.no_grad():
+    with _evaluated(model):
+        try:
             model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in trained:
-            module.training = True
+        finally:
+            for handle in handles:
+                handle.remove()
     if not found:
         raise ValueError(f"{type(model).__name__} has no gating blocks: use explain.cam or explain.capture")
     return found
@@ -72,3 +71,75 @@ def _factor(gate: Any) -> torch.Tensor | None:
     if gate.ndim == 3 and gate.shape[1] == 1:  # ECA convolves along the channels
         gate = gate.transpose(1, 2).unsqueeze(3)
     return gate if gate.ndim == 4 else None
+
+
+def mixer_weights(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each token takes from each in every mixer of ours that can say it, by the mixer's name in the network.
+
+    Also of those that have no probabilities to capture: linear attention, convolutions, pooling, recurrences. Most have
+    `(B, heads, N, M)`; the mixer's `weights` says what stands in their place and what is left out.
+
+    Args:
+        model: The network; it computes in evaluation mode.
+        x: Images `(B, C, H, W)`.
+
+    Raises:
+        ValueError: If the network has no such mixer.
+    """
+    found: dict[str, torch.Tensor] = {}
+    mixers = [(n, m) for n, m in model.named_modules() if _says_weights(m)]
+    for name, mixer in mixers:
+        _listen(name, mixer, found)
+    with _evaluated(model):
+        try:
+            model(x)
+        finally:
+            for _, mixer in mixers:
+                vars(mixer).pop("forward_tokens", None)
+                vars(mixer).pop("forward", None)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no mixers that say their weights: use explain.capture")
+    return found
+
+
+def _says_weights(module: nn.Module) -> bool:
+    """Whether `weights` needs no more than the tokens."""
+    if not type(module).__module__.startswith("visionattn.mixers") or not callable(getattr(module, "weights", None)):
+        return False
+    weights: Any = module.weights
+    needed = [p for p in inspect.signature(weights).parameters.values() if p.default is p.empty]
+    return len(needed) == 1
+
+
+def _listen(name: str, mixer: Any, found: dict[str, torch.Tensor]) -> None:
+    """Until its own methods are seen again, a mixer says its weights whenever it runs."""
+    known = inspect.signature(mixer.weights).parameters
+
+    def note(tokens: torch.Tensor, grid: tuple[int, int] | None, prefix: int) -> None:
+        if not prefix and grid is not None and tokens.ndim == 3:
+            tokens = tokens.unflatten(1, grid)
+        places = {"grid": grid, "prefix": prefix} if prefix and "prefix" in known else {}
+        found[name] = mixer.weights(tokens, **places).detach()
+
+    inner = "forward_tokens" if hasattr(mixer, "forward_tokens") else "forward"
+    own = getattr(mixer, inner)
+
+    def listening(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        places = dict(zip(("grid", "prefix"), args, strict=False)) | kwargs if inner == "forward_tokens" else {}
+        note(tokens, places.get("grid"), places.get("prefix", 0))
+        return own(tokens, *args, **kwargs)
+
+    setattr(mixer, inner, listening)
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Without gradients and in evaluation mode, which is undone after."""
+    trained = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module in trained:
+            module.training = True

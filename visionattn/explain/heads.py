@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .capture import capture
 from .layer import Layer
 
-__all__ = ["ablation", "gate_gradients", "head_importance", "ring_profile"]
+__all__ = ["ablation", "gate_gradients", "head_importance", "local_mass", "ring_profile"]
 
 # Of logits `(B, classes)` and labels; gives a loss for each image.
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -89,8 +89,7 @@ def ring_profile(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         patches: Probabilities between the patches, P = H * W.
         grid: `(H, W)`.
     """
-    places = torch.cartesian_prod(*(torch.arange(side, device=patches.device) for side in grid))
-    distance = (places[:, None] - places[None]).abs().amax(-1)
+    distance = _chebyshev(grid, patches.device)
     rings = []
     for ring in range(max(grid)):
         inside = (distance == ring).to(patches.dtype)
@@ -98,6 +97,24 @@ def ring_profile(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         means = (patches * inside).sum(-1) / count.clamp_min(1)
         rings.append((means * (count > 0)).sum(-1) / (count > 0).sum())
     return torch.stack(rings, -1)
+
+
+def local_mass(patches: torch.Tensor, grid: tuple[int, int], *, radius: int = 1) -> torch.Tensor:
+    """How much of its attention a patch gives to its neighbourhood, mean over the patches. `(..., P, P) -> (...)`.
+
+    Rows count as they are: what goes to extra tokens is not local.
+
+    Args:
+        patches: Probabilities between the patches, P = H * W.
+        grid: `(H, W)`.
+        radius: Chebyshev distance up to which patches are neighbours: 1 for 3 x 3 patches.
+    """
+    return (patches * (_chebyshev(grid, patches.device) <= radius)).sum(-1).mean(-1)
+
+
+def _chebyshev(grid: tuple[int, int], device: torch.device) -> torch.Tensor:
+    places = torch.cartesian_prod(*(torch.arange(side, device=device) for side in grid))
+    return (places[:, None] - places[None]).abs().amax(-1)
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor, loss: Loss | None) -> torch.Tensor:

@@ -14,7 +14,7 @@ from .capture import Edit, capture
 from .layer import Layer
 from .record import Record
 
-__all__ = ["edit", "knock_out", "redistribute_sinks", "scale_heads"]
+__all__ = ["edit", "filter_sinks", "knock_out", "redistribute_sinks", "scale_heads", "steer"]
 
 
 @contextmanager
@@ -102,5 +102,51 @@ def redistribute_sinks(keep: float = 0.6, *, times: float = 10.0, layers: Collec
         freed = (1 - keep) * (probs * sinks).sum(-1, keepdim=True)
         grown = probs * (1 + freed / others.clamp_min(torch.finfo(probs.dtype).tiny))
         return torch.where(others > 0, torch.where(sinks, keep * probs, grown), probs)
+
+    return change
+
+
+def filter_sinks(record: Record, *, times: float = 10.0, layers: Collection[int] | None = None) -> None:
+    """Takes sinks out of the probabilities of a record, so that maps made of it show the rest; the network ran as ever.
+
+    Args:
+        record: Of a forward pass; it is changed.
+        times: As for `redistribute_sinks`: such tokens get nothing, the others more in proportion.
+        layers: Numbers of the attentions; all without it.
+    """
+    change = redistribute_sinks(0.0, times=times, layers=layers)
+    for layer in record:
+        if "probs" in layer.raw:
+            layer.raw["probs"] = layer.layout.undo(change(layer).detach(), layer.raw["probs"].shape)
+
+
+def steer(directions: Mapping[tuple[int, int], tuple[torch.Tensor | None, torch.Tensor | None]]) -> Edit:
+    """Directions added to all queries and keys of chosen heads.
+
+    Args:
+        directions: (number of the attention, number of the head) -> what is added to its queries and to its keys,
+            `(d,)` each or none.
+
+    Raises:
+        ValueError: On the forward pass, if there is no such head, or the network scales its scores in a way that is not
+            known: fused attention says it, and so does attention whose queries are scaled before.
+    """
+
+    def change(layer: Layer) -> torch.Tensor:
+        chosen = {head: pair for (number, head), pair in directions.items() if number == layer.index}
+        if not chosen:
+            return layer.probs
+        if layer.scale is None:
+            raise ValueError(f"the scale of the scores of layer {layer.index} ({layer.path}) is not known")
+        scores, q, k = layer.logits.clone(), layer.q, layer.k
+        for head, pair in chosen.items():
+            if not 0 <= head < layer.shape[2]:
+                raise ValueError(f"heads of layer {layer.index} must lie in 0..{layer.shape[2] - 1}, got {head}")
+            old_q, old_k = q[:, :, head], k[:, :, head]
+            new_q, new_k = (
+                old if added is None else old + added for old, added in zip((old_q, old_k), pair, strict=True)
+            )
+            scores[:, :, head] += layer.scale * (new_q @ new_k.mT - old_q @ old_k.mT)
+        return scores.softmax(-1)
 
     return change

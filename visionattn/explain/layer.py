@@ -26,6 +26,7 @@ class Layer:
         kind: `spatial`; or `channel`, whose N and M are channels and have no place in the image.
         shape: `(B, windows, heads, N, M)`.
         layout: How the network lays it out.
+        scale: What the product of queries and keys is multiplied by, if that is known.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Layer:
     raw: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     grads: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     reduced: Any = field(default=None, repr=False)
+    scale: float | None = None
 
     @property
     def probs(self) -> torch.Tensor:

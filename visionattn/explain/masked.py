@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["masked_features", "masked_forward"]
+__all__ = ["masked_features", "masked_forward", "reclassify"]
 
 
 def masked_forward(model: nn.Module, x: torch.Tensor, mask: torch.Tensor, *, prune: bool = True) -> torch.Tensor:
@@ -35,6 +35,23 @@ def masked_forward(model: nn.Module, x: torch.Tensor, mask: torch.Tensor, *, pru
     """
     network: Any = model
     return network.forward_head(masked_features(model, x, mask, prune=prune))
+
+
+@torch.no_grad()
+def reclassify(model: nn.Module, x: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What classes become when a user leaves out patches.
+
+    Args:
+        model: As for `masked_forward`, in evaluation mode.
+        x: Images `(B, C, H, W)`.
+        mask: The patches that stay, as for `masked_forward`.
+
+    Returns:
+        `before` and `after`, probabilities `(B, classes)`; `change`, their difference; `kept`, whether the first class
+        is the same, bool `(B,)`.
+    """
+    before, after = model(x).softmax(1), masked_forward(model, x, mask).softmax(1)
+    return {"before": before, "after": after, "change": after - before, "kept": before.argmax(1) == after.argmax(1)}
 
 
 def masked_features(model: nn.Module, x: torch.Tensor, mask: torch.Tensor, *, prune: bool = True) -> torch.Tensor:

@@ -13,12 +13,19 @@ share of the mass.
 Golden: tests/golden/explain_attention_iou_*.npz, explain_segmentation_score_*.npz.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
+from visionattn.utils.arguments import check_positive
+
 from .maps import min_max, upsample
 
-__all__ = ["attention_iou", "mask_score", "mass_in_mask", "pointing_game", "segmentation_scores"]
+__all__ = ["MeanScores", "attention_iou", "mask_score", "mass_in_mask", "pointing_game", "segmentation_scores"]
+
+# Of some maps and masks, a number for each image, or several by name.
+Score = Callable[..., torch.Tensor | dict[str, torch.Tensor]]
 
 
 def attention_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -97,6 +104,75 @@ def segmentation_scores(maps: torch.Tensor, masks: torch.Tensor, *, mass: float 
         "f_measure": f_measure,
         "mass_inside": mass_in_mask(enlarged, true.to(maps.dtype)),
     }
+
+
+class MeanScores:
+    """Means of scores over a data set, in the protocol of torchmetrics: `update`, `compute`, `reset`.
+
+        scores = MeanScores(pointing=pointing_game, mass=mass_in_mask)
+        for maps, masks in batches:
+            scores.update(maps, masks)
+        scores.compute()  # {"pointing": ..., "mass": ..., }
+
+    What is kept grows by a few numbers an image. Images where a score is NaN, such as maps without mass, do not count;
+    `missing` says how many those are.
+
+    Args:
+        **scores: Functions whose result is one number for each image, or several by name.
+    """
+
+    def __init__(self, **scores: Score) -> None:
+        if not scores:
+            raise ValueError("scores must be at least one function by name, such as pointing=pointing_game")
+        self.scores = scores
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.values: dict[str, list[torch.Tensor]] = {}
+
+    def update(self, *args: torch.Tensor) -> None:
+        """Takes a batch in: what the functions take."""
+        for name, score in self.scores.items():
+            found = score(*args)
+            parts = {f"{name}_{key}": part for key, part in found.items()} if isinstance(found, dict) else {name: found}
+            for key, part in parts.items():
+                self.values.setdefault(key, []).append(part.detach().double().cpu())
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """The mean over the images of every score.
+
+        Raises:
+            ValueError: If there were no images.
+        """
+        return {name: values.nanmean(0) for name, values in self._joined().items()}
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """How many images have no value of a score."""
+        return {name: int(values.flatten(1).isnan().any(1).sum()) for name, values in self._joined().items()}
+
+    def bootstrap(self, resamples: int = 10000, *, seed: int = 0) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Mean and standard deviation of the means of images drawn with replacement, the same for all scores.
+
+        Args:
+            resamples: How often as many images are drawn as there are.
+            seed: Of the draws.
+        """
+        check_positive(resamples=resamples)
+        joined = self._joined()
+        count = min(len(values) for values in joined.values())
+        generator = torch.Generator().manual_seed(seed)
+        draws = [torch.randint(count, (count,), generator=generator) for _ in range(resamples)]
+        means = {
+            name: torch.stack([values[numbers].nanmean(0) for numbers in draws]) for name, values in joined.items()
+        }
+        return {name: (values.nanmean(0), values[~values.isnan()].std()) for name, values in means.items()}
+
+    def _joined(self) -> dict[str, torch.Tensor]:
+        if not self.values:
+            raise ValueError("there is nothing to compute: call update(maps, masks) first")
+        return {name: torch.cat([part.reshape(len(part), -1) for part in parts]) for name, parts in self.values.items()}
 
 
 def _largest(maps: torch.Tensor, mass: float) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from visionattn.catalog import Card
-from visionattn.ops import nhwc_conv
+from visionattn.ops import nhwc_conv, toeplitz_matrix
 from visionattn.utils.arguments import check_odd, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
@@ -58,6 +58,10 @@ class DepthwiseConvMixer(nn.Module):
         x = nhwc_conv(x, self.dw_input_proj.weight, self.dw_input_proj.bias)
         x = nhwc_conv(x, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2, groups=conv.groups)
         return nhwc_conv(x, self.dw_out_proj.weight, self.dw_out_proj.bias)
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """What each position takes from each, a matrix a channel, `(B, C, N, N)`, of a map `(B, H, W, C)`."""
+        return toeplitz_matrix(self.dwconv.weight, x.size(1), x.size(2)).expand(x.size(0), -1, -1, -1)
 
 
 CARD = Card(

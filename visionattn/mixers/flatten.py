@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card, Floor
-from visionattn.ops import focused_attention, nhwc_conv
+from visionattn.ops import focused_attention, focused_features, nhwc_conv
 from visionattn.utils.arguments import check_heads, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
@@ -140,12 +140,45 @@ class FocusedLinearAttention(nn.Module):
         return native
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj_drop(self.proj(self.attend(*self._project(x))))
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """What each position takes from each before the convolution, `(B, num_heads, N, M)`, from `(B, H, W, C)`.
+
+        M is N unless keys come from a reduced map.
+        """
+        q, k, _ = self._project(x)
+        if self.window_size is None:
+            return self._weights(q, k)
+        batch, height, width, _ = x.shape
+        size = (min(height, self.window_size[0]), min(width, self.window_size[1]))
+        inside = self._weights(_windows(q, size), _windows(k, size, _SHUT)).unflatten(0, (batch, -1))
+        places = torch.arange(1, height * width + 1, device=x.device).view(1, height, width, 1)
+        at = _windows(places, size).flatten(1)  # 0: padding
+        result = inside.new_zeros(batch, self.num_heads, height * width + 1, height * width + 1)
+        for window, numbers in enumerate(at):
+            result[:, :, numbers[:, None], numbers] = inside[:, window]
+        return result[:, :, 1:, 1:]
+
+    def _weights(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Of maps whose positions all see each other."""
+        keys, encoding = k.flatten(1, 2), self._encoding(k.shape[1:3])
+        keys = keys if encoding is None else keys + encoding
+        features = (
+            focused_features(part, self.scale.flatten(), self.focusing_factor) for part in (q.flatten(1, 2), keys)
+        )
+        first, second = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in features)
+        scores = first @ second.mT
+        return scores / (scores.sum(-1, keepdim=True) + 1e-6 * scores.shape[-1])
+
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values as maps."""
         # Three products: parts of one product are no maps of their own, but would be copied to such.
         weights = self.qkv.weight.chunk(3)
         biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
         source = self._reduce(x) if self.sr is not None else x
         q, k, v = (F.linear(t, w, b) for t, w, b in zip((x, source, source), weights, biases, strict=True))
-        return self.proj_drop(self.proj(self.attend(q, k, v)))
+        return q, k, v
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Everything between the projections. Maps `(B, H, W, C)`, those of k and v perhaps smaller; as q."""

@@ -122,6 +122,10 @@ class LargeKernelConvAttention(nn.Module):
             x = x + self.bias
         return self.proj_drop(self.proj(x))
 
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """What each position takes from each, `(B, G, N, N)`, of a map `(B, H, W, C)`: the same for every image."""
+        return self.build_matrix(x.size(1), x.size(2)).expand(x.size(0), -1, -1, -1)
+
     def build_matrix(self, height: int, width: int) -> torch.Tensor:
         """The attention maps on a grid, `(G, N, N)`, one row per query position. For inspection."""
         return toeplitz_matrix(self._kernel_on(height, width), height, width)

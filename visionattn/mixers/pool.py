@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card, Floor
+from visionattn.ops import toeplitz_matrix
 from visionattn.utils.arguments import check_odd
 
 __all__ = ["AveragePool"]
@@ -40,6 +41,13 @@ class AveragePool(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         size, maps = self.pool_size, x.permute(0, 3, 1, 2)
         return F.avg_pool2d(maps, size, 1, size // 2, count_include_pad=False).permute(0, 2, 3, 1) - x
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """What each position takes from each, less itself, `(B, 1, N, N)`, of a map `(B, H, W, C)`."""
+        kernel = x.new_ones(1, 1, self.pool_size, self.pool_size)
+        near = toeplitz_matrix(kernel, x.size(1), x.size(2))
+        matrix = near / near.sum(-1, keepdim=True) - torch.eye(near.size(1), dtype=x.dtype, device=x.device)
+        return matrix.expand(x.size(0), 1, -1, -1)
 
 
 CARD = Card(
