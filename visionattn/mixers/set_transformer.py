@@ -184,6 +184,7 @@ CARDS = (
         },
         floor=WINDOWS,
         cost="N^2",
+        memory="N",
         maps=True,
         reference="set_transformer",
     ),

@@ -164,6 +164,7 @@ CARD = Card(
     cases={"": {"num_heads": 3}, "qk_norm": {"num_heads": 3, "qk_norm": True}},
     floor=WINDOWS,
     cost="N^2",
+    memory="N",
     keeps_weights=True,
     maps=True,
 )
