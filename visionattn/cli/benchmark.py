@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--plugins", nargs="+", default=[], help="names of plug-ins (default: all)")
-    parser.add_argument("--mixers", nargs="+", default=[], help="names of mixers, in their suite (default: all)")
+    parser.add_argument("--mixers", nargs="+", default=[], help="names of mixers, in their suite or in growth (default: all)")
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -88,7 +88,8 @@ def run(options: argparse.Namespace) -> None:
         records = {path: bench.load(path) for path in options.records}
     elif options.suite == "growth":
         with TemporaryDirectory() as folder:
-            record = bench.run_growth(options.json or Path(folder) / "record.json", seconds=options.seconds or 0.1)
+            out = options.json or Path(folder) / "record.json"
+            record = bench.run_growth(out, names=options.mixers, seconds=options.seconds or 0.1)
         records = {options.json: record}
     else:
         device = {"gpu": "cuda", "cpu": "cpu"}.get(options.suite, options.device)
