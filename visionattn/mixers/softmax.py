@@ -3,7 +3,7 @@
 Official code: https://github.com/google-research/vision_transformer (Apache-2.0), vit_jax/models_vit.py.
 
 Differs from the official code in: queries, keys and values are one layer `qkv`, as in timm; `qk_norm` (layer norms:
-arXiv 2302.05442, cosines: 2111.09883), the width of the heads and sparse attention (see `mixers/sparge.py`) are options.
+arXiv 2302.05442, cosines: 2111.09883), the width of heads and sparse attention (see `mixers/sparge.py`) are options.
 
 Golden: none; the test compares it with timm's attention.
 """
