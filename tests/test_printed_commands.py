@@ -81,7 +81,7 @@ NOT_RUN = {
     "visionattn convert RESNET50_CBAM_new_name_wrap.pth": (
         "needs the author's file; tests/checkpoints/test_conversion.py converts files made on the spot"
     ),
-    "python -m visionattn.comparison.clicks": "trains a small network with two seeds; tests/comparison/test_clicks.py",
+    "python -m visionattn.comparison.clicks": "trains with three seeds; tests/comparison/test_clicks.py",
     "python -m visionattn.comparison.explanations": (
         "runs eleven networks for minutes; tests/comparison/test_explanations.py"
     ),

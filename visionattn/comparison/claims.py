@@ -11,11 +11,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import get
+from visionattn.explain import denoise_rope
 from visionattn.heads.bidaf import CoAttention
 from visionattn.models.hosts.columnar import Columnar
 
@@ -290,20 +292,32 @@ def _scans(seed: int, steps: int) -> Values:
 
 
 def _larger_grids(seed: int, steps: int) -> Values:
-    variants = {
-        "tapa": ("tapa", False),
-        "softmax, no positions": ("softmax", False),
-        "softmax, learnt": ("softmax", True),
+    """Accuracy on the grid of the training pictures and on larger ones; DoPE comes after training."""
+    builds = {
+        "tapa": partial(network, [("tapa", {})] * 2, position=False, img_size=16),
+        "no positions": partial(network, [("softmax", {})] * 2, position=False, img_size=16),
+        "learnt positions": partial(network, [("softmax", {})] * 2, img_size=16),
+        "rotary": _rotary,
     }
+    task = tasks.digits_on_canvas("train", 16, 4000, seed)
+    tests = {f"{side // 2} x {side // 2}": tasks.digits_on_canvas("test", side, 300, 1000) for side in (16, 24, 32)}
     found = {}
-    for name, (mixer, position) in variants.items():
-        build = partial(network, [(mixer, {})] * 2, position=position, img_size=16)
-        model = _trained(build, tasks.digits_on_canvas("train", 16, 4000, seed), steps, seed, batch=32)
-        for side in (16, 24, 32):
-            found[f"{name}, {side // 2} x {side // 2}"] = accuracy(
-                model, tasks.digits_on_canvas("test", side, 300, 1000)
-            )
+    for name, build in builds.items():
+        model = _trained(build, task, steps, seed, batch=32)
+        found |= {f"{name}, {grid}": accuracy(model, test) for grid, test in tests.items()}
+    draw = torch.Generator().manual_seed(seed)
+    at_random = [torch.randint(4, (1,), generator=draw).tolist() for _ in range(2)]
+    for name, heads in (("dope", 1), ("any heads", at_random)):
+        for grid, test in tests.items():
+            with denoise_rope(model, [test[0][:50]], heads=heads, train_grid=(8, 8)):
+                found[f"rotary, {name}, {grid}"] = accuracy(model, test)
     return found
+
+
+def _rotary() -> nn.Module:
+    """Attention with rotary embeddings, timm's."""
+    sizes = {"img_size": 16, "patch_size": 2, "in_chans": 1, "embed_dim": 32, "num_heads": 4, "depth": 2}
+    return timm.create_model("vit_small_patch16_rope_224", **sizes, num_classes=10, dynamic_img_size=True)
 
 
 def _pairs(seed: int, steps: int) -> Values:
@@ -383,12 +397,20 @@ CLAIMS: dict[str, Claim] = {
             Contest("chela, both convolutions", "chela, none convolutions"),
         ),
     ),
-    "tapa": Claim(
-        "Token-aware phases carry over to larger maps than trained on.",
+    "grids": Claim(
+        "Token-aware phases (TAPA) carry over to larger maps than trained on; DoPE lets rotary embeddings do so.",
         _larger_grids,
         (
-            *(Contest(f"tapa, {n} x {n}", f"softmax, learnt, {n} x {n}") for n in (8, 12, 16)),
-            *(Contest(f"tapa, {n} x {n}", f"softmax, no positions, {n} x {n}") for n in (8, 12, 16)),
+            *(
+                Contest(f"tapa, {grid}", f"{other}, {grid}")
+                for other in ("learnt positions", "rotary", "no positions")
+                for grid in ("12 x 12", "16 x 16")
+            ),
+            *(
+                Contest(f"rotary, dope, {grid}", f"{other}, {grid}")
+                for other in ("rotary", "rotary, any heads")
+                for grid in ("12 x 12", "16 x 16")
+            ),
         ),
     ),
     "bidaf": Claim(
