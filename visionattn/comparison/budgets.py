@@ -95,7 +95,7 @@ def replaced(model: nn.Module, mixer: str, options: dict[str, Any]) -> nn.Module
 
 
 @torch.no_grad()
-def share_of_pairs(model: nn.Module, images: torch.Tensor) -> float:
+def share_of_pairs(model: Any, images: torch.Tensor) -> float:
     """Share of all pairs of tokens whose weight is computed, in %, as a mean over the layers.
 
     Random features are no pairs: those of Scatterbrain cost about as much as so many further keys of each query.

@@ -36,22 +36,25 @@ def ordered_neighbours(split: str, count: int, seed: int) -> Task:
     by_class = [np.flatnonzero(labels.numpy() == number) for number in range(10)]
     others = np.flatnonzero(~np.isin(labels.numpy(), (3, 5)))
     pictures, answers = [], []
+    three: tuple[int, int]
+    five: tuple[int, int]
     for number in range(count):
         chosen = draw.choice(others, (4, 4))
         kind = number % 6
         if kind in (0, 2, 4):  # in order
-            row, column = draw.integers(4), draw.integers(3)
+            row, column = map(int, draw.integers((4, 3)))
             three, five = (row, column), (row, column + 1)
         elif kind == 1:  # the other way round
-            row, column = draw.integers(4), draw.integers(3)
+            row, column = map(int, draw.integers((4, 3)))
             three, five = (row, column + 1), (row, column)
         elif kind == 3:  # one above the other
-            row, column = draw.integers(3), draw.integers(4)
+            row, column = map(int, draw.integers((3, 4)))
             three, five = (row, column), (row + 1, column)
         else:  # apart
             three, five = (0, 0), (0, 1)
             while abs(three[0] - five[0]) + abs(three[1] - five[1]) < 2:
-                three, five = ((int(n) // 4, int(n) % 4) for n in draw.choice(16, 2, replace=False))
+                first, second = map(int, draw.choice(16, 2, replace=False))
+                three, five = divmod(first, 4), divmod(second, 4)
         chosen[three], chosen[five] = draw.choice(by_class[3]), draw.choice(by_class[5])
         tiles = images[torch.from_numpy(chosen.ravel())].view(4, 4, 8, 8)
         pictures.append(tiles.permute(0, 2, 1, 3).reshape(1, 32, 32))

@@ -27,6 +27,8 @@ from .kept_runs import KeptRuns
 __all__ = ["CLAIMS", "Claim", "Contest", "accuracy", "fit", "network", "run", "verdict", "write"]
 
 Values = dict[str, float]
+# Name of a mixer and its options.
+Mixer = tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _compare(
     return {name: accuracy(_trained(build, task, steps, seed), test) for name, build in builds.items()}
 
 
-def _on_digits(variants: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]], seed: int, steps: int) -> Values:
+def _on_digits(variants: Mapping[str, Sequence[Mixer]], seed: int, steps: int) -> Values:
     builds = {name: partial(network, mixers) for name, mixers in variants.items()}
     return _compare(builds, tasks.digits("train"), tasks.digits("test"), steps, seed)
 
@@ -167,7 +169,7 @@ def _on_digits(variants: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]], 
 def _neighbours(seed: int, steps: int) -> Values:
     """Accuracy after a half and after all of the steps."""
     task, test = tasks.ordered_neighbours("train", 4000, seed), tasks.ordered_neighbours("test", 600, 0)
-    sizes = {"img_size": 32, "patch_size": 8, "num_classes": 2, "heads": 2}
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "num_classes": 2, "heads": 2}
     builds = {name: partial(network, [(name, {})], **sizes) for name in ("mta", "softmax")}
     half = _compare(builds, task, test, steps // 2, seed)
     return _compare(builds, task, test, steps, seed) | {f"{name}, half the steps": v for name, v in half.items()}
@@ -177,9 +179,10 @@ def _clutter(seed: int, steps: int) -> Values:
     """Accuracy, and where the keys that count lie."""
     pictures, labels, _ = tasks.cluttered_digits("train", 3000, seed)
     images, answers, there = tasks.cluttered_digits("test", 400, 0)
-    sizes = {"img_size": 32, "patch_size": 4, "heads": 2}
-    chosen = {"dma": {"keep": 0.25}, "softmax": {}, "landmark": {"window": 2}}
-    found, place = {}, there.flatten(1).float()
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 4, "heads": 2}
+    chosen: dict[str, dict[str, Any]] = {"dma": {"keep": 0.25}, "softmax": {}, "landmark": {"window": 2}}
+    found: Values = {}
+    place = there.flatten(1).float()
     for name, options in chosen.items():
         build = partial(network, [(name, options)] * 2, **sizes)
         model: Any = _trained(build, (pictures, labels), steps, seed, batch=32)
@@ -215,9 +218,16 @@ def _weights(model: Any, images: torch.Tensor) -> torch.Tensor:
 
 def _heads(seed: int, steps: int) -> Values:
     """Multi-head embedding against one head, and against multi-head attention of no more parameters."""
-    one = ("mhe", {"num_heads": 1, "head_dim": 8, "embed_std": 0.0})
-    variants = {"mul": ("mhe", {}), "add": ("mhe", {"mode": "add"}), "one head": one, "softmax": ("softmax", {})}
-    builds = {name: partial(network, [mixer] * 2) for name, mixer in variants.items()}
+    one: Mixer = ("mhe", {"num_heads": 1, "head_dim": 8, "embed_std": 0.0})
+    variants: dict[str, Mixer] = {
+        "mul": ("mhe", {}),
+        "add": ("mhe", {"mode": "add"}),
+        "one head": one,
+        "softmax": ("softmax", {}),
+    }
+    builds: dict[str, Callable[[], nn.Module]] = {
+        name: partial(network, [mixer] * 2) for name, mixer in variants.items()
+    }
     most = _size(builds["mul"]())
     narrow = max(dim for dim in range(4, 33, 4) if _size(network([("softmax", {})] * 2, dim=dim)) <= most)
     builds["softmax, equal parameters"] = partial(network, [("softmax", {})] * 2, dim=narrow)
@@ -231,7 +241,7 @@ def _size(model: nn.Module) -> int:
 
 def _windows(seed: int, steps: int) -> Values:
     small = {"window_size": 2, "rel_pos": False}
-    variants = {
+    variants: dict[str, Sequence[Mixer]] = {
         "windows": [("swin", small)] * 2,
         "windows and anchors": [("star", {"window": 2})] * 2,
         "windows and moving averages": [("mega", {"window": 2, "max_window": 2, "ndim": 4})] * 2,
@@ -241,13 +251,13 @@ def _windows(seed: int, steps: int) -> Values:
 
 
 def _copying(seed: int, steps: int) -> Values:
-    sizes = {"in_chans": 8, "num_classes": 8, "patch_size": 1, "img_size": 8, "dense": True}
-    variants = {
+    sizes: dict[str, Any] = {"in_chans": 8, "num_classes": 8, "patch_size": 1, "img_size": 8, "dense": True}
+    variants: dict[str, tuple[str, dict[str, Any], bool]] = {
         "mvpa": ("mvpa", {"grid_size": 8}, False),
         "softmax, no positions": ("softmax", {}, False),
         "softmax, learnt positions": ("softmax", {}, True),
     }
-    found = {}
+    found: Values = {}
     for name, (mixer, options, position) in variants.items():
         build = partial(network, [(mixer, options)], position=position, **sizes)
         model = _trained(build, tasks.copied_symbols(8, 4000, seed), steps, seed, batch=32)
@@ -257,8 +267,15 @@ def _copying(seed: int, steps: int) -> Values:
 
 
 def _recall(seed: int, steps: int) -> Values:
-    sizes = {"in_chans": 16, "num_classes": 8, "patch_size": 1, "img_size": (2, 8), "dense": True, "heads": 2}
-    variants = {
+    sizes: dict[str, Any] = {
+        "in_chans": 16,
+        "num_classes": 8,
+        "patch_size": 1,
+        "img_size": (2, 8),
+        "dense": True,
+        "heads": 2,
+    }
+    variants: dict[str, Mixer] = {
         "titans": ("titans", {"chunk": 1, "directions": 1}),
         "uniform mean": ("deconstructed", {"kind": "uniform"}),
         "softmax": ("softmax", {}),
@@ -270,30 +287,34 @@ def _recall(seed: int, steps: int) -> Values:
 def _null_models(seed: int, steps: int) -> Values:
     """Each kind in all four blocks, and in every other one in turn with attention."""
     kinds = ("uniform", "mlp", "self_gate", "relu", "taylor")
-    plain = ("deconstructed", {"kind": "softmax"})
-    variants = {"softmax": [plain] * 4}
+    plain: Mixer = ("deconstructed", {"kind": "softmax"})
+    variants: dict[str, list[Mixer]] = {"softmax": [plain] * 4}
     for kind in kinds:
-        other = ("deconstructed", {"kind": kind})
+        other: Mixer = ("deconstructed", {"kind": kind})
         variants |= {kind: [other] * 4, f"{kind}, every other block": [other, plain] * 2}
     return _on_digits(variants, seed, steps)
 
 
 def _scans(seed: int, steps: int) -> Values:
-    regla = {"refined": {}, "plain gate": {"refined": False}, "two directions": {"directions": 2}}
-    chela = {
+    regla: dict[str, dict[str, Any]] = {
+        "refined": {},
+        "plain gate": {"refined": False},
+        "two directions": {"directions": 2},
+    }
+    chela: dict[str, dict[str, Any]] = {
         "both": {},
         "short only": {"long": None},
         "long only": {"short": None},
         "none": {"short": None, "long": None},
     }
-    variants = {f"regla, {name}": [("regla", options)] * 2 for name, options in regla.items()}
+    variants: dict[str, list[Mixer]] = {f"regla, {name}": [("regla", options)] * 2 for name, options in regla.items()}
     variants |= {f"chela, {name} convolutions": [("chela", options)] * 2 for name, options in chela.items()}
     return _on_digits(variants, seed, steps)
 
 
 def _larger_grids(seed: int, steps: int) -> Values:
     """Accuracy on the grid of the training pictures and on larger ones; DoPE comes after training."""
-    builds = {
+    builds: dict[str, Callable[[], nn.Module]] = {
         "tapa": partial(network, [("tapa", {})] * 2, position=False, img_size=16),
         "no positions": partial(network, [("softmax", {})] * 2, position=False, img_size=16),
         "learnt positions": partial(network, [("softmax", {})] * 2, img_size=16),
@@ -301,13 +322,14 @@ def _larger_grids(seed: int, steps: int) -> Values:
     }
     task = tasks.digits_on_canvas("train", 16, 4000, seed)
     tests = {f"{side // 2} x {side // 2}": tasks.digits_on_canvas("test", side, 300, 1000) for side in (16, 24, 32)}
-    found = {}
+    found: Values = {}
     for name, build in builds.items():
         model = _trained(build, task, steps, seed, batch=32)
         found |= {f"{name}, {grid}": accuracy(model, test) for grid, test in tests.items()}
     draw = torch.Generator().manual_seed(seed)
-    at_random = [torch.randint(4, (1,), generator=draw).tolist() for _ in range(2)]
-    for name, heads in (("dope", 1), ("any heads", at_random)):
+    at_random: list[list[int]] = [torch.randint(4, (1,), generator=draw).tolist() for _ in range(2)]
+    chosen: dict[str, Any] = {"dope": 1, "any heads": at_random}
+    for name, heads in chosen.items():
         for grid, test in tests.items():
             with denoise_rope(model, [test[0][:50]], heads=heads, train_grid=(8, 8)):
                 found[f"rotary, {name}, {grid}"] = accuracy(model, test)
@@ -316,7 +338,14 @@ def _larger_grids(seed: int, steps: int) -> Values:
 
 def _rotary() -> nn.Module:
     """Attention with rotary embeddings, timm's."""
-    sizes = {"img_size": 16, "patch_size": 2, "in_chans": 1, "embed_dim": 32, "num_heads": 4, "depth": 2}
+    sizes: dict[str, Any] = {
+        "img_size": 16,
+        "patch_size": 2,
+        "in_chans": 1,
+        "embed_dim": 32,
+        "num_heads": 4,
+        "depth": 2,
+    }
     return timm.create_model("vit_small_patch16_rope_224", **sizes, num_classes=10, dynamic_img_size=True)
 
 

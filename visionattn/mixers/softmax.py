@@ -74,6 +74,8 @@ class SoftmaxAttention(TokenMixer):
         if self.sparse is not None:
             self.sparse.check_heads(num_heads)
         self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=qkv_bias, **dd)
+        self.q_norm: nn.Module
+        self.k_norm: nn.Module
         if qk_norm == "cosine":
             self.q_norm, self.k_norm = Cosine(num_heads, head_dim, **dd), Cosine()
         else:
