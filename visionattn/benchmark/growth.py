@@ -28,7 +28,7 @@ __all__ += ["peak_of", "run_growth", "stated_degrees"]
 
 SIDES = (14, 28, 56, 112)
 _DIM, _HEADS = 64, 2
-_TRAINED = 56  # side up to which training is measured
+_TRAINED = 56  # side up to which training is measured, and everything three times
 # What a row may be expected to take, from the one before; more is not run.
 _BYTES, _SECONDS = 3e9, 12.0
 # How far above the stated degree a measured one may lie: constant parts, rounded sides, and for time the machine.
@@ -85,20 +85,20 @@ def growth(card: Card, side: int, mode: str, seconds: float) -> Row:
         card: Of the mixer.
         side: Height and width of the map.
         mode: `fwd` or `f+b`.
-        seconds: To measure, on average of both; three rounds at least.
+        seconds: To measure, on average of both; three rounds at least, two of the largest maps.
     """
     x = torch.randn(1, side, side, _DIM, generator=torch.Generator().manual_seed(1))
     modules = [perturbed(block_of(which, side)).train(mode == "f+b") for which in (card, get("mixer", "softmax"))]
-    for module in modules:
+    for module in modules[: 1 if side > _TRAINED else 2]:
         _step(module, x, mode)
     peak = peak_bytes(lambda: _step(modules[0], x, mode))
     steps = [lambda _, module=module: _step(module, x, mode) for module in modules]
-    rounds = take_turns(steps, clock_of("cpu"), seconds=seconds, min_rounds=3)
+    rounds = take_turns(steps, clock_of("cpu"), seconds=seconds, min_rounds=2 if side > _TRAINED else 3)
     ratio = quantiles([softmax / ours for ours, softmax in rounds])
     return {"seconds": quantiles([ours for ours, _ in rounds]), "ratio": ratio, "rounds": len(rounds), "peak": peak}
 
 
-def run_growth(out: Path, *, names: Sequence[str] = (), sides: Sequence[int] = SIDES, seconds: float = 0.1) -> Record:
+def run_growth(out: Path, *, names: Sequence[str] = (), sides: Sequence[int] = SIDES, seconds: float = 0.03) -> Record:
     """Measures mixers on one thread, each row written as soon as it is there.
 
     Args:

@@ -9,7 +9,7 @@ SUMMARY = "compare the speed of plug-ins, mixers and networks with other impleme
 EXAMPLES = (
     "--plugins cbam --shapes 4x128x28x28              # a table on the terminal",
     "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, 15 minutes",
-    "--suite growth --json docs/results/growth.json   # time and memory of mixers over the tokens, 20 minutes",
+    "--suite growth --json docs/results/growth.json   # time and memory of mixers over the tokens, 10 minutes",
     "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
     "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
     "--suite mixers --mixers biformer --shapes 2x56x56x64",
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.suite == "growth":
         with TemporaryDirectory() as folder:
             out = options.json or Path(folder) / "record.json"
-            record = bench.run_growth(out, names=options.mixers, seconds=options.seconds or 0.1)
+            record = bench.run_growth(out, names=options.mixers, seconds=options.seconds or 0.03)
         records = {options.json: record}
     else:
         device = {"gpu": "cuda", "cpu": "cpu"}.get(options.suite, options.device)
