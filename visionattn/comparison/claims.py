@@ -125,7 +125,7 @@ class TwoPictures(nn.Module):
         return self.classify(self.head(self.fuse(a, b)[0]).mean(1))
 
 
-def fit(model: nn.Module, task: tasks.Task, steps: int, seed: int, *, batch: int = 64, rate: float = 4e-3) -> nn.Module:
+def fit(model: nn.Module, task: tasks.Task, steps: int, seed: int, *, batch: int = 64, rate: float = 8e-3) -> nn.Module:
     """Trains a network on pictures in an order of a seed: AdamW, one cycle of the learning rate."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
@@ -511,7 +511,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--claims", nargs="+", choices=[*CLAIMS], default=[*CLAIMS])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("claims.md"), help="the tables; finished runs lie beside them")
     options = parser.parse_args(arguments)
     kept = KeptRuns(options.out.with_suffix(".json"), {"steps": options.steps})
