@@ -27,7 +27,7 @@ def test_budgets_grow_to_all_pairs_where_nothing_changes(mixer, network, data):
     assert shares == sorted(shares) and shares[0] < 6 and shares[-1] == pytest.approx(100)
     with torch.no_grad():
         expected, found = network(images), [model(images) for model in models]
-    assert torch.allclose(found[-1], expected, atol=1e-5) and not torch.allclose(found[0], expected, atol=1e-4)
+    assert torch.allclose(found[-1], expected, atol=1e-5) and not torch.allclose(found[0], expected, atol=1e-6)
 
 
 def test_windows_are_the_share_that_they_cover(network, data):
@@ -58,6 +58,6 @@ def test_writes_tables_and_a_picture(tmp_path, monkeypatch, capsys, data):
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + 1 + sum(map(len, BUDGETS.values())) + len(TUNED)
     full, tuned = rows[1], next(row for row in rows if row.startswith("| softmax attention, as it was |  |"))
-    assert full.split(" | ")[3] == tuned.split(" | ")[2]  # before it is trained on, it is the one above
+    assert full.split(" | ")[2] == tuned.split(" | ")[2]  # before it is trained on, it is the one above
     main(["--seeds", "0", "1", *sizes, "--out", str(tmp_path / "budgets.md")])  # all runs were kept
     assert (tmp_path / "budgets.md").read_text() == text
