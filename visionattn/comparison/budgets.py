@@ -54,21 +54,21 @@ def pictures(split: str, count: int) -> Pictures:
     """The first pictures of Fashion-MNIST, `(count, 1, 28, 28)`, normalised, and their classes."""
     data = FashionMNIST(split, [])
     images = torch.from_numpy(np.array(data.images[:count])).float().unsqueeze(1)
-    return images / 128 - 0.6, torch.tensor(data.labels[:count])
+    return images / 64 - 1.2, torch.tensor(data.labels[:count])
 
 
 def train(model: nn.Module, data: Pictures, epochs: int, rate: float, generator: torch.Generator) -> None:
-    """Trains all weights: AdamW, one cycle of the learning rate, batches of 50.
+    """Trains all weights: AdamW, one cycle of the learning rate, batches of 25.
 
     A Sparsifiner's predictor learns in the first half of the steps, while attention is full; then it is used.
     """
-    steps = epochs * (len(data[0]) // 50)
+    steps = epochs * (len(data[0]) // 25)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
     predictors = [module for module in model.modules() if isinstance(module, SparsifinerAttention)]
     model.train()
     order = torch.cat([torch.randperm(len(data[0]), generator=generator) for _ in range(epochs)])
-    for step, numbers in enumerate(order.split(50)[:steps]):
+    for step, numbers in enumerate(order.split(25)[:steps]):
         for module in predictors:
             module.reconstruct, module.reconstruct_weight = step < steps // 2, 10.0
         with collect_losses() as losses:
@@ -145,7 +145,7 @@ def run(seed: int, kept: KeptRuns, *, images: int, epochs: int, tests: int) -> d
         torch.manual_seed(seed)
         model = deepcopy(base()) if mixer == "softmax" else replaced(base(), mixer, TUNED[mixer])
         before = accuracy(model, test)
-        train(model, data, 1, 5e-4, torch.Generator().manual_seed(seed + 1000))
+        train(model, data, 1, 1e-3, torch.Generator().manual_seed(seed + 1000))
         return [before, accuracy(model, test)]
 
     full = kept.get(f"full {seed}", lambda: accuracy(base(), test))
@@ -156,7 +156,7 @@ def run(seed: int, kept: KeptRuns, *, images: int, epochs: int, tests: int) -> d
 def _trained(seed: int, data: Pictures, epochs: int) -> nn.Module:
     torch.manual_seed(seed)
     model = vit("softmax", 32, 2, 2, patch_size=2, img_size=28, in_chans=1, num_classes=10)
-    train(model, data, epochs, 4e-3, torch.Generator().manual_seed(seed))
+    train(model, data, epochs, 8e-3, torch.Generator().manual_seed(seed))
     return model
 
 
@@ -235,9 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs all seeds, writes the tables and draws the picture beside them; finished runs are kept in a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--tests", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--tests", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path("budgets.md"), help="the tables; the picture lies beside them")
     options = parser.parse_args(arguments)
     sizes = {"images": options.images, "epochs": options.epochs, "tests": options.tests}
