@@ -84,6 +84,7 @@ def test_networks_learn_and_answer_for_each_token():
     [
         ([5, 6, 7], [2, 3, 4.9], "higher", "won"),
         ([5, 6], [2, 3], "higher", "ahead, too few seeds to tell"),
+        ([1], [4], "higher", "behind, too few seeds to tell"),
         ([5, 6, 7], [2, 3, 5], "higher", "no difference beyond the seeds"),
         ([1, 2, 3], [4, 5, 6], "higher", "lost"),
         ([1, 2, 3], [4, 5, 6], "lower", "won"),

@@ -459,7 +459,7 @@ def verdict(ours: Sequence[float], null: Sequence[float], better: str) -> str:
     if min(ours) > max(null):
         return "won" if len(ours) > 2 else "ahead, too few seeds to tell"
     if max(ours) < min(null):
-        return "lost"
+        return "lost" if len(ours) > 2 else "behind, too few seeds to tell"
     return "no difference beyond the seeds"
 
 
