@@ -132,12 +132,14 @@ def run_growth(out: Path, *, names: Sequence[str] = (), sides: Sequence[int] = S
 def format_growth(record: Record) -> str:
     """The Markdown text of a record: which mixers grow as stated, then all that was measured."""
     broken = [f"`{name}` ({what})" for name, _, _, verdict in degrees(record) for what in verdict]
+    names = {row["name"] for row in record["rows"]}
+    missing = [f"`{card.name}`" for card in cards("mixer") if card.standalone and card.name not in names]
     tokens = sorted({row["tokens"] for row in record["rows"]})
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines = [
         "# Growth of time and memory with the number of tokens",
         "",
-        f"Every token mixer in one block of width {_DIM} with {_HEADS} heads, one picture, float32, on square maps of "
+        f"Token mixers in one block of width {_DIM} with {_HEADS} heads, one picture, float32, on square maps of "
         f"N = {', '.join(map(str, tokens))} tokens.",
         "",
         "- **stated**: the card's growth of time, and of memory where it is another one: attention that never holds",
@@ -149,7 +151,7 @@ def format_growth(record: Record) -> str:
         "- **over softmax**: how many times as fast as softmax attention (PyTorch's fused one) of the same width and",
         "  heads, which takes turns with it, and from which N on it is faster at all larger N too.",
         "",
-        f"Growing faster than stated: {', '.join(broken) or 'none'}.",
+        f"Growing faster than stated: {', '.join(broken) or 'none'}. Not measured: {', '.join(missing) or 'none'}.",
         "",
     ]
     for mode, words in (("fwd", "Inference"), ("f+b", "Training")):
