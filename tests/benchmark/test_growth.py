@@ -10,7 +10,6 @@ from torch import nn
 from visionattn import catalog
 from visionattn.benchmark import growth as room
 from visionattn.benchmark import load, write_report
-from visionattn.benchmark.cases import mixer_cases
 from visionattn.benchmark.growth import SLACK, degree, measured_degree, peak_of, run_growth, stated_degrees
 from visionattn.catalog import Card
 from visionattn.cli import main
@@ -113,14 +112,3 @@ def test_leaves_out_what_would_take_too_much(broken, tmp_path, monkeypatch):
     assert "it could hold" in inference[2]["not_run"]
     assert "pairs at N = 784 was not run: it could hold" in room.format_growth(record)
     assert json.loads((tmp_path / "growth.json").read_text())["suite"] == "growth"
-
-
-def test_mixers_and_their_maps_can_be_chosen():
-    found = mixer_cases(["linear", "softmax", "fastmax"], batch=1, sides=(14, 28))
-    assert [(case.name, case.shape) for case in found] == [
-        (name, shape) for shape in ((1, 14, 14, 512), (1, 28, 28, 256)) for name in ("linear", "fastmax")
-    ]
-    with pytest.raises(ValueError, match="sides of mixers' maps are 56, 28, 14, got 7"):
-        mixer_cases(sides=(14, 7))
-    with pytest.raises(ValueError, match="unknown mixer 'nothing'"):
-        mixer_cases(["nothing"])

@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--plugins", nargs="+", default=[], help="names of plug-ins (default: all)")
-    parser.add_argument("--mixers", nargs="+", default=[], help="names of mixers, in their suite or in growth (default: all)")
+    parser.add_argument(
+        "--mixers", nargs="+", default=[], help="names of mixers, in their suite or in growth (default: all)"
+    )
     parser.add_argument(
         "--shapes",
         nargs="+",
