@@ -81,7 +81,9 @@ NOT_RUN = {
     "visionattn convert RESNET50_CBAM_new_name_wrap.pth": (
         "needs the author's file; tests/checkpoints/test_conversion.py converts files made on the spot"
     ),
-    "python -m visionattn.comparison.clicks": "trains a small network with two seeds; tests/comparison/test_clicks.py",
+    "python -m visionattn.comparison.budgets": "trains a network and changes it; tests/comparison/test_budgets.py",
+    "python -m visionattn.comparison.claims": "trains dozens of networks; tests/comparison/test_claims.py",
+    "python -m visionattn.comparison.clicks": "trains with three seeds; tests/comparison/test_clicks.py",
     "python -m visionattn.comparison.explanations": (
         "runs eleven networks for minutes; tests/comparison/test_explanations.py"
     ),

@@ -103,6 +103,8 @@ class Card:
         floor: Least bytes moved.
         cost: Growth of time and memory with the number of positions N, such as `N`, `N w`, `N^2`; w is the number of
             keys that a query sees, r the factor by which the side of the keys' map is reduced.
+        memory: Growth of the memory that inference holds at once where it is another one, such as `N` where the weights
+            of all pairs are computed piece by piece.
         keeps_weights: Whether it can take over softmax attention's own `qkv` and `proj`.
         maps: Whether it gives an attention map or a spatial gate.
         discrete: Whether it chooses (clusters, largest scores), so that rounding may change a result in jumps.
@@ -134,6 +136,7 @@ class Card:
     cases: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({"": {}}))
     floor: Floor | None = None
     cost: str = "N"
+    memory: str = ""
     keeps_weights: bool = False
     maps: bool = False
     discrete: bool = False

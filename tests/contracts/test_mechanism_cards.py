@@ -28,7 +28,7 @@ def test_says_what_it_is(card):
     assert card.standalone or not card.hosts
     if card.standalone:
         first = next(inspect.signature(card.constructor).parameters.values().__iter__())
-        assert first.name == {"plugin": "channels", "mixer": "dim", "frontend": "in_channels"}[card.kind]
+        assert first.name == {"plugin": "channels", "mixer": "dim", "frontend": "in_channels", "head": "dim"}[card.kind]
         assert card.cases
     if card.reference:
         assert callable(import_module(f"visionattn.reference.{card.reference}").naive_of)

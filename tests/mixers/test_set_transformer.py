@@ -5,7 +5,6 @@ import torch
 from largest import LargestTensor
 
 from visionattn.mixers import ISABMixer, SABMixer, Tokens
-from visionattn.mixers._mab import MultiheadAttentionBlock
 from visionattn.reference.set_transformer import naive_of
 from visionattn.testing.contracts import perturbed
 from visionattn.testing.fixtures import check_module, load, relative_error
@@ -29,20 +28,6 @@ def test_golden(name):
     )
     mixer.load_state_dict(golden.state_dict)
     check_module(Tokens(mixer, (1, golden.input.shape[1])), golden, 1e-5)
-
-
-def test_the_block_pools_as_the_official_one():
-    golden = load("settransformer_pma_2x70x48_eval")
-    block = MultiheadAttentionBlock(48, 48, 48, num_heads=4)
-    state = golden.state_dict
-    seeds = state.pop("S")
-    block.load_state_dict({key.removeprefix("mab."): value for key, value in state.items()})
-
-    class Pool(torch.nn.Module):
-        def forward(self, x):
-            return block(seeds, x)
-
-    check_module(Pool(), golden, 1e-5)
 
 
 @pytest.mark.parametrize("build", MIXERS, ids=["sab", "isab"])

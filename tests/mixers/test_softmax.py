@@ -37,6 +37,27 @@ def test_weights_are_what_it_applies():
     torch.testing.assert_close(mixer(x).flatten(1, 2), out)
 
 
+def test_scores_may_be_cosines_and_heads_of_any_width():
+    torch.manual_seed(0)
+    mixer = SoftmaxAttention(24, num_heads=2, head_dim=7, qk_norm="cosine")
+    assert mixer.qkv.out_features == 3 * 14 and mixer.proj.in_features == 14
+    with torch.no_grad():
+        mixer.q_norm.logit_scale[1] = 9.0  # beyond the largest factor
+    x = torch.randn(2, *GRID, 24, requires_grad=True)
+    q, k, v = mixer.qkv(x.flatten(1, 2)).unflatten(-1, (3, 2, 7)).permute(2, 0, 3, 1, 4)
+    cosines = torch.nn.functional.cosine_similarity(q.unsqueeze(3), k.unsqueeze(2), dim=-1)
+    weights = (cosines * torch.tensor([10.0, 100.0]).view(2, 1, 1)).softmax(-1)
+    torch.testing.assert_close(mixer.weights(x), weights, rtol=1e-4, atol=1e-5)
+    out = mixer.proj((weights @ v).transpose(1, 2).flatten(2)).unflatten(1, GRID)
+    torch.testing.assert_close(mixer(x), out, rtol=1e-4, atol=1e-5)
+    mixer(x).square().sum().backward()
+    assert mixer.q_norm.logit_scale.grad[0] != 0
+
+
 def test_bad_arguments():
+    with pytest.raises(ValueError, match="head_dim must be at least 1, got 0"):
+        SoftmaxAttention(24, num_heads=5, head_dim=0)
+    with pytest.raises(ValueError, match="qk_norm must be one of False, True, cosine, got 'l2'"):
+        SoftmaxAttention(24, qk_norm="l2")
     with pytest.raises(ValueError, match="num_heads must divide dim, got dim=24, num_heads=5"):
         SoftmaxAttention(24, num_heads=5)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from visionattn.ops import Blocks, masked_attention, pair_mask
+from visionattn.profiling.peak_memory import peak_bytes
 from visionattn.testing.fixtures import relative_error
 
 GRID = (9, 10)
@@ -40,13 +41,15 @@ def skipping(monkeypatch):
 
 @pytest.mark.parametrize("prefix", [0, 2])
 @pytest.mark.parametrize("keys", ["rows", "tiles"])
-@pytest.mark.parametrize("queries", ["rows", "tiles", "tokens"])
+@pytest.mark.parametrize("queries", ["rows", "rows, one sees all", "tiles", "tokens"])
 def test_skipped_pairs_do_not_matter(queries, keys, prefix, skipping):
     inputs = _inputs(prefix)
-    one, other = _blocks(queries), _blocks(keys)
+    one, other = _blocks(queries.partition(",")[0]), _blocks(keys)
     rows = 90 if one is None else one.tokens.size(0)
     number = (torch.arange(rows) * 7 + torch.arange(6).view(2, 3, 1)) % other.tokens.size(0)
     seen = number.unsqueeze(-1) == torch.arange(other.tokens.size(0))
+    if queries.endswith("sees all"):
+        seen[1, 2, 3] = True
     weight = torch.randn(2, prefix + 90, 24, dtype=torch.float64)
     results = []
     for out in (
@@ -57,6 +60,27 @@ def test_skipped_pairs_do_not_matter(queries, keys, prefix, skipping):
     assert skipping == ["_gather_queries" if one is None else "_gather_keys"]
     for ours, theirs in zip(*results, strict=True):
         assert relative_error(ours, theirs) < 1e-10
+    with torch.no_grad():  # piece by piece
+        out = masked_attention(*inputs, seen, queries=one, keys=other, prefix=prefix)
+    assert relative_error(out, results[1][0]) < 1e-10
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(32, 16), (None, 112)])
+def test_inference_holds_no_copies_of_all_pairs(queries, keys):
+    """A quarter of the pairs is seen; the last block of queries is not full and sees everything."""
+    tokens, dim = 1584, 8
+    q, k, v = torch.randn(3, 1, 2, tokens, dim).unbind(0)
+    one = None if queries is None else Blocks.rows(tokens, queries)
+    other = Blocks.rows(tokens, keys)
+    rows, columns = tokens if one is None else one.tokens.size(0), other.tokens.size(0)
+    seen = torch.arange(rows)[:, None] % 5 == torch.arange(columns) % 5
+    if one is not None:
+        seen[-1] = True
+    with torch.no_grad():
+        held = peak_bytes(lambda: masked_attention(q, k, v, seen[None, None], queries=one, keys=other))
+        out = masked_attention(q, k, v, seen[None, None], queries=one, keys=other)
+        assert relative_error(out, _dense(q, k, v, pair_mask(seen[None, None], one, other))) < 1e-5
+    assert held < 0.4 * 4 * tokens**2  # all pairs of one head in float32
 
 
 @pytest.mark.parametrize("empty_row", [False, True])

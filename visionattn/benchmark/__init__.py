@@ -2,9 +2,11 @@
 
 `cases` say what is compared, `contenders` how baselines are made, `suites` what a run takes; `rows` makes one row with
 the stopwatch of `timing`; `record` is what stays; `report` and `plots` are what is said about it.
+`growth` is a record of its own: time and memory of mixers over the number of tokens.
 """
 
 from .cases import LAYOUTS, MODES, Case
+from .growth import run_growth
 from .record import compare, load, save, surroundings
 from .report import format_record, update_page, write_report
 from .rows import CompileBudget, Unequal, measure
@@ -26,6 +28,7 @@ __all__ = [
     "measure",
     "one_thread",
     "run",
+    "run_growth",
     "save",
     "suite_cases",
     "surroundings",

@@ -6,7 +6,7 @@ from typing import Any
 
 from visionattn.utils.files import replacing
 
-__all__ = ["draw_suite"]
+__all__ = ["draw_growth", "draw_suite"]
 
 _MODES = {"fwd": ("inference", "tab:blue", -0.17), "f+b": ("training", "tab:orange", 0.17)}
 
@@ -43,6 +43,29 @@ def draw_suite(title: str, rows: Sequence[dict[str, Any]], path: Path) -> Path:
     axes.set_title(title)
     axes.grid(axis="x", color="0.9")
     figure.legend(loc="outside right upper", fontsize="small")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
+
+
+def draw_growth(mixers: Sequence[tuple[str, dict[str, float], dict[str, float]]], path: Path) -> Path:
+    """Draws the powers of N by which time and memory grow: measured as dots, up to what is stated as bars.
+
+    Args:
+        mixers: Name, stated and measured powers of each.
+        path: The picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 0.2 * len(mixers)), dpi=100, layout="constrained")
+    for axes, what in zip(figure.subplots(1, 2, sharey=True), ("time", "memory"), strict=True):
+        axes.barh(range(len(mixers)), [stated[what] for _, stated, _ in mixers], color="0.88", label="stated")
+        axes.plot([measured[what] for *_, measured in mixers], range(len(mixers)), "o", ms=4, label="measured")
+        axes.set(xlabel=f"power of N, {what}", xlim=(0, 2.5))
+        axes.set_yticks(range(len(mixers)), [name for name, *_ in mixers], fontsize="small")
+        axes.grid(axis="x", color="0.8")
+    axes.invert_yaxis()
+    axes.legend(loc="lower right", fontsize="small")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return path

@@ -8,6 +8,8 @@ from typing import Any
 from visionattn.utils.files import replacing
 from visionattn.utils.marks import put_between
 
+from .growth import degrees, format_growth
+
 __all__ = ["COMMAND", "PAGE_MARKS", "format_record", "headlines", "page_block", "update_page"]
 __all__ += ["crossings", "write_report"]
 
@@ -36,10 +38,12 @@ def write_report(record: Record, path: Path) -> str:
     Returns:
         The text of the tables.
     """
-    from .plots import draw_suite
+    from .plots import draw_growth, draw_suite
 
     text = format_record(record)
     pictures = []
+    if record["suite"] == "growth":
+        pictures.append(draw_growth([found[:3] for found in degrees(record)], path.with_suffix(".png")))
     for suite in SUITES:
         rows = [row for row in record["rows"] if row["suite"] == suite and "contenders" in row]
         if rows:
@@ -53,6 +57,8 @@ def write_report(record: Record, path: Path) -> str:
 
 def format_record(record: Record) -> str:
     """The Markdown text of a record: how it was measured, and every row."""
+    if record["suite"] == "growth":
+        return format_growth(record)
     device, versions = record["device"], record["versions"]
     gpu = device["kind"] == "cuda"
     measured = [row for row in record["rows"] if "contenders" in row]
@@ -138,7 +144,7 @@ def page_block(records: Sequence[Record]) -> str:
     """The short tables for a page: one for each device, median ratios of the largest maps, both layouts in one cell."""
     parts = []
     for kind in ("cuda", "cpu"):
-        found = [record for record in records if record["device"]["kind"] == kind]
+        found = [r for r in records if r["device"]["kind"] == kind and r["suite"] != "growth"]
         measured = [row for record in found for row in record["rows"] if "contenders" in row]
         rows = sorted(headlines(measured), key=lambda row: list(SUITES).index(row["suite"]))
         if not rows:

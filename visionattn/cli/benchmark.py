@@ -9,6 +9,7 @@ SUMMARY = "compare the speed of plug-ins, mixers and networks with other impleme
 EXAMPLES = (
     "--plugins cbam --shapes 4x128x28x28              # a table on the terminal",
     "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, 15 minutes",
+    "--suite growth --json docs/results/growth.json   # time and memory of mixers over the tokens, 10 minutes",
     "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
     "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
     "--suite mixers --mixers biformer --shapes 2x56x56x64",
@@ -22,12 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument(
         "--suite",
-        choices=("plugins", "frontends", "mixers", "windows", "networks", "cpu", "gpu"),
+        choices=("plugins", "frontends", "mixers", "windows", "networks", "growth", "cpu", "gpu"),
         default="plugins",
         help="plugins (default): against the literal formulas of their papers and the layers of timm and "
         "fightingcv-attention; frontends: against literal formulas; mixers: against timm's modules or literal "
         "formulas; windows: focused linear attention against window attention; networks: against timm's, or with "
-        "literal formulas inside; cpu, gpu: all suites of that device",
+        "literal formulas inside; growth: time and memory of mixers over the number of tokens, beside what their cards "
+        "state; cpu, gpu: the other suites of that device",
     )
     parser.add_argument("--json", type=Path, help="keep the record of a new run here, tables and pictures beside it")
     parser.add_argument("--update", action="store_true", help="keep the rows of --json that this run doesn't measure")
@@ -36,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--plugins", nargs="+", default=[], help="names of plug-ins (default: all)")
-    parser.add_argument("--mixers", nargs="+", default=[], help="names of mixers, in their suite (default: all)")
+    parser.add_argument(
+        "--mixers", nargs="+", default=[], help="names of mixers, in their suite or in growth (default: all)"
+    )
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -84,6 +88,11 @@ def run(options: argparse.Namespace) -> None:
     base = bench.load(options.compare) if options.compare else None
     if options.records:
         records = {path: bench.load(path) for path in options.records}
+    elif options.suite == "growth":
+        with TemporaryDirectory() as folder:
+            out = options.json or Path(folder) / "record.json"
+            record = bench.run_growth(out, names=options.mixers, seconds=options.seconds or 0.03)
+        records = {options.json: record}
     else:
         device = {"gpu": "cuda", "cpu": "cpu"}.get(options.suite, options.device)
         cases = bench.suite_cases(

@@ -141,6 +141,7 @@ CARD = Card(
     cases={"": {"num_heads": 4, "split_size": 3}, "one branch": {"num_heads": 3, "full": True}},
     floor=WINDOWS,
     cost="N^1.5",
+    memory="N",
     keeps_weights=True,
     maps=True,
     reference="cswin",

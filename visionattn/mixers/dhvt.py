@@ -125,6 +125,7 @@ CARD = Card(
         11, 20, "means: R; q, k, v in, o out: 4; back q, k, v, do in, dq, dk, dv out: 7, means: W; projections"
     ),
     cost="N^2",
+    memory="N",
     keeps_weights=True,
     maps=True,
     reference="dhvt",

@@ -358,6 +358,7 @@ CARD = Card(
     },
     floor=WINDOWS,
     cost="N^2",
+    memory="N",
     maps=True,
     reference="dual_attention",
 )

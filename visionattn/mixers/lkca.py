@@ -151,6 +151,7 @@ CARD = Card(
     keywords=_keywords,
     cases={"": {"grid_size": 8}, "depthwise": {"grid_size": 8, "groups": "channels"}},
     cost="N^2, or N log N by FFT",
+    memory="N",
     maps=True,
     reference="lkca",
 )

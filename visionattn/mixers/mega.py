@@ -265,6 +265,7 @@ CARD = Card(
         "raster": {"layout": "raster", "attn": "relu2", "window": 6, "rel_pos": "rotary", "ndim": 4},
     },
     cost="N w, plus N sqrt(N) or N log N for the moving averages",
+    memory="N",
     maps=True,
     reference="mega",
 )

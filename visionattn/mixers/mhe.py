@@ -157,6 +157,7 @@ CARD = Card(
     cases={"": {"num_heads": 3}, "add": {"num_heads": 3, "mode": "add", "head_dim": 10}},
     floor=Floor(4, 6, "x in, o out, q, k, v of a head's width; back do and x in, dx out; projections"),
     cost="N^2",
+    memory="N",
     maps=True,
     reference="mhe",
 )

@@ -316,6 +316,7 @@ CARD = Card(
     },
     floor=WINDOWS,
     cost="N^2",
+    memory="N",
     keeps_weights=True,
     maps=True,
     reference="multi_token",

@@ -7,7 +7,7 @@ Differs from the official code in:
   form, the default, has its own residuals and feed-forward layer inside: do not add another residual round it;
 - heads that do not divide the width are refused, where the official code would fail.
 
-The pooling block PMA is no mixer.
+The pooling block PMA is a head: `visionattn.heads.PMAPool`.
 
 Golden: tests/golden/settransformer_*.npz (outputs, input gradients).
 """
@@ -184,6 +184,7 @@ CARDS = (
         },
         floor=WINDOWS,
         cost="N^2",
+        memory="N",
         maps=True,
         reference="set_transformer",
     ),

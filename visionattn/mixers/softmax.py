@@ -2,21 +2,23 @@
 
 Official code: https://github.com/google-research/vision_transformer (Apache-2.0), vit_jax/models_vit.py.
 
-Differs from the official code in: queries, keys and values are one layer `qkv`, as in timm; `qk_norm` (arXiv
-2302.05442) and sparse attention (see `mixers/sparge.py`) are options.
+Differs from the official code in: queries, keys and values are one layer `qkv`, as in timm; `qk_norm` (layer norms:
+arXiv 2302.05442, cosines: 2111.09883), the width of heads and sparse attention (see `mixers/sparge.py`) are options.
 
 Golden: none; the test compares it with timm's attention.
 """
 
 from collections.abc import Callable, Mapping
+from math import log
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from visionattn.catalog import Card
 from visionattn.ops import BlockMap, attention, masked_attention, pair_mask
-from visionattn.utils.arguments import check_heads
+from visionattn.utils.arguments import check_choice, check_heads, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
 from ._common import WINDOWS, TokenMixer, split_heads
@@ -31,9 +33,11 @@ class SoftmaxAttention(TokenMixer):
 
     Args:
         dim: Width C.
-        num_heads: Heads, a divisor of `dim`.
+        num_heads: Heads, a divisor of `dim` without `head_dim`.
+        head_dim: Width of a head; `dim / num_heads` if None.
         qkv_bias: Whether the projections to queries, keys and values have biases.
-        qk_norm: Layer norms of the queries and keys of each head before their product.
+        qk_norm: Layer norms of the queries and keys of each head before their product; `cosine`: the scores are cosines
+            times a factor that each head learns, from 10 on and at most 100.
         attn_drop: Dropout of the attention weights.
         proj_drop: Dropout after the output projection.
         sparse: Arguments of `visionattn.ops.BlockMap`, such as `{"topk": 0.5}`: only keys of chosen blocks are seen.
@@ -41,7 +45,7 @@ class SoftmaxAttention(TokenMixer):
         dtype: Of the parameters.
 
     Raises:
-        ValueError: If `num_heads` does not divide `dim` or `sparse` is out of range.
+        ValueError: If `num_heads` does not divide `dim`, or another argument is out of range.
     """
 
     def __init__(
@@ -49,8 +53,9 @@ class SoftmaxAttention(TokenMixer):
         dim: int,
         *,
         num_heads: int = 8,
+        head_dim: int | None = None,
         qkv_bias: bool = True,
-        qk_norm: bool = False,
+        qk_norm: bool | str = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         sparse: Mapping[str, Any] | None = None,
@@ -58,18 +63,27 @@ class SoftmaxAttention(TokenMixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_heads(dim, num_heads)
+        if head_dim is None:
+            check_heads(dim, num_heads)
+            head_dim = dim // num_heads
+        check_positive(num_heads=num_heads, head_dim=head_dim)
+        check_choice("qk_norm", qk_norm, (False, True, "cosine"))
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.sparse = None if sparse is None else BlockMap(**sparse)
         if self.sparse is not None:
             self.sparse.check_heads(num_heads)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
-        self.q_norm, self.k_norm = (
-            nn.LayerNorm(dim // num_heads, eps=1e-6, **dd) if qk_norm else nn.Identity() for _ in range(2)
-        )
+        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=qkv_bias, **dd)
+        self.q_norm: nn.Module
+        self.k_norm: nn.Module
+        if qk_norm == "cosine":
+            self.q_norm, self.k_norm = Cosine(num_heads, head_dim, **dd), Cosine()
+        else:
+            self.q_norm, self.k_norm = (
+                nn.LayerNorm(head_dim, eps=1e-6, **dd) if qk_norm else nn.Identity() for _ in range(2)
+            )
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj = nn.Linear(num_heads * head_dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward_tokens(
@@ -148,6 +162,38 @@ class SoftmaxAttention(TokenMixer):
         return self.q_norm(q), self.k_norm(k), v
 
 
+class Cosine(nn.Module):
+    """Vectors of length 1, those of queries times their head's factor. `(B, num_heads, N, d) -> (B, num_heads, N, d)`.
+
+    The factor makes up for the scale of scores, `d ** -0.5`, so that they are cosines times `exp(logit_scale)`.
+
+    Args:
+        num_heads: Heads of queries; none for keys.
+        head_dim: Width d of a head.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        num_heads: int = 0,
+        head_dim: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.root = head_dim**0.5
+        self.logit_scale = None
+        if num_heads:
+            self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), log(10), device=device, dtype=dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.normalize(x, dim=-1)
+        if self.logit_scale is None:
+            return x
+        return x * (self.root * self.logit_scale.clamp_max(log(100)).exp()).to(x.dtype)
+
+
 CARD = Card(
     name="softmax",
     title="Softmax attention",
@@ -161,9 +207,14 @@ CARD = Card(
     placement="in every block",
     pyramid=("nano",),
     columnar=("nano", "tiny"),
-    cases={"": {"num_heads": 3}, "qk_norm": {"num_heads": 3, "qk_norm": True}},
+    cases={
+        "": {"num_heads": 3},
+        "qk_norm": {"num_heads": 3, "qk_norm": True},
+        "cosine": {"num_heads": 2, "head_dim": 5, "qk_norm": "cosine"},
+    },
     floor=WINDOWS,
     cost="N^2",
+    memory="N",
     keeps_weights=True,
     maps=True,
 )

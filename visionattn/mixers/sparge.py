@@ -122,6 +122,7 @@ CARD = Card(
     },
     floor=WINDOWS,
     cost="N^2",
+    memory="N",
     keeps_weights=True,
     maps=True,
     discrete=True,

@@ -111,5 +111,6 @@ CARD = Card(
     block_norm_eps=1e-5,  # the official blocks have PyTorch's
     cases={"": {"num_heads": 3, "sr_ratio": 4}, "pooled": {"num_heads": 3, "pool_size": 7}},
     cost="N^2 / r^2",
+    memory="N",
     maps=True,
 )

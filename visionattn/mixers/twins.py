@@ -113,6 +113,7 @@ _GLOBAL = Card(
     cases={"": {"num_heads": 3, "sr_ratio": 4}},
     floor=Floor(7, 16, "q and o of full size, keys of an eighth of the side; projections"),
     cost="N^2 / r^2",
+    memory="N",
 )
 CARDS = (
     Card(
@@ -127,6 +128,7 @@ CARDS = (
         mixers=_mixers,
         position=_position,
         cost="N w + N^2 / r^2",
+        memory="N",
     ),
     _LOCAL,
     _GLOBAL,

@@ -185,6 +185,7 @@ CARD = Card(
     },
     floor=WINDOWS,
     cost="N^2",
+    memory="N",
     keeps_weights=True,
     maps=True,
     discrete=True,

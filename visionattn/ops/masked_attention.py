@@ -21,6 +21,10 @@ __all__ = ["Blocks", "masked_attention", "pair_mask", "token_rows"]
 _KEYS_SHARE, _QUERIES_SHARE, _FEWEST = 2, 4, 512
 # Queries that share a row of the map at least, for keys to be copied for them.
 _TALL = 16
+# At most one in so many blocks of queries may see more than that; they are given a mask.
+_FEW = 4
+# Without a backward pass, copies and scores of pairs are made piece by piece, each at most so many times the queries.
+_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,9 @@ def masked_attention(
     plain = bias is None and dropout_p == 0 and alone and q.device.type == "cpu"
     if plain and keys is not None and not needs_formula() and q.size(2) >= _FEWEST:
         if queries is not None and queries.tokens.size(1) >= _TALL:
-            most = int(seen.sum(-1).amax())
-            if _KEYS_SHARE * most <= seen.size(-1):
-                return _gather_keys(q, k, v, seen, queries, keys, prefix, scale, most)
+            many = _KEYS_SHARE * seen.sum(-1).amax((0, 1)) > seen.size(-1)
+            if _FEW * int(many.sum()) <= len(many):
+                return _gather_keys(q, k, v, seen, queries, keys, prefix, scale, many)
         elif queries is None:
             most = int(seen.sum(-2).amax())
             if _QUERIES_SHARE * most <= seen.size(-2):
@@ -170,23 +174,34 @@ def _gather_keys(
     keys: Blocks,
     prefix: int,
     scale: float | None,
-    most: int,
+    many: torch.Tensor,
 ) -> torch.Tensor:
-    """Gathers the keys and values visible to each query block."""
+    """Gathers the keys and values visible to each query block, but for the blocks that see `many`."""
     seen = seen.expand(q.size(0), q.size(1), -1, -1)
-    block, chosen = _first(seen, most)
     slot, held = _slots(keys, prefix)
-    number, visible = slot[block].flatten(-2), (held[block] & chosen.unsqueeze(-1)).flatten(-2)
-    if prefix:
-        extra = torch.arange(prefix, device=q.device).expand(*number.shape[:-1], -1)
-        number, visible = torch.cat([extra, number], -1), F.pad(visible, (prefix, 0), value=True)
     row, _ = _slots(queries, prefix)
-    q_rows = token_rows(q, row[None, None].expand(q.size(0), q.size(1), -1, -1))
-    parts = (x.flatten(0, 1) for x in (q_rows, token_rows(k, number), token_rows(v, number)))
-    out = softmax_attention(*parts, mask=visible.flatten(0, 1).unsqueeze(-2), scale=scale)
+    few, many = (~many).nonzero().flatten(), many.nonzero().flatten()
+    most = int(seen[:, :, few].sum(-1).amax())
+    outs = []
+    for some in few.split(_pieces(len(few), most * slot.size(1), q)):
+        block, chosen = _first(seen[:, :, some], most)
+        number, visible = slot[block].flatten(-2), (held[block] & chosen.unsqueeze(-1)).flatten(-2)
+        if prefix:
+            extra = torch.arange(prefix, device=q.device).expand(*number.shape[:-1], -1)
+            number, visible = torch.cat([extra, number], -1), F.pad(visible, (prefix, 0), value=True)
+        q_rows = token_rows(q, row[some].expand(q.size(0), q.size(1), -1, -1))
+        parts = (x.flatten(0, 1) for x in (q_rows, token_rows(k, number), token_rows(v, number)))
+        out = softmax_attention(*parts, mask=visible.flatten(0, 1).unsqueeze(-2), scale=scale)
+        outs.append(out.unflatten(0, q.shape[:2]).flatten(2, 3))
+    if len(many):
+        mask = F.pad(seen[:, :, many].index_select(-1, keys.of_token), (prefix, 0), value=True)
+        q_rows = token_rows(q, row[many].flatten().expand(q.size(0), q.size(1), -1))
+        mask = mask.repeat_interleave(row.size(1), 2)
+        outs.append(softmax_attention(q_rows, k, v, mask=mask, scale=scale))
     place = torch.empty_like(queries.of_token).new_zeros(queries.of_token.size(0) + 1)
-    place[queries.tokens.clamp_max(queries.of_token.size(0)).flatten()] = torch.arange(row.numel(), device=q.device)
-    out = out.unflatten(0, q.shape[:2]).flatten(2, 3).index_select(2, place[:-1])
+    tokens = queries.tokens[torch.cat([few, many])]
+    place[tokens.clamp_max(queries.of_token.size(0)).flatten()] = torch.arange(row.numel(), device=q.device)
+    out = torch.cat(outs, 2).index_select(2, place[:-1])
     if prefix:
         out = torch.cat([softmax_attention(q[:, :, :prefix], k, v, scale=scale), out], 2)
     return out.transpose(1, 2).flatten(2)
@@ -204,35 +219,47 @@ def _gather_queries(
 ) -> torch.Tensor:
     """Gathers the queries that attend to each key block, and accumulates their results."""
     batch, heads, tokens, dim = q.shape
-    seen = seen.expand(batch, heads, -1, -1)
-    query, chosen = _first(seen.mT, most)  # (B, heads, blocks, most)
+    query, chosen = _first(seen.expand(batch, heads, -1, -1).mT, most)  # (B, heads, blocks, most)
     query = query + prefix
     slot, held = _slots(keys, prefix)
-    slot = slot[None, None].expand(batch, heads, -1, -1)
     factor = dim**-0.5 if scale is None else scale
+    start = torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1) * tokens
+    # A part of the keys of some blocks at a time.
+    length = _pieces(slot.size(1), most // dim, q)
+    count = _pieces(slot.size(0), most * length // dim, q)
     with without_autocast(q):
-        exact = wide(q)
-        picked = token_rows(q, query).to(exact) * factor
-        scores = picked @ token_rows(k, slot).to(exact).mT
-        scores = scores.masked_fill(~(chosen.unsqueeze(-1) & held.unsqueeze(-2)), float("-inf"))
-        start = torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1) * tokens
-        row = (start + query).flatten()
-        front = (q[:, :, prefix:] * factor).to(exact) @ k[:, :, :prefix].to(exact).mT
-        # Weights are taken relative to the largest score of their query, which changes no result.
-        with torch.no_grad():
-            best = scores.new_full((batch * heads * tokens,), float("-inf"))
-            best = best.scatter_reduce(0, row, scores.amax(-1).flatten(), "amax").view(batch, heads, tokens)
-            if prefix:
-                best[:, :, prefix:] = torch.maximum(best[:, :, prefix:], front.amax(-1))
-            best = best.clamp_min(torch.finfo(exact).min)
-        weights = (scores - best.flatten()[row].view(query.shape).unsqueeze(-1)).exp()
-        parts = torch.cat([weights @ token_rows(v, slot).to(exact), weights.sum(-1, keepdim=True)], -1)
-        total = parts.new_zeros(batch * heads * tokens, dim + 1).index_add(0, row, parts.reshape(-1, dim + 1))
-        total = total.view(batch, heads, tokens, dim + 1)[:, :, prefix:]
+        # Weights are taken relative to the largest score of their query so far, which changes no result.
+        best = torch.full((batch * heads * tokens,), float("-inf"), dtype=wide(q), device=q.device)
+        total = best.new_zeros(batch * heads * tokens, dim + 1)
         if prefix:
-            front = (front - best[:, :, prefix:, None]).exp()
-            total = total + torch.cat([front @ v[:, :, :prefix].to(exact), front.sum(-1, keepdim=True)], -1)
+            front = (q * factor).to(best) @ k[:, :, :prefix].to(best).mT
+            best = front.detach().amax(-1).flatten()
+            weights = (front - best.view(batch, heads, tokens, 1)).exp()
+            total = torch.cat([weights @ v[:, :, :prefix].to(best), weights.sum(-1, keepdim=True)], -1).flatten(0, 2)
+        for some in torch.arange(slot.size(0), device=q.device).split(count):
+            row = (start + query[:, :, some]).flatten()
+            picked = token_rows(q, query[:, :, some]).to(best) * factor
+            for columns, there in zip(slot[some].split(length, 1), held[some].split(length, 1), strict=True):
+                columns = columns.expand(batch, heads, -1, -1)
+                scores = picked @ token_rows(k, columns).to(best).mT
+                scores = scores.masked_fill(~(chosen[:, :, some].unsqueeze(-1) & there.unsqueeze(-2)), float("-inf"))
+                with torch.no_grad():
+                    before = best
+                    best = best.scatter_reduce(0, row, scores.amax(-1).flatten(), "amax")
+                    level = best.clamp_min(torch.finfo(best.dtype).min)
+                    fade = (before - level).exp().unsqueeze(-1)
+                weights = (scores - level[row].view(*scores.shape[:-1], 1)).exp()
+                parts = torch.cat([weights @ token_rows(v, columns).to(best), weights.sum(-1, keepdim=True)], -1)
+                total = (total * fade).index_add(0, row, parts.reshape(-1, dim + 1))
+        total = total.view(batch, heads, tokens, dim + 1)[:, :, prefix:]
         out = (total[..., :-1] / total[..., -1:]).to(q.dtype)
     if prefix:
         out = torch.cat([softmax_attention(q[:, :, :prefix], k, v, scale=scale), out], 2)
     return out.transpose(1, 2).flatten(2)
+
+
+def _pieces(count: int, rows: int, q: torch.Tensor) -> int:
+    """How many of `count` parts, each of `rows` rows of all heads, are taken at once; all for a backward pass."""
+    if torch.is_grad_enabled() and q.requires_grad:
+        return max(count, 1)
+    return max(1, min(count, _AT_ONCE * q.size(2) // max(rows, 1)))

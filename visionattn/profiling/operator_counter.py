@@ -96,7 +96,7 @@ def count_pass(run: Callable[[], Any]) -> tuple[Any, Pass]:
     Returns:
         Its result and the count.
     """
-    with _Counter() as counter, _FusedAttention():
+    with _Counter() as counter, FusedAttention():
         out = run()
     return out, Pass(sum(counter.bytes.values()), counter.flops, counter.calls, dict(counter.bytes))
 
@@ -116,7 +116,7 @@ def saved_bytes(function: Callable[..., Any], *inputs: torch.Tensor) -> int:
         return tensor
 
     # The output keeps the graph, the graph what was saved: no address is used twice.
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _FusedAttention():
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), FusedAttention():
         out = function(*inputs)
     total = sum(kept.values())
     del out
@@ -151,7 +151,7 @@ class _Counter(TorchDispatchMode):
         self.calls += 1
 
 
-class _FusedAttention(TorchFunctionMode):
+class FusedAttention(TorchFunctionMode):
     """Keeps attention on the meta device in one piece."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -7,7 +7,7 @@ from torch import nn
 
 from ._literal import Literal
 
-__all__ = ["naive_of", "set_block"]
+__all__ = ["naive_of", "pooled", "set_block"]
 
 
 def _mab(block: Any, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -32,6 +32,12 @@ def set_block(module: Any, x: torch.Tensor) -> torch.Tensor:
     return _mab(module.mab1, tokens, points).unflatten(1, x.shape[1:3])
 
 
+def pooled(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """What `visionattn.heads.PMAPool` gives."""
+    x = x if module.rff is None else torch.relu(module.rff(x))
+    return _mab(module.mab, module.S.repeat(len(x), 1, 1), x).flatten(1)
+
+
 def naive_of(module: Any) -> nn.Module:
-    """The literal module with the weights of a `SABMixer` or `ISABMixer`."""
-    return Literal(set_block, module)
+    """The literal module with the weights of a `SABMixer`, `ISABMixer` or `PMAPool`."""
+    return Literal(pooled if hasattr(module, "S") else set_block, module)

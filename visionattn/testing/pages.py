@@ -73,7 +73,7 @@ def usage(card: Card, networks: list[str]) -> dict[str, str]:
         if card.further_inputs:
             lines = [*lines[1:-1], f"{lines[-1]}  # called with the map and: {', '.join(card.further_inputs)}"]
         else:
-            lines.append(f"y = block(torch.randn({shape}))  # the shape stays")
+            lines.append(f"y = block(torch.randn({shape})){'' if card.kind == 'head' else '  # the shape stays'}")
         shown["As a block"] = "\n".join(lines)
     start = ["import timm", "import visionattn", ""]
     if card.kind == "plugin" and card.standalone:
@@ -188,7 +188,8 @@ def _formula(card: Card) -> list[str]:
 
 
 def _costs(card: Card, networks: list[str]) -> list[str]:
-    lines = [f"Growth of time and memory with the number of positions N: {card.cost}.", ""]
+    memory = f"; of the memory that inference holds at once: {card.memory}" if card.memory else ""
+    lines = [f"Growth of time and memory with the number of positions N: {card.cost}{memory}.", ""]
     rows = []
     if card.standalone:
         with torch.device("meta"):
@@ -223,7 +224,7 @@ def _proof(card: Card, module: ModuleType) -> list[str]:
         lines.append(f"- Recorded results of an official code: {golden}")
     tests = [path for path in (f"tests/{file.rpartition('/')[0]}/test_{stem}.py",) if (ROOT / path).is_file()]
     lines += [f"- Tests of its own: `{path}`." for path in tests]
-    if card.standalone:
+    if card.standalone and card.kind != "head":
         variants = len(card.cases)
         lines.append(
             f"- Contract tests of {'its ' + str(variants) + ' variants' if variants > 1 else 'it'} (any size, layout, "
@@ -309,8 +310,10 @@ def _width(card: Card) -> int:
     return 3 if card.kind == "frontend" else _WIDTH
 
 
-def _shape(card: Card) -> tuple[int, int, int]:
-    """Sides of that map, without the batch."""
+def _shape(card: Card) -> tuple[int, ...]:
+    """Sides of that map, without the batch; heads see its tokens."""
+    if card.kind == "head":
+        return _SIDE * _SIDE, _WIDTH
     return (_SIDE, _SIDE, _WIDTH) if card.kind == "mixer" else (_width(card), _SIDE, _SIDE)
 
 
