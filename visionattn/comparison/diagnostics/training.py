@@ -17,7 +17,7 @@ from visionattn.utils.files import replacing
 from .recipe import Recipe
 from .rows import Row
 
-__all__ = ["Outcome", "evaluate", "fit", "load_scenes", "train"]
+__all__ = ["Outcome", "evaluate", "fit", "load_scenes", "to_inputs", "train"]
 
 _DATA_SEED = 0
 
@@ -82,7 +82,7 @@ def fit(model: nn.Module, scenes: Scenes, recipe: Recipe) -> np.ndarray:
     losses = []
     model.train()
     for numbers in order[: recipe.steps * recipe.batch].split(recipe.batch):
-        logits = model(_inputs(scenes.images[numbers.numpy()], recipe.device))
+        logits = model(to_inputs(scenes.images[numbers.numpy()], recipe.device))
         loss = F.cross_entropy(logits, labels[numbers].to(recipe.device))
         optimizer.zero_grad()
         loss.backward()
@@ -98,13 +98,13 @@ def evaluate(model: nn.Module, scenes: Scenes, recipe: Recipe) -> np.ndarray:
     """Which scenes the network answers correctly, `(N,)` of booleans."""
     model.eval()
     found = [
-        model(_inputs(scenes.images[start : start + 100], recipe.device)).argmax(1).cpu().numpy()
+        model(to_inputs(scenes.images[start : start + 100], recipe.device)).argmax(1).cpu().numpy()
         for start in range(0, len(scenes), 100)
     ]
     return np.concatenate(found) == scenes.labels
 
 
-def _inputs(images: np.ndarray, device: str) -> torch.Tensor:
+def to_inputs(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
     """`(B, H, W, 3)` bytes as `(B, 3, H, W)` around zero."""
     return (torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() - 64) / 64
 

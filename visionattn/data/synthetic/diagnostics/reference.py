@@ -61,10 +61,10 @@ def _same(scenes: Scenes, source: str, task: str) -> np.ndarray:
 
 
 def _count(scenes: Scenes, source: str, task: str) -> np.ndarray:
-    """Reads all among the digits in use, and counts those like the first."""
-    kinds = TASKS[task].difficulty["kinds"]
-    read = _likelihood(scenes, "digits")[..., :kinds].argmax(-1)
-    return (read[:, 1:] == read[:, :1]).sum(1)
+    """Reads all, and counts those like the first, which is one of the few classes that are asked for."""
+    likely = _likelihood(scenes, "digits")
+    asked = likely[:, 0, : TASKS[task].difficulty["kinds"]].argmax(-1)
+    return (likely[:, 1:].argmax(-1) == asked[:, None]).sum(1)
 
 
 def _long_way(scenes: Scenes, source: str, task: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from .scenes import CORRUPTIONS, MARK, Place, Scenes, blank, corrupt, draw, fram
 
 __all__ = ["TASKS", "Task"]
 
+Way = list[tuple[int, int]]
 Part = tuple[np.ndarray, int, list[Place], list[Place]]
 
 
@@ -183,7 +184,9 @@ def _same(
     pictures = load_pictures(split, object_px, source)
     kinds = kinds[held_out if split == "test" else ~held_out]
     label = int(rng.integers(2))
-    first, second, *others = rng.permutation(kinds)[: objects + 1] if len(kinds) > objects else _some(kinds, objects, rng)
+    first, second, *others = (
+        rng.permutation(kinds)[: objects + 1] if len(kinds) > objects else _some(kinds, objects, rng)
+    )
     chosen = [first, first if label else second, *others[: objects - 2]]
     image = blank(size, rng)
     places = free_places(objects, size, object_px, rng, margin=2)
@@ -215,7 +218,7 @@ def _count(
     pictures = _digits(split, object_px, source)
     label = int(rng.integers(most + 1))
     asked = int(rng.integers(kinds))
-    others = np.array([kind for kind in range(kinds) if kind != asked])
+    others = np.array([digit for digit in DIGITS if digit != asked])
     chosen = [asked] * (1 + label) + [*rng.choice(others, objects - label)]
     image = blank(size, rng)
     places = free_places(objects + 1, size, object_px, rng)
@@ -229,22 +232,18 @@ def _long_way(
 ) -> Part:
     """Two paths; two of their ends are marked: of one path or not. Places: the marked ends.
 
-    The distance between the marked ends is drawn first, so that it says nothing about the answer.
+    Both paths are drawn before the answer, and the ends that may be marked are as far apart in both cases: neither the
+    paths nor the distance of the marks tell anything.
     """
     label, grid = int(rng.integers(2)), size // cell
-    wanted = int(rng.integers(apart, grid))
-    while True:
-        paths = _two_paths(grid, length, rng)
-        if paths is None:
-            continue
-        ends = (paths[0][0], paths[0][-1] if label else paths[1][0])
-        if max(abs(ends[0][0] - ends[1][0]), abs(ends[0][1] - ends[1][1])) == wanted:
-            break
-    image = blank(size, rng)
-    middle = cell // 2
+    while (found := _two_paths(grid, length, apart, rng)) is None:
+        pass
+    paths, own, crossed = found
+    ends = own if label else crossed
+    image, ink, middle = blank(size, rng), _ink(rng), cell // 2
     for path in paths:
         points = np.array(path) * cell + middle
-        cv2.polylines(image, [points.astype(np.int32)], False, _ink(rng))
+        cv2.polylines(image, [points.astype(np.int32)], False, ink)
     places = [(int(x * cell), int(y * cell), cell) for x, y in ends]
     for left, top, _ in places:
         image[top + middle - 1 : top + middle + 2, left + middle - 1 : left + middle + 2] = MARK
@@ -252,29 +251,43 @@ def _long_way(
     return image, label, places, [(int(x * cell), int(y * cell), cell) for x, y in way]
 
 
-def _two_paths(grid: int, length: int, rng: np.random.Generator) -> list[list[tuple[int, int]]] | None:
-    """Two ways over a grid that touch neither themselves nor each other, or none if one ends too early."""
-    taken: set[tuple[int, int]] = set()
-    paths = []
-    for _ in range(2):
-        x, y = map(int, rng.integers(grid, size=2))
-        path = [(x, y)]
-        if _near(path[0], taken, None):
+def _two_paths(grid: int, length: int, apart: int, rng: np.random.Generator) -> tuple[list[Way], Way, Way] | None:
+    """Two ways over a grid, the ends of one, and two ends of both that are as far apart; none where that fails."""
+    first = _walk(set(), grid, length, rng)
+    second = _walk(set(first), grid, length, rng) if first else None
+    if not first or not second:
+        return None
+    paths = [first, second]
+    own = [[path[0], path[-1]] for path in paths]
+    crossed = [[one, other] for one in own[0] for other in own[1]]
+    fit = [(a, b) for a in own for b in crossed if _apart(*a) == _apart(*b) and _apart(*a)[1] >= apart]
+    if not fit:
+        return None
+    chosen = fit[rng.integers(len(fit))]
+    return (paths if chosen[0] is own[0] else paths[::-1]), *chosen
+
+
+def _apart(one: tuple[int, int], other: tuple[int, int]) -> list[int]:
+    """The shorter and the longer side of the box between two cells."""
+    return sorted((abs(one[0] - other[0]), abs(one[1] - other[1])))
+
+
+def _walk(taken: set[tuple[int, int]], grid: int, length: int, rng: np.random.Generator) -> Way | None:
+    """A way of so many cells that touches neither itself nor what is taken, or none if it comes to a dead end."""
+    x, y, step = map(int, rng.integers([grid, grid, 4]))
+    path = [(x, y)]
+    if _near((x, y), taken, None):
+        return None
+    while len(path) < length:
+        turns = [step, *map(int, rng.permutation([(step + 1) % 4, (step + 3) % 4]))]
+        for step in turns if rng.random() < 0.7 else turns[::-1]:
+            new = (path[-1][0] + (1, 0, -1, 0)[step], path[-1][1] + (0, 1, 0, -1)[step])
+            if 0 <= min(new) and max(new) < grid and not _near(new, {*taken, *path}, path[-1]):
+                path.append(new)
+                break
+        else:
             return None
-        step = rng.integers(4)
-        while len(path) < length:
-            turns = [step, *rng.permutation([(step + 1) % 4, (step + 3) % 4])]
-            turns = turns if rng.random() < 0.7 else turns[::-1]
-            for step in turns:
-                new = (path[-1][0] + (1, 0, -1, 0)[step], path[-1][1] + (0, 1, 0, -1)[step])
-                if 0 <= min(new) and max(new) < grid and not _near(new, {*taken, *path}, path[-1]):
-                    path.append(new)
-                    break
-            else:
-                return None
-        taken.update(path)
-        paths.append(path)
-    return paths
+    return path
 
 
 def _near(cell: tuple[int, int], taken: set[tuple[int, int]], last: tuple[int, int] | None) -> bool:
@@ -350,13 +363,13 @@ TASKS = {
         Task(
             "count",
             "how many digits are of the red one's class",
-            *(4, 0.25, 0.25, _count, {"object_px": 9, "objects": 4, "most": 3, "kinds": 4}),
+            *(4, 0.25, 0.25, _count, {"object_px": 9, "objects": 4, "most": 3, "kinds": 1}),
             units=("object_px",),
         ),
         Task(
             "long way",
             "are the two marks the ends of one path",
-            *(2, 0.5, 0.5, _long_way, {"cell": 4, "length": 9, "apart": 3}),
+            *(2, 0.5, 0.61, _long_way, {"cell": 4, "length": 9, "apart": 3}),
             units=("cell",),
         ),
         Task(
