@@ -1,4 +1,4 @@
-"""What a run of the diagnostics has found, a file a training, and all of it as a table that a later run resumes from."""
+"""Results of the diagnostics: a file a training, and all of them as a table that a later run resumes from."""
 
 import csv
 import json

@@ -133,8 +133,8 @@ def _status(records: Sequence[Record], rows: Sequence[Row], recipe: Recipe) -> l
     if len(records) == total:
         return [f"Complete: {len(rows)} rows, {len(recipe.tasks)} tasks, {len(recipe.seeds)} seeds."]
     return [
-        f"**Unfinished: {len(records):,} of {total:,} results.** Rows with fewer than {len(recipe.seeds)} seeds have no "
-        "verdict, whatever their means say."
+        f"**Unfinished: {len(records):,} of {total:,} results.** Rows with fewer than {len(recipe.seeds)} seeds have "
+        "no verdict, whatever their means say."
     ]
 
 
@@ -227,8 +227,8 @@ def _pointing(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
             yield f"| {row.name} | {' | '.join(cells)} |"
     yield ""
     yield (
-        "Share of 200 test scenes, in %, in which the map of the last attention (spatial factor of a plug-in, mean over "
-        "its channels; what the positions of a mixer look at, mean over them and the heads) is largest on the objects "
+        "Share of 200 test scenes, in %, in which the map of the last attention (spatial factor of a plug-in, mean "
+        "over its channels; what the positions of a mixer look at, mean over them and the heads) is largest on the objects "
         "that the answer follows from; in brackets the share of the scene that these cover. First seed. Rows without a "
         "spatial map have none."
     )
@@ -274,7 +274,7 @@ def _which(
                     yield f"- {host}, {word} than {first.split('/')[1]}: {listed or 'none'}."
             if apart := words["not told apart"]:
                 least = max(abs(own[n].difference) + own[n].half for n in apart)
-                yield f"- {host}, not told apart: {len(apart)} rows; none differs by more than {100 * least:.1f} points."
+                yield f"- {host}, not told apart: {len(apart)} rows, none by more than {100 * least:.1f} points."
             if words["unfinished"]:
                 yield f"- {host}, unfinished: {len(words['unfinished'])} rows."
     yield ""

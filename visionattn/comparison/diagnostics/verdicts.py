@@ -2,8 +2,8 @@
 
 A difference between two rows on a task has two sources of chance. Seeds: its variance over the seeds, of which three
 tell little, is drawn towards that of the other rows of the task as far as they agree (empirical Bayes, Smyth 2004,
-doi:10.2202/1544-6115.1027). Test scenes: the variance of the gain over the scenes, all of which both rows saw. Intervals
-hold for all rows of a task at once (Bonferroni).
+doi:10.2202/1544-6115.1027). Test scenes: the variance of the gain over the scenes, all of which both rows saw.
+Intervals hold for all rows of a task at once (Bonferroni).
 """
 
 import math

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-__all__ = ["MARK", "Scenes", "blank", "corrupt", "draw", "frame", "free_places", "stack"]
+__all__ = ["CORRUPTIONS", "MARK", "Scenes", "blank", "corrupt", "draw", "frame", "free_places", "stack"]
 
 # Colour of whatever is no object but points one out.
 MARK = (230, 40, 40)

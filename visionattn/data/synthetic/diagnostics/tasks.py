@@ -45,7 +45,9 @@ class Task:
     trained_on: str | None = None
     units: tuple[str, ...] = ()
 
-    def make(self, split: str, count: int, *, size: int = 32, source: str = "digits", seed: int = 0, **harder: Any):
+    def make(
+        self, split: str, count: int, *, size: int = 32, source: str = "digits", seed: int = 0, **harder: Any
+    ) -> list[Scenes]:
         """Scenes, each a function of `(seed, split, task, number)`; those of a task that only tests come in groups.
 
         Args:
@@ -57,7 +59,7 @@ class Task:
             **harder: Arguments of `difficulty`.
 
         Returns:
-            One `Scenes`, or several of different sizes, in a list.
+            The scenes, in one `Scenes` for each size that there is.
 
         Raises:
             ValueError: If an argument is unknown or out of range.
@@ -165,8 +167,8 @@ def _neighbour(
     for y in range(rows):
         for x in range(columns):
             slack = rng.integers(0, [pitch_x - object_px + 1, pitch_y - object_px + 1])
-            at = offset + (x * pitch_x, y * pitch_y) + slack
-            places.append((int(at[0]), int(at[1]), object_px))
+            left, top = offset + np.array([x * pitch_x, y * pitch_y]) + slack
+            places.append((int(left), int(top), object_px))
             draw(image, _one_of(pictures, labels[y, x], rng), places[-1], _ink(rng))
     asked = row * columns + column
     return image, int(labels[row, column - 1]), places, places[asked - 1 : asked + 1]
@@ -184,10 +186,8 @@ def _same(
     pictures = load_pictures(split, object_px, source)
     kinds = kinds[held_out if split == "test" else ~held_out]
     label = int(rng.integers(2))
-    first, second, *others = (
-        rng.permutation(kinds)[: objects + 1] if len(kinds) > objects else _some(kinds, objects, rng)
-    )
-    chosen = [first, first if label else second, *others[: objects - 2]]
+    first, second = rng.permutation(kinds)[:2]
+    chosen = [first, first if label else second, *rng.choice(kinds, objects - 2)]
     image = blank(size, rng)
     places = free_places(objects, size, object_px, rng, margin=2)
     for kind, place in zip(chosen, places, strict=True):
@@ -195,11 +195,6 @@ def _same(
     for place in places[:2]:
         frame(image, place)
     return image, label, places, places[:2]
-
-
-def _some(kinds: np.ndarray, objects: int, rng: np.random.Generator) -> list[int]:
-    """Two different classes, then any."""
-    return [*rng.permutation(kinds)[:2], *rng.choice(kinds, objects - 2)]
 
 
 def _count(
@@ -282,7 +277,7 @@ def _walk(taken: set[tuple[int, int]], grid: int, length: int, rng: np.random.Ge
         turns = [step, *map(int, rng.permutation([(step + 1) % 4, (step + 3) % 4]))]
         for step in turns if rng.random() < 0.7 else turns[::-1]:
             new = (path[-1][0] + (1, 0, -1, 0)[step], path[-1][1] + (0, 1, 0, -1)[step])
-            if 0 <= min(new) and max(new) < grid and not _near(new, {*taken, *path}, path[-1]):
+            if all(0 <= at < grid for at in new) and not _near(new, {*taken, *path}, path[-1]):
                 path.append(new)
                 break
         else:
