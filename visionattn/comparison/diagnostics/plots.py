@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,9 @@ def draw_heat_map(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdi
             verdict = verdicts[task].get(row.name)
             if verdict is not None:
                 told = verdict.word in _COLOURS
-                style = {"weight": "bold"} if told else {"color": "0.45" if verdict.word == "unfinished" else "0.15"}
+                style: dict[str, Any] = (
+                    {"weight": "bold"} if told else {"color": "0.45" if verdict.word == "unfinished" else "0.15"}
+                )
                 dark = abs(values[y, x]) > 0.65 * limit
                 style |= {"color": "white"} if dark else {}
                 axes.text(x, y, f"{values[y, x]:+.1f}", ha="center", va="center", fontsize=7, **style)

@@ -50,7 +50,7 @@ class Record:
     def line(self) -> dict[str, Any]:
         """Its line of the table."""
         own = {name: getattr(self, name) for name in _FIELDS if hasattr(self, name)}
-        rounded = {name: f"{own[name]:.4f}" for name in ("pointing", "pointing_chance")}
+        rounded: dict[str, Any] = {name: f"{own[name]:.4f}" for name in ("pointing", "pointing_chance")}
         rounded |= {"accuracy": f"{self.hits.mean():.4f}", "scenes": len(self.hits)}
         return {**own, **rounded, "train_seconds": f"{self.train_seconds:.1f}", **self.facts}
 
@@ -114,6 +114,14 @@ def _hits_of(path: Path) -> Path:
 
 def _record(line: dict[str, Any], bits: np.ndarray) -> Record:
     hits = np.unpackbits(bits)[: int(line["scenes"])].astype(bool)
-    numbers = [float(line[name]) for name in ("train_seconds", "pointing", "pointing_chance")]
-    facts = {name: line[name] for name in _FACTS}
-    return Record(line["row"], line["task"], line["trained_on"], int(line["seed"]), hits, *numbers, facts)
+    return Record(
+        line["row"],
+        line["task"],
+        line["trained_on"],
+        int(line["seed"]),
+        hits,
+        train_seconds=float(line["train_seconds"]),
+        pointing=float(line["pointing"]),
+        pointing_chance=float(line["pointing_chance"]),
+        facts={name: line[name] for name in _FACTS},
+    )

@@ -56,7 +56,7 @@ def train(row: Row, task: Task, seed: int, recipe: Recipe, source: str, folder: 
         The trained network and what it got right.
     """
     torch.manual_seed(seed)
-    model = row.build(recipe, task.classes).to(recipe.device, memory_format=torch.channels_last)
+    model = row.build(recipe, task.classes).to(recipe.device).to(memory_format=torch.channels_last)
     (scenes,) = load_scenes(task, "train", recipe, source, folder)
     started = time.process_time()
     losses = fit(model, scenes, recipe)

@@ -326,10 +326,10 @@ def _corruption(
     severity: float,
 ) -> Part:
     """Clutter with noise, blur or occlusion in turn. Places: the digit."""
-    image, *rest = _clutter(split, index, rng, size, source, object_px=object_px, fragments=fragments)
+    image, label, places, evidence = _clutter(split, index, rng, size, source, object_px=object_px, fragments=fragments)
     if severity > 0:
         image = corrupt(image, CORRUPTIONS[index % 3], severity, rng)
-    return image, *rest
+    return image, label, places, evidence
 
 
 _CLUTTER = {"object_px": 12, "fragments": 8}
