@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from visionattn.comparison.diagnostics import dry_run, run_diagnostics
-from visionattn.comparison.diagnostics.looking import pointing
+from visionattn.comparison.diagnostics.looking import look, pointing
 from visionattn.comparison.diagnostics.recipe import RECIPES
 from visionattn.comparison.diagnostics.records import Record, export, load_records, restore
 from visionattn.comparison.diagnostics.report import collect_hits
@@ -134,9 +134,14 @@ def test_wrong_choices_are_named():
 def test_a_map_on_the_evidence_points_at_it():
     (scenes,) = TASKS["pointer"].make("test", 20)
     model = rows_named("cnn/simam")[0].build(SMOKE, 10)
-    score, chance = pointing(model, scenes)
+    maps = look(model, scenes, 20)
+    score, chance = pointing(maps, scenes)
     assert 0 <= score <= 1 and 0 < chance < 0.3
-    assert np.isnan(pointing(first_of("cnn").build(SMOKE, 10), scenes)[0])
+    # The scene's own evidence as a map points at it always, its opposite never.
+    evidence = torch.from_numpy(scenes.evidence).float()
+    assert (pointing(evidence, scenes)[0], pointing(1 - evidence, scenes)[0]) == (1, 0)
+    plain = look(first_of("cnn").build(SMOKE, 10), scenes, 20)
+    assert plain is None and np.isnan(pointing(plain, scenes)[0])
 
 
 @pytest.mark.slow

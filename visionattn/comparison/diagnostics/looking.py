@@ -9,9 +9,10 @@ from visionattn.explain import capture, gates, min_max, pointing_game, raw, upsa
 
 from .training import to_inputs
 
-__all__ = ["look", "pointing"]
+__all__ = ["LOOKED", "look", "pointing"]
 
-_SCENES = 200
+# Scenes that pointing scores rest on.
+LOOKED = 200
 
 
 def look(model: nn.Module, scenes: Scenes, count: int) -> torch.Tensor | None:
@@ -39,9 +40,8 @@ def _attention(model: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
         return None
 
 
-def pointing(model: nn.Module, scenes: Scenes) -> tuple[float, float]:
+def pointing(maps: torch.Tensor | None, scenes: Scenes) -> tuple[float, float]:
     """Share of scenes whose map is largest on the evidence, NaN without maps, and the share of the evidence's area."""
-    evidence = torch.from_numpy(scenes.evidence[:_SCENES])
-    maps = look(model, scenes, _SCENES)
+    evidence = torch.from_numpy(scenes.evidence[:LOOKED])
     score = float("nan") if maps is None else float(pointing_game(maps, evidence).mean())
-    return score, float(np.mean(scenes.evidence[:_SCENES]))
+    return score, float(np.mean(scenes.evidence[:LOOKED]))

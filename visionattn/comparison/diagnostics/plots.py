@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.data.synthetic.diagnostics import Scenes
 from visionattn.visualization.curves import new_figure, save_figure
 
 from .rows import Row
 from .verdicts import Verdict
 
-__all__ = ["draw_heat_map", "draw_profiles"]
+__all__ = ["draw_heat_map", "draw_looks", "draw_profiles", "draw_tasks"]
 
 _COLOURS = {"better": "#0072b2", "worse": "#d55e00"}
 _OTHER = "0.75"
@@ -74,6 +75,56 @@ def draw_profiles(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdi
         axes.set_yticks(range(len(tasks)), tasks, fontsize=7)
         axes.tick_params(axis="x", labelsize=7)
     grid[0][0].invert_yaxis()
+    save_figure(figure, path)
+
+
+def draw_tasks(scenes: Mapping[str, Scenes], path: Path) -> None:
+    """Draws the first scenes of each task with their answers, a task a line.
+
+    Args:
+        scenes: Task -> its scenes.
+        path: A `.png` file.
+    """
+    columns = min(len(one) for one in scenes.values())
+    figure = new_figure(1.1 * columns + 1, 1.3 * len(scenes), 90)
+    grid = figure.subplots(len(scenes), columns, squeeze=False)
+    for line, (task, own) in zip(grid, scenes.items(), strict=True):
+        for axes, image, label in zip(line, own.images, own.labels, strict=False):
+            axes.imshow(image)
+            axes.set_title(str(label), fontsize=7, pad=2)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(task, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_looks(
+    rows: Sequence[Row],
+    scenes: Mapping[str, Scenes],
+    looks: Mapping[tuple[str, str], np.ndarray],
+    path: Path,
+) -> None:
+    """Draws where attention looks in the first scene of each task, a row a line, the scene on top.
+
+    Args:
+        rows: Down, as far as they have maps.
+        scenes: Task -> its scenes.
+        looks: By row and task the maps `(N, H, W)`.
+        path: A `.png` file.
+    """
+    shown = [row for row in rows if any((row.name, task) in looks for task in scenes)]
+    figure = new_figure(1.2 * len(scenes) + 1.4, 0.9 * (len(shown) + 1), 80)
+    grid = figure.subplots(len(shown) + 1, len(scenes), squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    for column, (task, own) in enumerate(scenes.items()):
+        grid[0][column].imshow(own.images[0])
+        grid[0][column].set_title(task, fontsize=8)
+        for row, axes in zip(shown, grid[1:, column], strict=True):
+            if (row.name, task) in looks:
+                axes.imshow(own.images[0].mean(-1), cmap="gray")
+                axes.imshow(looks[row.name, task][0], cmap="inferno", alpha=0.6)
+    for row, line in zip(shown, grid[1:], strict=True):
+        line[0].set_ylabel(row.mechanism, fontsize=6, rotation=0, ha="right")
     save_figure(figure, path)
 
 

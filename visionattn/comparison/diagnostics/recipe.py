@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from visionattn.data.synthetic.diagnostics import TASKS, Task
+from visionattn.data.synthetic.diagnostics import TASKS, VERSION, Task
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -56,7 +56,7 @@ class Recipe:
 
     def digest(self, source: str) -> str:
         """What tells records of other settings apart; seeds and the choice of tasks change no record."""
-        facts = {**asdict(self), "seeds": None, "tasks": None, "source": source}
+        facts = {**asdict(self), "seeds": None, "tasks": None, "source": source, "scenes": VERSION}
         facts["difficulty"] = {name: dict(task.difficulty) for name, task in TASKS.items()}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -10,10 +10,11 @@ from visionattn.data.synthetic.diagnostics import TASKS, solve
 from visionattn.utils.files import replacing
 
 from .costs import RowCost, measure
-from .plots import draw_heat_map, draw_profiles
+from .plots import draw_heat_map, draw_looks, draw_profiles, draw_tasks
 from .recipe import Recipe
 from .records import Record
 from .rows import Row, first_of
+from .training import DATA_SEED, SHOWN
 from .verdicts import Verdict, judge, plan_seeds
 
 __all__ = ["power_plan", "write_report"]
@@ -32,6 +33,7 @@ def write_report(
     source: str,
     out: Path,
     scale: str,
+    looks: Mapping[tuple[str, str], np.ndarray],
 ) -> str:
     """Writes the report, `<stem>-which.md` and the pictures.
 
@@ -42,6 +44,7 @@ def write_report(
         source: A name in `SOURCES`.
         out: A `.md` file.
         scale: How the command names the recipe.
+        looks: By row and task where attention looks in the first test scenes, `(N, H, W)`; those that are at hand.
 
     Returns:
         The text of both pages.
@@ -54,16 +57,25 @@ def write_report(
         first = first_of(host)
         costs |= measure([first, *(row for row in shown if row.host == host and row != first)], recipe)
     ceilings = {task: float(solve(task, _SOLVED, size=recipe.size, source=source).mean()) for task in hits}
+    scenes = {
+        task: TASKS[task].make("test", SHOWN, size=recipe.size, source=source, seed=DATA_SEED)[0] for task in hits
+    }
+    draw_tasks(scenes, out.with_name(f"{out.stem}-tasks.png"))
+    if looks:
+        draw_looks(shown, scenes, looks, out.with_name(f"{out.stem}-looks.png"))
     draw_heat_map(shown, verdicts, out.with_name(f"{out.stem}-heat-map.png"))
     draw_profiles(shown, verdicts, out.with_name(f"{out.stem}-profiles.png"))
     command = f"visionattn compare --suite diagnostics --scale {scale} --out {out.name}"
     lines = ["# Which attention for what: the visual attention diagnostics", ""]
     lines += _status(records, rows, recipe)
     lines += ["", *_explanation(recipe, source, records), "", "## The tasks", "", *_tasks(hits, ceilings, rows), ""]
+    lines += [f"![Test scenes of each task, with their answers]({out.stem}-tasks.png)", ""]
     lines += ["## Power", "", *power_plan(hits, rows, recipe), ""]
     lines += ["## Mechanisms and abilities", "", f"![Heat map]({out.stem}-heat-map.png)", ""]
     lines += [*_table(shown, verdicts), "", f"![Profiles]({out.stem}-profiles.png)", ""]
     lines += ["## Cost", "", *_costs(shown, costs), "", "## Where attention looks", "", *_pointing(records, shown), ""]
+    if out.with_name(f"{out.stem}-looks.png").is_file():
+        lines += [f"![Where attention looks in the first test scene of each task]({out.stem}-looks.png)", ""]
     lines += [f"Made by `{command}`; every training is a line of [{out.stem}.csv]({out.stem}.csv).", ""]
     which = [*_which(verdicts, hits, ceilings, costs, rows, _status(records, rows, recipe))]
     for path, text in ((out, "\n".join(lines)), (out.with_name(f"{out.stem}-which.md"), "\n".join(which))):
@@ -228,8 +240,8 @@ def _pointing(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
     yield ""
     yield (
         "Share of 200 test scenes, in %, in which the map of the last attention (spatial factor of a plug-in, mean "
-        "over its channels; what the positions of a mixer look at, mean over them and the heads) is largest on the objects "
-        "that the answer follows from; in brackets the share of the scene that these cover. First seed. Rows without a "
+        "over its channels; what the positions of a mixer look at, mean over them and the heads) is largest on the "
+        "objects that the answer follows from; in brackets the share of the scene that these cover. First seed. Rows without a "
         "spatial map have none."
     )
 

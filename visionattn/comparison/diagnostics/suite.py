@@ -8,19 +8,21 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from visionattn.benchmark.record import surroundings
 from visionattn.data.synthetic.diagnostics import TASKS, find_source
 from visionattn.profiling.cost import count_macs
+from visionattn.utils.files import replacing
 from visionattn.utils.tables import format_table
 
-from .looking import pointing
+from .looking import LOOKED, look, pointing
 from .recipe import RECIPES, Recipe
 from .records import Record, export, load_records, restore
 from .report import write_report
 from .rows import Row, choose_rows, list_rows
-from .training import load_scenes, train
+from .training import SHOWN, load_scenes, train
 
 __all__ = ["dry_run", "run_diagnostics", "train_row"]
 
@@ -93,7 +95,10 @@ def run_diagnostics(
         raise ValueError("nothing is finished yet: give more minutes")
     out.parent.mkdir(parents=True, exist_ok=True)
     export(everything.values(), out.with_suffix(".csv"))
-    return write_report(records, chosen, recipe, source, out, scale)
+    looks = {(row.name, task): _look(folder / "looks", row.name, task) for row in chosen for task in recipe.tasks}
+    return write_report(
+        records, chosen, recipe, source, out, scale, {key: maps for key, maps in looks.items() if maps is not None}
+    )
 
 
 def choose(scale: str, tasks: Sequence[str], seeds: Sequence[int]) -> Recipe:
@@ -137,7 +142,11 @@ def train_row(
     for tested, hits in outcome.hits.items():
         score, chance = float("nan"), float("nan")
         if seed == recipe.seeds[0]:
-            score, chance = pointing(model, load_scenes(TASKS[tested], "test", recipe, source, folder / "scenes")[0])
+            scenes = load_scenes(TASKS[tested], "test", recipe, source, folder / "scenes")[0]
+            maps = look(model, scenes, LOOKED)
+            score, chance = pointing(maps, scenes)
+            if maps is not None:
+                _keep_look(folder / "looks", row.name, tested, maps[:SHOWN].numpy())
         records.append(Record(row.name, tested, task, seed, hits, outcome.train_seconds, score, chance, facts))
         records[-1].save(folder / "records")
     return records
@@ -166,6 +175,22 @@ def dry_run(scale: str, rows: Sequence[str] = (), tasks: Sequence[str] = (), see
     facts = f"{len(chosen)} rows, {len(recipe.trained)} tasks to train and {len(recipe.tasks)} to test, "
     facts += f"{len(recipe.seeds)} seeds: {count:,} trainings of {recipe.steps:,} steps of {recipe.batch} scenes of "
     return f"{format_table(table)}\n{facts}{recipe.size} px on {recipe.device}"
+
+
+def _keep_look(folder: Path, row: str, task: str, maps: np.ndarray) -> None:
+    path = _path(folder, row, task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, (255 * maps).astype(np.uint8))
+
+
+def _look(folder: Path, row: str, task: str) -> np.ndarray | None:
+    path = _path(folder, row, task)
+    return np.load(path, allow_pickle=False) if path.is_file() else None
+
+
+def _path(folder: Path, row: str, task: str) -> Path:
+    return folder / f"{row.replace('/', '-')}.{task.replace(' ', '-')}.npy"
 
 
 def _tell(records: Sequence[Record]) -> None:

@@ -11,15 +11,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.data.synthetic.diagnostics import TASKS, Scenes, Task
+from visionattn.data.synthetic.diagnostics import TASKS, VERSION, Scenes, Task
 from visionattn.utils.files import replacing
 
 from .recipe import Recipe
 from .rows import Row
 
-__all__ = ["Outcome", "evaluate", "fit", "load_scenes", "to_inputs", "train"]
+__all__ = ["DATA_SEED", "SHOWN", "Outcome", "evaluate", "fit", "load_scenes", "to_inputs", "train"]
 
-_DATA_SEED = 0
+DATA_SEED = 0
+# Test scenes whose maps are kept to be drawn.
+SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def to_inputs(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
 def load_scenes(task: Task, split: str, recipe: Recipe, source: str, folder: Path) -> list[Scenes]:
     """The scenes of a task, generated once and kept in a folder; several of different sizes in turn."""
     count = getattr(recipe, split)
-    facts = f"{recipe.size} {count} {source} {sorted(task.difficulty.items())}"
+    facts = f"{VERSION} {recipe.size} {count} {source} {sorted(task.difficulty.items())}"
     key = f"{task.name.replace(' ', '-')}-{split}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
     return _load(folder / f"{key}.npz", task.name, split, count, recipe.size, source)
 
@@ -122,7 +124,7 @@ def _load(path: Path, task: str, split: str, count: int, size: int, source: str)
     names = ("images", "labels", "evidence", "places")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = TASKS[task].make(split, count, size=size, source=source, seed=_DATA_SEED)
+        made = TASKS[task].make(split, count, size=size, source=source, seed=DATA_SEED)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **{f"{n}{at}": getattr(part, n) for at, part in enumerate(made) for n in names})
         return made

@@ -3,6 +3,6 @@
 from .pictures import SOURCES, find_source
 from .reference import solve
 from .scenes import Scenes
-from .tasks import TASKS, Task
+from .tasks import TASKS, VERSION, Task
 
-__all__ = ["SOURCES", "TASKS", "Scenes", "Task", "find_source", "solve"]
+__all__ = ["SOURCES", "TASKS", "VERSION", "Scenes", "Task", "find_source", "solve"]

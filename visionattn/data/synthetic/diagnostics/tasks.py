@@ -13,7 +13,10 @@ from visionattn.utils.arguments import check_choice
 from .pictures import DIGITS, Pictures, load_pictures
 from .scenes import CORRUPTIONS, MARK, Place, Scenes, blank, corrupt, draw, frame, free_places, stack
 
-__all__ = ["TASKS", "Task"]
+__all__ = ["TASKS", "VERSION", "Task"]
+
+# Changes whenever scenes do, so that results of other scenes are not taken for those of these.
+VERSION = 1
 
 Way = list[tuple[int, int]]
 Part = tuple[np.ndarray, int, list[Place], list[Place]]
