@@ -241,8 +241,8 @@ def _pointing(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "Share of 200 test scenes, in %, in which the map of the last attention (spatial factor of a plug-in, mean "
         "over its channels; what the positions of a mixer look at, mean over them and the heads) is largest on the "
-        "objects that the answer follows from; in brackets the share of the scene that these cover. First seed. Rows without a "
-        "spatial map have none."
+        "objects that the answer follows from; in brackets the share of the scene that these cover. First seed. Rows "
+        "without a spatial map have none."
     )
 
 
