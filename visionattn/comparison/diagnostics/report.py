@@ -17,7 +17,7 @@ from .rows import Row, first_of
 from .training import DATA_SEED, SHOWN
 from .verdicts import Verdict, judge, plan_seeds
 
-__all__ = ["power_plan", "write_report"]
+__all__ = ["collect_hits", "power_plan", "write_report"]
 
 # Scenes that the reference solutions are asked about.
 _SOLVED = 1_000

@@ -20,7 +20,7 @@ from visionattn.utils.tables import format_table
 from .looking import LOOKED, look, pointing
 from .recipe import RECIPES, Recipe
 from .records import Record, export, load_records, restore
-from .report import write_report
+from .report import collect_hits, power_plan, write_report
 from .rows import Row, choose_rows, list_rows
 from .training import SHOWN, load_scenes, train
 
@@ -75,6 +75,7 @@ def run_diagnostics(
     ]
     total = len(chosen) * len(recipe.trained) * len(recipe.seeds)
     print(f"{total - len(pending)} of {total} trainings are finished, {len(pending)} to go", flush=True)
+    print("\n".join(power_plan(collect_hits([*done.values()], recipe), chosen, recipe)), flush=True)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     if jobs == 1:
         for row, task, seed in pending:
