@@ -86,7 +86,7 @@ RECIPES = {
         batch=512,
         steps=8_000,
         seeds=tuple(range(10)),
-        cnn={"model_name": "va_resnet18"},
+        cnn={"model_name": "va_resnet18n", "channels": (64, 128, 256, 512), "stem_width": 32, "output_stride": 16},
         pyramid={"dims": (64, 128, 256, 512), "depths": (2, 2, 6, 2), "num_heads": (2, 4, 8, 16)}
         | {"stem_strides": (2, 2)},
         columnar={"dim": 192, "depth": 12, "num_heads": 3, "patch_size": 4},
