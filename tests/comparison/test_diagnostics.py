@@ -153,7 +153,7 @@ def test_shuffled_labels_leave_a_network_at_chance(task, tmp_path):
     torch.manual_seed(0)
     labels = np.random.default_rng(0).permutation(scenes.labels)
     model = first_of("cnn").build(recipe, TASKS[task].classes)
-    fit(model, Scenes(scenes.images, labels, scenes.evidence, scenes.places), recipe, seed=0)
+    fit(model, Scenes(scenes.images, labels, scenes.evidence, scenes.places), recipe, recipe.rates["cnn"], seed=0)
     assert evaluate(model, test, recipe).mean() == pytest.approx(TASKS[task].chance, abs=0.05)
 
 

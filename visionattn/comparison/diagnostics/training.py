@@ -61,7 +61,7 @@ def train(row: Row, task: Task, seed: int, recipe: Recipe, source: str, folder: 
     model = row.build(recipe, task.classes).to(recipe.device).to(memory_format=torch.channels_last)
     (scenes,) = load_scenes(task, "train", recipe, source, folder)
     started = time.process_time()
-    losses = fit(model, scenes, recipe, seed)
+    losses = fit(model, scenes, recipe, recipe.rates[row.host], seed)
     train_seconds = time.process_time() - started
     hits, seconds = {}, {}
     for tested in recipe.tested(task):
@@ -72,7 +72,7 @@ def train(row: Row, task: Task, seed: int, recipe: Recipe, source: str, folder: 
     return model, Outcome(hits, losses, train_seconds, seconds[task.name])
 
 
-def fit(model: nn.Module, scenes: Scenes, recipe: Recipe, seed: int) -> np.ndarray:
+def fit(model: nn.Module, scenes: Scenes, recipe: Recipe, rate: float, seed: int) -> np.ndarray:
     """Trains by AdamW and one cycle of the learning rate; returns the mean loss of each twentieth of the steps.
 
     All networks of a seed meet the scenes in one order, however many random numbers their weights took.
@@ -80,8 +80,8 @@ def fit(model: nn.Module, scenes: Scenes, recipe: Recipe, seed: int) -> np.ndarr
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], recipe.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, recipe.steps, pct_start=0.2)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, recipe.steps, pct_start=0.2)
     generator, passes = torch.Generator().manual_seed(seed), -(-recipe.steps * recipe.batch // len(scenes))
     order = torch.cat([torch.randperm(len(scenes), generator=generator) for _ in range(passes)])
     labels = torch.from_numpy(scenes.labels)
