@@ -64,6 +64,24 @@ class GatedConv(nn.Module):
         return self.fc2(nn.functional.gelu(gate) * mixed)
 
 
+class AverageMixer(nn.Module):
+    """A null mixer: what the mean of all positions differs by from each. `(B, H, W, C) -> (B, H, W, C)`."""
+
+    def __init__(self, dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((1, 2), keepdim=True) - x
+
+
+_AVERAGE = Card(
+    name="average_pooling",
+    title="The average of all positions",
+    kind="mixer",
+    factory=AverageMixer,
+    summary="the mean of all positions less the position itself, no parameters",
+    paper="none",
+)
 _GATED_CONV = Card(
     name="gated_conv",
     title="MambaOut: gated convolution",
@@ -103,7 +121,8 @@ class Row:
             # A batch of two: BAM normalises single vectors.
             shape = (2, 3, recipe.size, recipe.size)
             return model if plugin is None else attach(model, plugin, start="paper", example_input=shape)
-        card = _GATED_CONV if self.mechanism == "gated_conv" else get("mixer", self.mechanism)
+        own = {card.name: card for card in (_AVERAGE, _GATED_CONV)}
+        card = own.get(self.mechanism) or get("mixer", self.mechanism)
         common = {"num_classes": classes, "img_size": recipe.size, **dd}
         if self.host == "pyramid":
             pyramid = STM(card, **recipe.pyramid, layer_scale=1.0, **common)
@@ -128,8 +147,8 @@ _NULLS: Mapping[str, Callable[..., nn.Module] | None] = MappingProxyType(
 BASELINES: Mapping[Host, tuple[str, ...]] = MappingProxyType(
     {
         "cnn": ("plain", "se", "average_pooling"),
-        "pyramid": ("pool", "gated_conv"),
-        "columnar": ("pool", "deconstructed", "gated_conv"),
+        "pyramid": ("pool", "average_pooling", "gated_conv"),
+        "columnar": ("pool", "average_pooling", "deconstructed", "gated_conv"),
     }
 )
 # Mixers of the default run, one of each kind of attention, in the order in which they are trained.
