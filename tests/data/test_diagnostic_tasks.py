@@ -93,7 +93,7 @@ def test_where_marks_lie_says_little_of_the_long_way():
 def test_scenes_grow_with_their_size():
     (part,) = TASKS["pointer"].make("test", 4, size=64)
     assert part.images.shape == (4, 64, 64, 3)
-    assert part.places[0, 0, 2] == 20
+    assert part.places[0, 0, 2] == 18
     sizes = [part.images.shape[1] for part in TASKS["shift"].make("test", 8)]
     assert sizes == [48, 64]
 

@@ -139,7 +139,7 @@ def _pointer(
 
 
 def _point(image: np.ndarray, places: list[Place], gap: int, rng: np.random.Generator) -> bool:
-    """Draws a bar beside the first object that points to its centre, unless another object or the edge is there."""
+    """Draws a bar that points to the first object, unless it would point to another or leave the scene."""
     left, top, side = places[0]
     length = max(side // 3, 3)
     for direction in rng.permutation(4):
@@ -147,7 +147,8 @@ def _point(image: np.ndarray, places: list[Place], gap: int, rng: np.random.Gene
         near = np.array([left, top]) + across + along * (across + gap)
         bar = np.stack([near, near + along * (length - 1)])
         (x0, y0), (x1, y1) = bar.min(0), bar.max(0) + 1
-        clear = all(x1 < x or x0 > x + s or y1 < y or y0 > y + s for x, y, s in places[1:])
+        beside = 1 if along[0] else 0  # the axis that the bar does not run along
+        clear = all(not place[beside] <= near[beside] < place[beside] + place[2] for place in places[1:])
         if clear and min(x0, y0) >= 0 and max(x1, y1) <= len(image):
             image[y0:y1, x0:x1] = MARK
             return True
@@ -343,7 +344,7 @@ TASKS = {
         Task(
             "pointer",
             "name the digit that the red bar points to",
-            *(10, 0.1, 1 / 3, _pointer, {"object_px": 10, "objects": 3, "gap": 2}),
+            *(10, 0.1, 1 / 3, _pointer, {"object_px": 9, "objects": 3, "gap": 8}),
             units=("object_px", "gap"),
         ),
         Task(
