@@ -169,7 +169,8 @@ def dry_run(scale: str, rows: Sequence[str] = (), tasks: Sequence[str] = (), see
     chosen = list_rows(every_mixer=True) if list(rows) == ["all"] else choose_rows(rows) if rows else list_rows()
     table = [("row", "parameters", "MACs (M)")]
     for row in chosen:
-        model = row.build(recipe, 10).to("meta")
+        with torch.device("meta"):
+            model = row.build(recipe, 10)
         macs = count_macs(model, (3, recipe.size, recipe.size), batch=2)
         table.append((row.name, f"{sum(p.numel() for p in model.parameters()):,}", f"{macs / 1e6:.1f}"))
     count = len(chosen) * len(recipe.trained) * len(recipe.seeds)
