@@ -111,7 +111,8 @@ def _clutter(
         x, y = rng.integers(object_px - cut + 1, size=2)
         left, top = map(int, rng.integers(size - cut + 1, size=2))
         draw(image, ink[y : y + cut, x : x + cut], (left, top, cut), _ink(rng))
-    ink, label = _pick(_digits(split, object_px, source), rng)
+    label = int(rng.integers(10))
+    ink = _one_of(_digits(split, object_px, source), label, rng)
     left, top = map(int, rng.integers(size - object_px + 1, size=2))
     image[top : top + object_px, left : left + object_px] //= 3
     place = (left, top, object_px)
@@ -301,12 +302,13 @@ def _few(
 ) -> Part:
     """One object at a random place; there are few pictures of each class to train with. Places: the object."""
     pictures = load_pictures(split, object_px, source)
-    pictures = pictures.of(*DIGITS) if source == "digits" else pictures.of(*range(10, 20))
-    ink, label = _pick(pictures.first(examples) if split == "train" else pictures, rng)
+    label = int(rng.integers(10))
+    pictures = pictures.of(label if source == "digits" else 10 + label)
+    ink, _ = _pick(pictures.first(examples) if split == "train" else pictures, rng)
     image = blank(size, rng)
     left, top = map(int, rng.integers(size - object_px + 1, size=2))
     draw(image, ink, (left, top, object_px), _ink(rng))
-    return image, label % 10, [(left, top, object_px)], [(left, top, object_px)]
+    return image, label, [(left, top, object_px)], [(left, top, object_px)]
 
 
 def _shift(
