@@ -74,7 +74,7 @@ _SMALL = Recipe(
     columnar={"dim": 48, "depth": 2, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
     # Higher than is usual, as steps are few; transformers do not bear the CNN's.
     rates={"cnn": 8e-3, "pyramid": 4e-3, "columnar": 4e-3},
-    # Nothing leaves chance at *same* in so few steps.
+    # The plain network does not leave chance at *same* in so few steps.
     tasks=tuple(name for name in TASKS if name != "same"),
 )
 RECIPES = {
