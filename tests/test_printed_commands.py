@@ -68,6 +68,7 @@ REST = [
     [("visionattn train resnet10n-cbam_128-3e_fashion-mnist --amp", FEW)],
     [("visionattn train quickstart --cfg-options default_hooks.attention.type=AttentionLogHook", FEW[1:])],
     [("visionattn roofline", [])],
+    [("visionattn compare --suite diagnostics --scale large --dry-run", ["--rows", "cbam", "swin"])],
 ]
 NOT_RUN = {
     "pip install .[train]": ".ci/run installs everything in a fresh environment",
@@ -88,6 +89,9 @@ NOT_RUN = {
         "runs eleven networks for minutes; tests/comparison/test_explanations.py"
     ),
     "python -m visionattn.comparison.conditions": "trains several networks on 10,000 scenes with three seeds",
+    "visionattn compare --suite diagnostics --out diagnostics.md": (
+        "takes hours; tests/comparison/test_diagnostics.py goes the whole way at a small scale"
+    ),
     "visionattn train fpn_efficientnet-lite0_8-12e_stamps": "needs Debian's pictures and weights of ImageNet",
 }
 

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ SUMMARY = (
     "interrupted comparison"
 )
 EXAMPLES = (
+    "--suite diagnostics --out docs/results/diagnostics.md",
+    "--suite diagnostics --rows cbam swin --tasks pointer neighbour --out results.md",
+    "--suite diagnostics --scale large --dry-run",
+    "--suite diagnostics --smoke",
     "--suite fashion-mnist --out docs/results/comparison.md",
     "--suite fashion-mnist --out docs/results/comparison.md --publish checkpoints",
     "my_baseline.py my_attention.py --seeds 0 1 2 3 --out results.md",
@@ -27,8 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("configs", nargs="*", help="paths or names of configs of classifiers, the baseline first")
     parser.add_argument(
         "--suite",
-        choices=("fashion-mnist", "mixers"),
-        help="a predefined comparison, whose results are in docs/results",
+        choices=("diagnostics", "fashion-mnist", "mixers"),
+        help="a predefined comparison, whose results are in docs/results; diagnostics: which mechanism brings which "
+        "ability, on generated tasks",
+    )
+    parser.add_argument(
+        "--scale", choices=("small", "large"), default="small", help="diagnostics: for two CPU cores, or for a GPU"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", default=[], help="diagnostics: mechanisms, or all (default: one of each kind of mixer)"
+    )
+    parser.add_argument("--tasks", nargs="+", default=[], help="diagnostics: tasks (default: all of the scale)")
+    parser.add_argument("--minutes", type=float, help="diagnostics: start no training later than this")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="diagnostics: build every network without memory, train nothing"
     )
     parser.add_argument(
         "--smoke",
@@ -67,6 +84,11 @@ def run(options: argparse.Namespace) -> None:
 
     if options.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+    if options.suite == "diagnostics":
+        _run_diagnostics(options)
+        return
+    if options.rows or options.tasks or options.dry_run or options.minutes is not None or options.scale != "small":
+        raise ValueError("--scale, --rows, --tasks, --minutes and --dry-run are for --suite diagnostics")
     if sum(map(bool, (options.configs, options.suite, options.smoke))) != 1:
         raise ValueError("name configs, or a --suite, or ask for --smoke: one of the three")
     if options.smoke:
@@ -95,6 +117,29 @@ def run(options: argparse.Namespace) -> None:
             publish=options.publish and partial(_publish_run, options.publish),
         )
     )
+
+
+def _run_diagnostics(options: argparse.Namespace) -> None:
+    from visionattn.comparison.diagnostics import dry_run, run_diagnostics
+
+    if options.configs or options.publish or options.title or options.cfg_options:
+        raise ValueError("--suite diagnostics takes no configs, --title, --publish or --cfg-options")
+    if options.dry_run:
+        print(dry_run(options.scale, options.rows, options.tasks, options.seeds or ()))
+        return
+    facts: dict[str, Any] = {"rows": options.rows, "tasks": options.tasks, "seeds": options.seeds or ()}
+    facts |= {"jobs": options.jobs, "minutes": options.minutes}
+    if not options.smoke:
+        if options.out is None or options.out.suffix != ".md":
+            raise ValueError(f"--out must be a .md file, got {options.out}")
+        print(run_diagnostics(options.out, options.work_dir / "diagnostics", scale=options.scale, **facts))
+        return
+    facts["rows"] = options.rows or ["cbam", "swin", "linear"]
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name) / "diagnostics.md"
+        print(run_diagnostics(out, Path(name) / "runs", scale="smoke", **facts))
+        for path in sorted(out.parent.glob("diagnostics*")):
+            print(f"{path.name}: {path.stat().st_size:,} bytes")
 
 
 def _publish_run(folder: Path, config: str, checkpoint: Path, name: str, origin: str) -> None:

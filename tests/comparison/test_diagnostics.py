@@ -1,0 +1,168 @@
+"""The diagnostics from training to the report: repeatable, resumable, honest about what is unfinished."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from visionattn.comparison.diagnostics import dry_run, run_diagnostics
+from visionattn.comparison.diagnostics.looking import look, pointing
+from visionattn.comparison.diagnostics.recipe import RECIPES
+from visionattn.comparison.diagnostics.records import Record, export, load_records, restore
+from visionattn.comparison.diagnostics.report import collect_hits
+from visionattn.comparison.diagnostics.rows import choose_rows, first_of, list_rows
+from visionattn.comparison.diagnostics.suite import train_row
+from visionattn.comparison.diagnostics.training import evaluate, fit, load_scenes
+from visionattn.data.synthetic.diagnostics import TASKS, Scenes
+
+SMOKE = RECIPES["smoke"]
+FACTS = {"settings": "s", "source": "digits", "revision": "r", "versions": "v", "machine": "m"}
+
+
+def record(row="cnn/cbam", task="clutter", seed=0, right=7, **facts):
+    hits = np.arange(11) < right
+    return Record(row, task, "clutter", seed, hits, 1.5, 0.25, 0.125, {**FACTS, **facts})
+
+
+def rows_named(*names):
+    return [row for row in list_rows(every_mixer=True) if row.name in names]
+
+
+def test_baselines_stand_first_and_every_plug_in_follows():
+    rows = list_rows()
+    names = [row.name for row in rows]
+    count = sum(row.baseline for row in rows)
+    assert all(row.baseline for row in rows[:count]) and len(set(names)) == len(names)
+    assert {"cnn/plain", "cnn/se", "pyramid/pool", "columnar/deconstructed", "pyramid/gated_conv"} <= set(names[:count])
+    assert sum(row.host == "cnn" and not row.baseline for row in rows) >= 17
+    assert sum(row.host != "cnn" and not row.baseline for row in rows) >= 16
+    assert set(rows) <= set(list_rows(every_mixer=True))
+
+
+def test_rows_are_chosen_by_mechanism_with_their_baseline():
+    assert [row.name for row in choose_rows(["cbam", "swin"])] == [
+        "cnn/plain",
+        "pyramid/pool",
+        "cnn/cbam",
+        "pyramid/swin",
+    ]
+    with pytest.raises(ValueError, match="no row 'cbma'"):
+        choose_rows(["cbma"])
+
+
+@pytest.mark.parametrize("scale", ["small", "large"])
+def test_a_dry_run_builds_every_row(scale):
+    text = dry_run(scale, tasks=["pointer"])
+    assert all(row.name in text for row in list_rows())
+    recipe = RECIPES[scale]
+    assert f"{len(list_rows()) * len(recipe.seeds):,} trainings of {recipe.steps:,} steps" in text
+
+
+@pytest.mark.parametrize("name", ["cnn/ela_t", "pyramid/swin", "columnar/dual_attention"])
+def test_a_second_training_gives_the_same(name, tmp_path):
+    (row,) = rows_named(name)
+    first = train_row(row, "clutter", 5, SMOKE, "digits", tmp_path / "a")
+    again = train_row(row, "clutter", 5, SMOKE, "digits", tmp_path / "b")
+    assert [r.task for r in first] == ["clutter", "shift", "corruption"]
+    for one, other in zip(first, again, strict=True):
+        assert np.array_equal(one.hits, other.hits)
+        assert one.facts == other.facts and one.facts["source"] == "digits"
+    assert load_records(tmp_path / "a" / "records", SMOKE.digest("digits")).keys() == {r.key for r in first}
+
+
+def test_seeds_and_settings_tell_trainings_apart():
+    assert SMOKE.digest("digits") != SMOKE.digest("digits+fashion")
+    assert SMOKE.digest("digits") != replace(SMOKE, steps=5).digest("digits")
+    assert SMOKE.digest("digits") == replace(SMOKE, seeds=(7,), tasks=("pointer",)).digest("digits")
+
+
+def test_a_table_is_restored_as_it_was(tmp_path):
+    records = [record(), record(seed=1, right=3), record("cnn/plain", right=0)]
+    export(records, tmp_path / "d.csv")
+    lines = list(csv.DictReader((tmp_path / "d.csv").open()))
+    assert [line["row"] for line in lines] == ["cnn/cbam", "cnn/cbam", "cnn/plain"]
+    assert lines[0]["accuracy"] == "0.6364" and lines[0]["revision"] == "r"
+    assert restore(tmp_path / "d.csv", tmp_path / "records") == 3
+    assert restore(tmp_path / "d.csv", tmp_path / "records") == 0
+    found = load_records(tmp_path / "records", "s")
+    for one in records:
+        assert np.array_equal(found[one.key].hits, one.hits) and found[one.key].facts == one.facts
+    assert load_records(tmp_path / "records", "other") == {}
+
+
+def test_a_table_of_other_results_is_refused(tmp_path):
+    export([record()], tmp_path / "d.csv")
+    text = (tmp_path / "d.csv").read_text().replace("0.6364", "0.7000")
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(ValueError, match="do not belong together"):
+        restore(tmp_path / "d.csv", tmp_path / "records")
+
+
+def test_seeds_after_a_gap_do_not_count():
+    recipe = replace(SMOKE, seeds=(0, 1, 2), tasks=("clutter",))
+    hits = collect_hits([record(), record(seed=2), record("cnn/plain"), record("cnn/plain", seed=1)], recipe)
+    assert {row: len(own) for row, own in hits["clutter"].items()} == {"cnn/cbam": 1, "cnn/plain": 2}
+
+
+def test_a_run_goes_on_and_says_that_it_is_unfinished(tmp_path, capsys):
+    options = {"scale": "smoke", "rows": ["cbam"], "tasks": ["pointer"], "jobs": 1, "source": "digits"}
+    with pytest.raises(ValueError, match="nothing is finished"):
+        run_diagnostics(tmp_path / "d.md", tmp_path / "runs", minutes=0, **options)
+    text = run_diagnostics(tmp_path / "d.md", tmp_path / "runs", seeds=[0], **options)
+    assert "Complete: 2 rows, 1 tasks, 1 seeds" in text
+    capsys.readouterr()
+    # Only the report was kept.
+    text = run_diagnostics(tmp_path / "d.md", tmp_path / "elsewhere", minutes=0, **options)
+    printed = capsys.readouterr().out
+    assert "took 2 results" in printed and "2 of 4 trainings are finished" in printed
+    assert "**Unfinished: 2 of 4 results.**" in text and "better than plain" not in text
+    assert (tmp_path / "d-which.md").is_file() and (tmp_path / "d-heat-map.png").stat().st_size > 5_000
+    text = run_diagnostics(tmp_path / "d.md", tmp_path / "runs", **options)
+    assert "Complete: 2 rows, 1 tasks, 2 seeds" in text
+    assert "nothing has learnt this task" in text or "than plain" in text
+
+
+def test_wrong_choices_are_named():
+    with pytest.raises(ValueError, match="no task 'pointr'"):
+        dry_run("small", tasks=["pointr"])
+    with pytest.raises(ValueError, match="name that too"):
+        dry_run("small", tasks=["corruption"])
+
+
+def test_a_map_on_the_evidence_points_at_it():
+    (scenes,) = TASKS["pointer"].make("test", 20)
+    model = rows_named("cnn/simam")[0].build(SMOKE, 10)
+    maps = look(model, scenes, 20)
+    score, chance = pointing(maps, scenes)
+    assert 0 <= score <= 1 and 0 < chance < 0.3
+    # The scene's own evidence as a map points at it always, its opposite never.
+    evidence = torch.from_numpy(scenes.evidence).float()
+    assert (pointing(evidence, scenes)[0], pointing(1 - evidence, scenes)[0]) == (1, 0)
+    plain = look(first_of("cnn").build(SMOKE, 10), scenes, 20)
+    assert plain is None and np.isnan(pointing(plain, scenes)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["clutter", "pointer", "neighbour"])
+def test_shuffled_labels_leave_a_network_at_chance(task, tmp_path):
+    recipe = replace(RECIPES["small"], train=6_000, test=2_000, steps=200)
+    (scenes,) = load_scenes(TASKS[task], "train", recipe, "digits", tmp_path)
+    (test,) = load_scenes(TASKS[task], "test", recipe, "digits", tmp_path)
+    torch.manual_seed(0)
+    labels = np.random.default_rng(0).permutation(scenes.labels)
+    model = first_of("cnn").build(recipe, TASKS[task].classes)
+    fit(model, Scenes(scenes.images, labels, scenes.evidence, scenes.places), recipe, recipe.rates["cnn"], seed=0)
+    assert evaluate(model, test, recipe).mean() == pytest.approx(TASKS[task].chance, abs=0.05)
+
+
+@pytest.mark.slow
+def test_average_pooling_fails_where_places_matter(tmp_path):
+    """The null brings in what is in the scene but not where, and so reads the objects and picks one."""
+    shares = {
+        name: train_row(rows_named(name)[0], "pointer", 0, RECIPES["small"], "digits", tmp_path)[0].hits.mean()
+        for name in ("columnar/average_pooling", "cnn/plain")
+    }
+    assert shares["columnar/average_pooling"] < shares["cnn/plain"] - 0.08
+    assert shares["columnar/average_pooling"] < TASKS["pointer"].shortcut + 0.06

@@ -1,0 +1,296 @@
+"""The report of the diagnostics, and the page that says which attention is for which job."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from visionattn.data.synthetic.diagnostics import TASKS, solve
+from visionattn.utils.files import replacing
+
+from .costs import RowCost, measure
+from .plots import draw_heat_map, draw_looks, draw_profiles, draw_tasks
+from .recipe import Recipe
+from .records import Record
+from .rows import Row, first_of
+from .training import DATA_SEED, SHOWN
+from .verdicts import Verdict, judge, plan_seeds
+
+__all__ = ["collect_hits", "power_plan", "write_report"]
+
+# Scenes that the reference solutions are asked about.
+_SOLVED = 1_000
+# Below these shares of the way from chance to ceiling a baseline has learnt nothing, and nothing follows from its row.
+_LEARNT = 0.05
+DIFFERENCE = 0.015
+
+
+def write_report(
+    records: Sequence[Record],
+    rows: Sequence[Row],
+    recipe: Recipe,
+    source: str,
+    out: Path,
+    scale: str,
+    looks: Mapping[tuple[str, str], np.ndarray],
+) -> str:
+    """Writes the report, `<stem>-which.md` and the pictures.
+
+    Args:
+        records: All results of these rows, tasks and seeds.
+        rows: The rows.
+        recipe: The settings.
+        source: A name in `SOURCES`.
+        out: A `.md` file.
+        scale: How the command names the recipe.
+        looks: By row and task where attention looks in the first test scenes, `(N, H, W)`; those that are at hand.
+
+    Returns:
+        The text of both pages.
+    """
+    hits = collect_hits(records, recipe)
+    verdicts = {task: _verdicts(own, rows, recipe) for task, own in hits.items()}
+    shown = [row for row in rows if any(row.name in own for own in verdicts.values())]
+    costs: dict[str, RowCost] = {}
+    for host in dict.fromkeys(row.host for row in shown):
+        first = first_of(host)
+        costs |= measure([first, *(row for row in shown if row.host == host and row != first)], recipe)
+    ceilings = {task: float(solve(task, _SOLVED, size=recipe.size, source=source).mean()) for task in hits}
+    scenes = {
+        task: TASKS[task].make("test", SHOWN, size=recipe.size, source=source, seed=DATA_SEED)[0] for task in hits
+    }
+    draw_tasks(scenes, out.with_name(f"{out.stem}-tasks.png"))
+    if looks:
+        draw_looks(shown, scenes, looks, out.with_name(f"{out.stem}-looks.png"))
+    draw_heat_map(shown, verdicts, out.with_name(f"{out.stem}-heat-map.png"))
+    draw_profiles(shown, verdicts, out.with_name(f"{out.stem}-profiles.png"))
+    command = f"visionattn compare --suite diagnostics --scale {scale} --out {out.name}"
+    lines = ["# Which attention for what: the visual attention diagnostics", ""]
+    lines += _status(records, rows, recipe)
+    lines += ["", *_explanation(recipe, source, records), "", "## The tasks", "", *_tasks(hits, ceilings, rows), ""]
+    lines += [f"![Test scenes of each task, with their answers]({out.stem}-tasks.png)", ""]
+    lines += ["## Power", "", *power_plan(hits, rows, recipe), ""]
+    lines += ["## Mechanisms and abilities", "", f"![Heat map]({out.stem}-heat-map.png)", ""]
+    lines += [*_table(shown, verdicts), "", f"![Profiles]({out.stem}-profiles.png)", ""]
+    lines += ["## Cost", "", *_costs(shown, costs), "", "## Where attention looks", "", *_pointing(records, shown), ""]
+    if out.with_name(f"{out.stem}-looks.png").is_file():
+        lines += [f"![Where attention looks in the first test scene of each task]({out.stem}-looks.png)", ""]
+    lines += [f"Made by `{command}`; every training is a line of [{out.stem}.csv]({out.stem}.csv).", ""]
+    which = [*_which(verdicts, hits, ceilings, costs, rows, _status(records, rows, recipe))]
+    for path, text in ((out, "\n".join(lines)), (out.with_name(f"{out.stem}-which.md"), "\n".join(which))):
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return "\n".join([*lines, *which])
+
+
+def collect_hits(records: Sequence[Record], recipe: Recipe) -> dict[str, dict[str, np.ndarray]]:
+    """Task -> row -> which scenes are right, `(seeds, scenes)`, of the first seeds that are finished without a gap."""
+    by_key = {record.key: record for record in records}
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for task in recipe.tasks:
+        for row in dict.fromkeys(record.row for record in records):
+            own = []
+            for seed in recipe.seeds:
+                if (record := by_key.get(f"{row}|{task}|{seed}")) is None:
+                    break
+                own.append(record.hits)
+            if own:
+                found.setdefault(task, {})[row] = np.stack(own)
+    return found
+
+
+def _verdicts(hits: Mapping[str, np.ndarray], rows: Sequence[Row], recipe: Recipe) -> dict[str, Verdict]:
+    """Of all rows whose baseline has been trained."""
+    found: dict[str, Verdict] = {}
+    for host in dict.fromkeys(row.host for row in rows):
+        first = first_of(host).name
+        names = [row.name for row in rows if row.host == host and row.name in hits and row.name != first]
+        if first in hits and names:
+            known = len(hits[first])
+            found |= judge({name: hits[name][:known] for name in names}, hits[first], len(recipe.seeds))
+    return found
+
+
+def power_plan(hits: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[Row], recipe: Recipe) -> list[str]:
+    """How many seeds tell a difference of 1.5 points on each task, from the spread among the rows so far."""
+    lines = ["| task | host | spread between seeds | scenes that rows differ on | seeds for 1.5 points |"]
+    lines += ["|---|---|---|---|---|"]
+    for task, own in hits.items():
+        for host in dict.fromkeys(row.host for row in rows):
+            first = first_of(host).name
+            names = [row.name for row in rows if row.host == host and row.name in own and row.name != first]
+            gains = [own[n][: len(own[first])] * 1.0 - own[first][: len(own[n])] for n in names if first in own]
+            gains = [gain for gain in gains if len(gain) > 1]
+            if not gains:
+                continue
+            between = float(np.median([gain.mean(1).var(ddof=1) for gain in gains]))
+            over = float(np.median([gain[0].var() for gain in gains]))
+            compared = sum(row.host == host for row in rows) - 1
+            seeds = plan_seeds(between, over, recipe.test, compared, DIFFERENCE)
+            wanted = "no number" if seeds is None else f"{seeds}"
+            lines.append(f"| {task} | {host} | {100 * math.sqrt(between):.2f} | {100 * over:.1f} % | {wanted} |")
+    if len(lines) == 2:
+        return ["No row has two seeds yet, so the spread between seeds is not known."]
+    note = f"At 95 % for all rows of a host at once, told in four of five cases; this run has {len(recipe.seeds)} seeds"
+    return [
+        *lines,
+        "",
+        f"{note} and {recipe.test:,} test scenes a task. The spread is the standard deviation, in points.",
+    ]
+
+
+def _status(records: Sequence[Record], rows: Sequence[Row], recipe: Recipe) -> list[str]:
+    total = len(rows) * len(recipe.tasks) * len(recipe.seeds)
+    if len(records) == total:
+        return [f"Complete: {len(rows)} rows, {len(recipe.tasks)} tasks, {len(recipe.seeds)} seeds."]
+    return [
+        f"**Unfinished: {len(records):,} of {total:,} results.** Rows with fewer than {len(recipe.seeds)} seeds have "
+        "no verdict, whatever their means say."
+    ]
+
+
+def _explanation(recipe: Recipe, source: str, records: Sequence[Record]) -> list[str]:
+    seconds = sum({(r.row, r.trained_on, r.seed): r.train_seconds for r in records}.values())
+    facts = sorted({(r.facts["revision"], r.facts["versions"], r.facts["machine"]) for r in records})
+    made = "; ".join(f"revision {revision}, {versions}, {machine}" for revision, versions, machine in facts)
+    return [
+        f"Small generated tasks ({source}) that each ask for one ability. Every plug-in stands in every block of one "
+        "narrow ResNet, every mixer in one pyramid or, where its card names none, in one plain transformer. Scenes of "
+        f"{recipe.size} px; {recipe.steps} steps of {recipe.batch}, AdamW with one cycle of the rate; one recipe for "
+        f"all. {seconds / 3600:.1f} hours of processor time for training.",
+        "",
+        "A difference is that of the share of right test scenes from the first row of the host, at equal seeds and "
+        "scenes. Its interval holds for all rows of the host and task at once (95 %, Bonferroni), over other seeds and "
+        "other scenes; rows share the seeds of their baseline. **better** and **worse**: zero is outside; **not told "
+        "apart**: a difference within ±x is not excluded. h is Cohen's effect size: 0.2 small, 0.5 medium, 0.8 large.",
+        "",
+        "These are tiny networks and short trainings: they show what a mechanism makes easy to learn, not what it is "
+        f"worth in a large network. Records: {made}.",
+    ]
+
+
+def _tasks(
+    hits: Mapping[str, Mapping[str, np.ndarray]], ceilings: Mapping[str, float], rows: Sequence[Row]
+) -> Iterator[str]:
+    firsts = [first_of(host).name for host in dict.fromkeys(row.host for row in rows)]
+    yield f"| task | question | chance | without the ability | ceiling | {' | '.join(firsts)} |"
+    yield "|---|---|---|---|---|" + "---|" * len(firsts)
+    for task, own in hits.items():
+        about = TASKS[task]
+        cells = [task, about.question, *(f"{100 * x:.1f}" for x in (about.chance, about.shortcut, ceilings[task]))]
+        cells += [f"{100 * own[name].mean():.1f}" if name in own else "" for name in firsts]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield (
+        "In %. Chance is answering without looking; *without the ability* reads the objects and picks one; the ceiling "
+        f"is the reference solution's, which knows the places and reads the pixels there ({_SOLVED:,} test scenes)."
+    )
+
+
+def _table(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdict]]) -> Iterator[str]:
+    yield f"| row | {' | '.join(verdicts)} |"
+    yield f"|---|{'---|' * len(verdicts)}"
+    for row in rows:
+        cells = [_cell(own.get(row.name), row) for own in verdicts.values()]
+        yield f"| {'**' + row.name + '**' if row.baseline else row.name} | {' | '.join(cells)} |"
+    yield ""
+    yield "Baselines in bold. Points of difference, with the half of the interval, h, and the verdict."
+
+
+def _cell(verdict: Verdict | None, row: Row) -> str:
+    if verdict is None:
+        return "baseline" if row == first_of(row.host) else ""
+    points = f"{100 * verdict.difference:+.1f}"
+    if verdict.word == "unfinished":
+        plural = "seed" if verdict.seeds == 1 else "seeds"
+        return f"{points} ({verdict.seeds} {plural})"
+    return f"{points} ± {100 * verdict.half:.1f}, h {verdict.effect:+.2f}: {verdict.word}"
+
+
+def _costs(rows: Sequence[Row], costs: Mapping[str, RowCost]) -> Iterator[str]:
+    yield "| row | parameters | MACs (M) | kept (kB) | training | inference | growth with N, card | measured |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in rows:
+        cost = costs[row.name]
+        numbers = [f"{cost.params:,}", f"{cost.macs / 1e6:.2f}", f"{cost.kept / 1e3:.0f}"]
+        numbers += [f"{cost.training:.2f}", f"{cost.inference:.2f}", row.cost, f"N^{cost.growth:.2f}"]
+        yield f"| {row.name} | {' | '.join(numbers)} |"
+    yield ""
+    yield (
+        "Times are medians of thread CPU times, in turns on one thread, over those of the first row of the host; kept "
+        "is what a training step keeps for its backward pass, of one scene. Measured growth: of the whole network's "
+        "inference, from one side of the scene to twice that."
+    )
+
+
+def _pointing(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
+    found = {(r.row, r.task): r for r in records if not math.isnan(r.pointing)}
+    tasks = list(dict.fromkeys(task for _, task in found))
+    if not found:
+        yield "No row with a map is finished yet."
+        return
+    yield f"| row | {' | '.join(tasks)} |"
+    yield f"|---|{'---|' * len(tasks)}"
+    for row in rows:
+        own = [found.get((row.name, task)) for task in tasks]
+        if any(own):
+            cells = ["" if r is None else f"{100 * r.pointing:.0f} ({100 * r.pointing_chance:.0f})" for r in own]
+            yield f"| {row.name} | {' | '.join(cells)} |"
+    yield ""
+    yield (
+        "Share of 200 test scenes, in %, in which the map of the last attention (spatial factor of a plug-in, mean "
+        "over its channels; what the positions of a mixer look at, mean over them and the heads) is largest on the "
+        "objects that the answer follows from; in brackets the share of the scene that these cover. First seed. Rows "
+        "without a spatial map have none."
+    )
+
+
+def _which(
+    verdicts: Mapping[str, Mapping[str, Verdict]],
+    hits: Mapping[str, Mapping[str, np.ndarray]],
+    ceilings: Mapping[str, float],
+    costs: Mapping[str, RowCost],
+    rows: Sequence[Row],
+    status: Sequence[str],
+) -> Iterator[str]:
+    yield "# Which attention for which job"
+    yield ""
+    yield from status
+    yield ""
+    yield "Only what the numbers of the diagnostics carry, host by host; a row that is not named is not told apart."
+    for task, own in verdicts.items():
+        about = TASKS[task]
+        yield ""
+        yield f"## {task}: {about.question}"
+        yield ""
+        for host in dict.fromkeys(row.host for row in rows):
+            first = first_of(host).name
+            if first not in hits[task]:
+                continue
+            names = [row.name for row in rows if row.host == host and row.name in own]
+            learnt = [n for n in (first, *names) if _learnt(float(hits[task][n].mean()), about.chance, ceilings[task])]
+            if not learnt:
+                yield f"- {host}: nothing has learnt this task at this scale, so it says nothing."
+                continue
+            words = {
+                word: sorted((n for n in names if own[n].word == word), key=lambda n: -own[n].difference)
+                for word in ("better", "worse", "not told apart", "unfinished")
+            }
+            for word in ("better", "worse"):
+                listed = ", ".join(
+                    f"{n.split('/')[1]} ({100 * own[n].difference:+.1f} points, training {costs[n].training:.1f} times)"
+                    for n in words[word]
+                )
+                if listed or not words["unfinished"]:
+                    yield f"- {host}, {word} than {first.split('/')[1]}: {listed or 'none'}."
+            if apart := words["not told apart"]:
+                least = max(abs(own[n].difference) + own[n].half for n in apart)
+                yield f"- {host}, not told apart: {len(apart)} rows, none by more than {100 * least:.1f} points."
+            if words["unfinished"]:
+                yield f"- {host}, unfinished: {len(words['unfinished'])} rows."
+    yield ""
+
+
+def _learnt(share: float, chance: float, ceiling: float) -> bool:
+    return share > chance + _LEARNT * (ceiling - chance)

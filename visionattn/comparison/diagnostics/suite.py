@@ -1,0 +1,208 @@
+"""A run of the diagnostics: what is not trained yet is trained, some at a time, and the report is written."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from visionattn.benchmark.record import surroundings
+from visionattn.data.synthetic.diagnostics import TASKS, find_source
+from visionattn.profiling.cost import count_macs
+from visionattn.utils.files import replacing
+from visionattn.utils.tables import format_table
+
+from .looking import LOOKED, look, pointing
+from .recipe import RECIPES, Recipe
+from .records import Record, export, load_records, restore
+from .report import collect_hits, power_plan, write_report
+from .rows import Row, choose_rows, list_rows
+from .training import SHOWN, load_scenes, train
+
+__all__ = ["dry_run", "run_diagnostics", "train_row"]
+
+
+def run_diagnostics(
+    out: Path,
+    work_dir: Path,
+    *,
+    scale: str = "small",
+    rows: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    jobs: int = 2,
+    minutes: float | None = None,
+    source: str | None = None,
+) -> str:
+    """Trains what is not finished yet, seed by seed and the baselines first, then writes the report.
+
+    Args:
+        out: The report, a `.md` file; the table, what each row got right, and pictures go beside it. A run resumes
+            from them too, so that it can go on where only the report was kept.
+        work_dir: Where the results of single trainings and the scenes go, or lie already.
+        scale: A name in `RECIPES`.
+        rows: Names of rows or mechanisms; `all` are all mixers; by default all plug-ins and one mixer of each kind.
+        tasks: Names of tasks; by default all.
+        seeds: Seeds; by default the scale's.
+        jobs: How many trainings at a time, each in a process on one thread.
+        minutes: No training is started later than this; the report says then that it is unfinished.
+        source: A name in `SOURCES`; by default with clothes where Fashion-MNIST is installed.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    recipe = choose(scale, tasks, seeds)
+    chosen = list_rows(every_mixer=True) if list(rows) == ["all"] else choose_rows(rows) if rows else list_rows()
+    source = source or find_source()
+    settings, folder = recipe.digest(source), work_dir / scale
+    if restored := restore(out.with_suffix(".csv"), folder / "records"):
+        print(f"took {restored} results from {out.with_suffix('.csv')}", flush=True)
+    done = load_records(folder / "records", settings)
+    pending = [
+        (row, task.name, seed)
+        for seed in recipe.seeds
+        for row in chosen
+        for task in recipe.trained
+        if any(f"{row.name}|{tested.name}|{seed}" not in done for tested in recipe.tested(task))
+    ]
+    total = len(chosen) * len(recipe.trained) * len(recipe.seeds)
+    print(f"{total - len(pending)} of {total} trainings are finished, {len(pending)} to go", flush=True)
+    print("\n".join(power_plan(collect_hits([*done.values()], recipe), chosen, recipe)), flush=True)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    if jobs == 1:
+        for row, task, seed in pending:
+            if deadline is None or time.monotonic() < deadline:
+                _tell(train_row(row, task, seed, recipe, source, folder))
+    elif pending:
+        for task in recipe.tasks:  # once, before all processes want them
+            for split in ("train", "test") if TASKS[task].trained_on is None else ("test",):
+                load_scenes(TASKS[task], split, recipe, source, folder / "scenes")
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            running = [pool.submit(train_row, *one, recipe, source, folder, deadline) for one in pending]
+            for future in as_completed(running):
+                _tell(future.result())
+    wanted = {f"{row.name}|{task}|{seed}" for row in chosen for task in recipe.tasks for seed in recipe.seeds}
+    everything = load_records(folder / "records", settings)
+    records = [record for key, record in everything.items() if key in wanted]
+    if not records:
+        raise ValueError("nothing is finished yet: give more minutes")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    export(everything.values(), out.with_suffix(".csv"))
+    looks = {(row.name, task): _look(folder / "looks", row.name, task) for row in chosen for task in recipe.tasks}
+    return write_report(
+        records, chosen, recipe, source, out, scale, {key: maps for key, maps in looks.items() if maps is not None}
+    )
+
+
+def choose(scale: str, tasks: Sequence[str], seeds: Sequence[int]) -> Recipe:
+    """The recipe of a scale with other tasks or seeds.
+
+    Raises:
+        ValueError: If a task is unknown, or is tested on networks of one that is left out.
+    """
+    recipe = RECIPES[scale]
+    for name in tasks:
+        if name not in TASKS:
+            raise ValueError(f"--tasks: there is no task {name!r}; there are: {', '.join(TASKS)}")
+        if (needed := TASKS[name].trained_on) and needed not in tasks:
+            raise ValueError(f"--tasks: {name} tests the networks of {needed}: name that too")
+    return replace(recipe, tasks=tuple(tasks) or recipe.tasks, seeds=tuple(seeds) or recipe.seeds)
+
+
+def train_row(
+    row: Row, task: str, seed: int, recipe: Recipe, source: str, folder: Path, deadline: float | None = None
+) -> list[Record]:
+    """Trains one row on one task with one seed; its results go to files of their own.
+
+    Args:
+        row: The row.
+        task: Name of a task that has networks of its own.
+        seed: The seed.
+        recipe: The settings.
+        source: A name in `SOURCES`.
+        folder: Where scenes and results go.
+        deadline: On the monotonic clock: nothing is done later.
+
+    Returns:
+        The results, none after the deadline.
+    """
+    if deadline is not None and time.monotonic() > deadline:
+        return []
+    torch.set_num_threads(1)  # sums come in one order however many cores there are
+    facts = {**_facts(recipe.device), "settings": recipe.digest(source), "source": source}
+    model, outcome = train(row, TASKS[task], seed, recipe, source, folder / "scenes")
+    records = []
+    for tested, hits in outcome.hits.items():
+        score, chance = float("nan"), float("nan")
+        if seed == recipe.seeds[0]:
+            scenes = load_scenes(TASKS[tested], "test", recipe, source, folder / "scenes")[0]
+            maps = look(model, scenes, LOOKED)
+            score, chance = pointing(maps, scenes)
+            if maps is not None:
+                _keep_look(folder / "looks", row.name, tested, maps[:SHOWN].numpy())
+        records.append(Record(row.name, tested, task, seed, hits, outcome.train_seconds, score, chance, facts))
+        records[-1].save(folder / "records")
+    return records
+
+
+def dry_run(scale: str, rows: Sequence[str] = (), tasks: Sequence[str] = (), seeds: Sequence[int] = ()) -> str:
+    """Builds every network of a scale without memory and says what would be trained, as a table.
+
+    Args:
+        scale: As in `run_diagnostics`.
+        rows: As there.
+        tasks: As there.
+        seeds: As there.
+
+    Raises:
+        ValueError: If a name is unknown, or a network does not take its scenes.
+    """
+    recipe = choose(scale, tasks, seeds)
+    chosen = list_rows(every_mixer=True) if list(rows) == ["all"] else choose_rows(rows) if rows else list_rows()
+    table = [("row", "parameters", "MACs (M)")]
+    for row in chosen:
+        with torch.device("meta"):
+            model = row.build(recipe, 10)
+        macs = count_macs(model, (3, recipe.size, recipe.size), batch=2)
+        table.append((row.name, f"{sum(p.numel() for p in model.parameters()):,}", f"{macs / 1e6:.1f}"))
+    count = len(chosen) * len(recipe.trained) * len(recipe.seeds)
+    facts = f"{len(chosen)} rows, {len(recipe.trained)} tasks to train and {len(recipe.tasks)} to test, "
+    facts += f"{len(recipe.seeds)} seeds: {count:,} trainings of {recipe.steps:,} steps of {recipe.batch} scenes of "
+    return f"{format_table(table)}\n{facts}{recipe.size} px on {recipe.device}"
+
+
+def _keep_look(folder: Path, row: str, task: str, maps: np.ndarray) -> None:
+    path = _path(folder, row, task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, (255 * maps).astype(np.uint8))
+
+
+def _look(folder: Path, row: str, task: str) -> np.ndarray | None:
+    path = _path(folder, row, task)
+    return np.load(path, allow_pickle=False) if path.is_file() else None
+
+
+def _path(folder: Path, row: str, task: str) -> Path:
+    return folder / f"{row.replace('/', '-')}.{task.replace(' ', '-')}.npy"
+
+
+def _tell(records: Sequence[Record]) -> None:
+    for record in records:
+        text = f"{record.row}, {record.task}, seed {record.seed}: {100 * record.hits.mean():.1f} %"
+        print(f"{text} ({record.train_seconds:.0f} s)", flush=True)
+
+
+@cache
+def _facts(device: str) -> dict[str, str]:
+    found = surroundings(device)
+    versions = " ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return {"revision": found["revision"], "versions": versions, "machine": found["device"]["name"]}
