@@ -47,9 +47,12 @@ HUB = ["huggingface_hub>=0.34"]
 LARGE = [*TRAIN, "datasets>=4"]
 # Where runs can be logged to besides files.
 TRACKERS = ["wandb>=0.19", "mlflow>=3"]
+# What `visionattn.explain` can use besides: texts and towers of open_clip, maps by UMAP.
+ANALYSIS = ["open_clip_torch>=2.24", "umap-learn>=0.5"]
 EXTRAS = {
     "train": TRAIN,
     "explain": EXPLAIN,
+    "analysis": [*EXPLAIN, *ANALYSIS],
     "export": [*TRAIN, *EXPORT],
     "hub": HUB,
     "large": LARGE,

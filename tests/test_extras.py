@@ -17,6 +17,8 @@ EXTRA = (
     *("albumentations", "cv2", "faster_coco_eval", "matplotlib", "mmengine", "onnx", "onnxruntime", "onnxscript"),
     *("rich", "scipy", "segmentation_models_pytorch", "skimage", "sklearn", "tensorboard", "torchmetrics"),
 )
+# Packages of extras that tests do without, by their modules.
+NAMES = {"pytorch_grad_cam": "grad-cam", "open_clip": "open-clip-torch", "umap": "umap-learn"}
 # Modules that timm or torch bring along, but that the core may not import itself.
 THEIRS = ("torchvision", "huggingface_hub", "yaml")
 BLOCKER = f"""
@@ -178,6 +180,6 @@ def test_everything_that_is_imported_is_declared(metadata):
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level and node.module else []
             for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"visionattn"}:
                 found = {owner.lower().replace("_", "-") for owner in owners.get(name, [name])}
-                found |= {"grad-cam"} if name == "pytorch_grad_cam" else set()  # also where it is not installed
+                found |= {NAMES[name]} if name in NAMES else set()  # also where it is not installed
                 # Triton comes with PyTorch, where there is one for the machine.
                 assert found & declared or name in ("triton", "setuptools"), f"{path.name} imports {name}"

@@ -15,6 +15,9 @@ __all__ = [
     "attach",
     "catalog",
     "checkpoints",
+    "explain",
+    "heads",
+    "inference",
     "list_mixers",
     "list_plugins",
     "mixers",
@@ -30,11 +33,13 @@ if not is_command_line_starting():
     from .plugins import attach, list_plugins
 
 if TYPE_CHECKING:
-    from . import checkpoints
+    from . import checkpoints, explain, heads, inference
+
+_LAZY = ("checkpoints", "explain", "heads", "inference")
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `visionattn.checkpoints` on first access."""
-    if name == "checkpoints":
-        return import_module("visionattn.checkpoints")
+    """Imports `visionattn.checkpoints`, `.explain`, `.heads` and `.inference` on first access."""
+    if name in _LAZY:
+        return import_module(f"visionattn.{name}")
     raise AttributeError(f"module 'visionattn' has no attribute {name!r}")

@@ -216,7 +216,7 @@ _FOOT = """\
 The networks are the packaged classifiers of digits. They have never seen four digits at once, nor a photograph: on the
 digit scenes of photographs, which detectors are trained on, they are right in 6 to 19 % of the cases, so there is no
 answer to explain there. Classifiers of clothes do not know digits at all. Class activation maps need the extra
-`explain`; methods that a network does not offer are left out (`visionattn explain --list` says why).
+`explain`; methods that a network does not offer are left out (`visionattn explain --model NAME --list` says why).
 """
 
 

@@ -4,6 +4,8 @@ Official code: https://github.com/yuweihao/MambaOut (Apache-2.0).
 
 timm has its networks with their weights, `timm.list_models("mambaout_*")`, and they train, publish and predict here as
 any of timm's. Comparisons have a narrow one of its class as a baseline (`mambaout_64-15e_digits`).
+
+Golden: none; there is no code of ours to compare.
 """
 
 from visionattn.catalog import Card
@@ -21,4 +23,5 @@ CARD = Card(
     license="Apache-2.0",
     placement="in every block in place of attention and MLP, in timm's networks `mambaout_*`",
     cost="N",
+    flow="(norm -> linear -> (GELU | part: 7x7 depthwise conv) -> * -> linear | .) -> +",
 )

@@ -103,7 +103,7 @@ def drawing(card: Card) -> str:
     if not card.flow:
         raise ValueError(f"the card of {card.name!r} has no flow; visionattn.testing.flow says how to write one")
     inside, outside = _SHAPES.get(card.kind, ""), "y, same shape"
-    if card.kind not in _SHAPES or card.further_inputs:
+    if card.factory is not None and (card.kind not in _SHAPES or card.further_inputs):
         # Of the class's own docstring: `(B, N, C), (B, M, C) -> (B, N, 4 C)`.
         found = re.search(r"`(\([^)]*\)).*?-> (\([^)]*\))", getdoc(_class_of(card)) or "", re.DOTALL)
         if found:
