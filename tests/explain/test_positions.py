@@ -78,6 +78,47 @@ def test_extra_tokens():
     assert last.keys.index[0, 0, 0].tolist() == [16, *range(16)]
 
 
+def test_grid_attention_of_maxvit():
+    _, record = traced("maxvit_pico_rw_256", (256, 256))
+    for layer in list(record)[:6]:
+        places = record.positions(layer.index).keys
+        side = places.grid[0]
+        y, x = cells(places)
+        if ".attn_block." in layer.path:  # windows of 8 x 8
+            rows, columns = windows(side, side, 8)
+        else:  # 8 x 8 tokens, as far apart as there are windows
+            step = side // 8
+            first = torch.arange(step)
+            tokens = torch.arange(8) * step
+            rows = (first[:, None, None, None] + tokens[:, None]).expand(step, step, 8, 8).reshape(-1, 64)
+            columns = (first[:, None, None] + tokens).expand(step, step, 8, 8).reshape(-1, 64)
+        assert (y == rows[None, :, None]).all() and (x == columns[None, :, None]).all()
+
+
+def test_routed_regions_of_biformer():
+    """Keys are the tokens of the regions that the mixer says it routes to, also where no query sees the first one."""
+    model, record = traced("va_stm_biformer_nano", (64, 96))
+    seen = {}
+    mixers = {layer.path: model.get_submodule(layer.path) for layer in record}
+    hooks = [
+        mixer.register_forward_pre_hook(lambda mixer, args, path=path: seen.update({path: args[0]}))
+        for path, mixer in mixers.items()
+        if hasattr(mixer, "routing")
+    ]
+    with torch.no_grad():
+        model(record.images)
+    for hook in hooks:
+        hook.remove()
+    grids = set()
+    for layer in (layer for layer in record if layer.path in seen and layer.shape[1] > 1):
+        found, route = record.positions(layer.index), mixers[layer.path].routing(seen[layer.path])
+        tokens = found.queries.index[:, :, 0]
+        expected = torch.stack([part[regions].flatten(1) for part, regions in zip(tokens, route, strict=True)])
+        assert (found.keys.index == expected[:, :, None]).all() and found.keys.grid == found.queries.grid
+        grids.add(found.queries.grid)
+    assert grids == {(32, 48), (16, 24)}
+
+
 @pytest.mark.parametrize("mixer", ["swin", "twins", "davit", "halonet", "boat", "pvt", "softmax"])
 def test_ours(mixer):
     """Every query once; every key is a token of the map, and halos reach beyond it."""

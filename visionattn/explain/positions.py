@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -259,8 +259,18 @@ def _positions(traces: list[list[torch.Tensor | None]], layer: "Layer") -> Posit
     if queries is None or keys is None:
         return None
     if not (queries.valid & (queries.prefix < 0)).any():  # extra tokens alone have no grid of their own
-        queries = Places(queries.y, queries.x, queries.prefix, queries.valid, queries.spread, keys.grid)
+        queries = replace(queries, grid=keys.grid)
+    elif keys.grid != queries.grid and _are_cells(keys, queries.grid):  # no query may be routed to the first token
+        keys = replace(keys, grid=queries.grid)
     return Positions(queries, keys)
+
+
+def _are_cells(places: Places, grid: tuple[int, int]) -> bool:
+    """Whether tokens are single cells of a grid, not pooled from several."""
+    patches = places.valid & (places.prefix < 0)
+    cells = [part[patches] * side - 0.5 for part, side in zip((places.y, places.x), grid, strict=True)]
+    centred = all(((part - part.round()).abs() < 0.01).all() for part in cells)
+    return bool(patches.any()) and centred and bool((places.spread[patches] < 1e-3).all())
 
 
 def _places(tangents: list[torch.Tensor | None]) -> Places | None:
