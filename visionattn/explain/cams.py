@@ -11,6 +11,7 @@ from torch import nn
 
 from visionattn.utils.arguments import check_choice
 
+from ._evaluation import evaluating
 from ._maps import MapFinder, MapLayout, modules_with_maps
 from .capture import capture
 from .relevance import Target
@@ -57,20 +58,17 @@ def cam(
     import pytorch_grad_cam
 
     kept = [(parameter, parameter.grad) for parameter in model.parameters()]
-    training = [module for module in model.modules() if module.training]
     found = None
     try:
-        model.eval()
-        make = getattr(pytorch_grad_cam, CAMS[method])
-        tool = make(model=model, target_layers=[model.get_submodule(name)], reshape_transform=layout.channels_first)
-        images = x.detach().clone().requires_grad_()  # also frozen networks have gradients then
-        with torch.enable_grad(), tool as run:
-            found = run(input_tensor=images, targets=_targets(target, len(x)))
+        with evaluating(model):  # before the package is made, which sets it itself
+            make = getattr(pytorch_grad_cam, CAMS[method])
+            tool = make(model=model, target_layers=[model.get_submodule(name)], reshape_transform=layout.channels_first)
+            images = x.detach().clone().requires_grad_()  # also frozen networks have gradients then
+            with torch.enable_grad(), tool as run:
+                found = run(input_tensor=images, targets=_targets(target, len(x)))
     finally:
         for parameter, grad in kept:
             parameter.grad = grad
-        for module in training:
-            module.training = True
     if found is None:  # the package prints index errors and goes on
         raise ValueError(f"grad-cam's {CAMS[method]} fails on {name} of {type(model).__name__}: see what it printed")
     return torch.from_numpy(found).float()

@@ -9,14 +9,15 @@ Differs from the official code in:
 - of the channels of a difference the largest counts; the official pictures have one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from visionattn.utils.arguments import check_positive
+
+from ._evaluation import evaluating
 
 __all__ = ["counterfactual", "counterfactual_saliency"]
 
@@ -59,7 +60,7 @@ def counterfactual(
             decoder gives pictures of another shape.
     """
     check_positive(steps=steps)
-    with _evaluating(model, encoder, decoder):
+    with evaluating(model, encoder, decoder):
         with torch.no_grad():
             start = encoder(x)
             before = decoder(start)
@@ -130,17 +131,3 @@ def _classes(target: int | Sequence[int] | torch.Tensor, logits: torch.Tensor) -
     if bool((chosen < 0).any()) or bool((chosen >= classes).any()):
         raise ValueError(f"target must be in 0..{classes - 1}, got {target}")
     return chosen.expand(count)
-
-
-@contextmanager
-def _evaluating(*parts: Code) -> Iterator[None]:
-    """All modules in evaluation mode, and each in its own afterwards."""
-    networks = [part for part in parts if isinstance(part, nn.Module)]
-    trained = [module for network in networks for module in network.modules() if module.training]
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for module in trained:
-            module.training = True

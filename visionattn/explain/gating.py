@@ -1,12 +1,12 @@
 """What our mechanisms without probabilities do: the factors of gates, and the matrices of mixers."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from ._evaluation import evaluating
 
 __all__ = ["gates", "mixer_weights"]
 
@@ -50,7 +50,7 @@ def gates(model: nn.Module, x: torch.Tensor) -> dict[str, dict[str, torch.Tensor
 
             gate: Any = module.gate
             handles.append(gate.register_forward_hook(look))
-    with _evaluated(model):
+    with evaluating(model), torch.no_grad():
         try:
             model(x)
         finally:
@@ -90,7 +90,7 @@ def mixer_weights(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     mixers = [(n, m) for n, m in model.named_modules() if _says_weights(m)]
     for name, mixer in mixers:
         _listen(name, mixer, found)
-    with _evaluated(model):
+    with evaluating(model), torch.no_grad():
         try:
             model(x)
         finally:
@@ -130,16 +130,3 @@ def _listen(name: str, mixer: Any, found: dict[str, torch.Tensor]) -> None:
         return own(tokens, *args, **kwargs)
 
     setattr(mixer, inner, listening)
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Without gradients and in evaluation mode, which is undone after."""
-    trained = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module in trained:
-            module.training = True

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from ._evaluation import evaluating
 from ._maps import MapFinder, MapLayout, modules_with_maps
 from .tokens import inner_network
 
@@ -196,19 +197,16 @@ def _tangents(layer: "Layer") -> list[torch.Tensor | None]:
 @contextmanager
 def _hooked(model: nn.Module, tracer: "_Tracer") -> Iterator[None]:
     """The network in evaluation mode with the tracer hooked to every module that may output a map."""
-    trained = [module for module in model.modules() if module.training]
     handles = [
         module.register_forward_hook(tracer.of_heads if name.rpartition(".")[2] in _HEAD_MAPS else tracer)
         for name, module in modules_with_maps(model)
     ]
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for module in trained:
-            module.training = True
 
 
 class _Tracer:
