@@ -21,7 +21,7 @@ from .looking import LOOKED, look, pointing
 from .recipe import RECIPES, Recipe
 from .records import Record, export, load_records, restore
 from .report import collect_hits, power_plan, write_report
-from .rows import Row, choose_rows, list_rows
+from .rows import Row, choose_rows
 from .training import SHOWN, load_scenes, train
 
 __all__ = ["dry_run", "run_diagnostics", "train_row"]
@@ -60,7 +60,7 @@ def run_diagnostics(
         ValueError: If a name is unknown.
     """
     recipe = choose(scale, tasks, seeds)
-    chosen = list_rows(every_mixer=True) if list(rows) == ["all"] else choose_rows(rows) if rows else list_rows()
+    chosen = choose_rows(rows)
     source = source or find_source()
     settings, folder = recipe.digest(source), work_dir / scale
     if restored := restore(out.with_suffix(".csv"), folder / "records"):
@@ -78,9 +78,8 @@ def run_diagnostics(
     print("\n".join(power_plan(collect_hits([*done.values()], recipe), chosen, recipe)), flush=True)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     if jobs == 1:
-        for row, task, seed in pending:
-            if deadline is None or time.monotonic() < deadline:
-                _tell(train_row(row, task, seed, recipe, source, folder))
+        for one in pending:
+            _tell(train_row(*one, recipe, source, folder, deadline))
     elif pending:
         for task in recipe.tasks:  # once, before all processes want them
             for split in ("train", "test") if TASKS[task].trained_on is None else ("test",):
@@ -166,7 +165,7 @@ def dry_run(scale: str, rows: Sequence[str] = (), tasks: Sequence[str] = (), see
         ValueError: If a name is unknown, or a network does not take its scenes.
     """
     recipe = choose(scale, tasks, seeds)
-    chosen = list_rows(every_mixer=True) if list(rows) == ["all"] else choose_rows(rows) if rows else list_rows()
+    chosen = choose_rows(rows)
     table = [("row", "parameters", "MACs (M)")]
     for row in chosen:
         with torch.device("meta"):
