@@ -106,8 +106,8 @@ def test_scenes_grow_with_their_size():
 
 def test_harder_scenes_have_more():
     (easy,) = TASKS["pointer"].make("test", 3)
-    (hard,) = TASKS["pointer"].make("test", 3, objects=5)
-    assert (easy.places.shape[1], hard.places.shape[1]) == (2, 5)
+    (hard,) = TASKS["pointer"].make("test", 3, objects=4)
+    assert (easy.places.shape[1], hard.places.shape[1]) == (2, 4)
     assert solve("corruption", 60, severity=3.0).mean() > 0.9  # reads the scenes without the change
 
 
@@ -119,7 +119,7 @@ def test_harder_scenes_have_more():
         ({"count": 0}, "count at least 1"),
         ({"rows": 3}, "difficulty of pointer must be one of object_px, objects, kinds, gap"),
         ({"source": "letters"}, "source must be one of"),
-        ({"objects": 6}, "objects must be at most kinds=5"),
+        ({"objects": 5}, "objects must be at most kinds=4"),
         ({"objects": 9, "kinds": 9}, "hardly fit"),
     ],
 )
@@ -132,9 +132,9 @@ def test_wrong_arguments_are_named(arguments, message):
         TASKS["pointer"].make(**{"split": "test", "count": 1, **arguments})
 
 
-@pytest.mark.parametrize("arguments", [{"rows": 6, "size": 64}, {"columns": 3}, {"rows": 4}])
+@pytest.mark.parametrize("arguments", [{"rows": 5, "size": 64}, {"columns": 3}, {"rows": 4}])
 def test_a_table_that_does_not_fit_is_refused(arguments):
-    with pytest.raises(ValueError, match="rows must be at most kinds=5"):
+    with pytest.raises(ValueError, match="rows must be at most kinds=4"):
         TASKS["neighbour"].make("test", 1, **arguments)
 
 

@@ -16,7 +16,7 @@ from .scenes import CORRUPTIONS, MARK, Place, Scenes, blank, corrupt, draw, fram
 __all__ = ["TASKS", "VERSION", "Task"]
 
 # Changes whenever scenes do, so that results of other scenes are not taken for those of these.
-VERSION = 2
+VERSION = 3
 
 Way = list[tuple[int, int]]
 Part = tuple[np.ndarray, int, list[Place], list[Place]]
@@ -100,7 +100,15 @@ def _ink(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _clutter(
-    split: str, index: int, rng: np.random.Generator, size: int, source: str, *, object_px: int, fragments: int
+    split: str,
+    index: int,
+    rng: np.random.Generator,
+    size: int,
+    source: str,
+    *,
+    object_px: int,
+    fragments: int,
+    kinds: int,
 ) -> Part:
     """One whole digit among fragments of other objects. Places: the digit."""
     pictures = load_pictures(split, object_px, source)
@@ -111,7 +119,7 @@ def _clutter(
         x, y = rng.integers(object_px - cut + 1, size=2)
         left, top = map(int, rng.integers(size - cut + 1, size=2))
         draw(image, ink[y : y + cut, x : x + cut], (left, top, cut), _ink(rng))
-    label = int(rng.integers(10))
+    label = int(rng.integers(kinds))
     ink = _one_of(_digits(split, object_px, source), label, rng)
     left, top = map(int, rng.integers(size - object_px + 1, size=2))
     image[top : top + object_px, left : left + object_px] //= 3
@@ -339,12 +347,21 @@ def _few(
 
 
 def _shift(
-    split: str, index: int, rng: np.random.Generator, size: int, source: str, *, object_px: int, fragments: int
+    split: str,
+    index: int,
+    rng: np.random.Generator,
+    size: int,
+    source: str,
+    *,
+    object_px: int,
+    fragments: int,
+    **kinds: int,
 ) -> Part:
     """Clutter on larger scenes, with the object as large as in training or as much larger. Places: the digit."""
     canvas, side = ((3, 2), (4, 2), (3, 3), (4, 4))[index % 4]
     grown = round(fragments * canvas**2 / side**2)
-    return _clutter(split, index, rng, size * canvas // 2, source, object_px=object_px * side // 2, fragments=grown)
+    larger = {"object_px": object_px * side // 2, "fragments": grown, **kinds}
+    return _clutter(split, index, rng, size * canvas // 2, source, **larger)
 
 
 def _corruption(
@@ -354,34 +371,42 @@ def _corruption(
     size: int,
     source: str,
     *,
-    object_px: int,
-    fragments: int,
     severity: float,
+    **clutter: int,
 ) -> Part:
     """Clutter with noise, blur or occlusion in turn. Places: the digit."""
-    image, label, places, evidence = _clutter(split, index, rng, size, source, object_px=object_px, fragments=fragments)
+    image, label, places, evidence = _clutter(split, index, rng, size, source, **clutter)
     if severity > 0:
         image = corrupt(image, CORRUPTIONS[index % 3], severity, rng)
     return image, label, places, evidence
 
 
-_CLUTTER = {"object_px": 12, "fragments": 8}
+_CLUTTER = {"object_px": 12, "fragments": 8, "kinds": 5}
 TASKS = {
     task.name: task
     for task in (
-        Task("clutter", "name the whole digit among fragments", 10, 0.1, 0.1, _clutter, _CLUTTER, units=("object_px",)),
+        Task(
+            "clutter",
+            "name the whole digit among fragments",
+            10,
+            1 / 5,
+            1 / 5,
+            _clutter,
+            _CLUTTER,
+            units=("object_px",),
+        ),
         Task(
             "pointer",
             "name the digit that the red bar points to",
-            *(10, 1 / 5, 1 / 2, _pointer),
-            {"object_px": 8, "objects": 2, "kinds": 5, "gap": 10, "directions": 2},
+            *(10, 1 / 4, 1 / 2, _pointer),
+            {"object_px": 8, "objects": 2, "kinds": 4, "gap": 10, "directions": 2},
             units=("object_px", "gap"),
         ),
         Task(
             "neighbour",
             "name the digit to the left of the 5",
-            *(10, 1 / 5, 1 / 3, _neighbour),
-            {"object_px": 8, "rows": 3, "columns": 2, "kinds": 5, "gap": 14},
+            *(10, 1 / 4, 1 / 3, _neighbour),
+            {"object_px": 8, "rows": 3, "columns": 2, "kinds": 4, "gap": 14},
             units=("object_px", "gap"),
         ),
         Task(
@@ -411,14 +436,14 @@ TASKS = {
         Task(
             "shift",
             "clutter on larger scenes and of larger objects than in training",
-            *(10, 0.1, 0.1, _shift, _CLUTTER),
+            *(10, 1 / 5, 1 / 5, _shift, _CLUTTER),
             trained_on="clutter",
             units=("object_px",),
         ),
         Task(
             "corruption",
             "clutter under noise, blur and occlusion, unseen in training",
-            *(10, 0.1, 0.1, _corruption, {**_CLUTTER, "severity": 1.0}),
+            *(10, 1 / 5, 1 / 5, _corruption, {**_CLUTTER, "severity": 1.0}),
             trained_on="clutter",
             units=("object_px",),
         ),
