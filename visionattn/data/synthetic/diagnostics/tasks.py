@@ -405,8 +405,8 @@ TASKS = {
         Task(
             "neighbour",
             "name the digit to the left of the 5",
-            *(10, 1 / 4, 1 / 3, _neighbour),
-            {"object_px": 8, "rows": 3, "columns": 2, "kinds": 4, "gap": 14},
+            *(10, 1 / 4, 1 / 2, _neighbour),
+            {"object_px": 8, "rows": 2, "columns": 2, "kinds": 4, "gap": 14},
             units=("object_px", "gap"),
         ),
         Task(
