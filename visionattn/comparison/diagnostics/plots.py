@@ -41,7 +41,7 @@ def draw_heat_map(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdi
     axes = figure.subplots()
     limit = max(float(np.nanmax(np.abs(values), initial=5.0)), 5.0)
     norm = SymLogNorm(1.5, linscale=0.5, vmin=-limit, vmax=limit)
-    picture = axes.imshow(values, cmap="PuOr_r", norm=norm, aspect="auto")
+    picture = axes.imshow(values, cmap="RdBu", norm=norm, aspect="auto")
     axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     for y, row in enumerate(rows):
@@ -55,10 +55,10 @@ def draw_heat_map(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdi
                 colour = "white" if dark else "0.45" if verdict.word == "unfinished" else "0.15"
                 weight = "bold" if told else "normal"
                 axes.text(x, y, f"{values[y, x]:+.1f}", **_SMALL, color=colour, weight=weight)
-    ticks = [tick for tick in (1, 3, 10, 30) if tick <= limit]
+    upper = [tick for tick in (1, 3, 10, 30) if tick <= limit]
+    ticks = [*(-tick for tick in reversed(upper)), 0, *upper]
     bar = figure.colorbar(picture, label="points more than the first row of the host; bold: told apart", shrink=0.6)
-    bar.set_ticks([*(-tick for tick in reversed(ticks)), 0, *ticks])
-    bar.ax.yaxis.set_major_formatter("{x:+.0f}")
+    bar.set_ticks(ticks, labels=[f"{tick:+d}" if tick else "0" for tick in ticks])
     bar.minorticks_off()
     save_figure(figure, path)
 
@@ -78,6 +78,8 @@ def draw_profiles(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdi
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(judged) :]:
         axes.set_axis_off()
+    for axes in grid.flat[max(len(judged) - columns, 0) : len(judged)]:
+        axes.tick_params(axis="x", labelbottom=True)
     for axes, row in zip(grid.flat, judged, strict=False):
         for y, task in enumerate(tasks):
             verdict = verdicts[task].get(row.name)

@@ -304,10 +304,10 @@ def summary(verdicts: Mapping[str, Mapping[str, Verdict]], rows: Sequence[Row]) 
     """Who gains somewhere, who only loses, and who cannot be told from the first row of the host anywhere."""
     sides: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        own = {task: found[row.name] for task, found in verdicts.items() if row.name in found}
-        if own and all(verdict.word != "unfinished" for verdict in own.values()):
+        judged = {task: found[row.name] for task, found in verdicts.items() if row.name in found}
+        if len(judged) == len(verdicts) and all(one.word != "unfinished" for one in judged.values()):
             sides[row.name] = {
-                word: [f"{task} ({100 * one.difference:+.1f})" for task, one in own.items() if one.word == word]
+                word: [f"{task} ({100 * one.difference:+.1f})" for task, one in judged.items() if one.word == word]
                 for word in ("better", "worse", "not told apart")
             }
     if not sides:
@@ -315,7 +315,11 @@ def summary(verdicts: Mapping[str, Mapping[str, Verdict]], rows: Sequence[Row]) 
         return
     yield "| row | better at | worse at | not told apart |"
     yield "|---|---|---|---|"
-    for name, own in sorted(sides.items(), key=lambda item: len(item[1]["worse"]) - len(item[1]["better"])):
+    hosts = list(dict.fromkeys(name.partition("/")[0] for name in sides))
+    for name, own in sorted(
+        sides.items(),
+        key=lambda item: (hosts.index(item[0].partition("/")[0]), len(item[1]["worse"]) - len(item[1]["better"])),
+    ):
         cells = [", ".join(own["better"]), ", ".join(own["worse"]), f"{len(own['not told apart'])} of {len(verdicts)}"]
         yield f"| {name} | {' | '.join(cells)} |"
     groups = {
