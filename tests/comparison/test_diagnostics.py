@@ -4,13 +4,14 @@ import csv
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from visionattn.comparison.diagnostics import dry_run, run_diagnostics, train_again
 from visionattn.comparison.diagnostics.looking import look, pointing
-from visionattn.comparison.diagnostics.plots import draw_profile
+from visionattn.comparison.diagnostics.plots import draw_heat_map, draw_profile, draw_profiles
 from visionattn.comparison.diagnostics.recipe import RECIPES
 from visionattn.comparison.diagnostics.records import Record, export, load_records, restore
 from visionattn.comparison.diagnostics.report import collect_hits, summary
@@ -201,6 +202,15 @@ def test_the_page_names_winners_and_losers():
     assert "at any task: cnn/bam." in text
     # One seed says nothing, whatever its difference.
     assert "swin" not in text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("verdicts", [VERDICTS, {"pointer": {}}], ids=["rows", "baselines alone"])
+def test_pictures_are_drawn_of_whatever_is_finished(verdicts, tmp_path):
+    rows = rows_named("cnn/plain", "pyramid/pool", *VERDICTS["pointer"])
+    for draw in (draw_heat_map, draw_profiles):
+        draw(rows, verdicts, tmp_path / f"{draw.__name__}.png")
+        assert cv2.imread(str(tmp_path / f"{draw.__name__}.png")).std() > 1
 
 
 def test_a_profile_shows_what_is_told_apart(tmp_path):

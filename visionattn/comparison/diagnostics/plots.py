@@ -39,7 +39,7 @@ def draw_heat_map(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdi
     values = np.array([[_points(verdicts[task].get(row.name)) for task in tasks] for row in rows])
     figure = new_figure(2.6 + 1.05 * len(tasks), 1.2 + 0.27 * len(rows), 100)
     axes = figure.subplots()
-    limit = max(float(np.nanmax(np.abs(values), initial=5.0)), 5.0)
+    limit = float(np.nan_to_num(np.abs(values)).max(initial=5.0))
     norm = SymLogNorm(1.5, linscale=0.5, vmin=-limit, vmax=limit)
     picture = axes.imshow(values, cmap="RdBu", norm=norm, aspect="auto")
     axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
@@ -73,7 +73,7 @@ def draw_profiles(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdi
     """
     judged = [row for row in sorted(rows, key=_host_order(rows)) if any(row.name in own for own in verdicts.values())]
     tasks, columns = [*verdicts], 5
-    lines = -(-len(judged) // columns)
+    lines = max(-(-len(judged) // columns), 1)
     figure = new_figure(2.5 * columns, 0.6 + 0.22 * (len(tasks) + 2) * lines, 90)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(judged) :]:
@@ -191,8 +191,8 @@ def draw_looks(
         grid[0][column].imshow(own.images[0])
         grid[0][column].set_title(task, fontsize=8)
         for row, axes in zip(shown, grid[1:, column], strict=True):
+            axes.imshow(own.images[0].mean(-1), cmap="gray")
             if (row.name, task) in looks:
-                axes.imshow(own.images[0].mean(-1), cmap="gray")
                 axes.imshow(looks[row.name, task][0], cmap="inferno", alpha=0.6)
     for row, line in zip(shown, grid[1:], strict=True):
         line[0].set_ylabel(row.mechanism, fontsize=6, rotation=0, ha="right")

@@ -51,7 +51,7 @@ def write_report(
     """
     hits = collect_hits(records, recipe)
     verdicts = {task: _verdicts(own, rows, recipe) for task, own in hits.items()}
-    shown = [row for row in rows if any(row.name in own for own in verdicts.values())]
+    shown = [row for row in rows if any(row.name in own for own in hits.values())]
     costs: dict[str, RowCost] = {}
     for host in dict.fromkeys(row.host for row in shown):
         first = first_of(host)
