@@ -255,14 +255,14 @@ def _which(
     costs: Mapping[str, RowCost],
     rows: Sequence[Row],
     status: Sequence[str],
-    name: str,
+    report: str,
 ) -> Iterator[str]:
     yield "# Which attention for which job"
     yield ""
     yield from status
     yield ""
     yield (
-        "Only what the numbers of the [diagnostics](" + name + ") carry. Points are those of the share of right test "
+        f"Only what the numbers of the [diagnostics]({report}) carry. Points are those of the share of right test "
         "scenes, against the first row of the host; a row that is not named at a task is not told apart there."
     )
     yield ""
@@ -272,7 +272,15 @@ def _which(
         yield ""
         yield f"## {task}: {about.question}"
         yield ""
-        for host in dict.fromkeys(row.host for row in rows):
+        hosts = list(dict.fromkeys(row.host for row in rows))
+        firsts = [first_of(host).name for host in hosts if first_of(host).name in hits[task]]
+        known = [f"{name} {100 * hits[task][name].mean():.1f} %" for name in firsts]
+        yield (
+            f"First rows: {', '.join(known)}. The ceiling is {100 * ceilings[task]:.1f} %, without the ability it is "
+            f"{100 * about.shortcut:.0f} %."
+        )
+        yield ""
+        for host in hosts:
             first = first_of(host).name
             if first not in hits[task]:
                 continue
