@@ -51,7 +51,7 @@ def draw_heat_map(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdi
             axes.text(len(tasks) / 2 - 0.5, y, "what the rows below are compared with", **_SMALL, color="0.45")
         for x, task in enumerate(tasks):
             if (verdict := verdicts[task].get(row.name)) is not None:
-                told, dark = verdict.word in _COLOURS, abs(2 * norm(values[y, x]) - 1) > 0.6
+                told, dark = verdict.word in _COLOURS, abs(2 * norm(values[y, x]) - 1) > 0.5
                 colour = "white" if dark else "0.45" if verdict.word == "unfinished" else "0.15"
                 weight = "bold" if told else "normal"
                 axes.text(x, y, f"{values[y, x]:+.1f}", **_SMALL, color=colour, weight=weight)
