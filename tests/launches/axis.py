@@ -21,6 +21,7 @@ def _calls(layout: str, shape: tuple[int, int, int, int] = SHAPE, slow: bool = F
     triplet = [columns, rows, position]
     pools = [small(height, width), small(channels, width), small(channels, height)]
     indices = [index(height, width), index(channels, width), index(channels, height)]
+    each = small(channels)
     name = "-".join([layout, "x".join(map(str, shape[1:])), *(str(value)[6:] for value in kwargs.values())])
     shapes = [list(shape), layout == "NHWC"]
     # The map's own loads, where its rows are aligned: small tensors need no wide ones.
@@ -46,10 +47,24 @@ def _calls(layout: str, shape: tuple[int, int, int, int] = SHAPE, slow: bool = F
                 (x, None, x, [rows, columns, channel], "mixed", False, False, True, False),
             ),
             ("product-pools-backward", launch.axis_pool_backward, (x, x, channel, pools[0], pools[0], indices[0], 4)),
+            ("inner-pools-backward", launch.axis_pool_backward, (None, x, channel, pools[0], pools[0], indices[0], 4)),
+            (
+                "nested-backward",
+                launch.axis_spread,
+                (
+                    *(x, None, [channel, position], "product", False, False, *shapes),
+                    *([each, pools[0]], [3, 4], [each, pools[0]], [index(channels), indices[0]], [3, 4], 4),
+                ),
+            ),
+            (
+                "scores-backward",
+                launch.axis_spread,
+                (x, x, [channel, position], "product", True, True, *shapes, [each], [3], [], [], [], 0),
+            ),
             (
                 "triplet-pools-backward",
                 launch.axis_spread,
-                (x, triplet, "sum", False, *shapes, pools, [4, 2, 1], pools, indices, [4, 2, 1]),
+                (x, None, triplet, "sum", False, False, *shapes, pools, [4, 2, 1], pools, indices, [4, 2, 1], 0),
             ),
         ]
     ]

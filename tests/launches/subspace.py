@@ -19,9 +19,13 @@ def _calls(layout: str, shape: tuple[int, int, int, int] = SHAPE, slow: bool = F
     # The neighbours of a cell of an NCHW map stand beside it: only one of three loads is aligned.
     around = layout == "NHWC"
     backward = (grad, x, *numbers, weight)
+    alone, joint = (None, None, None, None, True, True), (x, grad, each, each, True, False)
+    sums = (None, None, None, None, False, True)
     return [
         Call(f"{name}-scores", subspace.group_scores, (x, *numbers, weight), vectors=around, slow=slow),
-        Call(f"{name}-backward", subspace.group_scores_backward, backward, vectors=around, slow=slow),
+        Call(f"{name}-backward", subspace.group_scores_backward, (*backward, *alone), vectors=around, slow=slow),
+        Call(f"{name}-joint-backward", subspace.group_scores_backward, (*backward, *joint), vectors=around, slow=slow),
+        Call(f"{name}-sums", subspace.group_scores_backward, (*backward, *sums), vectors=around, slow=slow),
         Call(f"{name}-moments", subspace.image_moments, (x,), slow=slow),
         Call(f"{name}-affine", subspace.image_affine, (x, each, each), slow=slow),
     ]

@@ -54,11 +54,16 @@ OPS = {
     "axis_gate": lambda x: ops.axis_gate(x, x.mean(1, True), x.mean((2, 3), True), residual=x, relu=True),
     "cross_gate": lambda x: ops.cross_gate(x, x.mean((2, 3), True), x.mean(1, True), "product"),
     "nested_gate": lambda x: ops.nested_gate(*ops.map_pools(x)[:2], spatial),
+    "nested_attention": lambda x: ops.nested_attention(x, lambda a, b: a.sin() * b, spatial, x.cos(), relu=True),
+    "score_gate": lambda x: ops.score_gate(x, torch.sin, lambda x: x.mean(1, True), "sum"),
     "map_pools": lambda x: ops.map_pools(x)[1:],
     "plane_conv": lambda x: ops.plane_conv(x, numbers(1, 8, 3, 3)),
     "channel_moments": ops.channel_moments,
     "subspace_scores": lambda x: ops.subspace_scores(x, numbers(8), numbers(8).cos(), numbers(2, 4)),
     "residual_gate": lambda x: ops.residual_gate(x, x[:, :2].sigmoid()),
+    "subspace_attention": lambda x: ops.subspace_attention(
+        x, lambda mean, var: (mean, var, numbers(2, 4)), torch.sigmoid, 2, True
+    ),
     "large_kernel_conv": lambda x: ops.large_kernel_conv(x.permute(0, 2, 3, 1), numbers(8, 1, 11, 11), backend="conv"),
     "projected_channel_attention": lambda x: ops.projected_channel_attention(
         tokens(x), numbers(24, 8), None, numbers(8, 8), None, num_heads=2, scale=0.01

@@ -38,7 +38,7 @@ def moments(height, width, layout):
 def scores(height, width, layout):
     x, numbers = torch.ones(2, CHANNELS, height, width).to(memory_format=layout), torch.ones(CHANNELS)
     grad, weight = torch.ones(2, 4, height, width), torch.ones(4, CHANNELS // 4)
-    return subspace.group_scores_backward, (grad, x, numbers, numbers, weight)
+    return subspace.group_scores_backward, (grad, x, numbers, numbers, weight, None, None, None, None, True, True)
 
 
 def windows(height, width, layout):

@@ -30,7 +30,7 @@ SMALL = {
     "toeplitz_matrix",
     "use_backend",
 }
-# Those of one mixer each, whose budget counts them.
+# Those of one plug-in or mixer each, whose budget counts them.
 SMALL |= {
     "BlockMap",
     "Blocks",
@@ -51,6 +51,7 @@ SMALL |= {
     "packed_attention",
     "pair_mask",
     "polynomial_attention",
+    "nested_attention",
     "nhwc_upconv",
     "project_apart",
     "rank_augmented_attention",
@@ -63,6 +64,8 @@ SMALL |= {
     "route_regions",
     "routed_attention",
     "routed_self_attention",
+    "score_gate",
+    "subspace_attention",
     "summed_attention",
     "widened",
 }

@@ -11,7 +11,7 @@ from .block_map import BlockMap, hilbert_order
 from .block_sparse_attention import Windows, block_sparse_attention
 from .channel_attention import channel_attention, prefer_moments, projected_channel_attention
 from .cluster_attention import cluster_attention
-from .cross_gate import cross_gate
+from .cross_gate import cross_gate, score_gate
 from .cross_scan import cross_merge, cross_scan
 from .focused_attention import focused_attention, focused_features
 from .gated_scan import gated_scan, linear_recurrence
@@ -23,7 +23,7 @@ from .max_first import max_first
 from .memory_scan import memory_scan
 from .mixture_attention import mixture_attention, mixture_weights
 from .moving_average import ema_kernel, moving_average
-from .nested_gate import map_pools, nested_gate
+from .nested_gate import map_pools, nested_attention, nested_gate
 from .nhwc_conv import nhwc_conv, nhwc_upconv
 from .packed_attention import Packing, pack_tokens, packed_attention
 from .plane_conv import plane_conv
@@ -35,7 +35,7 @@ from .relational_attention import relational_attention
 from .route_blocks import route_blocks
 from .routed_attention import region_pairs, route_regions, routed_attention, routed_self_attention
 from .stripe_attention import stripe_attention
-from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
+from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_attention, subspace_scores
 from .summed_attention import summed_attention
 from .window_attention import merge_windows, partition_windows, relative_position_bias, window_attention
 
@@ -76,6 +76,7 @@ __all__ = [
     "mixture_attention",
     "mixture_weights",
     "moving_average",
+    "nested_attention",
     "nested_gate",
     "nhwc_conv",
     "nhwc_upconv",
@@ -101,7 +102,9 @@ __all__ = [
     "route_regions",
     "routed_attention",
     "routed_self_attention",
+    "score_gate",
     "stripe_attention",
+    "subspace_attention",
     "subspace_scores",
     "summed_attention",
     "toeplitz_matrix",

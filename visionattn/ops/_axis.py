@@ -44,8 +44,10 @@ def refuses_gates(x: torch.Tensor, gates: Sequence[torch.Tensor], residual: torc
 
 def fits_gates(x: torch.Tensor, gate: torch.Tensor) -> bool:
     """Whether a gate has the map's batch, and size 1 or the map's along each other axis."""
-    same = gate.ndim == x.ndim and gate.shape[0] == x.shape[0]
-    return same and all(size in (1, full) for size, full in zip(gate.shape[1:], x.shape[1:], strict=True))
+    sizes, full = gate.shape, x.shape
+    if len(sizes) != len(full) or sizes[0] != full[0]:
+        return False
+    return all(size == 1 or size == full[axis] for axis, size in enumerate(sizes))
 
 
 def join_gates(gates: Sequence[torch.Tensor], join: str) -> torch.Tensor:

@@ -159,7 +159,9 @@ def _cannot_run(x: torch.Tensor, forced: bool) -> str:
     return reason
 
 
+# A device stays what it is: asking the driver and looking for a package take longer than a call's other Python.
 @torch.compiler.assume_constant_result
+@functools.cache
 def _without_gpu(index: int) -> str:
     """Why this CUDA device cannot run kernels, or ""."""
     if not torch.cuda.is_available() or torch.version.hip:
@@ -187,7 +189,8 @@ def _launch(kernel: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 def _kernel(module: str, name: str) -> Callable[..., Any]:
     path = f"{__package__}.triton.{module}"
-    _import(path)
+    if path not in sys.modules:
+        _import(path)
     return getattr(sys.modules[path], name)
 
 

@@ -7,9 +7,9 @@ import torch
 
 from ._axis import JOINS, fits_gates, join_gates, refuses_gates, refuses_map
 from ._dispatch import has_kernel
-from ._modes import needs_formula
 from .axis_pools import axis_pools, refuses_pools
-from .eager.strip_gate import StripGate
+from .eager.axis_gate import AxisGate
+from .eager.nested_gate import pays
 from .layout import memory_format
 
 __all__ = ["axis_attention", "axis_gate"]
@@ -57,27 +57,16 @@ def axis_gate(
         if not fits_gates(x, gate):
             raise ValueError(f"gates must have sizes of the map or 1, got {tuple(gate.shape)} for {tuple(x.shape)}")
     # In the map's layout, so that the products over all positions run densely.
-    gates = tuple(gate.to(x.dtype).contiguous(memory_format=memory_format(x)) for gate in gates)
-    if residual is None and _are_strips(x, gates, join) and not needs_formula():
-        y = StripGate.apply(_strips, x, *gates, *([None] * (3 - len(gates))))
-    else:
-        gate = join_gates(gates, join)
-        y = x * gate if residual is None else torch.addcmul(residual, x, gate)
+    layout = memory_format(x)
+    gates = tuple(gate.to(x.dtype).contiguous(memory_format=layout) for gate in gates)
+    own = residual is x
+    residual = None if residual is None else residual.to(x.dtype)
+    if pays(x):
+        rest = None if own else residual
+        return AxisGate.apply(x.contiguous(memory_format=layout), rest, join, own, relu, 1, *gates)
+    gate = join_gates(gates, join)
+    y = x * gate if residual is None else torch.addcmul(residual, x, gate)
     return y.relu() if relu else y
-
-
-def _are_strips(x: torch.Tensor, gates: Sequence[torch.Tensor], join: str) -> bool:
-    """Whether these are a row gate and a column gate of all channels, and optionally an offset per channel."""
-    wide = all(gate.shape[1] == x.shape[1] for gate in gates)
-    count = {"product": 2, "mixed": 3}.get(join)
-    if not wide or len(gates) != count or not gates[0].shape[3] == gates[1].shape[2] == 1:
-        return False
-    return count == 2 or tuple(gates[2].shape[2:]) == (1, 1)
-
-
-def _strips(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
-    gate = rows * columns
-    return x * (gate if offset is None else gate + offset)
 
 
 def _refuses_attention(x: torch.Tensor, pools: Sequence[tuple[str, int]], *args: Any, **kwargs: Any) -> str:

@@ -1,13 +1,15 @@
 """Gates a map by scores of channels combined with scores of positions."""
 
+from collections.abc import Callable
+
 import torch
 
-from ._axis import join_gates, refuses_gates
+from ._axis import join_gates, refuses_gates, refuses_map
 from ._dispatch import has_kernel
 from ._modes import needs_formula
 from .eager.cross_gate import CrossGate
 
-__all__ = ["cross_gate"]
+__all__ = ["cross_gate", "score_gate"]
 
 
 def _refuses(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mode: str) -> str:
@@ -37,3 +39,35 @@ def cross_gate(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mo
 
 def _formula(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mode: str) -> torch.Tensor:
     return x * (1 + join_gates((channel, spatial), mode).sigmoid())
+
+
+def _refuses_scores(
+    x: torch.Tensor,
+    channel: Callable[[torch.Tensor], torch.Tensor],
+    spatial: Callable[[torch.Tensor], torch.Tensor],
+    mode: str,
+) -> str:
+    return refuses_map(x) or ("" if mode in ("product", "sum") else "the scores cannot be joined so")
+
+
+@has_kernel("axis", _refuses_scores)
+def score_gate(
+    x: torch.Tensor,
+    channel: Callable[[torch.Tensor], torch.Tensor],
+    spatial: Callable[[torch.Tensor], torch.Tensor],
+    mode: str,
+) -> torch.Tensor:
+    """`cross_gate` by scores that are made of the map. `(B, C, H, W)`, same out, in its dtype and layout.
+
+    As one operation its gradient is one, too: those of the gate, of the mean and of `spatial` are added in one pass.
+
+    Args:
+        x: The map.
+        channel: Makes the scores of the channels, `(B, C)`, of their means, `(B, C)`.
+        spatial: Makes the scores of the positions, `(B, 1, H, W)`, of the map.
+        mode: `product` or `sum`.
+
+    Raises:
+        ValueError: If `mode` is unknown.
+    """
+    return cross_gate(x, channel(x.mean((2, 3)))[:, :, None, None], spatial(x), mode)

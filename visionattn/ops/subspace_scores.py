@@ -1,5 +1,7 @@
 """Affine map, ReLU, 3x3 maximum and grouped dot product in one, and the gate that uses them (ULSAM)."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
@@ -7,13 +9,16 @@ from ._axis import refuses_map
 from ._dispatch import explain, has_kernel
 from ._modes import use_eager_kernel
 from .eager import subspace_scores as eager
+from .eager.axis_gate import AxisGate
+from .eager.nested_gate import pays
+from .layout import memory_format
 
 __all__ = [
     "channel_moments",
     "prefer_subspace_scores",
     "residual_gate",
-    "residual_gate_formula",
     "scores_formula",
+    "subspace_attention",
     "subspace_scores",
 ]
 
@@ -66,22 +71,75 @@ def scores_formula(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, we
     return F.conv2d(F.max_pool2d(activated, 3, stride=1, padding=1), weight[..., None, None], groups=len(weight))
 
 
-def _refuses_gate(x: torch.Tensor, attention: torch.Tensor) -> str:
+def _refuses_gate(
+    x: torch.Tensor, attention: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False
+) -> str:
+    if residual is not None and residual.shape != x.shape:
+        return "the residual must have the map's shape"
     return refuses_map(x)
 
 
 @has_kernel("subspace", _refuses_gate)
-def residual_gate(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """`x + x * attention`, each map for one group of channels. `(B, C, H, W), (B, G, H, W) -> (B, C, H, W)`.
+def residual_gate(
+    x: torch.Tensor, attention: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False
+) -> torch.Tensor:
+    """`x + x * attention [+ residual]`, then ReLU, each attention map for one group of channels.
 
-    One rounding at the end: in half precision, `1 + attention` alone would often round to 1.
+    `(B, C, H, W), (B, G, H, W) -> (B, C, H, W)`. One rounding at the end of the gate: in half precision, `1 +
+    attention` alone would often round to 1.
+
+    Args:
+        x: The map.
+        attention: Of each group.
+        residual: Added if given.
+        relu: Whether a ReLU comes last.
     """
-    if use_eager_kernel(x):
-        return eager.ResidualGate.apply(residual_gate_formula, x, attention)
-    return residual_gate_formula(x, attention)
-
-
-def residual_gate_formula(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """`residual_gate` as one operator."""
+    residual = None if residual is None else residual.to(x.dtype)
+    if pays(x):
+        layout = memory_format(x)
+        gate = attention.to(x.dtype).contiguous(memory_format=layout)
+        dense = x.contiguous(memory_format=layout)
+        return AxisGate.apply(dense, residual, "product", True, relu, attention.shape[1], gate)
     groups = x.unflatten(1, (attention.shape[1], -1))
-    return torch.addcmul(groups, groups, attention.unsqueeze(2)).flatten(1, 2)
+    y = torch.addcmul(groups, groups, attention.unsqueeze(2)).flatten(1, 2)
+    y = y if residual is None else y + residual
+    return y.relu() if relu else y
+
+
+def _refuses_attention(
+    x: torch.Tensor,
+    numbers: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    attention: Callable[[torch.Tensor], torch.Tensor],
+    num_groups: int,
+    moments: bool,
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+) -> str:
+    return _refuses_gate(x, x, residual)
+
+
+@has_kernel("subspace", _refuses_attention)
+def subspace_attention(
+    x: torch.Tensor,
+    numbers: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    attention: Callable[[torch.Tensor], torch.Tensor],
+    num_groups: int,
+    moments: bool,
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+) -> torch.Tensor:
+    """`residual_gate` by attention made of `subspace_scores`, of the map itself. `(B, C, H, W)`, same out.
+
+    As one operation its gradient is one, too: no gradient of a map's size is stored between scores and gate.
+
+    Args:
+        x: The map.
+        numbers: Makes scale, shift and weight of `subspace_scores`, of mean and variance of each channel if `moments`.
+        attention: Makes the attention of each group of the scores.
+        num_groups: Number of groups.
+        moments: Whether `numbers` needs mean and variance.
+        residual: Added if given.
+        relu: Whether a ReLU comes last.
+    """
+    made = numbers(*channel_moments(x)) if moments else numbers()
+    return residual_gate(x, attention(subspace_scores(x, *made)), residual, relu)

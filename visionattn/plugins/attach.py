@@ -15,6 +15,7 @@ from visionattn.utils.tables import format_table
 from ._attached import AttachedModule, ZeroInitGate
 from ._conditioned import Conditioned, resolve_gate
 from ._dry_run import input_shapes
+from ._epilogue import fuse_epilogue
 from ._insertion import InsertionPoint, find_insertion_points
 from ._named import Names
 from ._resolve import resolve_plugin
@@ -120,6 +121,7 @@ def attach(
         joint = AttachedModule(getattr(owner, name), block.train(owner.training), first=spot.first)
         joint.training = owner.training
         setattr(owner, name, joint)
+        fuse_epilogue(owner)
     paths = {module: path for path, module in model.named_modules()}
     old = [replace(place, name=paths[module]) for place, module in before]
     new = [Place(paths[b], s.channels, s.stage, kind) for s, b, kind in zip(spots, blocks, kinds, strict=True)]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from visionattn.catalog import Card, Floor
-from visionattn.ops import cross_gate
+from visionattn.ops import score_gate
 from visionattn.utils.arguments import check_choice, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
@@ -105,7 +105,7 @@ class BAM(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return cross_gate(x, *self._scores(x), self.mode)
+        return score_gate(x, self.channel_gate, self.spatial_gate, self.mode)
 
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """The scores of the channels `(B, C, 1, 1)` and of the positions `(B, 1, H, W)`, and the `gate` of both."""

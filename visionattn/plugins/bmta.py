@@ -39,6 +39,8 @@ class BalancedMultiTaskAttention(StripGates):
         ValueError: If `channels` or a reduction is below 1.
     """
 
+    # Whether `forward` takes what comes after: `relu(plugin(x) + residual)` in one pass over the map.
+    fuses_residual = True
     # (pattern, replacement) pairs that turn the author's parameter names into ours.
     official_keys = (
         (r"\bcoord_attention\.", ""),
@@ -73,8 +75,9 @@ class BalancedMultiTaskAttention(StripGates):
         self.fc2.reset_parameters()
         nn.init.constant_(self.alpha, self.start)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return axis_attention(x, self.pools, (*self.broadcast_dims, (2, 3)), self._mixed, join="mixed")
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
+        broadcast = (*self.broadcast_dims, (2, 3))
+        return axis_attention(x, self.pools, broadcast, self._mixed, join="mixed", residual=residual, relu=relu)
 
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """The factors by name; `rows * columns` and `channel` in the learned mix are `gate`."""

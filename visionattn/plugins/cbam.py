@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card, Floor
-from visionattn.ops import map_pools, nested_gate
+from visionattn.ops import axis_gate, map_pools, nested_attention, nested_gate
 from visionattn.utils.arguments import check_positive
 from visionattn.utils.factory import FactoryKwargs
 
@@ -80,8 +80,15 @@ class ChannelGate(nn.Module):
             pools["lp"] = torch.linalg.vector_norm(x.flatten(2), dim=-1)
         if "lse" in self.pool_types:
             pools["lse"] = x.flatten(2).logsumexp(-1)
+        return x, self._scores(pools)
+
+    def of_pools(self, mean: torch.Tensor, maximum: torch.Tensor) -> torch.Tensor:
+        """The gate of the channels of their means and maxima, `(B, C)`, where there are no other pools."""
+        return self._scores({"avg": mean, "max": maximum})
+
+    def _scores(self, pools: dict[str, torch.Tensor]) -> torch.Tensor:
         pooled = torch.stack([pools[pool] for pool in self.pool_types])
-        return x, self.fc2(F.relu(self.fc1(pooled))).sum(0).sigmoid()
+        return self.fc2(F.relu(self.fc1(pooled))).sum(0).sigmoid()
 
 
 class CBAM(nn.Module):
@@ -100,6 +107,8 @@ class CBAM(nn.Module):
         ValueError: If an argument is out of range.
     """
 
+    # Whether `forward` takes what comes after: `relu(plugin(x) + residual)` in one pass over the map.
+    fuses_residual = True
     # (pattern, replacement) pairs that turn the author's parameter names into ours.
     official_keys = (
         (r"ChannelGate\.mlp\.1\.", "channel_gate.fc1."),
@@ -129,11 +138,13 @@ class CBAM(nn.Module):
         if self.spatial_gate is not None:
             self.spatial_gate.reset_parameters()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
+        if self.spatial_gate is not None and {"avg", "max"}.issuperset(self.channel_gate.pool_types):
+            return nested_attention(x, self.channel_gate.of_pools, self.spatial_gate, residual, relu)
+        y, channel = self.channel_gate.gate(x)
         if self.spatial_gate is None:
-            return self.channel_gate(x)
-        x, channel = self.channel_gate.gate(x)
-        return nested_gate(x, channel, self.spatial_gate)
+            return axis_gate(y, channel[:, :, None, None], residual=residual, relu=relu)
+        return nested_gate(y, channel, self.spatial_gate, residual, relu)
 
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """The factors of the channels `(B, C, 1, 1)` and of the positions `(B, 1, H, W)`."""

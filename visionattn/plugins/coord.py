@@ -34,6 +34,8 @@ class CoordinateAttention(StripGates):
         ValueError: If an argument is below 1.
     """
 
+    # Whether `forward` takes what comes after: `relu(plugin(x) + residual)` in one pass over the map.
+    fuses_residual = True
     # The checkpoint's network calls the last two layers differently from the module's own file.
     official_keys = ((r"\bconv2\.", "conv_h."), (r"\bconv3\.", "conv_w."))
 
@@ -50,8 +52,8 @@ class CoordinateAttention(StripGates):
         hidden = max(channels // reduction, min_width)
         super().__init__(channels, hidden, bias=True, act=nn.Hardswish, device=device, dtype=dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return axis_attention(x, self.pools, self.broadcast_dims, self.strips)
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
+        return axis_attention(x, self.pools, self.broadcast_dims, self.strips, residual=residual, relu=relu)
 
 
 CARD = Card(

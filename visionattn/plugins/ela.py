@@ -66,6 +66,8 @@ class EfficientLocalAttention(nn.Module):
         check_odd(kernel_size=kernel_size)
         dd: FactoryKwargs = {"device": device, "dtype": dtype}
         self.residual = residual
+        # Whether `forward` takes what comes after, as in the other plug-ins: one residual is added in the same pass.
+        self.fuses_residual = not residual
         groups = _largest_divisor(channels, channels // group_size)
         self.conv = nn.Conv1d(
             channels, channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False, **dd
@@ -77,10 +79,13 @@ class EfficientLocalAttention(nn.Module):
         self.conv.reset_parameters()
         self.gn.reset_parameters()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return axis_attention(
-            x, (("mean", 3), ("mean", 2)), ((3,), (2,)), self._gates, residual=x if self.residual else None
-        )
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
+        pools, broadcast = (("mean", 3), ("mean", 2)), ((3,), (2,))
+        if not self.residual:
+            return axis_attention(x, pools, broadcast, self._gates, residual=residual, relu=relu)
+        y = axis_attention(x, pools, broadcast, self._gates, residual=x)
+        y = y if residual is None else y + residual
+        return y.relu() if relu else y
 
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """The factors of rows `(B, C, H, 1)` and columns `(B, C, 1, W)`; with a residual also the `gate` of both."""

@@ -40,6 +40,8 @@ class TripletAttention(nn.Module):
         ValueError: If `channels` is below 1 or `kernel_size` is not a positive odd number.
     """
 
+    # Whether `forward` takes what comes after: `relu(plugin(x) + residual)` in one pass over the map.
+    fuses_residual = True
     # (pattern, replacement) pairs that turn the author's parameter names into ours.
     official_keys = (
         *((rf"{plane}\.conv\.(?=conv\.|bn\.)", f"{plane}.") for plane in ("cw", "hc", "hw")),
@@ -71,10 +73,11 @@ class TripletAttention(nn.Module):
             if gate is not None:
                 gate.reset_parameters()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
         axes = (2, 3) if self.hw is None else (2, 3, 1)
         pools = [(kind, axis) for axis in axes for kind in ("max", "mean")]
-        return axis_attention(x, pools, [(axis,) for axis in axes], self._gates, join="sum")
+        broadcast = [(axis,) for axis in axes]
+        return axis_attention(x, pools, broadcast, self._gates, join="sum", residual=residual, relu=relu)
 
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """The gates of the planes (C, W), (H, C) and (H, W), `columns`, `rows` and `spatial`; `gate` is their mean."""

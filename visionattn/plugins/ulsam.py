@@ -12,6 +12,7 @@ Golden: tests/golden/ulsam_module_*.npz (outputs, input gradients, running stati
 
 import re
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card, Floor
-from visionattn.ops import channel_moments, prefer_subspace_scores, residual_gate, subspace_scores
+from visionattn.ops import channel_moments, prefer_subspace_scores, residual_gate, subspace_attention, subspace_scores
 from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["ULSAM"]
@@ -41,6 +42,8 @@ class ULSAM(nn.Module):
         ValueError: If `channels` is no positive multiple of `num_splits`, or `bn_momentum` is not in (0, 1].
     """
 
+    # Whether `forward` takes what comes after: `relu(plugin(x) + residual)` in one pass over the map.
+    fuses_residual = True
     # The author's parameter names are ours once the subspaces are merged.
     official_keys = ()
 
@@ -98,8 +101,7 @@ class ULSAM(nn.Module):
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
         """The attention of each group: sums to 1 over the positions. `(B, C, H, W) -> (B, num_splits, H, W)`."""
-        scores = F.relu(self.bn_point(self._scores(x)))
-        return scores.flatten(2).softmax(-1).view_as(scores).to(x.dtype)
+        return self._of_scores(self._scores(x)).to(x.dtype)
 
     def gates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """The attention of each group, `(B, num_splits, H, W)`, and the `gate` of each channel."""
@@ -107,35 +109,60 @@ class ULSAM(nn.Module):
         gate = 1 + attention.repeat_interleave(x.shape[1] // self.num_splits, dim=1)
         return {"spatial": attention, "gate": gate}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return residual_gate(x, self.attention(x))
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
+        if not self._prefers_numbers(x):
+            return residual_gate(x, self.attention(x), residual, relu)
+        numbers = partial(self._numbers, x.numel() // x.shape[1])
+        moments = self.bn_dws.training
+        return subspace_attention(x, numbers, self._of_biased, self.num_splits, moments, residual, relu)
 
-    def _scores(self, x: torch.Tensor) -> torch.Tensor:
-        conv, bn, point_bias = self.conv_dws, self.bn_dws, self.conv_point.bias
-        running: Any = (bn.running_mean, bn.running_var)
-        momentum: Any = bn.momentum
-        count = x.numel() // x.shape[1]
+    def _prefers_numbers(self, x: torch.Tensor) -> bool:
+        bn = self.bn_dws
         # Other normalisations (synchronised, frozen, averaging over all batches) have their own statistics; one value
         # has none.
-        plain = type(bn) is nn.BatchNorm2d and running[0] is not None and momentum is not None
-        if not prefer_subspace_scores(x) or not plain or (bn.training and count < 2):
-            activated = F.relu(bn(conv(x)), inplace=True)
+        plain = type(bn) is nn.BatchNorm2d and bn.running_mean is not None and bn.momentum is not None
+        return plain and prefer_subspace_scores(x) and not (bn.training and x.numel() < 2 * x.shape[1])
+
+    def _scores(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._prefers_numbers(x):
+            activated = F.relu(self.bn_dws(self.conv_dws(x)), inplace=True)
             return self.conv_point(F.max_pool2d(activated, 3, stride=1, padding=1))
+        moments = channel_moments(x) if self.bn_dws.training else ()
+        return self._biased(subspace_scores(x, *self._numbers(x.numel() // x.shape[1], *moments)))
+
+    def _numbers(self, count: int, *moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scale, shift and weight that do what the first convolution, its normalisation and the last one do.
+
+        Args:
+            count: Values of each channel.
+            *moments: Mean and variance of each channel of the map; the running ones of the normalisation without.
+        """
+        conv, bn = self.conv_dws, self.bn_dws
         weight = conv.weight.flatten()
-        if bn.training:
-            mean, var = channel_moments(x)
-            mean, var = weight * mean + conv.bias, weight.square() * var
+        bias: Any = conv.bias
+        running: Any = (bn.running_mean, bn.running_var)
+        momentum: Any = bn.momentum
+        mean, var = running
+        if moments:
+            mean, var = weight * moments[0] + bias, weight.square() * moments[1]
             with torch.no_grad():
                 if bn.num_batches_tracked is not None:
                     bn.num_batches_tracked.add_(1)
                 running[0].lerp_(mean.to(running[0].dtype), momentum)
                 running[1].lerp_((var * (count / (count - 1))).to(running[1].dtype), momentum)
-        else:
-            mean, var = running
         inverse = bn.weight * (var + bn.eps).rsqrt()
-        scale, shift = weight * inverse, bn.bias + (conv.bias - mean) * inverse
-        scores = subspace_scores(x, scale, shift, self.conv_point.weight.flatten(1))
-        return scores if point_bias is None else scores + point_bias.to(scores.dtype).view(-1, 1, 1)
+        return weight * inverse, bn.bias + (bias - mean) * inverse, self.conv_point.weight.flatten(1)
+
+    def _biased(self, scores: torch.Tensor) -> torch.Tensor:
+        bias = self.conv_point.bias
+        return scores if bias is None else scores + bias.to(scores.dtype).view(-1, 1, 1)
+
+    def _of_scores(self, scores: torch.Tensor) -> torch.Tensor:
+        scores = F.relu(self.bn_point(scores))
+        return scores.flatten(2).softmax(-1).view_as(scores)
+
+    def _of_biased(self, scores: torch.Tensor) -> torch.Tensor:
+        return self._of_scores(self._biased(scores))
 
 
 CARD = Card(

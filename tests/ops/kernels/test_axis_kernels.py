@@ -21,10 +21,13 @@ from visionattn.ops import (
     cross_gate,
     explain,
     map_pools,
+    nested_attention,
     nested_gate,
+    score_gate,
     use_backend,
 )
 from visionattn.ops.triton import _axis_launch as launch
+from visionattn.ops.triton._register import forget_sizes
 
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 ODD = (2, 5, 7, 13)
@@ -39,6 +42,9 @@ def in_parts(monkeypatch):
     """Small tiles and short walks, so that many programs share each result."""
     monkeypatch.setattr(launch, "TILES", dict.fromkeys(launch.TILES, 256))
     monkeypatch.setattr(launch, "STEPS", 2)
+    forget_sizes()
+    yield
+    forget_sizes()
 
 
 def maps(size, layout, dtype=torch.float32, seed=0):
@@ -55,6 +61,18 @@ def spatial(pools):
     return (pools[:, :1].sin() + pools[:, 1:].square()).sigmoid()
 
 
+def channels(mean, maximum):
+    return (mean.tanh() * maximum).sigmoid()
+
+
+def positive(mean):
+    return mean.square() + 0.5
+
+
+def of_map(x):
+    return (x * x[:, :1]).mean(1, keepdim=True)
+
+
 def of_pools(max_h, mean_h, max_w, mean_w, max_c, mean_c):
     """Gates of six pools, as triplet attention makes them."""
     yield (max_h + mean_h.square()).sigmoid().unsqueeze(2)
@@ -68,6 +86,8 @@ CASES = {
     "nested_gate": lambda x: check(
         nested_gate, x, gates(x.shape, x.dtype, (2, 3))[0].flatten(1), spatial, tolerance=loose(x)
     ),
+    "nested_attention": lambda x: check(nested_attention, x, channels, spatial, tolerance=loose(x)),
+    "score_gate": lambda x: check(score_gate, x, positive, of_map, "product", tolerance=loose(x)),
     "axis_gate of strips": lambda x: check(axis_gate, x, *gates(x.shape, x.dtype, (3,), (2,), (2, 3)), join="mixed"),
     "cross_gate": lambda x: check(cross_gate, x, *gates(x.shape, x.dtype, (2, 3), (1,)), "product"),
     "axis_gate": lambda x: check(axis_gate, x, *gates(x.shape, x.dtype, (2,), (3,), (1,)), join="sum"),
@@ -92,7 +112,7 @@ def test_all_dtypes(op, layout, dtype):
 
 @SIZES
 @LAYOUT
-@pytest.mark.parametrize("op", ["axis_attention", "map_pools", "nested_gate"])
+@pytest.mark.parametrize("op", ["axis_attention", "map_pools", "nested_gate", "nested_attention", "score_gate"])
 def test_all_sizes(op, layout, size, in_parts):
     CASES[op](maps(size, layout))
 
@@ -110,6 +130,9 @@ def test_residual_and_relu(residual, relu, layout):
         return [(maximum + mean).sigmoid().unsqueeze(1)]
 
     check(axis_attention, x, pools, [(1,)], make, residual=residual, relu=relu)
+    if residual is not x:
+        check(nested_attention, x, channels, spatial, residual, relu)
+        check(nested_gate, x, gates(ODD, x.dtype, (2, 3))[0].flatten(1), spatial, residual, relu)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +161,8 @@ def test_second_derivatives(layout):
     check_second_derivatives(axis_attention, x, POOLS, [(2,), (3,), (1,)], of_pools, join="sum", residual=x)
     check_second_derivatives(cross_gate, x, channel, gates(small, x.dtype, (1,))[0], "product")
     check_second_derivatives(nested_gate, x, channel.flatten(1), spatial)
+    check_second_derivatives(nested_attention, x, channels, spatial, x + 1, True)
+    check_second_derivatives(score_gate, x, positive, of_map, "sum")
     check_second_derivatives(map_pools, x)
 
 
@@ -201,14 +226,18 @@ def test_operators():
     check_operator(launch.axis_pool, x, two[0], [4], [4, 3])
     mean, maximum, _, index, _ = launch.axis_pool(x, None, [4], [4, 3])
     check_operator(launch.axis_pool_backward, dy, x, two[0], mean, maximum, index, 4)
-    check_operator(launch.axis_spread, dy, two, "product", False, list(ODD), True, [mean], [4], [maximum], [index], [4])
+    check_operator(launch.axis_pool_backward, None, x, two[0], mean, maximum, index, 4)
+    pools = ([mean], [4], [maximum], [index], [4])
+    check_operator(launch.axis_spread, dy, dy, two, "product", False, True, list(ODD), True, *pools, 4)
 
 
-@pytest.mark.parametrize("op", ["nested_gate", "axis_attention"])
+@pytest.mark.parametrize("op", ["nested_gate", "axis_attention", "nested_attention", "score_gate"])
 def test_compilers_and_exporters(op):
     x, (channel,) = maps(ODD, "NHWC"), gates(ODD, torch.float32, (2, 3))
     functions = {
         "nested_gate": lambda x, channel: nested_gate(map_pools(x)[0], channel.flatten(1), spatial),
+        "nested_attention": lambda x, channel: nested_attention(x * channel, channels, spatial, x, True),
+        "score_gate": lambda x, channel: score_gate(x * channel, positive, of_map, "sum"),
         "axis_attention": lambda x, channel: axis_attention(
             x * channel, POOLS, [(2,), (3,), (1,)], of_pools, join="sum", residual=x
         ),
@@ -225,3 +254,12 @@ def test_gradients_of_some_results_only():
         torch.testing.assert_close(grad, torch.full_like(x, 1 / ODD[3]))
         (grad,) = torch.autograd.grad(map_pools(x)[1].sum(), x)
         torch.testing.assert_close(grad, torch.full_like(x, 1 / (ODD[2] * ODD[3])))
+
+
+@pytest.mark.parametrize("op", ["nested_attention", "score_gate"])
+def test_gates_that_are_not_learnt_from(op):
+    x = maps(ODD, "NHWC")
+    if op == "nested_attention":
+        check(nested_attention, x, lambda mean, maximum: mean.detach().sigmoid(), lambda pools: spatial(pools.detach()))
+    else:
+        check(score_gate, x, lambda mean: mean.detach(), lambda x: of_map(x.detach()), "product")

@@ -16,9 +16,10 @@ from kernels import (
 )
 from launches import Call, launches, meta
 
-from visionattn.ops import channel_moments, residual_gate, subspace_scores
+from visionattn.ops import channel_moments, residual_gate, subspace_attention, subspace_scores
 from visionattn.ops.triton import _axis_launch as launch
 from visionattn.ops.triton import subspace
+from visionattn.ops.triton._register import forget_sizes
 
 LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 SIZES = pytest.mark.parametrize("size", [(2, 6, 7, 13), (1, 15, 14, 3), (2, 6, 1, 49), (1, 33, 2, 1)], ids=str)
@@ -37,11 +38,19 @@ def numbers(channels, dtype=torch.float32):
     return scale.to(dtype), shift.to(dtype), weight.to(dtype)
 
 
+def of_moments(mean, var):
+    scale, shift, weight = numbers(len(mean), mean.dtype)
+    return scale * (var + 1).rsqrt(), shift - mean, weight
+
+
 @pytest.fixture
 def in_parts(monkeypatch):
     """Small tiles, so that many programs share an image."""
     monkeypatch.setattr(subspace, "TILE", 128)
     monkeypatch.setattr(launch, "TILES", dict.fromkeys(launch.TILES, 256))
+    forget_sizes()
+    yield
+    forget_sizes()
 
 
 @DTYPES
@@ -63,6 +72,16 @@ def test_all_sizes(layout, size, in_parts):
     x = maps(size, layout)
     check(subspace_scores, x, *numbers(size[1]))
     check(residual_gate, x, random(size[0], GROUPS, *size[2:], seed=4).sigmoid())
+
+
+@LAYOUT
+@pytest.mark.parametrize("residual", [False, True])
+def test_attention_with_one_gradient(layout, residual, in_parts):
+    x = maps((2, 6, 7, 13), layout)
+    rest = (maps((2, 6, 7, 13), layout) - 0.3, True) if residual else (None, False)
+    check(subspace_attention, x, of_moments, torch.tanh, GROUPS, True, *rest, tolerance=1e-5)
+    check(subspace_attention, x, lambda: numbers(6, x.dtype), torch.tanh, GROUPS, False, *rest, tolerance=1e-5)
+    check(subspace_attention, x, of_moments, lambda s: s.detach().tanh(), GROUPS, True, *rest, tolerance=1e-5)
 
 
 @LAYOUT
@@ -93,12 +112,15 @@ def test_second_derivatives():
     check_second_derivatives(subspace_scores, x, *numbers(6))
     check_second_derivatives(residual_gate, x, random(2, GROUPS, 3, 4, seed=4).sigmoid())
     check_second_derivatives(channel_moments, x)
+    check_second_derivatives(subspace_attention, x, of_moments, torch.tanh, GROUPS, True, x + 1, True)
 
 
 def test_operators():
     x, (scale, shift, weight) = maps((2, 6, 5, 4), "NHWC"), numbers(6)
     grad = random(2, GROUPS, 5, 4)
-    check_operator(subspace.group_scores_backward, grad, x, scale, shift, weight)
+    each = random(2, 6)
+    check_operator(subspace.group_scores_backward, grad, x, scale, shift, weight, x, grad, each, each, True, True)
+    check_operator(subspace.group_scores_backward, grad, x, scale, shift, weight, None, None, None, None, False, True)
     check_operator(subspace.image_affine, x, random(2, 6), random(2, 6))
     leaves = [part.requires_grad_() for part in (x, scale, shift, weight)]
     check_operator(subspace.group_scores, *leaves)
@@ -110,6 +132,12 @@ def test_compilers_and_exporters():
         mean, var = channel_moments(x)
         return residual_gate(x, subspace_scores(x, scale * var.rsqrt(), shift - mean, weight).sigmoid())
 
+    def attention(x, scale, shift, weight):
+        return subspace_attention(
+            x, lambda mean, var: (scale * (var + 1).rsqrt(), shift - mean, weight), torch.tanh, GROUPS, True
+        )
+
     arguments = (maps((2, 6, 5, 4), "NHWC"), *numbers(6))
-    check_compiles(function, *arguments)
-    check_exports(function, *arguments)
+    for compiled in (function, attention):
+        check_compiles(compiled, *arguments)
+        check_exports(compiled, *arguments)

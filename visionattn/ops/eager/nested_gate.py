@@ -17,7 +17,7 @@ from visionattn.ops.layout import as_rows, memory_format
 from ._function import EagerFunction, Tensors
 from .axis_pools import axis_mean
 
-__all__ = ["GatedPools", "MapPools", "NestedGate", "gated_pools", "pays", "whole_max", "whole_mean"]
+__all__ = ["GatedPools", "MapPools", "gated_pools", "pays", "whole_max", "whole_mean"]
 
 # Numbers in what is worked on at a time: 2 MB in float32.
 _CHUNK = 2**19
@@ -80,34 +80,6 @@ class GatedPools(EagerFunction):
         channel_grad = _weighted_sum(values, mean, 3 - axis)
         channel_grad.scatter_add_(1, index.squeeze(axis), (maximum * values.gather(axis, index)).squeeze(axis))
         return grad, channel_grad
-
-
-class NestedGate(EagerFunction):
-    """`x * channel * spatial`."""
-
-    @staticmethod
-    def compute(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
-        out = torch.empty(x.shape, dtype=x.dtype, memory_format=memory_format(x))
-        (values, axis), (target, _) = as_rows(x), as_rows(out)
-        for part, c, s, to in _chunks(values, channel, spatial.flatten(1), target):
-            torch.mul(part, c.unsqueeze(3 - axis), out=to).mul_(s.unsqueeze(axis))
-        return out
-
-    @staticmethod
-    def gradients(ctx: Any, grad: torch.Tensor) -> Tensors:
-        x, channel, spatial = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=memory_format(x))
-        (rows, axis), (values, _) = as_rows(grad), as_rows(x)
-        out = torch.empty_like(grad)
-        target, _ = as_rows(out)
-        sums = []
-        for part_grad, part, c, s, to in _chunks(rows, values, channel, spatial.flatten(1), target):
-            # The result's memory serves the product first: fresh memory costs as much as another pass.
-            torch.mul(part_grad, part, out=to)
-            sums.append((_weighted_sum(to, s, 3 - axis), _weighted_sum(to, c, axis)))
-            torch.mul(part_grad, c.unsqueeze(3 - axis), out=to).mul_(s.unsqueeze(axis))
-        channel_grad, spatial_grad = (torch.cat(part) for part in zip(*sums, strict=True))
-        return out, channel_grad, spatial_grad.view(spatial.shape)
 
 
 def whole_mean(x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from ._function import EagerFunction, Tensors
 
-__all__ = ["ChannelMoments", "ResidualGate", "SubspaceScores"]
+__all__ = ["ChannelMoments", "SubspaceScores"]
 
 # Numbers in what is worked on at a time: 2 MB in float32.
 _CHUNK = 2**19
@@ -68,26 +68,6 @@ class SubspaceScores(EagerFunction):
         # What was routed to a cell is the gradient of the maximum that it won, so sums over the maxima are sums here.
         weight_grad = (scale * moment + shift * total).view_as(weight)
         return out, moment * weight.flatten(), total * weight.flatten(), weight_grad
-
-
-class ResidualGate(EagerFunction):
-    """`x + x * attention`, each map for one group of channels."""
-
-    @staticmethod
-    def compute(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        # Into memory of its own: a view could not be added to in place, as residual blocks do.
-        out = torch.empty_like(x)
-        groups = _grouped(x, attention.shape[1])
-        torch.addcmul(groups, groups, attention.unsqueeze(2), out=_grouped(out, attention.shape[1]))
-        return out
-
-    @staticmethod
-    def gradients(ctx: Any, grad: torch.Tensor) -> Tensors:
-        x, attention = ctx.saved_tensors
-        parts = zip(_chunks(grad, x), _chunks(x), strict=True)
-        attention_grad = torch.cat([_grouped(a * b, attention.shape[1]).sum(2) for a, b in parts])
-        groups = _grouped(grad, attention.shape[1])
-        return torch.addcmul(groups, groups, attention.unsqueeze(2)).flatten(1, 2), attention_grad
 
 
 def _chunks(x: torch.Tensor, like: torch.Tensor | None = None) -> Iterator[torch.Tensor]:

@@ -146,12 +146,13 @@ def gate(
     UNIT: tl.constexpr,
     COUNT: tl.constexpr, JOIN: tl.constexpr, ONE: tl.constexpr, SIGMOID: tl.constexpr, RELU: tl.constexpr,
     GATE0: tl.constexpr, GATE1: tl.constexpr, GATE2: tl.constexpr,
-    AXES0: tl.constexpr, AXES1: tl.constexpr, AXES2: tl.constexpr,
+    AXES0: tl.constexpr, AXES1: tl.constexpr, AXES2: tl.constexpr, INNER: tl.constexpr,
     LB: tl.constexpr, MP: tl.constexpr, NP: tl.constexpr,
 ):  # fmt: skip
     """`x * gate + other`, with the gradients of up to three means and maxima added, then ReLU; None is left out.
 
-    The gate is joined of COUNT gates, which lack the axes GATE0 to GATE2, then its sigmoid, then 1 more.
+    The gate is joined of COUNT gates, which lack the axes GATE0 to GATE2, then its sigmoid, then 1 more. INNER: the
+    first mean and maximum are of a product with the first gate.
     """
     N = units * UNIT
     image, part_l, part_m, part_n, _m, _n = program(L, M, N, LB, MP, NP)
@@ -177,7 +178,11 @@ def gate(
         value *= joined
     if other is not None:
         value += load(other, image, lo, mo, no, L, L, M, N, 0)
-    value = spread(value, mean0, max0, index0, image, lo, mo, no, L, L, M, N, AXES0)
+    if INNER:
+        inner = spread(tl.zeros((LB, MP, NP), tl.float32), mean0, max0, index0, image, lo, mo, no, L, L, M, N, AXES0)
+        value += inner * load(gate0, image, lo, mo, no, L, L, M, N, GATE0)
+    else:
+        value = spread(value, mean0, max0, index0, image, lo, mo, no, L, L, M, N, AXES0)
     value = spread(value, mean1, max1, index1, image, lo, mo, no, L, L, M, N, AXES1)
     value = spread(value, mean2, max2, index2, image, lo, mo, no, L, L, M, N, AXES2)
     if RELU:

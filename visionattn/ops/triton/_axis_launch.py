@@ -14,7 +14,7 @@ import triton
 from visionattn.ops._axis import join_gates
 
 from ._axis_kernels import finish, gate, gate_backward, pool
-from ._register import formula_gradients, power_of_2, register, unit_of, wrap_triton
+from ._register import by_sizes, formula_gradients, power_of_2, register, unit_of, wrap_triton
 
 __all__ = [
     "axis_gate",
@@ -73,6 +73,8 @@ class _Map(NamedTuple):
 
     def dense(self, x: torch.Tensor, axes: int) -> torch.Tensor:
         """A tensor without some axes with its memory in the order of the map; small, if it must be copied."""
+        if not self.nhwc or x.ndim < 3 or axes & 8 >> 1:  # without C the order is the same
+            return x.contiguous()
         kept = [axis for axis in self.order if not axes & (8 >> axis)]
         return x.permute(0, *(1 + sorted(kept).index(axis) for axis in kept)).contiguous()
 
@@ -131,19 +133,21 @@ def _broadcast_axes(x: torch.Tensor) -> int:
     return sum(8 >> axis for axis in (1, 2, 3) if x.shape[axis] == 1)
 
 
-def _gates(x: _Map, gates: list[torch.Tensor], join: str, one: bool, sigmoid: bool) -> tuple[list, dict]:
-    """The kernels' arguments for gates."""
-    axes = [_broadcast_axes(part) for part in gates]
-    dense: list[torch.Tensor | None] = [
-        x.dense(_squeezed(part, over), over) for part, over in zip(gates, axes, strict=True)
-    ]
-    dense += [None] * (3 - len(gates))
+def _pointers(x: _Map, gates: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+    """Gates with their memory in the order of the map, three in all; axes of size 1 make no difference there."""
+    layout = torch.channels_last if x.nhwc else torch.contiguous_format
+    dense: list[torch.Tensor | None] = [part.contiguous(memory_format=layout) for part in gates]
+    return dense + [None] * (3 - len(gates))
+
+
+def _axes_of(gates: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    return tuple(_broadcast_axes(part) for part in gates)
+
+
+def _gate_names(x: _Map, axes: Sequence[int], join: str, one: bool, sigmoid: bool) -> dict[str, Any]:
+    """What kernels are compiled for, of gates that lack these axes."""
     names = {f"GATE{i}": x.bits(axes[i]) if i < len(axes) else 0 for i in range(3)}
-    return dense, {"COUNT": len(gates), "JOIN": join, "ONE": one, "SIGMOID": sigmoid, **names}
-
-
-def _squeezed(x: torch.Tensor, axes: int) -> torch.Tensor:
-    return x.squeeze([axis for axis in (1, 2, 3) if axes & (8 >> axis)])
+    return {"COUNT": len(axes), "JOIN": join, "ONE": one, "SIGMOID": sigmoid, **names}
 
 
 def _unsqueezed(x: torch.Tensor, axes: int) -> torch.Tensor:
@@ -187,43 +191,49 @@ def axis_pool(x: torch.Tensor, weight: torch.Tensor | None, means: list[int], ma
     mean_of: dict[int | None, torch.Tensor] = dict(zip(means, results, strict=False))
     max_of: dict[int | None, torch.Tensor] = dict(zip(maxima, results[len(means) :], strict=False))
     index_of: dict[int | None, torch.Tensor] = dict(zip(maxima, results[len(means) + len(maxima) :], strict=True))
-    walk = _Walk.over(lies, x.dtype)
     over = 0 if weight is None else _broadcast_axes(weight)
-    dense = None if weight is None else lies.dense(_squeezed(weight, over), over)
-    sets = sorted({*means, *maxima})
-    for first in range(0, len(sets), 3):
-        group = sets[first : first + 3]
+    dense = None if weight is None else _pointers(lies, [weight])[0]
+    for group, counts, grid, numbers, names in _pool_plan(lies, x.dtype, over, tuple(sorted({*means, *maxima}))):
         pointers: list[torch.Tensor | None] = []
-        names: dict[str, int] = {}
         open_ = []
-        for place in range(3):
-            axes = group[place] if place < len(group) else None
-            mean, maximum, index = (found.get(axes) for found in (mean_of, max_of, index_of))
-            bits = 0 if axes is None else lies.bits(axes)
-            parts = walk.count(bits)
-            if parts > 1:
-                sums = None if mean is None or axes is None else lies.empty(axes, torch.float32, x.device, parts)
-                keys = (
-                    None if maximum is None or axes is None else lies.empty(axes, _keys_dtype(x.dtype), x.device, parts)
-                )
+        for axes, parts in zip(group, counts, strict=True):
+            mean, maximum, index = mean_of.get(axes), max_of.get(axes), index_of.get(axes)
+            if parts > 1 and axes is not None:
+                sums = None if mean is None else lies.empty(axes, torch.float32, x.device, parts)
+                keys = None if maximum is None else lies.empty(axes, _keys_dtype(x.dtype), x.device, parts)
                 open_.append((sums, keys, mean, maximum, index))
                 mean, maximum, index = sums, keys, None
             pointers += [mean, maximum, index]
-            names |= {f"AXES{place}": bits, f"WHOLE{place}": not parts > 1}
-        wrap_triton(pool)[walk.grid(x.shape[0])](
-            x, dense, *pointers, x.shape[0], *lies.run_time, walk.chunk,
-            WEIGHT=lies.bits(over), **names, **walk.tile,
-        )  # fmt: skip
+        wrap_triton(pool)[grid](x, dense, *pointers, *numbers, **names)
         for unfinished in open_:
             _finish(*unfinished)
     return results
 
 
+@by_sizes
+def _pool_plan(lies: _Map, dtype: torch.dtype, over: int, sets: tuple[int, ...]) -> list[Any]:
+    """For each launch its three sets of axes, how many programs share each, the grid and the numbers it is given."""
+    walk = _Walk.over(lies, dtype)
+    plan = []
+    for first in range(0, len(sets), 3):
+        group = [*sets[first : first + 3], None, None, None][:3]
+        bits = [0 if axes is None else lies.bits(axes) for axes in group]
+        counts = [walk.count(part) for part in bits]
+        names = {f"AXES{place}": part for place, part in enumerate(bits)}
+        names |= {f"WHOLE{place}": not count > 1 for place, count in enumerate(counts)}
+        names |= {"WEIGHT": lies.bits(over), **walk.tile}
+        numbers = (lies.shape[0], *lies.run_time, walk.chunk)
+        plan.append((group, counts, walk.grid(lies.shape[0]), numbers, names))
+    return plan
+
+
 def _spread_result(
     base: torch.Tensor | None,
+    other: torch.Tensor | None,
     gates: list[torch.Tensor],
     join: str,
     one: bool,
+    sigmoid: bool,
     shape: list[int],
     nhwc: bool,
     means: list[torch.Tensor],
@@ -231,16 +241,18 @@ def _spread_result(
     maxima: list[torch.Tensor],
     *others: Any,
 ) -> torch.Tensor:
-    like = next(iter([*([] if base is None else [base]), *means, *maxima]))
+    like = next(part for part in (base, other, *means, *maxima) if part is not None)
     return _Map(tuple(shape), nhwc).new(like.dtype, like.device)
 
 
 @register(_spread_result)
 def axis_spread(
     base: torch.Tensor | None,
+    other: torch.Tensor | None,
     gates: list[torch.Tensor],
     join: str,
     one: bool,
+    sigmoid: bool,
     shape: list[int],
     nhwc: bool,
     means: list[torch.Tensor],
@@ -248,20 +260,25 @@ def axis_spread(
     maxima: list[torch.Tensor],
     indices: list[torch.Tensor],
     max_axes: list[int],
+    inner: int,
 ) -> torch.Tensor:
-    """The gradient of a map: that of a gate's product, `base * gate`, and those of its pools."""
+    """The gradient of a map: that of a gate's product, `base * gate`, another one, and those of its pools.
+
+    Pools over the axes `inner` (0: none) are of the map's product with the first gate.
+    """
     lies = _Map(tuple(shape), nhwc)
-    out = _spread_result(base, gates, join, one, shape, nhwc, means, mean_axes, maxima)
+    out = _spread_result(base, other, gates, join, one, sigmoid, shape, nhwc, means, mean_axes, maxima)
     mean_of = {axes: lies.dense(grad, axes) for axes, grad in zip(mean_axes, means, strict=True)}
     max_of = {axes: lies.dense(grad, axes) for axes, grad in zip(max_axes, maxima, strict=True)}
     index_of = {axes: lies.dense(index, axes) for axes, index in zip(max_axes, indices, strict=True)}
-    base = None if base is None else lies.like(base)
-    sets = sorted({*mean_axes, *max_axes})
+    base, other = (None if part is None else lies.like(part) for part in (base, other))
+    sets = sorted({*mean_axes, *max_axes}, key=lambda axes: (axes != inner, axes))
     for first in range(0, max(1, len(sets)), 3):
-        group = [*sets[first : first + 3], 0, 0, 0][:3]
+        group = (*sets[first : first + 3], 0, 0, 0)[:3]
         pointers = [found.get(axes) for axes in group for found in (mean_of, max_of, index_of)]
-        _launch_gate(lies, base, None, out, gates, join, one, False, False, pointers, group)
-        base, gates = out, []
+        within = bool(inner) and not first and inner in group
+        _launch_gate(lies, base, other, out, gates, join, one, sigmoid, False, pointers, group, within)
+        base, other, gates = out, None, []
     return out
 
 
@@ -276,16 +293,31 @@ def _launch_gate(
     sigmoid: bool,
     relu: bool,
     pointers: Sequence[torch.Tensor | None],
-    axes: Sequence[int],
+    axes: tuple[int, ...],
+    inner: bool = False,
 ) -> None:
-    tensors, names = _gates(lies, gates, join, one, sigmoid)
-    names |= {f"AXES{i}": lies.bits(part) for i, part in enumerate(axes)}
-    tile = lies.tile(out.dtype, share=2)
+    grid, names = _gate_plan(lies, out.dtype, _axes_of(gates), join, one, sigmoid, relu, axes, inner)
+    wrap_triton(gate)[grid](x, other, out, *_pointers(lies, gates), *pointers, *lies.run_time, **names)
+
+
+@by_sizes
+def _gate_plan(
+    lies: _Map,
+    dtype: torch.dtype,
+    broadcast: tuple[int, ...],
+    join: str,
+    one: bool,
+    sigmoid: bool,
+    relu: bool,
+    axes: tuple[int, ...],
+    inner: bool,
+) -> tuple[tuple[int], dict[str, Any]]:
+    tile = lies.tile(dtype, share=2)
     sides = (tile["LB"], tile["MP"], tile["NP"])
     tiles = math.prod(triton.cdiv(size, side) for size, side in zip(lies.sizes, sides, strict=True))
-    wrap_triton(gate)[(lies.shape[0] * tiles,)](
-        x, other, out, *tensors, *pointers, *lies.run_time, RELU=relu, **names, **tile
-    )
+    names = _gate_names(lies, broadcast, join, one, sigmoid) | {"RELU": relu, "INNER": inner}
+    names |= {f"AXES{i}": lies.bits(part) for i, part in enumerate(axes)}
+    return (lies.shape[0] * tiles,), {**names, **tile}
 
 
 def _gate_result(x: torch.Tensor, *others: Any) -> torch.Tensor:
@@ -335,7 +367,7 @@ def axis_gate(
     """`x * gate + residual`, then ReLU; the gate is joined, then its sigmoid, then `one` more, where that is asked."""
     lies, out = _Map.of(x), _gate_result(x)
     residual = None if residual is None else lies.like(residual)
-    _launch_gate(lies, x, residual, out, gates, join, one, sigmoid, relu, [None] * 9, [0] * 3)
+    _launch_gate(lies, x, residual, out, gates, join, one, sigmoid, relu, [None] * 9, (0, 0, 0))
     return out
 
 
@@ -396,34 +428,55 @@ def _launch_gate_backward(
     dz: torch.Tensor | None,
     grads: Sequence[torch.Tensor | None],
 ) -> None:
-    walk = _Walk.over(lies, x.dtype)
-    tensors, names = _gates(lies, gates, join, one, sigmoid)
+    broadcast = _axes_of(gates)
+    grid, counts, chunk, names = _backward_plan(lies, x.dtype, broadcast, join, one, sigmoid, axes)
     outs, open_ = [], []
-    for part, grad in zip(gates, grads, strict=True):
-        over = _broadcast_axes(part)
-        count = walk.count(lies.bits(over))
+    for over, count, grad in zip(broadcast, counts, grads, strict=True):
         outs.append(grad)
         if count > 1:
             outs[-1] = lies.empty(over, torch.float32, x.device, count)
             open_.append((outs[-1], None, grad, None, None))
     outs += [None] * (3 - len(gates))
-    wrap_triton(gate_backward)[walk.grid(lies.shape[0])](
-        dy, y, x, other, *tensors, *pointers, dx, dz, *outs, lies.shape[0], *lies.run_time, walk.chunk,
-        AXES=lies.bits(axes), **names, **walk.tile,
-    )  # fmt: skip
+    wrap_triton(gate_backward)[grid](
+        dy,
+        y,
+        x,
+        other,
+        *_pointers(lies, gates),
+        *pointers,
+        dx,
+        dz,
+        *outs,
+        lies.shape[0],
+        *lies.run_time,
+        chunk,
+        **names,
+    )
     for parts in open_:
         _finish(*parts)
 
 
-def _pool_gradients(base: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *others: Any) -> list[torch.Tensor]:
+@by_sizes
+def _backward_plan(
+    lies: _Map, dtype: torch.dtype, broadcast: tuple[int, ...], join: str, one: bool, sigmoid: bool, axes: int
+) -> tuple[tuple[int], list[int], int, dict[str, Any]]:
+    walk = _Walk.over(lies, dtype)
+    counts = [walk.count(lies.bits(over)) for over in broadcast]
+    names = _gate_names(lies, broadcast, join, one, sigmoid) | {"AXES": lies.bits(axes), **walk.tile}
+    return walk.grid(lies.shape[0]), counts, walk.chunk, names
+
+
+def _pool_gradients(
+    base: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor, *others: Any
+) -> list[torch.Tensor]:
     lies, over = _Map.of(x), _broadcast_axes(weight)
     grad = _unsqueezed(lies.empty(over, weight.dtype, x.device), over)
-    return [lies.new(x.dtype, x.device), grad]
+    return [x.new_empty(0) if base is None else lies.new(x.dtype, x.device), grad]
 
 
 @register(_pool_gradients)
 def axis_pool_backward(
-    base: torch.Tensor,
+    base: torch.Tensor | None,
     x: torch.Tensor,
     weight: torch.Tensor,
     mean: torch.Tensor,
@@ -431,11 +484,14 @@ def axis_pool_backward(
     index: torch.Tensor,
     axes: int,
 ) -> list[torch.Tensor]:
-    """The gradients of x, added to `base`, and of weight from those of the mean and the maximum of their product."""
+    """The gradients of x, added to `base`, and of weight from those of the mean and the maximum of their product.
+
+    Without a base the gradient of x is not made, and empty.
+    """
     lies, results = _Map.of(x), _pool_gradients(base, x, weight)
     pointers = [lies.dense(part, axes) for part in (mean, maximum, index)]
+    other, dx = (None, None) if base is None else (lies.like(base), results[0])
     _launch_gate_backward(
-        lies, None, None, x, lies.like(base), [weight], "product", False, False, pointers, axes,
-        results[0], None, results[1:],
-    )  # fmt: skip
+        lies, None, None, x, other, [weight], "product", False, False, pointers, axes, dx, None, results[1:]
+    )
     return results

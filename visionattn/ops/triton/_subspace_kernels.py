@@ -91,15 +91,17 @@ def scores(
 
 @triton.jit
 def scores_backward(
-    grad, x, scale, shift, weight, base,
+    grad, x, scale, shift, weight, base, attention, slope, offset,
     dx, totals, moments,
     B, C, GROUP, H, units,
     UNIT: tl.constexpr, NHWC: tl.constexpr,
     HB: tl.constexpr, WB: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of x, added to `base`; and for each part of an image, `(parts, B, C)`, sums over its positions.
+    """The gradient of x; and for each part of an image, `(parts, B, C)`, sums over its positions. None is left out.
 
-    The sums are of what the windows hand to each cell, without the weights: alone (totals) and times x (moments).
+    Added to the gradient are `base * (1 + attention)`, the attention `(B, GROUPS, H, W)`, and `slope * x + offset` for
+    numbers of each channel of each image. The sums are of what the windows hand to each cell, without the weights:
+    alone (totals) and times x (moments).
     """
     W = units * UNIT
     place, part_h, part_w = _program(H, W, HB, WB)
@@ -135,14 +137,23 @@ def scores_backward(
     routed = tl.where(inside, routed, 0.0)
     at = _offsets(c, h, w, C, H, W, NHWC)
     value = tl.load(x + at, inside, other=0).to(tl.float32)
-    result = routed * (factor * tl.load(weight + c, inside_c, other=0).to(tl.float32))
-    if base is not None:
-        result += tl.load(base + start + at, inside, other=0).to(tl.float32)
-    tl.store(dx + start + at, result, inside)
-    channel = chunk * CB + tl.arange(0, CB)
-    part = ((part_h * tl.cdiv(W, WB) + part_w) * B + image).to(tl.int64) * C + channel
-    tl.store(totals + part, _over_positions(routed, NHWC), channel < C)
-    tl.store(moments + part, _over_positions(routed * value, NHWC), channel < C)
+    if dx is not None:
+        result = routed * (factor * tl.load(weight + c, inside_c, other=0).to(tl.float32))
+        if base is not None:
+            gated = tl.load(base + start + at, inside, other=0).to(tl.float32)
+            if attention is not None:
+                maps = attention + image.to(tl.int64) * (C // GROUP) * H * W
+                gated += gated * tl.load(maps + ((c // GROUP) * H + h) * W + w, inside, other=0).to(tl.float32)
+            result += gated
+        if slope is not None:
+            own = image * C + c
+            result += value * tl.load(slope + own, inside_c, other=0) + tl.load(offset + own, inside_c, other=0)
+        tl.store(dx + start + at, result, inside)
+    if totals is not None:
+        channel = chunk * CB + tl.arange(0, CB)
+        part = ((part_h * tl.cdiv(W, WB) + part_w) * B + image).to(tl.int64) * C + channel
+        tl.store(totals + part, _over_positions(routed, NHWC), channel < C)
+        tl.store(moments + part, _over_positions(routed * value, NHWC), channel < C)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ tensors that the pools give for this and nothing else.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,13 +17,22 @@ from visionattn.ops.nested_gate import gated_pools
 
 from . import _axis_launch as launch
 
-__all__ = ["axis_attention", "axis_gate", "axis_pools", "cross_gate", "map_pools", "nested_gate"]
+__all__ = [
+    "axis_attention",
+    "axis_gate",
+    "axis_pools",
+    "cross_gate",
+    "map_pools",
+    "nested_attention",
+    "nested_gate",
+    "score_gate",
+]
 
 
 def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
     means, maxima = _sets(pools)
     if x.requires_grad and torch.is_grad_enabled():
-        return _in_order(pools, _Pools.apply(x, tuple(means), tuple(maxima), (), "product", False)[1:])
+        return _in_order(pools, _Pools.apply(x, _Uses(tuple(means), tuple(maxima)))[1:])
     return _in_order(pools, launch.axis_pool(x, None, means, maxima))
 
 
@@ -54,9 +63,9 @@ def axis_attention(
         made = gates(*axis_pools(x, pools))
         return axis_gate(x, *made, join=join, residual=residual, relu=relu)
     broadcast = tuple(_axes(*axes) for axes in broadcast_dims)
-    through, *found = _Pools.apply(x, tuple(means), tuple(maxima), broadcast, join, own)
+    through, *found = _Pools.apply(x, _Uses(tuple(means), tuple(maxima), broadcast, join, own))
     made = [gate.to(x.dtype) for gate in gates(*_in_order(pools, found))]
-    return _Gate.apply(through, x, None if own else residual, join, own, relu, *made, *found[count:])
+    return _Gate.apply(through, x, None if own else residual, join, own, False, relu, *made, *found[count:])
 
 
 def cross_gate(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mode: str) -> torch.Tensor:
@@ -66,65 +75,155 @@ def cross_gate(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mo
 def map_pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if not (x.requires_grad and torch.is_grad_enabled()):
         return x, *launch.axis_pool(x, None, [3], [3])[:2]
-    return _Pools.apply(x, (3,), (3,), (), "product", False)[:3]
+    return _Pools.apply(x, _Uses((3,), (3,)))[:3]
+
+
+def score_gate(
+    x: torch.Tensor,
+    channel: Callable[[torch.Tensor], torch.Tensor],
+    spatial: Callable[[torch.Tensor], torch.Tensor],
+    mode: str,
+) -> torch.Tensor:
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        (mean,) = launch.axis_pool(x, None, [3], [])
+        return cross_gate(x, channel(mean)[:, :, None, None], spatial(x), mode)
+    uses = _Uses((3,), (), (_axes(2, 3), _axes(1)), mode, own=True, sigmoid=True, beside=True)
+    through, beside, mean, *tickets = _Pools.apply(x, uses)
+    made = [scores.to(x.dtype) for scores in (channel(mean)[:, :, None, None], spatial(beside))]
+    return _Gate.apply(through, x, None, mode, True, True, False, *made, *tickets)
 
 
 def nested_gate(
-    x: torch.Tensor, channel: torch.Tensor, spatial: Callable[[torch.Tensor], torch.Tensor]
+    x: torch.Tensor,
+    channel: torch.Tensor,
+    spatial: Callable[[torch.Tensor], torch.Tensor],
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
 ) -> torch.Tensor:
     channel = channel[:, :, None, None]
     if torch.is_grad_enabled() and (x.requires_grad or channel.requires_grad):
         x, maximum, mean = _ProductPools.apply(x, channel)[:3]
     else:
         mean, maximum, _ = launch.axis_pool(x, channel, [4], [4])
-    return axis_gate(x, channel, spatial(torch.stack((maximum, mean), dim=1)))
+    gate = spatial(torch.stack((maximum, mean), dim=1))
+    return axis_gate(x, channel, gate, residual=residual, relu=relu)
+
+
+def nested_attention(
+    x: torch.Tensor,
+    channel: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    spatial: Callable[[torch.Tensor], torch.Tensor],
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+) -> torch.Tensor:
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return nested_gate(x, channel(*map_pools(x)[1:]), spatial, residual, relu)
+    uses = _Uses((3,), (3,), (_axes(2, 3), _axes(1)), inner=True)
+    through, mean, maximum, _, channel_ticket, spatial_ticket, *inner = _Pools.apply(x, uses)
+    gate = channel(mean, maximum).to(x.dtype)[:, :, None, None]
+    maximum, mean, _ = _InnerPools.apply(x, gate, *inner)
+    made = [gate, spatial(torch.stack((maximum, mean), dim=1)).to(x.dtype)]
+    return _Gate.apply(through, x, residual, "product", False, False, relu, *made, channel_ticket, spatial_ticket)
+
+
+class _Uses(NamedTuple):
+    """What is done with a map that is pooled, so that the gradient of all of it is one pass.
+
+    Args:
+        means: Sets of axes.
+        maxima: Likewise.
+        broadcast: Of each gate that multiplies the map, the axes that it lacks.
+        join: How these make one.
+        own: Whether 1 is added to it.
+        sigmoid: Whether its sigmoid is taken before.
+        beside: Whether the map also goes elsewhere, into operators with gradients of their own.
+        inner: Whether the channels of its product with the first gate are pooled.
+    """
+
+    means: tuple[int, ...]
+    maxima: tuple[int, ...]
+    broadcast: tuple[int, ...] = ()
+    join: str = "product"
+    own: bool = False
+    sigmoid: bool = False
+    beside: bool = False
+    inner: bool = False
 
 
 class _Pools(Function):
-    """The map itself, its means, maxima and their indices, and tickets for gates that broadcast over some axes."""
+    """The map itself, its means, maxima and their indices, and tickets: for gates, and for the inner pools' gradients.
+
+    An index is handed over as float32, for gradients are floats.
+    """
 
     @staticmethod
-    def forward(
-        x: torch.Tensor,
-        means: tuple[int, ...],
-        maxima: tuple[int, ...],
-        broadcast: tuple[int, ...],
-        join: str,
-        own: bool,
-    ) -> tuple[torch.Tensor, ...]:
-        tickets = [x.new_zeros(()).expand(_without(x, axes)) for axes in broadcast]
-        return x.view_as(x), *launch.axis_pool(x, None, list(means), list(maxima)), *tickets
+    def forward(x: torch.Tensor, uses: _Uses) -> tuple[torch.Tensor, ...]:
+        tickets = [x.new_zeros(()).expand(_without(x, axes)) for axes in uses.broadcast]
+        if uses.inner:
+            pooled = (x.shape[0], *x.shape[2:])
+            tickets += [x.new_zeros((), dtype=dtype).expand(pooled) for dtype in (x.dtype, x.dtype, torch.float32)]
+        maps = [x.view_as(x) for _ in range(1 + uses.beside)]
+        return *maps, *launch.axis_pool(x, None, list(uses.means), list(uses.maxima)), *tickets
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        x, ctx.means, ctx.maxima, broadcast, ctx.join, ctx.own = inputs
-        ctx.shape, ctx.nhwc, ctx.tickets = x.shape, launch.is_nhwc(x), len(broadcast)
-        first = 1 + len(ctx.means) + len(ctx.maxima)
-        indices = output[first : first + len(ctx.maxima)]
+        x, ctx.uses = inputs
+        ctx.shape, ctx.nhwc = x.shape, launch.is_nhwc(x)
+        first = 1 + ctx.uses.beside + len(ctx.uses.means) + len(ctx.uses.maxima)
+        indices = output[first : first + len(ctx.uses.maxima)]
         ctx.save_for_backward(*indices)
         ctx.mark_non_differentiable(*indices)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor | None, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        means = [(axes, part) for axes, part in zip(ctx.means, grads, strict=False) if part is not None]
-        of_maxima = zip(ctx.maxima, grads[len(ctx.means) :], ctx.saved_tensors, strict=False)
+    def backward(ctx: Any, grad: torch.Tensor | None, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
+        uses = ctx.uses
+        beside, grads = (grads[0], grads[1:]) if uses.beside else (None, grads)
+        means = [(axes, part) for axes, part in zip(uses.means, grads, strict=False) if part is not None]
+        of_maxima = zip(uses.maxima, grads[len(uses.means) :], ctx.saved_tensors, strict=False)
         maxima = [(axes, part, index) for axes, part, index in of_maxima if part is not None]
-        if grad is None and not means and not maxima:
-            return None, None, None, None, None, None
-        gates: list[Any] = [] if grad is None else list(grads[len(grads) - ctx.tickets :])
+        if grad is None and beside is None and not means and not maxima:
+            return None, None
+        tickets = grads[len(uses.means) + 2 * len(uses.maxima) :]
+        gates: list[Any] = [] if grad is None else list(tickets[: len(uses.broadcast)])
+        inner: list[Any] = [] if grad is None else list(tickets[len(uses.broadcast) :])
+        if any(part is None for part in inner):  # the gate that those pools make is not learnt from
+            inner = []
         if torch.is_grad_enabled():
-            if grad is not None and gates:
-                grad = grad * (join_gates(gates, ctx.join) + int(ctx.own))
-            named = [(_named(axes), mean) for axes, mean in means]
-            named_maxima = [(_named(axes), maximum, index.long()) for axes, maximum, index in maxima]
-            return spread_pools(grad, ctx.shape, named, named_maxima), None, None, None, None, None
+            return _formula(uses, ctx.shape, grad, beside, gates, inner, means, maxima), None
+        if inner:
+            means.append((_axes(1), inner[0]))
+            maxima.append((_axes(1), inner[1], inner[2].int()))
         x_grad = launch.axis_spread(
-            grad, gates, ctx.join, ctx.own, list(ctx.shape), ctx.nhwc,
+            grad, beside, gates, uses.join, uses.own, uses.sigmoid, list(ctx.shape), ctx.nhwc,
             [mean for _, mean in means], [axes for axes, _ in means],
             [maximum for _, maximum, _ in maxima], [index for _, _, index in maxima], [axes for axes, _, _ in maxima],
+            _axes(1) if inner else 0,
         )  # fmt: skip
-        return x_grad, None, None, None, None, None
+        return x_grad, None
+
+
+def _formula(
+    uses: _Uses,
+    shape: Sequence[int],
+    grad: torch.Tensor | None,
+    beside: torch.Tensor | None,
+    gates: Sequence[torch.Tensor],
+    inner: Sequence[torch.Tensor],
+    means: Sequence[tuple[int, torch.Tensor]],
+    maxima: Sequence[tuple[int, torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """The gradient of a map as a formula that can be differentiated once more."""
+    if grad is not None and gates:
+        gate = join_gates(gates, uses.join)
+        gate = gate.sigmoid() if uses.sigmoid else gate
+        grad = grad * (gate + int(uses.own))
+    if beside is not None:
+        grad = beside if grad is None else grad + beside
+    if grad is not None and inner:
+        grad = grad + gates[0] * spread_pools(None, shape, [([1], inner[0])], [([1], inner[1], inner[2].long())])
+    named = [(_named(axes), mean) for axes, mean in means]
+    return spread_pools(grad, shape, named, [(_named(axes), part, index.long()) for axes, part, index in maxima])
 
 
 class _Gate(Function):
@@ -140,15 +239,16 @@ class _Gate(Function):
         residual: torch.Tensor | None,
         join: str,
         own: bool,
+        sigmoid: bool,
         relu: bool,
         *gates_and_tickets: torch.Tensor,
     ) -> torch.Tensor:
         gates = list(gates_and_tickets[: len(gates_and_tickets) // 2])
-        return launch.axis_gate(through, gates, residual, join, own, False, relu)
+        return launch.axis_gate(through, gates, residual, join, own, sigmoid, relu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        _, x, residual, ctx.join, ctx.own, relu, *gates_and_tickets = inputs
+        _, x, residual, ctx.join, ctx.own, ctx.sigmoid, relu, *gates_and_tickets = inputs
         ctx.residual = residual is not None
         gates = gates_and_tickets[: len(gates_and_tickets) // 2]
         ctx.save_for_backward(x, output if relu else None, *gates)
@@ -159,11 +259,40 @@ class _Gate(Function):
         relu = y is not None
         if torch.is_grad_enabled():
             dz = dy * (y > 0) if relu else dy
-            _, *grads = launch.gate_gradients(dz, x, gates, ctx.join, ctx.own, False)
-            return dz, None, dz if ctx.residual else None, None, None, None, *grads, *gates
-        _, dz, *grads = launch.axis_gate_backward(dy, y, x, gates, ctx.join, ctx.own, False, False, relu)
-        dz = dz if relu else dy
-        return dz, None, dz if ctx.residual else None, None, None, None, *grads, *gates
+            _, *grads = launch.gate_gradients(dz, x, gates, ctx.join, ctx.own, ctx.sigmoid)
+        else:
+            _, dz, *grads = launch.axis_gate_backward(dy, y, x, gates, ctx.join, ctx.own, ctx.sigmoid, False, relu)
+            dz = dz if relu else dy
+        return dz, None, dz if ctx.residual else None, None, None, None, None, *grads, *gates
+
+
+class _InnerPools(Function):
+    """The maximum and mean over the channels of a map's product with a gate, and the index of that.
+
+    The map's share of their gradients goes to `_Pools`, by tickets.
+    """
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor, gate: torch.Tensor, of_mean: torch.Tensor, of_maximum: torch.Tensor, of_index: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        mean, maximum, index = launch.axis_pool(x, gate, [4], [4])
+        return maximum, mean, index
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:2], output[2])
+        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    def backward(ctx: Any, maximum: torch.Tensor, mean: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
+        x, gate, index = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            pools = spread_pools(None, x.shape, [([1], mean)], [([1], maximum, index.long())])
+            gate_grad = (pools * x).sum((2, 3), keepdim=True)
+        else:
+            _, gate_grad = launch.axis_pool_backward(None, x, gate, mean, maximum, index, _axes(1))
+        return None, gate_grad, mean, maximum, index.float()
 
 
 class _ProductPools(Function):
