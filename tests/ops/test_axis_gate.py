@@ -1,5 +1,7 @@
 """Gates that lack axes, and attention made of pools and gates, against the plain formulas."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -12,6 +14,13 @@ JOINS = {
     "sum": lambda a, b, c: a + b + c,
     "mixed": lambda a, b, c: a * b + c,
 }
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["by hand", "plain"])
+def by_hand(request, monkeypatch):
+    if request.param:
+        for name in ("nested_gate", "axis_pools"):
+            monkeypatch.setattr(import_module(f"visionattn.ops.eager.{name}"), "_WORTHWHILE", 1)
 
 
 def inputs(layout="nchw", *broadcast_dims):

@@ -1,5 +1,7 @@
 """Pools over axes and convolutions of planes against the plain functions they stand for."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -7,6 +9,13 @@ from visionattn.ops import axis_pools, memory_format, plane_conv
 
 POOLS = [(kind, axis) for axis in (1, 2, 3) for kind in ("max", "mean")]
 SIZES = [(5, 7, 6), (1, 1, 1), (33, 20, 1), (2, 1, 41), (16, 8, 9)]
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["by hand", "plain"])
+def by_hand(request, monkeypatch):
+    if request.param:
+        for name in ("nested_gate", "axis_pools"):
+            monkeypatch.setattr(import_module(f"visionattn.ops.eager.{name}"), "_WORTHWHILE", 1)
 
 
 def plain(x, pools=POOLS):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -23,19 +23,23 @@ __all__ = [
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _as_it_is(kernel: Any) -> Any:
-    return kernel
+def _is_watched() -> bool:
+    """Whether a compiler, a mode or a tracer must see operators and launches."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
-# How a kernel is launched: `wrap_triton(kernel)[grid](...)`. Compilers look into operators for launches of this name.
-wrap_triton = _as_it_is if INTERPRETED else torch.library.wrap_triton
+def wrap_triton(kernel: Any) -> Any:
+    """How a kernel is launched: `wrap_triton(kernel)[grid](...)`.
+
+    Compilers look into operators for launches of this name.
+    """
+    return torch.library.wrap_triton(kernel) if not INTERPRETED and _is_watched() else kernel
 
 
-_Result = TypeVar("_Result")
 _remembered: list[Any] = []
 
 
-def by_sizes(function: Callable[..., _Result]) -> Any:
+def by_sizes(function: Callable[..., Any]) -> Any:
     """Remembers what a function of sizes gives: tiles and grids cost more Python than their kernels' launch.
 
     Where a compiler does not know the sizes it is computed each time.
@@ -44,7 +48,7 @@ def by_sizes(function: Callable[..., _Result]) -> Any:
     _remembered.append(known)
 
     @wraps(function)
-    def call(*args: Any) -> _Result:
+    def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return function(*args)
         try:
@@ -119,7 +123,7 @@ def _short_cut(kind: type, run: Callable[..., Any], differentiable: Any) -> type
 
     class Operator(kind):
         def __call__(self, *args: Any) -> Any:
-            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            if _is_watched():
                 return super().__call__(*args)
             wanted = False
             for part in _flat(args):

@@ -101,7 +101,7 @@ class _Uses(Function):
     def forward(x: torch.Tensor, moments: bool, groups: int) -> tuple[torch.Tensor, ...]:
         channels = x.shape[1]
         maps = (x.shape[0], groups, *x.shape[2:])
-        means, squares = image_moments.run(x) if moments else (x.new_empty(0), x.new_empty(0))
+        means, squares = image_moments(x) if moments else (x.new_empty(0), x.new_empty(0))
         shapes = (maps, maps, (channels,), (channels,), (groups, channels // groups))
         return x.view_as(x), means, squares, *(x.new_zeros((), dtype=torch.float32).expand(s) for s in shapes)
 
@@ -155,7 +155,7 @@ class _Scores(Function):
     def forward(
         x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor, *tickets: torch.Tensor
     ) -> torch.Tensor:
-        return group_scores.run(x, scale, shift, weight)
+        return group_scores(x, scale, shift, weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
