@@ -109,14 +109,16 @@ def _gate(
     for number, other in enumerate(others):
         combine = torch.add if join == "sum" or (join == "mixed" and number) else torch.mul
         gate = combine(gate, other, out=to)
-    if own:
-        torch.addcmul(x, x, gate, out=to)
-        if residual is not None:
-            to += residual
-    elif residual is not None:
-        torch.addcmul(residual, x, gate, out=to)
+    # PyTorch's addcmul takes four times as long where an operand is repeated along the rows.
+    added = x if own else residual
+    if added is not None and gate.shape == x.shape:
+        torch.addcmul(added, x, gate, out=to)
     else:
         torch.mul(x, gate, out=to)
+        if added is not None:
+            to += added
+    if own and residual is not None:
+        to += residual
 
 
 def _factors(gates: Sequence[torch.Tensor], number: int, join: str) -> list[torch.Tensor]:

@@ -85,7 +85,7 @@ def _grouped(x: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def _affine(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    return torch.addcmul(_column(shift), x, _column(scale))
+    return torch.mul(x, _column(scale)).add_(_column(shift))  # addcmul is slow with repeated operands
 
 
 def _pooled(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, ...]:
