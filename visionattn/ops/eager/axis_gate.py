@@ -152,7 +152,7 @@ def _sum(x: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
         return x.view(-1, x.shape[3]) @ x.new_ones(x.shape[3], 1)  # faster than sums of so short rows
     if len(axes) == 1:
         return axis_mean(x, axes[0]) * x.shape[axes[0]]
-    return x.sum(axes) if axes else x
+    return x.sum(list(axes)) if axes else x
 
 
 def _chunks(

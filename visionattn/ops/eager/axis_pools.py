@@ -41,7 +41,7 @@ class _AxisPools(Function):
     """
 
     @staticmethod
-    def forward(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
+    def forward(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor | None, ...]:
         pooled = [(axis_mean(x, axis), None) if kind == "mean" else _max_with_index(x, axis) for kind, axis in pools]
         return *(value for value, _ in pooled), *(index for _, index in pooled)
 

@@ -23,7 +23,8 @@ TILE = 2048
 
 
 def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return _joined_moments(*image_moments(x), x)
+    means, squares = image_moments(x)
+    return _joined_moments(means, squares, x)
 
 
 def _joined_moments(means: torch.Tensor, squares: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,10 +142,13 @@ def _formula_of_uses(
 ) -> torch.Tensor:
     """The gradient of a map as a formula that can be differentiated once more."""
     total = dz + dz * attention.to(dz.dtype).repeat_interleave(x.shape[1] // attention.shape[1], dim=1)
+    parts: list[torch.Tensor | None] = []
     if grad is not None:
-        total = total + formula_gradients(_formula, (x, *numbers), (grad.to(x.dtype),))[0]
+        parts.append(formula_gradients(_formula, (x, *numbers), (grad.to(x.dtype),))[0])
     if moments[0] is not None and moments[1] is not None:
-        total = total + formula_gradients(_image_moments, (x,), moments)[0]
+        parts.append(formula_gradients(_image_moments, (x,), (moments[0], moments[1]))[0])
+    for part in parts:
+        total = total if part is None else total + part
     return total
 
 
