@@ -11,11 +11,9 @@ POOLS = [(kind, axis) for axis in (1, 2, 3) for kind in ("max", "mean")]
 SIZES = [(5, 7, 6), (1, 1, 1), (33, 20, 1), (2, 1, 41), (16, 8, 9)]
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=["by hand", "plain"])
-def by_hand(request, monkeypatch):
-    if request.param:
-        for name in ("nested_gate", "axis_pools"):
-            monkeypatch.setattr(import_module(f"visionattn.ops.eager.{name}"), "_WORTHWHILE", 1)
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch):
+    monkeypatch.setattr(import_module("visionattn.ops.eager.axis_pools"), "_WORTHWHILE", 1)
 
 
 def plain(x, pools=POOLS):

@@ -106,7 +106,7 @@ def _add_to_first(total: torch.Tensor, x: torch.Tensor, maximum: torch.Tensor, g
         if bool((axis_mean(hits, axis) * x.shape[axis] > 1.5).any()):
             to.scatter_add_(axis, part.max(axis, keepdim=True).indices, slope)
         else:
-            to.addcmul_(hits, slope)
+            to += hits.mul_(slope)  # addcmul is slow with repeated operands
 
 
 def axis_mean(x: torch.Tensor, axis: int) -> torch.Tensor:

@@ -5,7 +5,6 @@ take a fraction of the time of so narrow a convolution. What each row of the ker
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -75,10 +74,9 @@ def _banded(weight: torch.Tensor, width: int) -> torch.Tensor:
     return matrices.view(planes, size, width, width).transpose(1, 2).reshape(planes * width, size * width)
 
 
-@lru_cache(maxsize=32)
 def _band(width: int, size: int, dtype: torch.dtype) -> torch.Tensor:
     """Which entries of a matrix `(W, W)`, flattened, hold each entry of a kernel's row: `(W W, K)`."""
-    at = torch.arange(width)
+    at = torch.arange(width, device="cpu")
     offset = at.unsqueeze(1) - at + size // 2
     return (offset.flatten().unsqueeze(1) == torch.arange(size)).to(dtype)
 
