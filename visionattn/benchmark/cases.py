@@ -210,13 +210,15 @@ def _mixer_case(card: Card, shape: tuple[int, ...], dtype: torch.dtype) -> Case 
     baselines = {other: baseline for other, baseline in found.items() if baseline}
     if not baselines:
         return None
+    softmax = get("mixer", "softmax")
     return Case(
         "mixers",
         card.name,
         shape,
         lambda: perturbed(card.build_in(place)),
-        baselines,
+        baselines | {"SDPA": lambda ours: softmax.build_in(place)},
         dtype=dtype,
+        unequal=frozenset({"SDPA"}),
         floor=card.floor,
         exact_only=card.discrete,
     )

@@ -42,7 +42,7 @@ def write_report(record: Record, path: Path) -> str:
 
     text = format_record(record)
     pictures = []
-    if record.get("suite") == "growth":
+    if record["suite"] == "growth":
         pictures.append(draw_growth([found[:3] for found in degrees(record)], path.with_suffix(".png")))
     for suite in SUITES:
         rows = [row for row in record["rows"] if row["suite"] == suite and "contenders" in row]
@@ -57,7 +57,7 @@ def write_report(record: Record, path: Path) -> str:
 
 def format_record(record: Record) -> str:
     """The Markdown text of a record: how it was measured, and every row."""
-    if record.get("suite") == "growth":
+    if record["suite"] == "growth":
         return format_growth(record)
     device, versions = record["device"], record["versions"]
     gpu = device["kind"] == "cuda"

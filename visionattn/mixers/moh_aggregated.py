@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from visionattn.catalog import Card, Floor
 from visionattn.ops import nhwc_conv
 from visionattn.ops.losses import Losses
+from visionattn.ops.query_tiles import in_tiles
 from visionattn.utils.arguments import check_odd, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
@@ -117,15 +118,24 @@ class MixtureOfHeadAggregatedAttention(HeadRouting, CosineParts):
         near = _neighbours(F.normalize(k, dim=-1), self.window_size)
         local = torch.stack([(q * key).sum(-1) for key in near], -1) + self.relative_pos_bias_local
         local = local.masked_fill(~inside.unsqueeze(2), -torch.inf)
-        bias = log_position_bias(self.cpb_fc1, self.cpb_fc2, grid, cells, self.grid_size or grid)
-        far = q.flatten(1, 2).transpose(1, 2) @ F.normalize(far_k, dim=-1).mT + bias
-        rows = torch.cat((local.flatten(1, 2).transpose(1, 2), far), -1).softmax(-1)
-        local, far = self.attn_drop(rows).split([places, rows.size(-1) - places], dim=-1)
+        table = log_position_bias(self.cpb_fc1, self.cpb_fc2, grid, cells, self.grid_size or grid)
+        far_k = F.normalize(far_k, dim=-1)
+
+        def some_rows(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            """The weights of the neighbours, and the mean over the pooled map."""
+            own, near = (part[:, some].flatten(1, 2).transpose(1, 2) for part in (q, local))
+            rows = self.attn_drop(torch.cat((near, own @ far_k.mT + table.bias(some)), -1).softmax(-1))
+            near, far = rows.split([places, rows.size(-1) - places], dim=-1)
+            return near, far.to(far_v.dtype) @ far_v
+
+        scores = local[:, 0].numel() // places * (places + cells[0] * cells[1])  # of a row of the map
+        parts = in_tiles(some_rows, height, scores, random=self.training and self.attn_drop.p > 0)
+        weights, means = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         correction = direction.flatten(1, 2).transpose(1, 2) @ self.learnable_tokens + self.learnable_bias
-        local = (local + correction).transpose(1, 2).unflatten(1, grid)
-        out = (far.to(far_v.dtype) @ far_v).transpose(1, 2).unflatten(1, grid)
+        weights = (weights + correction).transpose(1, 2).unflatten(1, grid)
+        out = means.transpose(1, 2).unflatten(1, grid)
         for place, value in enumerate(_neighbours(v, self.window_size)):
-            out = out + local[..., place : place + 1] * value
+            out = out + weights[..., place : place + 1] * value
         gates = self.head_gates(x, losses).to(out.dtype)
         return self.proj_drop(self.proj((out * gates.unsqueeze(-1)).flatten(3)))
 
@@ -166,6 +176,7 @@ CARD = Card(
     },
     floor=Floor(13, 25, "q, k, v in, o out: 4; the map pooled: 2; back as much again with the gradients; projections"),
     cost="N^2 / r^2",
+    memory="N",
     discrete=True,
     reference="moh",
 )

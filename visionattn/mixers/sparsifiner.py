@@ -213,7 +213,7 @@ class SparsifinerAttention(SoftmaxAttention):
             basis = basis.where(basis > self.basis_threshold, 0)
             scores = self._coefficients(q, k, grid, prefix) @ basis.mT
             if self.score_threshold is None:
-                best = scores.topk(ceil(self.keep_rate * scores.size(-1)), -1).indices
+                best = scores.topk(ceil(self.keep_rate * scores.size(-1)), -1, sorted=False).indices
                 seen = torch.zeros_like(scores, dtype=torch.bool)
                 seen = seen.scatter(-1, best, torch.ones_like(best, dtype=torch.bool))
             else:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from .attention import softmax_attention
-from .recomputed import recomputed
+from .query_tiles import in_tiles
 
 __all__ = ["RELATIONS", "relational_attention"]
 
@@ -54,16 +54,13 @@ def relational_attention(
     """
     if activation == "identity" and v.ndim == 4:
         return _without_relations(q, k, v, q_rel, k_rel, mask, dropout_p)
-    rows = max(1, _HELD // ((q.size(1) + q_rel.size(1)) * k.size(2)))
-    parts = []
-    for start in range(0, q.size(2), rows):
-        some = slice(start, start + rows)
+
+    def some_queries(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
         own = mask if mask is None or mask.ndim < 2 or mask.size(-2) == 1 else mask[..., some, :]
-        arguments = (q[:, :, some], k, v, q_rel[:, :, some], k_rel, own, activation, start, dropout_p)
-        if rows >= q.size(2):  # what all queries need at once may be kept
-            parts.append(_some_queries(*arguments))
-        else:
-            parts.append(recomputed(_some_queries, *arguments, random=dropout_p > 0))
+        return _some_queries(q[:, :, some], k, v, q_rel[:, :, some], k_rel, own, activation, some.start, dropout_p)
+
+    numbers = (q.size(1) + q_rel.size(1)) * k.size(2)
+    parts = in_tiles(some_queries, q.size(2), numbers, held=_HELD, random=dropout_p > 0)
     values, relations = zip(*parts, strict=True)
     return torch.cat(values, 2), torch.cat(relations, 2)
 
