@@ -1,10 +1,18 @@
 """Mixtures of heads against the official code's recorded outputs, gradients and loss of balance."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from visionattn.mixers import MixtureOfHeadAggregatedAttention, MixtureOfHeadAttention, SoftmaxAttention
+from visionattn.mixers import (
+    MixtureOfHeadAggregatedAttention,
+    MixtureOfHeadAttention,
+    SoftmaxAttention,
+    moh_aggregated,
+)
+from visionattn.ops.query_tiles import CACHED, in_tiles
 from visionattn.ops.losses import collect_losses
 from visionattn.reference.moh import naive_of
 from visionattn.testing.contracts import perturbed
@@ -66,9 +74,11 @@ def test_golden_loss_of_balance():
     assert relative_error(losses["balance"][0].view(1), 0.01 * golden.arrays["out_2"]) < 1e-5
 
 
+@pytest.mark.parametrize("held", [0, 500, CACHED], ids=["one row", "some", "all"])
 @pytest.mark.parametrize(("grid", "sr_ratio"), [((7, 10), 4), ((5, 9), 2), ((3, 3), 8), ((1, 6), 2)])
-def test_maps_that_the_official_code_refuses(grid, sr_ratio):
+def test_maps_that_the_official_code_refuses(grid, sr_ratio, held, monkeypatch):
     """Cells of unequal size, and a nominal map of another one."""
+    monkeypatch.setattr(moh_aggregated, "in_tiles", partial(in_tiles, held=held))
     torch.manual_seed(0)
     keywords = {"num_heads": 4, "shared_heads": 1, "routed_heads": 2, "sr_ratio": sr_ratio, "grid_size": (9, 14)}
     module = perturbed(MixtureOfHeadAggregatedAttention(16, **keywords)).double()

@@ -28,6 +28,7 @@ from .regions import knock_out_regions, reencode, region_attention
 from .registers import find_register_neurons, test_time_registers
 from .relevance import attention_grad_cam, relevance, relevance_matrix
 from .roles import RelationScores, position_preference, relation_scores, salient_operations
+from .rope_bases import RopeBases
 from .saliency import context_saliency, salient_relevance
 from .signals import ScoreTerms, score_terms
 from .spectra import causal_laplacian, effective_rank, laplacian_spectrum
@@ -52,6 +53,7 @@ __all__ = [
     "Record",
     "RegionScores",
     "RelationScores",
+    "RopeBases",
     "ScoreTerms",
     "TextSpan",
     "Tokens",
