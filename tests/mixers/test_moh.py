@@ -12,8 +12,8 @@ from visionattn.mixers import (
     SoftmaxAttention,
     moh_aggregated,
 )
-from visionattn.ops.query_tiles import CACHED, in_tiles
 from visionattn.ops.losses import collect_losses
+from visionattn.ops.query_tiles import CACHED, in_tiles
 from visionattn.reference.moh import naive_of
 from visionattn.testing.contracts import perturbed
 from visionattn.testing.fixtures import check_module, load, relative_error
