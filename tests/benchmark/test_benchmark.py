@@ -232,11 +232,14 @@ def test_fightingcv_takes_our_weights_where_it_is_installed(monkeypatch):
 
 
 def test_mixers_equal_their_baselines():
-    cases = [c for c in mixer_cases(batch=1) if c.shape[1] == 14]
+    cases = mixer_cases(shapes=[(1, 14, 14, 64)])
+    assert {c.name for c in cases} >= {card.name for card in cards("mixer") if card.standalone and card.reference}
     assert {next(iter(c.baselines)) for c in cases} == {"timm", "official"}
     for one in cases:
         for mode in one.modes:
-            assert row_of(one, mode)["contenders"]["ours"]["error"] < 1e-4
+            row = row_of(one, mode)
+            assert row["contenders"]["ours"]["error"] < 1e-4, str(one)
+            assert row["contenders"]["SDPA"]["ratio"]["p50"] > 0 and "error" not in row["contenders"]["SDPA"]
     assert row_of(window_cases(((1, 14),))[0], "fwd")["contenders"]["7x7 windows"]["ratio"]["p50"] > 0
 
 
@@ -345,7 +348,8 @@ def test_suites_are_made_of_the_cards():
     assert {"twins_local", "davit_channels", "boat", "cswin", "halonet"} <= {
         c.name for c in cases if c.suite == "mixers"
     }
-    assert not [c for c in cases if c.name in ("swin", "lkca")]  # formulas that go position by position
+    for name, sides in (("swin", {14}), ("lkca", {14}), ("mta", {28, 14}), ("flatten", {56, 28, 14})):
+        assert {c.shape[1] for c in cases if c.name == name} == sides  # formulas by position, and of all pairs
     boat = next(c for c in cases if c.name == "boat")
     assert boat.exact_only and boat.floor == get("mixer", "boat").floor and boat.shape[1:] == (56, 56, 128)
     gpu = {c.name for c in suite_cases("gpu", "cuda") if c.suite in ("plugins", "resnet50")}

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.distributed import destroy_process_group, init_process_group
 
 import visionattn
 from visionattn.mixers import SoftmaxAttention, replace_attention
@@ -149,56 +150,115 @@ class TestExtraTokens:
         assert {key.split("attn.")[1].split(".")[0] for key in after.keys() - before.keys()} == {"mixer"}
 
 
+# What each family's attention is replaced by below.
+REPLACED = {
+    "vit": ("linear", "keep"),
+    "registers": ("lkca", "new"),
+    "distilled": ("swin", "keep"),
+    "deit3": ("fastmax", "keep"),
+    "beit": ("softmax", "keep"),
+    "eva": ("softmax", "keep"),
+    "rope": ("softmax", "keep"),
+    "cait": ("linear", "new"),
+    "xcit": ("linear", "new"),
+    "swin": ("swin", "keep"),
+    "swinv2": ("linear", "new"),
+    "davit": ("linear", "new"),
+    "columnar": ("linear", "keep"),
+    "pyramid": ("linear", "keep"),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def family(request):
+    model, x = network(request.param)
+    mixer, weights = REPLACED[request.param]
+    return replace_attention(model, mixer, weights=weights), x
+
+
+class TestEveryFamilyWorksWith:
+    def test_compilation(self, family):
+        model, x = family
+        expected = model(x)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+
+    def test_export(self, family):
+        model, x = family
+        batch = torch.export.Dim("batch", min=1, max=64)
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+        torch.testing.assert_close(program.module()(x[:1]), model(x[:1]), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.slow
+    def test_onnx(self, family, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
+        model, x = family
+        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True)
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        (given,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(given), model(x), rtol=1e-3, atol=1e-3)
+
+    def test_gradient_checkpointing(self, family):
+        model, x = family
+        gradients = []
+        for enable in (False, True):
+            model.set_grad_checkpointing(enable)
+            model.zero_grad()
+            model(x).square().sum().backward()
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+    def test_copies_and_files(self, family):
+        model, x = family
+        expected = model(x)
+        torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        torch.testing.assert_close(torch.load(file, weights_only=False)(x), expected)
+
+    def test_data_parallel_training(self, family, tmp_path):
+        """A parameter without a gradient would stop the second step."""
+        model, x = family
+        init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        try:
+            parallel = nn.parallel.DistributedDataParallel(model)
+            for _ in range(2):
+                model.zero_grad()
+                parallel(x).sum().backward()
+        finally:
+            destroy_process_group()
+        inside = tuple(entry.name for entry in model.replaced)
+        assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith(inside))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_feature_maps_of_every_family(kind):
+    name, arguments, attentions = NETWORKS[kind]
+    small = {key: value for key, value in arguments.items() if key not in ("num_classes", "global_pool")}
+    torch.manual_seed(0)
+    model = timm.create_model(name, **small, features_only=True).eval()
+    side = min(arguments.get("img_size") or 64, 64)
+    x = torch.randn(1, 3, side, side)
+    before = model(x)
+    mixer, weights = REPLACED[kind]
+    replace_attention(model, mixer, weights=weights)
+    after = model(x)
+    assert len(model.replaced) == attentions
+    assert [m.shape for m in after] == [m.shape for m in before]
+    if (mixer, weights) in (("softmax", "keep"), ("swin", "keep")) and kind != "distilled":
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    else:
+        assert not torch.equal(after[-1], before[-1])
+
+
 class TestWorksWith:
-    @pytest.fixture
-    def changed(self):
-        model, x = network("vit")
-        return replace_attention(model, "linear"), x
-
-    def test_feature_maps(self):
-        small = {**SMALL, "num_classes": 0, "img_size": 64}
-        model = timm.create_model("vit_tiny_patch16_224", **small, features_only=True, out_indices=(0, 1))
-        replace_attention(model, "linear")
-        assert len(model.replaced) == 2
-        assert all(m.shape == (1, 48, 4, 4) for m in model(torch.randn(1, 3, 64, 64)))
-
     def test_another_square_size(self):
         model = timm.create_model("vit_tiny_patch16_224", **SMALL, img_size=64, dynamic_img_size=True).eval()
         replace_attention(model, "swin")
         assert model(torch.randn(1, 3, 96, 96)).shape == (1, 5)
         with pytest.raises(ValueError, match=r"24 patches are neither the 4x4 of the network's img_size nor a square"):
             model(torch.randn(1, 3, 64, 96))
-
-    def test_compilation(self, changed):
-        model, x = changed
-        expected = model(x)
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), expected)
-
-    def test_export(self, changed):
-        model, x = changed
-        batch = torch.export.Dim("batch", min=1, max=64)
-        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
-        torch.testing.assert_close(program.module()(x[:1]), model(x[:1]))
-
-    @pytest.mark.slow
-    def test_onnx(self, changed, tmp_path):
-        onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
-        model, x = changed
-        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True)
-        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-        (given,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(given), model(x), rtol=1e-4, atol=1e-4)
-
-    def test_gradient_checkpointing(self, changed):
-        model, x = changed
-        gradients = []
-        for enable in (False, True):
-            model.set_grad_checkpointing(enable)
-            model.zero_grad()
-            model(x).square().sum().backward()
-            gradients.append([p.grad.clone() for p in model.parameters()])
-        torch.testing.assert_close(*gradients)
 
     def test_a_config(self):
         from visionattn.tasks import Classifier

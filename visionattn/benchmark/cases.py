@@ -28,6 +28,7 @@ from .contenders import (
     timm_plugin,
     with_baseline_blocks,
 )
+from .growth import degree
 
 __all__ = ["LAYOUTS", "MODES", "Case", "frontend_cases", "mixer_cases", "network_cases", "plugin_cases"]
 __all__ += ["resnet_cases", "window_cases"]
@@ -178,11 +179,14 @@ def mixer_cases(
     dtype: torch.dtype = torch.float32,
     stages: int = 3,
 ) -> list[Case]:
-    """Mixers against timm's own modules, and against literal formulas.
+    """Mixers against timm's own modules, literal formulas and softmax attention of the same width and heads.
+
+    Formulas that go position by position are compared on maps up to 14 x 14.
 
     Args:
         names: Names of mixers, all by default; those without a baseline give no case.
-        shapes: Shapes (B, H, W, C); by default those of the stages of a network of the size base at 224 px.
+        shapes: Shapes (B, H, W, C); by default those of the stages of a network of the size base at 224 px, without the
+            first for mixers of all pairs, which literal formulas hold.
         batch: Images, where the shapes are not given.
         dtype: Of all.
         stages: How many stages, the largest maps first; in the fourth a window is the map.
@@ -193,8 +197,13 @@ def mixer_cases(
     for name in names:
         resolve("mixer", name)
     chosen = [get("mixer", name) for name in names] or [card for card in cards("mixer") if card.standalone]
-    shapes = shapes or [(batch, side, side, 128 * 2**i) for i, side in enumerate((56, 28, 14)[:stages])]
-    found = [_mixer_case(card, shape, dtype) for shape in shapes for card in chosen]
+    usual = [(batch, side, side, 128 * 2**i) for i, side in enumerate((56, 28, 14)[:stages])]
+    found = [
+        _mixer_case(card, shape, dtype)
+        for shape in shapes or usual
+        for card in chosen
+        if shapes or shape is not usual[0] or not card.reference or degree(card.cost) < 2
+    ]
     return [case for case in found if case]
 
 
@@ -205,7 +214,7 @@ def _mixer_case(card: Card, shape: tuple[int, ...], dtype: torch.dtype) -> Case 
     place = BlockContext(stage=stage, block=0, dim=dim, num_heads=max(1, dim // 32), grid=(height, width))
     found = {
         "timm": timm_mixer(card.name, place.dim, place.num_heads, sr_ratio=8 // 2**place.stage),
-        "official": literal(card),
+        "official": literal(card, loops=max(height, width) <= 14),
     }
     baselines = {other: baseline for other, baseline in found.items() if baseline}
     if not baselines:

@@ -32,12 +32,17 @@ __all__ = [
 Baseline = Callable[[nn.Module], nn.Module]
 
 
-def literal(card: Card) -> Baseline | None:
-    """The literal formula of a mechanism; None if there is none, or if it loops over positions."""
+def literal(card: Card, *, loops: bool = False) -> Baseline | None:
+    """The literal formula of a mechanism; None if there is none.
+
+    Args:
+        card: Of the mechanism.
+        loops: Whether the formula may go position by position.
+    """
     if card.reference is None:
         return None
     module = importlib.import_module(f"visionattn.reference.{card.reference}")
-    if getattr(module, "LOOPS", False):
+    if getattr(module, "LOOPS", False) and not loops:
         return None
 
     def with_condition(ours: Any) -> nn.Module:

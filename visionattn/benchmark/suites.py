@@ -94,7 +94,7 @@ def suite_cases(
         makers: dict[str, Callable[[], list[Case]]] = {
             "plugins": lambda: _cpu_plugins(plugins or _names(cards("plugin")), shapes or CPU_SHAPES, layouts),
             "frontends": frontend_cases,
-            "mixers": lambda: mixer_cases(mixers, given),
+            "mixers": lambda: mixer_cases(mixers, given, batch=2),
             "windows": window_cases,
             "networks": lambda: [*network_cases(), *resnet_cases(CPU_RESNETS)],
         }

@@ -157,5 +157,5 @@ CARD = Card(
     placement="in every third block in turn with mixing in space and over frames; here in every block",
     pyramid=("nano", "micro"),
     cases={"": {"num_heads": 3}, "bias": {"num_heads": 6, "bias": True}},
-    reference="feat",
+    reference="feat_channel",
 )

@@ -176,5 +176,5 @@ CARD = Card(
     placement="in every third block in turn with mixing over frames and channels; here in every block",
     pyramid=("nano", "micro"),
     cases={"": {}, "norm, offset 0": {"key_norm": True, "decay_offset": 0}},
-    reference="feat",
+    reference="feat_wkv",
 )
