@@ -73,7 +73,7 @@ def format_record(record: Record) -> str:
         "- **official**: the formulation of the paper or of the official code, as in `visionattn/reference`;",
         "  **timm** and **fightingcv**: the layer of timm, and of the package fightingcv-attention. The first of them",
         "  in a row is its reference. **compiled**: that through `torch.compile`; **torch**: ours without our kernels.",
-        "- **SDPA**: PyTorch's fused softmax attention between the same projections, of the same width and heads. From how",
+        "- **SDPA**: PyTorch's fused softmax attention of the same width and heads, projections included. From how",
         "  many tokens on a mixer is the faster one is in [growth.md](growth.md), for one width.",
         "- Each round runs all implementations interleaved and gives one ratio each; a cell shows the median and the",
         "  range of 80 % of them. **noise** is the same range for ours against itself.",
