@@ -9,6 +9,7 @@ from visionattn.utils.files import replacing
 from visionattn.utils.marks import put_between
 
 from .growth import degrees, format_growth
+from .record import later_revisions
 
 __all__ = ["COMMAND", "PAGE_MARKS", "format_record", "headlines", "page_block", "update_page"]
 __all__ += ["crossings", "write_report"]
@@ -87,11 +88,7 @@ def format_record(record: Record) -> str:
         + ("" if gpu else "; one thread")
         + f"; revision {record['revision']}.",
     ]
-    later: dict[str, list[str]] = {}
-    for row in measured:
-        if "revision" in row:
-            later.setdefault(row["revision"], []).append(row["name"])
-    lines += [f"At revision {revision}: {', '.join(dict.fromkeys(names))}." for revision, names in later.items()]
+    lines += later_revisions(record)
     if record.get("ceilings"):
         speeds = [f"{name} {_speed(name, value)}" for name, value in record["ceilings"].items()]
         lines.append(f"Measured on this machine: {', '.join(speeds)}.")

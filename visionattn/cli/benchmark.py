@@ -32,7 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "state; cpu, gpu: the other suites of that device",
     )
     parser.add_argument("--json", type=Path, help="keep the record of a new run here, tables and pictures beside it")
-    parser.add_argument("--update", action="store_true", help="keep the rows of --json that this run doesn't measure")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="keep the rows of --json that this run doesn't measure (in growth they are kept anyway, and those of "
+        "--mixers are measured anew)",
+    )
     parser.add_argument(
         "--from", dest="records", nargs="+", type=Path, default=[], help="report on these records and run nothing"
     )
@@ -91,7 +96,8 @@ def run(options: argparse.Namespace) -> None:
     elif options.suite == "growth":
         with TemporaryDirectory() as folder:
             out = options.json or Path(folder) / "record.json"
-            record = bench.run_growth(out, names=options.mixers, seconds=options.seconds or 0.03)
+            seconds = options.seconds or 0.03
+            record = bench.run_growth(out, names=options.mixers, seconds=seconds, anew=options.update)
         records = {options.json: record}
     else:
         device = {"gpu": "cuda", "cpu": "cpu"}.get(options.suite, options.device)
