@@ -111,7 +111,7 @@ def test_measures_named_mixers_anew_and_says_at_which_revision(tmp_path, monkeyp
     assert [row["revision"] for row in record["rows"] if row["name"] == "pool"] == ["later"] * 4
     assert "At revision later: pool." in room.format_growth(record)
     monkeypatch.setattr(room, "surroundings", lambda device: real(device) | {"versions": {"torch": "0"}})
-    with pytest.raises(ValueError, match="a record of versions .* can't be extended with versions"):
+    with pytest.raises(ValueError, match=r"a record of versions .* can't be extended with versions"):
         run(names=["pool"])
 
 
