@@ -28,7 +28,7 @@ from ._common import WINDOWS, TokenMixer, split_heads
 __all__ = ["NeuralAttention"]
 
 # Scores' hidden values that are held at a time, in numbers: queries are taken in groups for that.
-_HELD = 1 << 24
+_HELD = 1 << 20
 
 
 class NeuralAttention(TokenMixer):
