@@ -42,6 +42,12 @@ PLAIN = ("vit", "registers", "distilled", "deit3", "beit", "eva", "rope", "colum
 def network(kind):
     """A small network with weights that show in the result, and a picture for it."""
     name, arguments, _ = NETWORKS[kind]
+    model = build(name, **arguments)
+    side = arguments.get("img_size") or model.default_cfg["input_size"][1]
+    return model, torch.randn(2, 3, *([min(side, 64)] * 2))
+
+
+def build(name, **arguments):
     torch.manual_seed(0)
     model = timm.create_model(name, **arguments).eval()
     with torch.no_grad():
@@ -49,8 +55,7 @@ def network(kind):
             value.normal_(0, 0.3 if value.ndim == 1 else value[0].numel() ** -0.5)
             if "norm" in key and key.endswith("weight"):
                 value.add_(1)
-    side = arguments.get("img_size") or model.default_cfg["input_size"][1]
-    return model, torch.randn(2, 3, *([min(side, 64)] * 2))
+    return model
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -235,9 +240,10 @@ class TestEveryFamilyWorksWith:
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_feature_maps_of_every_family(kind):
     name, arguments, attentions = NETWORKS[kind]
-    small = {key: value for key, value in arguments.items() if key not in ("num_classes", "global_pool")}
-    torch.manual_seed(0)
-    model = timm.create_model(name, **small, features_only=True).eval()
+    more = {key: value for key, value in arguments.items() if key not in ("num_classes", "global_pool")}
+    if "depth" in more:
+        more["out_indices"] = (0, 1)
+    model = build(name, **more, features_only=True)
     side = min(arguments.get("img_size") or 64, 64)
     x = torch.randn(1, 3, side, side)
     before = model(x)
