@@ -22,6 +22,7 @@ from .contenders import (
     UNFIT,
     Baseline,
     FixedCondition,
+    PairedImages,
     fightingcv_plugin,
     literal,
     timm_mixer,
@@ -181,6 +182,7 @@ def mixer_cases(
 ) -> list[Case]:
     """Mixers against timm's own modules, literal formulas and softmax attention of the same width and heads.
 
+    What takes two sets of tokens, such as a bridge between encoders, gets halves of the batch, against its formula.
     Formulas that go position by position are compared on maps up to 14 x 14.
 
     Args:
@@ -197,6 +199,7 @@ def mixer_cases(
     for name in names:
         resolve("mixer", name)
     chosen = [get("mixer", name) for name in names] or [card for card in cards("mixer") if card.standalone]
+    chosen += [] if names else [card for kind in ("mixer", "head") for card in cards(kind) if _takes_pairs(card)]
     usual = [(batch, side, side, 128 * 2**i) for i, side in enumerate((56, 28, 14)[:stages])]
     found = [
         _mixer_case(card, shape, dtype)
@@ -219,18 +222,29 @@ def _mixer_case(card: Card, shape: tuple[int, ...], dtype: torch.dtype) -> Case 
     baselines = {other: baseline for other, baseline in found.items() if baseline}
     if not baselines:
         return None
-    softmax = get("mixer", "softmax")
+    if not _takes_pairs(card):
+        softmax = get("mixer", "softmax")
+        baselines["SDPA"] = lambda ours: softmax.build_in(place)
+
+    def build() -> nn.Module:
+        module = perturbed(card.build_in(place))
+        return PairedImages(module, card.further_inputs == ("views",)) if _takes_pairs(card) else module
+
     return Case(
         "mixers",
         card.name,
         shape,
-        lambda: perturbed(card.build_in(place)),
-        baselines | {"SDPA": lambda ours: softmax.build_in(place)},
+        build,
+        baselines,
         dtype=dtype,
         unequal=frozenset({"SDPA"}),
         floor=card.floor,
         exact_only=card.discrete,
     )
+
+
+def _takes_pairs(card: Card) -> bool:
+    return card.reference is not None and len(card.further_inputs) == 1
 
 
 def window_cases(

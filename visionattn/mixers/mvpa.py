@@ -173,7 +173,7 @@ class MVPAttention(TokenMixer):
         extra, here = scores.split([prefix, scores.shape[3] - prefix], -1)
         here = here.unflatten(-1, grid)
         if self.window is not None:
-            down, across = (near[some] for near in self._near(grid, prefix, q.device))
+            down, across = (near[some] for near in _near(self.window, grid, prefix, q.device))
             here = here * (down.unsqueeze(-1) & across.unsqueeze(-2)).to(here.dtype)
         down, across = (term[:, :, some] for term in terms)
         here = (here + down.unsqueeze(-1) + across.unsqueeze(-2)).flatten(3)
@@ -181,14 +181,15 @@ class MVPAttention(TokenMixer):
         scores = scores if bias is None else scores + bias
         return scores.softmax(-1, dtype=wide(scores)).to(q.dtype)
 
-    def _near(self, grid: tuple[int, int], prefix: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which rows and columns content of each token counts for, `(N, H)` and `(N, W)`; all for extra tokens."""
-        places = torch.arange(grid[0] * grid[1], device=device)
-        down, across = (
-            (place.unsqueeze(1) - torch.arange(side, device=device)).abs() <= self.window
-            for side, place in zip(grid, (places // grid[1], places % grid[1]), strict=True)
-        )
-        return F.pad(down, (0, 0, prefix, 0), value=True), F.pad(across, (0, 0, prefix, 0), value=True)
+
+def _near(window: int, grid: tuple[int, int], prefix: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which rows and columns content of each token counts for, `(N, H)` and `(N, W)`; all for extra tokens."""
+    places = torch.arange(grid[0] * grid[1], device=device)
+    down, across = (
+        (place.unsqueeze(1) - torch.arange(side, device=device)).abs() <= window
+        for side, place in zip(grid, (places // grid[1], places % grid[1]), strict=True)
+    )
+    return F.pad(down, (0, 0, prefix, 0), value=True), F.pad(across, (0, 0, prefix, 0), value=True)
 
 
 def _grid(context: BlockContext) -> dict[str, object]:
