@@ -148,10 +148,9 @@ class TokenAwarePhaseAttention(TokenMixer):
             scores = q_a * self.amplitude**-0.5 @ k_a.mT
             if each:
                 extra, here = scores.split([prefix, scores.shape[3] - prefix], -1)
-                speeds = (self._speed(mine, theirs[:, :, prefix:]) for mine, theirs in zip(q_p, k_p, strict=True))
-                down, across = (speed.unflatten(-1, grid) for speed in speeds)
+                down, across = (self._speed(mine, theirs[:, :, prefix:]) for mine, theirs in zip(q_p, k_p, strict=True))
                 rows, columns = self._distances(some, grid, prefix, q, 2 * pi * each**-0.5)
-                here = here * (down * rows.unsqueeze(-1) + across * columns.unsqueeze(-2)).flatten(-2).cos()
+                here = here * torch.addcmul(down * rows, across, columns).cos()
                 scores = torch.cat([extra, here], -1) if prefix else here
             scores = scores if bias is None else scores + bias
             return scores.softmax(-1).to(dtype)
@@ -165,15 +164,15 @@ class TokenAwarePhaseAttention(TokenMixer):
     def _distances(
         self, some: slice, grid: tuple[int, int], prefix: int, like: torch.Tensor, factor: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The distances of some tokens from rows and from columns to the power of alpha, times a factor.
+        """The distances of some tokens from all of a map, of rows and of columns, to the power of alpha, times a factor.
 
-        `(n, H)` and `(n, W)`; those of extra tokens are 0.
+        `(n, H * W)` each; those of extra tokens are 0.
         """
         height, width = grid
         place = torch.arange(-prefix, height * width, device=like.device)[some]
         row, column = torch.where(place < 0, height, place // width), torch.where(place < 0, width, place % width)
         down, across = (F.pad(self._powers(side, like) * factor, (0, 0, 0, 1)) for side in grid)
-        return down[row], across[column]
+        return down[row].repeat_interleave(width, 1), across[column].repeat(1, height)
 
     def _powers(self, side: int, like: torch.Tensor) -> torch.Tensor:
         places = torch.arange(side, device=like.device, dtype=like.dtype)
