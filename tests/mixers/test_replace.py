@@ -70,6 +70,37 @@ def test_softmax_attention_for_softmax_attention_changes_nothing(kind):
     assert all(re.search(r"\.[qkv]_(bias|proj\.weight|proj\.bias)$", key) for key in lost)
 
 
+# Mixers that keep weights, where they are softmax attention in another form.
+EXACT = {
+    "sparge": {"topk": 1.0},
+    "vmoba": {"threshold": 1.0},
+    "sparsifiner": {"keep_rate": 1.0},
+    "probabilistic": {"key_iters": 0},
+    "scatterbrain": {"window": (16, 16)},
+    "multi_window": {"window_sizes": 0},
+}
+REFUSED = {
+    ("probabilistic", "registers"): "has no place for the norms of queries and keys",
+    ("multi_window", "registers"): "has no place for the norms of queries and keys",
+    ("scatterbrain", "beit"): "a bias for each distance, which scatterbrain cannot take",
+    ("multi_window", "beit"): "a bias for each distance, which multi_window cannot take",
+}
+
+
+@pytest.mark.parametrize("mixer", EXACT)
+@pytest.mark.parametrize("kind", PLAIN)
+def test_mixers_that_leave_nothing_out_change_nothing(kind, mixer):
+    model, x = network(kind)
+    before = model(x)
+    if refused := REFUSED.get((mixer, kind)):
+        with pytest.raises(ValueError, match=refused):
+            replace_attention(model, mixer, **EXACT[mixer])
+        assert torch.equal(model(x), before)
+        return
+    replace_attention(model, mixer, **EXACT[mixer])
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["swin", "davit"])
 def test_windows_for_the_same_windows_change_nothing(kind):
     model, x = network(kind)

@@ -164,7 +164,7 @@ class TokenAwarePhaseAttention(TokenMixer):
     def _distances(
         self, some: slice, grid: tuple[int, int], prefix: int, like: torch.Tensor, factor: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The distances of some tokens from all of a map, of rows and of columns, to the power of alpha, times a factor.
+        """The distances of some tokens from those of the map, down and across, to the power of alpha, times a factor.
 
         `(n, H * W)` each; those of extra tokens are 0.
         """
