@@ -365,8 +365,14 @@ def test_mixers_and_maps_of_ones_choice():
     assert [(c.name, c.shape) for c in cases] == [(name, shape) for shape in shapes for name in ("biformer", "mano")]
     modules = [case.build() for case in cases]
     assert [(m.num_heads, m.topk) for m in modules[::2]] == [(2, 1), (8, 16)] and modules[1].window_size == 7
+    assert [c.name for c in suite_cases("mixers", "cpu", mixers=["bidaf", "mvas"], shapes=shapes[:1])] == [
+        "bidaf",
+        "mvas",
+    ]
     with pytest.raises(ValueError, match=r"unknown mixer 'biforme'; there are: .*biformer"):
         suite_cases("mixers", "cpu", mixers=["biforme"])
+    with pytest.raises(ValueError, match="'mvpa_series' needs more than a map"):
+        suite_cases("mixers", "cpu", mixers=["mvpa_series"])
 
 
 @pytest.mark.parametrize("name", ["biformer", "rala", "moh", "dhvt", "mano"])

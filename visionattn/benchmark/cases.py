@@ -196,10 +196,12 @@ def mixer_cases(
     Raises:
         ValueError: If a name is unknown, or of a mechanism that is no module of its own.
     """
+    known = {card.name: card for card in cards("mixer") if card.standalone or _takes_pairs(card)}
+    known |= {card.name: card for card in cards("head") if _takes_pairs(card)}
     for name in names:
-        resolve("mixer", name)
-    chosen = [get("mixer", name) for name in names] or [card for card in cards("mixer") if card.standalone]
-    chosen += [] if names else [card for kind in ("mixer", "head") for card in cards(kind) if _takes_pairs(card)]
+        if name not in known:
+            resolve("mixer", name)
+    chosen = [known[name] for name in names] or known.values()
     usual = [(batch, side, side, 128 * 2**i) for i, side in enumerate((56, 28, 14)[:stages])]
     found = [
         _mixer_case(card, shape, dtype)
