@@ -351,7 +351,8 @@ def test_suites_are_made_of_the_cards():
     assert {"twins_local", "davit_channels", "boat", "cswin", "halonet"} <= {
         c.name for c in cases if c.suite == "mixers"
     }
-    for name, sides in (("swin", {14}), ("lkca", {14}), ("mta", {28, 14}), ("flatten", {56, 28, 14})):
+    sides_of = {"swin": {14}, "lkca": {14}, "mta": {28, 14}, "biformer": {56, 28, 14}, "flatten": {56, 28, 14}}
+    for name, sides in sides_of.items():
         assert {c.shape[1] for c in cases if c.name == name} == sides  # formulas by position, and of all pairs
     boat = next(c for c in cases if c.name == "boat")
     assert boat.exact_only and boat.floor == get("mixer", "boat").floor and boat.shape[1:] == (56, 56, 128)

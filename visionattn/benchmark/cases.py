@@ -207,7 +207,7 @@ def mixer_cases(
         _mixer_case(card, shape, dtype)
         for shape in shapes or usual
         for card in chosen
-        if shapes or shape is not usual[0] or not card.reference or degree(card.cost) < 2
+        if shapes or shape is not usual[0] or not card.reference or degree(card.cost.partition(",")[0]) < 2
     ]
     return [case for case in found if case]
 
