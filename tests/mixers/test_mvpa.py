@@ -12,9 +12,13 @@ from visionattn.testing.contracts import perturbed
 from visionattn.testing.fixtures import check_module, load, normal, relative_error
 
 
-@pytest.fixture(params=[0, 200, CACHED], ids=["one", "some", "all"], autouse=True)
-def queries_at_a_time(request, monkeypatch):
-    monkeypatch.setattr(mvpa, "in_tiles", partial(in_tiles, held=request.param))
+@pytest.fixture(params=[0, 200, CACHED, None], ids=["one", "some", "all", "features"], autouse=True)
+def every_form(request, monkeypatch):
+    """Some queries at a time, and what compilers get."""
+    if request.param is None:
+        monkeypatch.setattr(mvpa, "needs_formula", lambda: True)
+    else:
+        monkeypatch.setattr(mvpa, "in_tiles", partial(in_tiles, held=request.param))
 
 
 @pytest.mark.parametrize("name", ["mvpa_grid_2x5x7x32_eval", "mvpa_grid_1x6x9x32_clip_eval"])

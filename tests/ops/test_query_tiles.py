@@ -7,13 +7,14 @@ from visionattn.ops.query_tiles import in_tiles
 from visionattn.profiling.peak_memory import peak_bytes
 
 
-def attend(q, k, held, drop=0.0, seen=None):
-    def some_queries(some):
+def attend(q, k, held, drop=0.0, seen=None, kept=0):
+    def some_queries(some, own):
         if seen is not None:
             seen.append((some.start, some.stop))
-        return torch.dropout((q[some] @ k.mT).softmax(-1), drop, drop > 0) @ k
+            assert torch.equal(own, q[some])
+        return torch.dropout((own @ k.mT).softmax(-1), drop, drop > 0) @ k
 
-    return torch.cat(in_tiles(some_queries, len(q), len(k), held=held, random=drop > 0))
+    return torch.cat(in_tiles(some_queries, (q,), len(k), dim=0, held=held, kept=kept, random=drop > 0))
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ def test_runs_hold_what_is_allowed_and_change_nothing(held, expected):
     whole = (q @ k.mT).softmax(-1) @ k
     weight = torch.randn_like(out)
     torch.testing.assert_close(out, whole)
+    torch.testing.assert_close(attend(q, k, held, kept=35), whole)
     for ours, theirs in zip(*(torch.autograd.grad(o, (q, k), weight) for o in (out, whole)), strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -53,10 +55,11 @@ def test_gradients_are_those_of_the_same_dropout():
 def test_pairs_are_not_all_held():
     q = torch.randn(400, 8, requires_grad=True)
     k = torch.randn(400, 8)
-    some, all_at_once = (
-        peak_bytes(lambda held=held: attend(q, k, held).sum().backward()) for held in (10 * 400, 400 * 400)
+    some, kept, all_at_once = (
+        peak_bytes(lambda held=held, kept=kept: attend(q, k, held, kept=kept).sum().backward())
+        for held, kept in ((10 * 400, 400 * 400 - 1), (10 * 400, 400 * 400), (400 * 400, 0))
     )
-    assert some < 0.25 * all_at_once and all_at_once > 4 * 400 * 400
+    assert some < 0.25 * kept <= all_at_once and kept > 4 * 400 * 400
 
 
 def test_exported_graphs_have_one_run():

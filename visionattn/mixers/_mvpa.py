@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from visionattn.ops import attention
 from visionattn.utils.arguments import check_heads, check_positive
 
 __all__ = [
     "Terms",
+    "attend_by_features",
     "kv_width",
     "of_pairs",
     "position_scores",
@@ -68,3 +71,30 @@ def position_scores(q: torch.Tensor, biases: Sequence[torch.Tensor], tables: Seq
 def of_pairs(terms: Terms) -> torch.Tensor:
     """The position scores of all pairs, `(B, heads, H W, H W)`."""
     return (terms[0].unsqueeze(-1) + terms[1].unsqueeze(-2)).flatten(4).flatten(2, 3)
+
+
+def attend_by_features(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    terms: Terms,
+    grid: tuple[int, int],
+    prefix: int,
+    dropout_p: float,
+) -> torch.Tensor:
+    """Attention with position scores as additional features, so that a fused form can be used.
+
+    A query has its score with each row and each column, `(B, heads, N, H)` and `(B, heads, N, W)`, a key a 1 for its
+    own.
+    """
+    places = torch.arange(grid[0] * grid[1], device=k.device)
+    of_row, of_column = (
+        place.unsqueeze(1) == torch.arange(side, device=k.device)
+        for place, side in zip((places // grid[1], places % grid[1]), grid, strict=True)
+    )
+    own = F.pad(torch.cat([of_row, of_column], 1).to(k.dtype), (0, 0, prefix, 0))
+    width, more = v.shape[3], own.shape[1]
+    q, k = torch.cat([q, *terms], -1), torch.cat([k, own.expand(*k.shape[:2], -1, -1)], -1)
+    # PyTorch's fused form for the CPU wants values as wide as keys.
+    out = attention(q, k, F.pad(v, (0, more)), scale=width**-0.5, dropout_p=dropout_p)
+    return out.unflatten(-1, (v.shape[1], -1))[..., :width].flatten(2)

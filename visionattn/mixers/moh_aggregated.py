@@ -121,15 +121,15 @@ class MixtureOfHeadAggregatedAttention(HeadRouting, CosineParts):
         table = log_position_bias(self.cpb_fc1, self.cpb_fc2, grid, cells, self.grid_size or grid)
         far_k = F.normalize(far_k, dim=-1)
 
-        def some_rows(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        def some_rows(some: slice, *parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             """The weights of the neighbours, and the mean over the pooled map."""
-            own, near = (part[:, some].flatten(1, 2).transpose(1, 2) for part in (q, local))
+            own, near = (part.flatten(1, 2).transpose(1, 2) for part in parts)
             rows = self.attn_drop(torch.cat((near, own @ far_k.mT + table.bias(some)), -1).softmax(-1))
             near, far = rows.split([places, rows.size(-1) - places], dim=-1)
             return near, far.to(far_v.dtype) @ far_v
 
         scores = local[:, 0].numel() // places * (places + cells[0] * cells[1])  # of a row of the map
-        parts = in_tiles(some_rows, height, scores, random=self.training and self.attn_drop.p > 0)
+        parts = in_tiles(some_rows, (q, local), scores, dim=1, random=self.training and self.attn_drop.p > 0)
         weights, means = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         correction = direction.flatten(1, 2).transpose(1, 2) @ self.learnable_tokens + self.learnable_bias
         weights = (weights + correction).transpose(1, 2).unflatten(1, grid)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card
 from visionattn.ops._autocast import wide
+from visionattn.ops._modes import needs_formula
 from visionattn.ops.query_tiles import in_tiles
 from visionattn.utils.arguments import pair
 from visionattn.utils.factory import FactoryKwargs
@@ -25,6 +26,7 @@ from visionattn.utils.factory import FactoryKwargs
 from ._common import WINDOWS, TokenMixer
 from ._mvpa import (
     Terms,
+    attend_by_features,
     kv_width,
     position_scores,
     start_small,
@@ -111,14 +113,16 @@ class MVPAttention(TokenMixer):
         """
         q, k, terms = self._scored(x, grid, prefix)
         v = tokens_by_head(self.v(x), self.num_heads, q.shape[3])
+        dropped = self.attn_drop.p if self.training else 0.0
+        if self.window is None and bias is None and (needs_formula() or q.device.type != "cpu"):
+            return self.proj_drop(self.proj(attend_by_features(q, k, v, terms, grid, prefix, dropped)))
 
-        def some_queries(some: slice) -> torch.Tensor:
+        def some_queries(some: slice, q: torch.Tensor, *terms: torch.Tensor) -> torch.Tensor:
             own = bias if bias is None or bias.shape[-2] == 1 else bias[..., some, :]
             return self.attn_drop(self._weights(some, q, k, terms, grid, prefix, own)) @ v
 
-        pairs = q[:, :, :, 0].numel()  # of a key with the queries
-        dropped = self.training and self.attn_drop.p > 0
-        out = torch.cat(in_tiles(some_queries, q.shape[2], pairs, random=dropped), 2)
+        numbers = q[:, :, :, 0].numel()  # scores of a query
+        out = torch.cat(in_tiles(some_queries, (q, *terms), numbers, random=dropped > 0), 2)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
@@ -163,19 +167,19 @@ class MVPAttention(TokenMixer):
         some: slice,
         q: torch.Tensor,
         k: torch.Tensor,
-        terms: Terms,
+        terms: tuple[torch.Tensor, ...],
         grid: tuple[int, int],
         prefix: int,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The attention weights of some of the queries."""
-        scores = q[:, :, some] @ k.mT
+        """The attention weights of some queries, whose `q` and `terms` these are."""
+        scores = q @ k.mT
         extra, here = scores.split([prefix, scores.shape[3] - prefix], -1)
         here = here.unflatten(-1, grid)
         if self.window is not None:
             down, across = (near[some] for near in _near(self.window, grid, prefix, q.device))
             here = here * (down.unsqueeze(-1) & across.unsqueeze(-2)).to(here.dtype)
-        down, across = (term[:, :, some] for term in terms)
+        down, across = terms
         here = (here + down.unsqueeze(-1) + across.unsqueeze(-2)).flatten(3)
         scores = (torch.cat([extra, here], -1) if prefix else here) * q.shape[3] ** -0.5
         scores = scores if bias is None else scores + bias

@@ -91,13 +91,13 @@ class NeuralAttention(TokenMixer):
             prefix: Number of extra tokens, likewise.
         """
         q, k, v = self._parts(x)
-        out = self._in_tiles(lambda some: self.attn_drop(self._weights(some, q, k)) @ v, q)
+        out = self._in_tiles(lambda some, own: self.attn_drop(self._weights(some, own, k)) @ v, q)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`."""
         q, k, _ = self._parts(x.flatten(1, -2))
-        return self._in_tiles(lambda some: self._weights(some, q, k), q)
+        return self._in_tiles(lambda some, own: self._weights(some, own, k), q)
 
     @staticmethod
     def to_native(state_dict: StateDict, num_heads: int) -> StateDict:
@@ -121,12 +121,12 @@ class NeuralAttention(TokenMixer):
         of_queries, of_keys = self.linear1.weight.chunk(2, 1)
         return F.linear(self.q_proj(q), of_queries, self.linear1.bias), F.linear(self.k_proj(k), of_keys), v
 
-    def _in_tiles(self, function: Callable[[slice], torch.Tensor], q: torch.Tensor) -> torch.Tensor:
-        parts = in_tiles(function, q.shape[2], q.numel(), held=_HELD, random=self.training and self.attn_drop.p > 0)
+    def _in_tiles(self, function: Callable[..., torch.Tensor], q: torch.Tensor) -> torch.Tensor:
+        parts = in_tiles(function, (q,), q.numel(), held=_HELD, random=self.training and self.attn_drop.p > 0)
         return torch.cat(parts, 2)
 
     def _weights(self, some: slice, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        hidden = F.relu(q[:, :, some].unsqueeze(3) + k.unsqueeze(2))  # (B, heads, rows, N, p)
+        hidden = F.relu(q.unsqueeze(3) + k.unsqueeze(2))  # (B, heads, rows, N, p)
         scores = self.linear3(F.relu(self.linear2(hidden))).squeeze(-1)
         if self.causal:
             places = torch.arange(k.shape[2], device=k.device)

@@ -12,7 +12,6 @@ Golden: tests/golden/sparsifiner_*.npz (outputs, input gradients, masks, coeffic
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from math import ceil
 from typing import Any
 
@@ -218,17 +217,16 @@ class SparsifinerAttention(SoftmaxAttention):
             basis = self.mask_predictor.table(self.mask_predictor.proj_back_n, grid, known).abs()
             basis = basis.where(basis > self.basis_threshold, 0).mT.contiguous()
             found = self._coefficients(q, k, grid, prefix)
-            sees = partial(self._seen, found, basis)
-            seen = torch.cat(in_tiles(sees, found.size(2), found[:, :, 0, 0].numel() * basis.size(1)), 2)
+            numbers = found[:, :, 0, 0].numel() * basis.size(1)
+            seen = torch.cat(in_tiles(lambda _, some: self._seen(some, basis), (found,), numbers), 2)
             if known < prefix:
                 front, patches = seen[..., :known], seen[..., known:]
                 extra = seen.new_ones(*seen.shape[:-1], prefix - known)
                 seen = torch.cat([front, extra, patches], -1)
             return F.pad(seen, (0, 0, prefix, 0), value=True)
 
-    def _seen(self, coefficients: torch.Tensor, basis: torch.Tensor, some: slice) -> torch.Tensor:
-        """The keys that some of the patches see, of those that the predictor knows, `(B, num_heads, n, N)`."""
-        coefficients = coefficients[:, :, some]
+    def _seen(self, coefficients: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+        """The keys that patches see, of those that the predictor knows, `(B, num_heads, n, N)`."""
         kept = self.coef_topk
         if kept is not None and kept * _SPARSE < coefficients.size(-1) and not needs_formula():
             best = coefficients.flatten(0, 2).topk(kept, -1)

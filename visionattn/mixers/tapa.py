@@ -24,6 +24,9 @@ from ._common import WINDOWS, TokenMixer, accept_split_qkv, split_heads
 
 __all__ = ["TokenAwarePhaseAttention"]
 
+# Scores and phases of a batch that are kept for the backward pass: cosines take longer than all else.
+_KEPT = 1 << 26
+
 
 class TokenAwarePhaseAttention(TokenMixer):
     """Attention whose scores oscillate with distance at a token-dependent frequency. `(B, H, W, C) -> (B, H, W, C)`.
@@ -112,12 +115,13 @@ class TokenAwarePhaseAttention(TokenMixer):
             dropped = self.attn_drop.p if self.training else 0.0
             return self.proj_drop(self.proj(attention(q, k, v, mask=bias, dropout_p=dropped)))
 
-        def some_queries(some: slice) -> torch.Tensor:
+        def some_queries(some: slice, q: torch.Tensor) -> torch.Tensor:
             own = bias if bias is None or bias.shape[-2] == 1 else bias[..., some, :]
             return self.attn_drop(self._weights(some, q, k, grid, prefix, own)) @ v
 
         numbers = 3 * q[..., 0].numel()  # scores and two phases of a query
-        parts = in_tiles(some_queries, q.shape[2], numbers, random=self.training and self.attn_drop.p > 0)
+        dropped = self.training and self.attn_drop.p > 0
+        parts = in_tiles(some_queries, (q,), numbers, kept=_KEPT, random=dropped)
         return self.proj_drop(self.proj(torch.cat(parts, 2).transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
@@ -138,11 +142,11 @@ class TokenAwarePhaseAttention(TokenMixer):
         prefix: int,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The attention weights of some of the queries."""
+        """The attention weights of some queries, whose `q` this is."""
         dtype = q.dtype
         each = (q.shape[3] - self.amplitude) // 2
         with without_autocast(q):  # phases are worth nothing in half precision
-            q, k = q[:, :, some].to(wide(q)), k.to(wide(k))
+            q, k = q.to(wide(q)), k.to(wide(k))
             parts = (self.amplitude, each, each)
             (q_a, *q_p), (k_a, *k_p) = q.split(parts, -1), k.split(parts, -1)
             scores = q_a * self.amplitude**-0.5 @ k_a.mT

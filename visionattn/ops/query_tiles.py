@@ -1,7 +1,9 @@
 """Attention whose scores no fused form computes: some queries at a time, so that not all pairs are held at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
+
+import torch
 
 from ._modes import is_exporting
 from .recomputed import recomputed
@@ -9,26 +11,41 @@ from .recomputed import recomputed
 __all__ = ["CACHED", "in_tiles"]
 
 Result = TypeVar("Result")
-# Scores of a tile that stay in a core's cache through the passes over them.
-CACHED = 1 << 18
+# Numbers of a run: few enough for the caches, many enough for products of more than a few queries.
+CACHED = 1 << 20
 
 
 def in_tiles(
-    function: Callable[[slice], Result], queries: int, numbers: int, *, held: int = CACHED, random: bool = False
+    function: Callable[..., Result],
+    queries: Sequence[torch.Tensor],
+    numbers: int,
+    *,
+    dim: int = 2,
+    held: int = CACHED,
+    kept: int = 0,
+    random: bool = False,
 ) -> list[Result]:
-    """`function(some)` for each of the runs `some` that the queries are divided into.
+    """`function(some, *parts)` for each of the runs `some` that the queries are divided into.
 
-    With several runs the backward pass computes each anew. Exported graphs have one run.
+    With several runs the backward pass computes each anew, unless all together are few. Exported graphs have one run.
 
     Args:
-        function: What to compute of queries.
-        queries: Their number.
+        function: What to compute of queries; `parts` are theirs of the tensors.
+        queries: Tensors with a place for each query. They are split here: each slice of one would have a gradient of
+            full size.
         numbers: Numbers that a query needs, such as its scores in all heads and images.
+        dim: Of the queries in the tensors.
         held: Numbers that a run may need; one query is the least.
+        kept: Numbers that all queries may need together for their runs to be kept for the backward pass.
         random: Whether the function draws random numbers, as dropout does.
     """
-    rows = queries if is_exporting() else max(1, held // max(1, numbers))
-    if rows >= queries:
-        return [function(slice(0, queries))]
-    starts = range(0, queries, rows)
-    return [recomputed(function, slice(start, min(start + rows, queries)), random=random) for start in starts]
+    count = queries[0].size(dim)
+    rows = count if is_exporting() else max(1, held // max(1, numbers))
+    if rows >= count:
+        return [function(slice(0, count), *queries)]
+    starts = range(0, count, rows)
+    runs = [slice(start, min(start + rows, count)) for start in starts]
+    parts = zip(*(tensor.split(rows, dim) for tensor in queries), strict=True)
+    if count * numbers <= kept:
+        return [function(some, *own) for some, own in zip(runs, parts, strict=True)]
+    return [recomputed(function, some, *own, random=random) for some, own in zip(runs, parts, strict=True)]

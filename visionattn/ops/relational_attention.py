@@ -59,12 +59,12 @@ def relational_attention(
     if activation == "identity" and v.ndim == 4 and (is_exporting() or pairs > _FEW):
         return _without_relations(q, k, v, q_rel, k_rel, mask, dropout_p)
 
-    def some_queries(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def some_queries(some: slice, q: torch.Tensor, q_rel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         own = mask if mask is None or mask.ndim < 2 or mask.size(-2) == 1 else mask[..., some, :]
-        return _some_queries(q[:, :, some], k, v, q_rel[:, :, some], k_rel, own, activation, some.start, dropout_p)
+        return _some_queries(q, k, v, q_rel, k_rel, own, activation, some.start, dropout_p)
 
     numbers = (q.size(1) + q_rel.size(1)) * k.size(2)
-    parts = in_tiles(some_queries, q.size(2), numbers, held=_HELD, random=dropout_p > 0)
+    parts = in_tiles(some_queries, (q, q_rel), numbers, held=_HELD, random=dropout_p > 0)
     values, relations = zip(*parts, strict=True)
     return torch.cat(values, 2), torch.cat(relations, 2)
 
