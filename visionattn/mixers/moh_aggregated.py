@@ -126,7 +126,7 @@ class MixtureOfHeadAggregatedAttention(HeadRouting, CosineParts):
             own, near = (part.flatten(1, 2).transpose(1, 2) for part in parts)
             rows = self.attn_drop(torch.cat((near, own @ far_k.mT + table.bias(some)), -1).softmax(-1))
             near, far = rows.split([places, rows.size(-1) - places], dim=-1)
-            return near, far.to(far_v.dtype) @ far_v
+            return near.clone(), far.to(far_v.dtype) @ far_v  # a view of the rows would hold them all
 
         scores = local[:, 0].numel() // places * (places + cells[0] * cells[1])  # of a row of the map
         parts = in_tiles(some_rows, (q, local), scores, dim=1, random=self.training and self.attn_drop.p > 0)
