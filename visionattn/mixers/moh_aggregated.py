@@ -128,8 +128,9 @@ class MixtureOfHeadAggregatedAttention(HeadRouting, CosineParts):
             near, far = rows.split([places, rows.size(-1) - places], dim=-1)
             return near.clone(), far.to(far_v.dtype) @ far_v  # a view of the rows would hold them all
 
-        scores = local[:, 0].numel() // places * (places + cells[0] * cells[1])  # of a row of the map
-        parts = in_tiles(some_rows, (q, local), scores, dim=1, random=self.training and self.attn_drop.p > 0)
+        # Of a row of the map: scores, their bias, both together and the weights.
+        numbers = 4 * local[:, 0].numel() // places * (places + cells[0] * cells[1])
+        parts = in_tiles(some_rows, (q, local), numbers, dim=1, random=self.training and self.attn_drop.p > 0)
         weights, means = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         correction = direction.flatten(1, 2).transpose(1, 2) @ self.learnable_tokens + self.learnable_bias
         weights = (weights + correction).transpose(1, 2).unflatten(1, grid)
