@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.ops._autocast import wide
+from visionattn.ops.query_tiles import in_tiles
 from visionattn.utils.factory import FactoryKwargs
 
 __all__ = ["CosineParts", "PositionTable", "log_position_bias"]
@@ -79,8 +80,14 @@ def log_position_bias(
     (rows, row_index), (columns, column_index) = (
         _axis(side, cells, span, fc1.weight) for side, cells, span in zip(grid, pooled, nominal, strict=True)
     )
-    pairs = torch.stack((rows.unsqueeze(1).expand(-1, len(columns)), columns.expand(len(rows), -1)), -1)
-    return PositionTable(fc2(F.relu(fc1(pairs))).permute(2, 0, 1), row_index, column_index)
+
+    def some_rows(_: slice, own: torch.Tensor) -> torch.Tensor:
+        pairs = torch.stack((own.unsqueeze(1).expand(-1, len(columns)), columns.expand(len(own), -1)), -1)
+        return fc2(F.relu(fc1(pairs)))
+
+    # There are about four pairs of distances a position, each with two hidden maps.
+    values = torch.cat(in_tiles(some_rows, (rows,), 2 * _HIDDEN * len(columns), dim=0))
+    return PositionTable(values.permute(2, 0, 1), row_index, column_index)
 
 
 def _axis(side: int, cells: int, nominal: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
