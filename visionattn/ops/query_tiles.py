@@ -8,11 +8,13 @@ import torch
 from ._modes import is_exporting
 from .recomputed import recomputed
 
-__all__ = ["CACHED", "in_tiles"]
+__all__ = ["CACHED", "KEPT", "in_tiles"]
 
 Result = TypeVar("Result")
 # Numbers of a run: few enough for the caches, many enough for products of more than a few queries.
 CACHED = 1 << 20
+# Numbers of all runs that are kept for the backward pass rather than computed anew.
+KEPT = 1 << 22
 
 
 def in_tiles(
@@ -22,7 +24,7 @@ def in_tiles(
     *,
     dim: int = 2,
     held: int = CACHED,
-    kept: int = 0,
+    kept: int = KEPT,
     random: bool = False,
 ) -> list[Result]:
     """`function(some, *parts)` for each of the runs `some` that the queries are divided into.

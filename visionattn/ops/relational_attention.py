@@ -24,7 +24,7 @@ RELATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 # Weights and relations of an image that are held at a time, in numbers.
 _HELD = 1 << 22
 # Up to so many of a batch relations are formed although nothing is done to them, which is quicker.
-_FEW = 1 << 20
+_FEW = 1 << 22
 
 
 def relational_attention(
