@@ -78,7 +78,7 @@ def test_golden_loss_of_balance():
 @pytest.mark.parametrize(("grid", "sr_ratio"), [((7, 10), 4), ((5, 9), 2), ((3, 3), 8), ((1, 6), 2)])
 def test_maps_that_the_official_code_refuses(grid, sr_ratio, held, monkeypatch):
     """Cells of unequal size, and a nominal map of another one."""
-    monkeypatch.setattr(moh_aggregated, "in_tiles", partial(in_tiles, held=held))
+    monkeypatch.setattr(moh_aggregated, "in_tiles", partial(in_tiles, held=held, kept=0))
     torch.manual_seed(0)
     keywords = {"num_heads": 4, "shared_heads": 1, "routed_heads": 2, "sr_ratio": sr_ratio, "grid_size": (9, 14)}
     module = perturbed(MixtureOfHeadAggregatedAttention(16, **keywords)).double()

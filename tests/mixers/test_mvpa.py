@@ -18,7 +18,7 @@ def every_form(request, monkeypatch):
     if request.param is None:
         monkeypatch.setattr(mvpa, "needs_formula", lambda: True)
     else:
-        monkeypatch.setattr(mvpa, "in_tiles", partial(in_tiles, held=request.param))
+        monkeypatch.setattr(mvpa, "in_tiles", partial(in_tiles, held=request.param, kept=0))
 
 
 @pytest.mark.parametrize("name", ["mvpa_grid_2x5x7x32_eval", "mvpa_grid_1x6x9x32_clip_eval"])
