@@ -2,19 +2,23 @@
 
 import csv
 from dataclasses import replace
+from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from visionattn.comparison.diagnostics import dry_run, run_diagnostics
+from visionattn.comparison.diagnostics import dry_run, run_diagnostics, train_again
 from visionattn.comparison.diagnostics.looking import look, pointing
+from visionattn.comparison.diagnostics.plots import draw_heat_map, draw_profile, draw_profiles
 from visionattn.comparison.diagnostics.recipe import RECIPES
 from visionattn.comparison.diagnostics.records import Record, export, load_records, restore
-from visionattn.comparison.diagnostics.report import collect_hits
+from visionattn.comparison.diagnostics.report import collect_hits, summary
 from visionattn.comparison.diagnostics.rows import choose_rows, first_of, list_rows
 from visionattn.comparison.diagnostics.suite import train_row
 from visionattn.comparison.diagnostics.training import evaluate, fit, load_scenes
+from visionattn.comparison.diagnostics.verdicts import Verdict, export_verdicts
 from visionattn.data.synthetic.diagnostics import TASKS, Scenes
 
 SMOKE = RECIPES["smoke"]
@@ -158,11 +162,82 @@ def test_shuffled_labels_leave_a_network_at_chance(task, tmp_path):
 
 
 @pytest.mark.slow
-def test_average_pooling_fails_where_places_matter(tmp_path):
-    """The null brings in what is in the scene but not where, and so reads the objects and picks one."""
+@pytest.mark.parametrize("task", ["pointer", "neighbour"])
+def test_average_pooling_fails_where_places_matter(task, tmp_path):
+    """The null brings in what is in the scene but not where, and so at best reads the objects and picks one."""
     shares = {
-        name: train_row(rows_named(name)[0], "pointer", 0, RECIPES["small"], "digits", tmp_path)[0].hits.mean()
+        name: train_row(rows_named(name)[0], task, 0, RECIPES["small"], "digits", tmp_path)[0].hits.mean()
         for name in ("columnar/average_pooling", "cnn/plain")
     }
     assert shares["columnar/average_pooling"] < shares["cnn/plain"] - 0.08
-    assert shares["columnar/average_pooling"] < TASKS["pointer"].shortcut + 0.06
+    assert shares["columnar/average_pooling"] < TASKS[task].shortcut + 0.06
+
+
+def verdict(difference, half, seeds=3):
+    return Verdict(difference, half, 0.1, seeds, 3)
+
+
+VERDICTS = {
+    "pointer": {
+        "cnn/cbam": verdict(0.1, 0.02),
+        "cnn/coord": verdict(-0.2, 0.03),
+        "cnn/bam": verdict(0.01, 0.04),
+        "pyramid/swin": verdict(0.3, np.inf, 1),
+    },
+    "count": {
+        "cnn/cbam": verdict(0.0, 0.02),
+        "cnn/coord": verdict(0.01, 0.03),
+        "cnn/bam": verdict(0.0, 0.1),
+        "pyramid/swin": verdict(0.0, np.inf, 1),
+    },
+}
+
+
+def test_the_page_names_winners_and_losers():
+    rows = rows_named("cnn/plain", "pyramid/pool", *VERDICTS["pointer"])
+    text = "\n".join(summary(VERDICTS, rows))
+    assert "| cnn/cbam | pointer (+10.0) |  | 1 of 2 |" in text
+    assert "| cnn/coord |  | pointer (-20.0) | 1 of 2 |" in text
+    assert "worse at nothing: cnn/cbam." in text and "better at nothing: cnn/coord." in text
+    assert "at any task: cnn/bam." in text
+    # One seed says nothing, whatever its difference.
+    assert "swin" not in text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("verdicts", [VERDICTS, {"pointer": {}}], ids=["rows", "baselines alone"])
+def test_pictures_are_drawn_of_whatever_is_finished(verdicts, tmp_path):
+    rows = rows_named("cnn/plain", "pyramid/pool", *VERDICTS["pointer"])
+    for draw, empty in ((draw_heat_map, False), (draw_profiles, not verdicts["pointer"])):
+        draw(rows, verdicts, tmp_path / f"{draw.__name__}.png")
+        picture = cv2.imread(str(tmp_path / f"{draw.__name__}.png"))
+        assert (picture.std() < 1) == empty  # baselines have no profile
+
+
+def test_a_profile_shows_what_is_told_apart(tmp_path):
+    baselines = {name: f"{name.split('/')[0]}/plain" for name in VERDICTS["pointer"]}
+    export_verdicts(VERDICTS, baselines, tmp_path / "d-verdicts.csv")
+    root = ElementTree.fromstring(draw_profile(tmp_path / "d.csv", "cbam"))
+    space = {"": "http://www.w3.org/2000/svg"}
+    words = [text.text for text in root.findall("text", space)]
+    assert words[:2] == ["pointer", "+10.0 ± 2.0: better"] and words[-1] == "points more than cnn/plain"
+    pointer, count = root.findall("rect", space)
+    assert float(pointer.get("width")) > 50 and float(count.get("width")) == 0
+    assert pointer.get("fill") != count.get("fill") == "currentColor"
+    # Without an interval, of no row, and without a report there is nothing to show.
+    assert draw_profile(tmp_path / "d.csv", "swin") is None and draw_profile(tmp_path / "d.csv", "lam") is None
+    assert draw_profile(tmp_path / "e.csv", "cbam") is None
+
+
+def test_a_second_training_of_finished_rows_is_compared(tmp_path):
+    options = {"scale": "smoke", "rows": ["cbam"], "tasks": ["clutter", "shift"], "source": "digits"}
+    run_diagnostics(tmp_path / "d.md", tmp_path / "runs", seeds=[0], jobs=1, **options)
+    text = train_again(tmp_path / "d.md", tmp_path / "runs", 2, **options)
+    assert text.endswith("2 of 2 trainings gave the same answer to every test scene")
+    assert text.count("shift") == 2
+    path = next((tmp_path / "runs" / "smoke" / "records").glob("cnn-cbam.shift*"))
+    kept = dict(np.load(path))
+    np.savez(path, bits=~kept["bits"], line=kept["line"])
+    assert "\n1 of 2 trainings" in train_again(tmp_path / "d.md", tmp_path / "runs", 2, **options)
+    with pytest.raises(ValueError, match="3 rows were to be trained again, but only 2 are finished"):
+        train_again(tmp_path / "d.md", tmp_path / "runs", 3, **options)

@@ -99,15 +99,15 @@ def test_where_marks_lie_says_little_of_the_long_way():
 def test_scenes_grow_with_their_size():
     (part,) = TASKS["pointer"].make("test", 4, size=64)
     assert part.images.shape == (4, 64, 64, 3)
-    assert part.places[0, 0, 2] == 18
+    assert part.places[0, 0, 2] == 16
     sizes = [part.images.shape[1] for part in TASKS["shift"].make("test", 8)]
     assert sizes == [48, 64]
 
 
 def test_harder_scenes_have_more():
     (easy,) = TASKS["pointer"].make("test", 3)
-    (hard,) = TASKS["pointer"].make("test", 3, objects=5)
-    assert (easy.places.shape[1], hard.places.shape[1]) == (3, 5)
+    (hard,) = TASKS["pointer"].make("test", 3, objects=4)
+    assert (easy.places.shape[1], hard.places.shape[1]) == (2, 4)
     assert solve("corruption", 60, severity=3.0).mean() > 0.9  # reads the scenes without the change
 
 
@@ -117,9 +117,10 @@ def test_harder_scenes_have_more():
         ({"split": "validation"}, "split must be one of train, test"),
         ({"size": 16}, "size must be at least 32"),
         ({"count": 0}, "count at least 1"),
-        ({"rows": 3}, "difficulty of pointer must be one of object_px, objects, gap"),
+        ({"rows": 3}, "difficulty of pointer must be one of object_px, objects, kinds, gap"),
         ({"source": "letters"}, "source must be one of"),
-        ({"objects": 9}, "hardly fit"),
+        ({"objects": 5}, "objects must be at most kinds=4"),
+        ({"objects": 9, "kinds": 9}, "hardly fit"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -129,3 +130,18 @@ def test_wrong_arguments_are_named(arguments, message):
         return
     with pytest.raises(ValueError, match=message):
         TASKS["pointer"].make(**{"split": "test", "count": 1, **arguments})
+
+
+@pytest.mark.parametrize("arguments", [{"rows": 5, "size": 64}, {"columns": 3}, {"rows": 4}])
+def test_a_table_that_does_not_fit_is_refused(arguments):
+    with pytest.raises(ValueError, match="rows must be at most kinds=4"):
+        TASKS["neighbour"].make("test", 1, **arguments)
+
+
+def test_neighbours_are_further_apart_than_a_stem_sees():
+    """The stem of the mixers' hosts sees 19 px: in no such window are both digits with more than their edges."""
+    (part,) = TASKS["neighbour"].make("test", 50)
+    for places in part.places:
+        lefts, rights = places[::2], places[1::2]
+        assert (rights[:, 0] - (lefts[:, 0] + lefts[:, 2]) >= 14).all()
+        assert (lefts[:, 1] == rights[:, 1]).all()

@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", default=[], help="diagnostics: tasks (default: all of the scale)")
     parser.add_argument("--minutes", type=float, help="diagnostics: start no training later than this")
     parser.add_argument(
+        "--again",
+        type=int,
+        metavar="COUNT",
+        help="diagnostics: train so many finished rows a second time and say whether their answers are the same",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="diagnostics: build every network without memory, train nothing"
     )
     parser.add_argument(
@@ -87,8 +93,9 @@ def run(options: argparse.Namespace) -> None:
     if options.suite == "diagnostics":
         _run_diagnostics(options)
         return
-    if options.rows or options.tasks or options.dry_run or options.minutes is not None or options.scale != "small":
-        raise ValueError("--scale, --rows, --tasks, --minutes and --dry-run are for --suite diagnostics")
+    given = (options.rows, options.tasks, options.dry_run, options.minutes is not None, options.again is not None)
+    if any(given) or options.scale != "small":
+        raise ValueError("--scale, --rows, --tasks, --minutes, --again and --dry-run are for --suite diagnostics")
     if sum(map(bool, (options.configs, options.suite, options.smoke))) != 1:
         raise ValueError("name configs, or a --suite, or ask for --smoke: one of the three")
     if options.smoke:
@@ -120,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _run_diagnostics(options: argparse.Namespace) -> None:
-    from visionattn.comparison.diagnostics import dry_run, run_diagnostics
+    from visionattn.comparison.diagnostics import dry_run, run_diagnostics, train_again
 
     if options.configs or options.publish or options.title or options.cfg_options:
         raise ValueError("--suite diagnostics takes no configs, --title, --publish or --cfg-options")
@@ -128,16 +135,20 @@ def _run_diagnostics(options: argparse.Namespace) -> None:
         print(dry_run(options.scale, options.rows, options.tasks, options.seeds or ()))
         return
     facts: dict[str, Any] = {"rows": options.rows, "tasks": options.tasks, "seeds": options.seeds or ()}
-    facts |= {"jobs": options.jobs, "minutes": options.minutes}
     if not options.smoke:
         if options.out is None or options.out.suffix != ".md":
             raise ValueError(f"--out must be a .md file, got {options.out}")
-        print(run_diagnostics(options.out, options.work_dir / "diagnostics", scale=options.scale, **facts))
+        folders, facts["scale"] = (options.out, options.work_dir / "diagnostics"), options.scale
+        if options.again is not None:
+            print(train_again(*folders, options.again, **facts))
+            return
+        print(run_diagnostics(*folders, jobs=options.jobs, minutes=options.minutes, **facts))
         return
     facts["rows"] = options.rows or ["cbam", "swin", "linear"]
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "diagnostics.md"
-        print(run_diagnostics(out, Path(name) / "runs", scale="smoke", **facts))
+        facts |= {"jobs": options.jobs, "minutes": options.minutes, "scale": "smoke"}
+        print(run_diagnostics(out, Path(name) / "runs", **facts))
         for path in sorted(out.parent.glob("diagnostics*")):
             print(f"{path.name}: {path.stat().st_size:,} bytes")
 

@@ -66,16 +66,16 @@ _SMALL = Recipe(
     train=20_000,
     test=5_000,
     batch=64,
-    steps=400,
+    steps=250,
     seeds=(0, 1, 2),
-    # The last stage keeps 4x4 positions: with 2x2 the network learns little in so few steps.
+    # The last stages keep 8x8 positions: with fewer the network learns little in so few steps.
     cnn={"model_name": "va_resnet10n", "channels": (16, 32, 48, 48), "output_stride": 8},
     pyramid={"dims": (32, 64), "depths": (1, 1), "num_heads": (2, 4), "mlp_ratios": (2, 2), "stem_strides": (2, 2)},
     columnar={"dim": 48, "depth": 2, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
     # Higher than is usual, as steps are few; transformers do not bear the CNN's.
     rates={"cnn": 8e-3, "pyramid": 4e-3, "columnar": 4e-3},
-    # The plain network does not leave chance at *same* in so few steps.
-    tasks=tuple(name for name in TASKS if name != "same"),
+    # In so few steps the plain network does not leave chance at *same*, nor do the mixers at *long way*.
+    tasks=tuple(name for name in TASKS if name not in ("same", "long way")),
 )
 RECIPES = {
     "small": _SMALL,

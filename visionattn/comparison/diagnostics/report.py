@@ -15,9 +15,9 @@ from .recipe import Recipe
 from .records import Record
 from .rows import Row, first_of
 from .training import DATA_SEED, SHOWN
-from .verdicts import Verdict, judge, plan_seeds
+from .verdicts import Verdict, export_verdicts, judge, plan_seeds
 
-__all__ = ["collect_hits", "power_plan", "write_report"]
+__all__ = ["collect_hits", "power_plan", "summary", "write_report"]
 
 # Scenes that the reference solutions are asked about.
 _SOLVED = 1_000
@@ -51,7 +51,7 @@ def write_report(
     """
     hits = collect_hits(records, recipe)
     verdicts = {task: _verdicts(own, rows, recipe) for task, own in hits.items()}
-    shown = [row for row in rows if any(row.name in own for own in verdicts.values())]
+    shown = [row for row in rows if any(row.name in own for own in hits.values())]
     costs: dict[str, RowCost] = {}
     for host in dict.fromkeys(row.host for row in shown):
         first = first_of(host)
@@ -63,6 +63,8 @@ def write_report(
     draw_tasks(scenes, out.with_name(f"{out.stem}-tasks.png"))
     if looks:
         draw_looks(shown, scenes, looks, out.with_name(f"{out.stem}-looks.png"))
+    baselines = {row.name: first_of(row.host).name for row in shown}
+    export_verdicts(verdicts, baselines, out.with_name(f"{out.stem}-verdicts.csv"))
     draw_heat_map(shown, verdicts, out.with_name(f"{out.stem}-heat-map.png"))
     draw_profiles(shown, verdicts, out.with_name(f"{out.stem}-profiles.png"))
     command = f"visionattn compare --suite diagnostics --scale {scale} --out {out.name}"
@@ -77,7 +79,7 @@ def write_report(
     if out.with_name(f"{out.stem}-looks.png").is_file():
         lines += [f"![Where attention looks in the first test scene of each task]({out.stem}-looks.png)", ""]
     lines += [f"Made by `{command}`; every training is a line of [{out.stem}.csv]({out.stem}.csv).", ""]
-    which = [*_which(verdicts, hits, ceilings, costs, rows, _status(records, rows, recipe))]
+    which = [*_which(verdicts, hits, ceilings, costs, rows, _status(records, rows, recipe), out.name)]
     for path, text in ((out, "\n".join(lines)), (out.with_name(f"{out.stem}-which.md"), "\n".join(which))):
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -253,18 +255,32 @@ def _which(
     costs: Mapping[str, RowCost],
     rows: Sequence[Row],
     status: Sequence[str],
+    report: str,
 ) -> Iterator[str]:
     yield "# Which attention for which job"
     yield ""
     yield from status
     yield ""
-    yield "Only what the numbers of the diagnostics carry, host by host; a row that is not named is not told apart."
+    yield (
+        f"Only what the numbers of the [diagnostics]({report}) carry. Points are those of the share of right test "
+        "scenes, against the first row of the host; a row that is not named at a task is not told apart there."
+    )
+    yield ""
+    yield from summary(verdicts, rows)
     for task, own in verdicts.items():
         about = TASKS[task]
         yield ""
         yield f"## {task}: {about.question}"
         yield ""
-        for host in dict.fromkeys(row.host for row in rows):
+        hosts = list(dict.fromkeys(row.host for row in rows))
+        firsts = [first_of(host).name for host in hosts if first_of(host).name in hits[task]]
+        known = [f"{name} {100 * hits[task][name].mean():.1f} %" for name in firsts]
+        yield (
+            f"First rows: {', '.join(known)}. The ceiling is {100 * ceilings[task]:.1f} %, without the ability it is "
+            f"{100 * about.shortcut:.0f} %."
+        )
+        yield ""
+        for host in hosts:
             first = first_of(host).name
             if first not in hits[task]:
                 continue
@@ -290,6 +306,41 @@ def _which(
             if words["unfinished"]:
                 yield f"- {host}, unfinished: {len(words['unfinished'])} rows."
     yield ""
+
+
+def summary(verdicts: Mapping[str, Mapping[str, Verdict]], rows: Sequence[Row]) -> Iterator[str]:
+    """Who gains somewhere, who only loses, and who cannot be told from the first row of the host anywhere."""
+    sides: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        judged = {task: found[row.name] for task, found in verdicts.items() if row.name in found}
+        if len(judged) == len(verdicts) and all(one.word != "unfinished" for one in judged.values()):
+            sides[row.name] = {
+                word: [f"{task} ({100 * one.difference:+.1f})" for task, one in judged.items() if one.word == word]
+                for word in ("better", "worse", "not told apart")
+            }
+    if not sides:
+        yield "No row has all its seeds on all its tasks yet."
+        return
+    yield "| row | better at | worse at | not told apart |"
+    yield "|---|---|---|---|"
+    hosts = list(dict.fromkeys(name.partition("/")[0] for name in sides))
+    for name, own in sorted(
+        sides.items(),
+        key=lambda item: (hosts.index(item[0].partition("/")[0]), len(item[1]["worse"]) - len(item[1]["better"])),
+    ):
+        cells = [", ".join(own["better"]), ", ".join(own["worse"]), f"{len(own['not told apart'])} of {len(verdicts)}"]
+        yield f"| {name} | {' | '.join(cells)} |"
+    groups = {
+        "Better at something and worse at nothing": [n for n, o in sides.items() if o["better"] and not o["worse"]],
+        "Better at some and worse at others": [n for n, o in sides.items() if o["better"] and o["worse"]],
+        "Losers, worse at something and better at nothing": [
+            n for n, o in sides.items() if o["worse"] and not o["better"]
+        ],
+        "Not told apart at any task": [n for n, o in sides.items() if not o["better"] and not o["worse"]],
+    }
+    yield ""
+    for title, names in groups.items():
+        yield f"- {title}: {', '.join(names) or 'none'}."
 
 
 def _learnt(share: float, chance: float, ceiling: float) -> bool:

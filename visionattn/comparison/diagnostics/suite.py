@@ -21,10 +21,10 @@ from .looking import LOOKED, look, pointing
 from .recipe import RECIPES, Recipe
 from .records import Record, export, load_records, restore
 from .report import collect_hits, power_plan, write_report
-from .rows import Row, choose_rows, list_rows
+from .rows import Row, choose_rows
 from .training import SHOWN, load_scenes, train
 
-__all__ = ["dry_run", "run_diagnostics", "train_row"]
+__all__ = ["dry_run", "run_diagnostics", "train_again", "train_row"]
 
 
 def run_diagnostics(
@@ -60,7 +60,7 @@ def run_diagnostics(
         ValueError: If a name is unknown.
     """
     recipe = choose(scale, tasks, seeds)
-    chosen = list_rows(every_mixer=True) if list(rows) == ["all"] else choose_rows(rows) if rows else list_rows()
+    chosen = choose_rows(rows)
     source = source or find_source()
     settings, folder = recipe.digest(source), work_dir / scale
     if restored := restore(out.with_suffix(".csv"), folder / "records"):
@@ -78,9 +78,8 @@ def run_diagnostics(
     print("\n".join(power_plan(collect_hits([*done.values()], recipe), chosen, recipe)), flush=True)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     if jobs == 1:
-        for row, task, seed in pending:
-            if deadline is None or time.monotonic() < deadline:
-                _tell(train_row(row, task, seed, recipe, source, folder))
+        for one in pending:
+            _tell(train_row(*one, recipe, source, folder, deadline))
     elif pending:
         for task in recipe.tasks:  # once, before all processes want them
             for split in ("train", "test") if TASKS[task].trained_on is None else ("test",):
@@ -100,6 +99,66 @@ def run_diagnostics(
     return write_report(
         records, chosen, recipe, source, out, scale, {key: maps for key, maps in looks.items() if maps is not None}
     )
+
+
+def train_again(
+    out: Path,
+    work_dir: Path,
+    count: int,
+    *,
+    scale: str = "small",
+    rows: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    source: str | None = None,
+) -> str:
+    """Trains some of the finished rows a second time, each on one task with one seed; nothing is kept of it.
+
+    Args:
+        out: As in `run_diagnostics`.
+        work_dir: As there.
+        count: How many rows. Which they are, and their tasks and seeds, is drawn from the number of finished results.
+        scale: As there.
+        rows: As there.
+        tasks: As there.
+        seeds: As there.
+        source: As there.
+
+    Returns:
+        For each training whether it gave the same answer to every test scene, as a table. Only the same versions on the
+        same kind of machine can be expected to.
+
+    Raises:
+        ValueError: If fewer rows are finished, or a name is unknown.
+    """
+    recipe = choose(scale, tasks, seeds)
+    source = source or find_source()
+    folder = work_dir / scale
+    restore(out.with_suffix(".csv"), folder / "records")
+    done = load_records(folder / "records", recipe.digest(source))
+    finished = {}
+    for row in choose_rows(rows):
+        keys = [(task, seed) for task in recipe.trained for seed in recipe.seeds]
+        if own := [key for key in keys if f"{row.name}|{key[0].name}|{key[1]}" in done]:
+            finished[row] = own
+    if len(finished) < count:
+        raise ValueError(f"{count} rows were to be trained again, but only {len(finished)} are finished")
+    rng = np.random.default_rng(len(done))
+    torch.set_num_threads(1)
+    table, same = [("row", "task", "seed", "first", "again", "other answers")], 0
+    for at in rng.permutation(len(finished))[:count]:
+        row, own = [*finished.items()][at]
+        task, seed = own[rng.integers(len(own))]
+        _, outcome = train(row, task, seed, recipe, source, folder / "scenes")
+        differ = 0
+        for tested, hits in outcome.hits.items():
+            if (first := done.get(f"{row.name}|{tested}|{seed}")) is not None:
+                other = int((hits != first.hits).sum())
+                shares = (f"{100 * one.mean():.2f} %" for one in (first.hits, hits))
+                table.append((row.name, tested, f"{seed}", *shares, f"{other}"))
+                differ += other
+        same += differ == 0
+    return f"{format_table(table)}\n{same} of {count} trainings gave the same answer to every test scene"
 
 
 def choose(scale: str, tasks: Sequence[str], seeds: Sequence[int]) -> Recipe:
@@ -166,7 +225,7 @@ def dry_run(scale: str, rows: Sequence[str] = (), tasks: Sequence[str] = (), see
         ValueError: If a name is unknown, or a network does not take its scenes.
     """
     recipe = choose(scale, tasks, seeds)
-    chosen = list_rows(every_mixer=True) if list(rows) == ["all"] else choose_rows(rows) if rows else list_rows()
+    chosen = choose_rows(rows)
     table = [("row", "parameters", "MACs (M)")]
     for row in chosen:
         with torch.device("meta"):

@@ -6,9 +6,11 @@ doi:10.2202/1544-6115.1027). Test scenes: the variance of the gain over the scen
 Intervals hold for all rows of a task at once (Bonferroni).
 """
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import brentq
@@ -16,7 +18,9 @@ from scipy.special import digamma, polygamma
 from scipy.stats import norm
 from scipy.stats import t as student
 
-__all__ = ["Spread", "Verdict", "judge", "plan_seeds", "shrink_variances"]
+from visionattn.utils.files import replacing
+
+__all__ = ["Spread", "Verdict", "export_verdicts", "judge", "plan_seeds", "shrink_variances"]
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -100,6 +104,25 @@ def judge(ours: Mapping[str, np.ndarray], baseline: np.ndarray, planned: int) ->
         effect = 2 * (math.asin(math.sqrt(shares[0])) - math.asin(math.sqrt(shares[1])))
         found[name] = Verdict(float(gain.mean()), half, effect, seeds, planned)
     return found
+
+
+def export_verdicts(verdicts: Mapping[str, Mapping[str, Verdict]], baselines: Mapping[str, str], path: Path) -> None:
+    """Writes a table with a line for each row and task, in shares.
+
+    Args:
+        verdicts: Task -> row -> verdict.
+        baselines: What each row is compared with.
+        path: A `.csv` file.
+    """
+    names = ("row", "task", "baseline", "difference", "half", "effect", "seeds", "planned", "verdict")
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        for row, baseline in baselines.items():
+            for task, own in verdicts.items():
+                if (one := own.get(row)) is not None:
+                    numbers = (f"{number:.5f}" for number in (one.difference, one.half, one.effect))
+                    writer.writerow([row, task, baseline, *numbers, one.seeds, one.planned, one.word])
 
 
 def shrink_variances(variances: Sequence[float], freedoms: Sequence[int]) -> Spread:

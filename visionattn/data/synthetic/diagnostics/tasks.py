@@ -16,7 +16,7 @@ from .scenes import CORRUPTIONS, MARK, Place, Scenes, blank, corrupt, draw, fram
 __all__ = ["TASKS", "VERSION", "Task"]
 
 # Changes whenever scenes do, so that results of other scenes are not taken for those of these.
-VERSION = 1
+VERSION = 3
 
 Way = list[tuple[int, int]]
 Part = tuple[np.ndarray, int, list[Place], list[Place]]
@@ -100,7 +100,15 @@ def _ink(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _clutter(
-    split: str, index: int, rng: np.random.Generator, size: int, source: str, *, object_px: int, fragments: int
+    split: str,
+    index: int,
+    rng: np.random.Generator,
+    size: int,
+    source: str,
+    *,
+    object_px: int,
+    fragments: int,
+    kinds: int,
 ) -> Part:
     """One whole digit among fragments of other objects. Places: the digit."""
     pictures = load_pictures(split, object_px, source)
@@ -111,7 +119,7 @@ def _clutter(
         x, y = rng.integers(object_px - cut + 1, size=2)
         left, top = map(int, rng.integers(size - cut + 1, size=2))
         draw(image, ink[y : y + cut, x : x + cut], (left, top, cut), _ink(rng))
-    label = int(rng.integers(10))
+    label = int(rng.integers(kinds))
     ink = _one_of(_digits(split, object_px, source), label, rng)
     left, top = map(int, rng.integers(size - object_px + 1, size=2))
     image[top : top + object_px, left : left + object_px] //= 3
@@ -125,31 +133,43 @@ def _digits(split: str, side: int, source: str) -> Pictures:
 
 
 def _pointer(
-    split: str, index: int, rng: np.random.Generator, size: int, source: str, *, object_px: int, objects: int, gap: int
+    split: str,
+    index: int,
+    rng: np.random.Generator,
+    size: int,
+    source: str,
+    *,
+    object_px: int,
+    objects: int,
+    kinds: int,
+    gap: int,
+    directions: int,
 ) -> Part:
     """Digits of different classes, one of which a red bar points to. Places: that one, then the others."""
     pictures = _digits(split, object_px, source)
-    labels = rng.permutation(10)[:objects]
+    if objects > kinds:
+        raise ValueError(f"objects must be at most kinds={kinds}, as all differ, got {objects}")
+    labels = rng.permutation(kinds)[:objects]
     while True:
         image = blank(size, rng)
         places = free_places(objects, size, object_px, rng)
         for label, place in zip(labels, places, strict=True):
             draw(image, _one_of(pictures, label, rng), place, _ink(rng))
-        if _point(image, places, gap, rng):
+        if _point(image, places, gap, directions, rng):
             return image, int(labels[0]), places, places[:1]
 
 
-def _point(image: np.ndarray, places: list[Place], gap: int, rng: np.random.Generator) -> bool:
+def _point(image: np.ndarray, places: list[Place], gap: int, directions: int, rng: np.random.Generator) -> bool:
     """Draws a bar that points to the first object, unless it would point to another or leave the scene."""
     left, top, side = places[0]
-    length = max(side // 3, 3)
-    for direction in rng.permutation(4):
-        along, across = np.array([(1, 0), (-1, 0), (0, 1), (0, -1)][direction]), side // 2
-        near = np.array([left, top]) + across + along * (across + gap)
-        bar = np.stack([near, near + along * (length - 1)])
-        (x0, y0), (x1, y1) = bar.min(0), bar.max(0) + 1
+    length, half = max(side // 2, 3), side // 8
+    for direction in rng.permutation(directions):
+        along = np.array([(1, 0), (-1, 0), (0, 1), (0, -1)][direction])
+        middle = np.array([left, top]) + side // 2
+        ends = middle + np.outer((side // 2 + gap, side // 2 + gap + length - 1), along)
+        (x0, y0), (x1, y1) = ends.min(0) - half * abs(along[::-1]), ends.max(0) + 1 + half * abs(along[::-1])
         beside = 1 if along[0] else 0  # the axis that the bar does not run along
-        clear = all(not place[beside] <= near[beside] < place[beside] + place[2] for place in places[1:])
+        clear = all(not -half <= middle[beside] - place[beside] < place[2] + half for place in places[1:])
         if clear and min(x0, y0) >= 0 and max(x1, y1) <= len(image):
             image[y0:y1, x0:x1] = MARK
             return True
@@ -157,24 +177,39 @@ def _point(image: np.ndarray, places: list[Place], gap: int, rng: np.random.Gene
 
 
 def _neighbour(
-    split: str, index: int, rng: np.random.Generator, size: int, source: str, *, object_px: int, rows: int, columns: int
+    split: str,
+    index: int,
+    rng: np.random.Generator,
+    size: int,
+    source: str,
+    *,
+    object_px: int,
+    rows: int,
+    columns: int,
+    kinds: int,
+    gap: int,
 ) -> Part:
-    """A table of digits with one 5; asked is the digit on its left. Places: row by row."""
+    """Rows of digits with one 5; asked is the digit on its left. In a column all differ. Places: row by row.
+
+    The gap is wider than what a stem of convolutions sees at once.
+    """
     pictures = _digits(split, object_px, source)
     image = blank(size, rng)
-    others = np.array([digit for digit in DIGITS if digit != 5])
-    labels = rng.choice(others, (rows, columns))
+    wide, high = columns * object_px + (columns - 1) * gap, rows * (object_px + 1) - 1
+    if rows > kinds or max(wide, high) > size:
+        raise ValueError(
+            f"rows must be at most kinds={kinds} and the digits fit into {size} px, got rows={rows}, which need "
+            f"{wide}x{high} px"
+        )
+    others = [digit for digit in DIGITS if digit != 5][:kinds]
+    labels = np.stack([rng.permutation(others)[:rows] for _ in range(columns)], axis=1)
     row, column = int(rng.integers(rows)), int(rng.integers(1, columns))
     labels[row, column] = 5
-    pitch_x, pitch_y = size // columns, min(size // rows, 2 * object_px)
-    offset = rng.integers(0, [size - pitch_x * columns + 1, size - pitch_y * rows + 1])
-    places = []
-    for y in range(rows):
-        for x in range(columns):
-            slack = rng.integers(0, [pitch_x - object_px + 1, pitch_y - object_px + 1])
-            left, top = offset + np.array([x * pitch_x, y * pitch_y]) + slack
-            places.append((int(left), int(top), object_px))
-            draw(image, _one_of(pictures, labels[y, x], rng), places[-1], _ink(rng))
+    left = int(rng.integers(size - wide + 1))
+    tops = np.sort(rng.integers(size - high + 1, size=rows)) + np.arange(rows) * (object_px + 1)
+    places = [(left + x * (object_px + gap), int(top), object_px) for top in tops for x in range(columns)]
+    for label, place in zip(labels.flat, places, strict=True):
+        draw(image, _one_of(pictures, label, rng), place, _ink(rng))
     asked = row * columns + column
     return image, int(labels[row, column - 1]), places, places[asked - 1 : asked + 1]
 
@@ -312,12 +347,21 @@ def _few(
 
 
 def _shift(
-    split: str, index: int, rng: np.random.Generator, size: int, source: str, *, object_px: int, fragments: int
+    split: str,
+    index: int,
+    rng: np.random.Generator,
+    size: int,
+    source: str,
+    *,
+    object_px: int,
+    fragments: int,
+    **kinds: int,
 ) -> Part:
     """Clutter on larger scenes, with the object as large as in training or as much larger. Places: the digit."""
     canvas, side = ((3, 2), (4, 2), (3, 3), (4, 4))[index % 4]
     grown = round(fragments * canvas**2 / side**2)
-    return _clutter(split, index, rng, size * canvas // 2, source, object_px=object_px * side // 2, fragments=grown)
+    larger = {"object_px": object_px * side // 2, "fragments": grown, **kinds}
+    return _clutter(split, index, rng, size * canvas // 2, source, **larger)
 
 
 def _corruption(
@@ -327,33 +371,43 @@ def _corruption(
     size: int,
     source: str,
     *,
-    object_px: int,
-    fragments: int,
     severity: float,
+    **clutter: int,
 ) -> Part:
     """Clutter with noise, blur or occlusion in turn. Places: the digit."""
-    image, label, places, evidence = _clutter(split, index, rng, size, source, object_px=object_px, fragments=fragments)
+    image, label, places, evidence = _clutter(split, index, rng, size, source, **clutter)
     if severity > 0:
         image = corrupt(image, CORRUPTIONS[index % 3], severity, rng)
     return image, label, places, evidence
 
 
-_CLUTTER = {"object_px": 12, "fragments": 8}
+_CLUTTER = {"object_px": 12, "fragments": 8, "kinds": 5}
 TASKS = {
     task.name: task
     for task in (
-        Task("clutter", "name the whole digit among fragments", 10, 0.1, 0.1, _clutter, _CLUTTER, units=("object_px",)),
+        Task(
+            "clutter",
+            "name the whole digit among fragments",
+            10,
+            1 / 5,
+            1 / 5,
+            _clutter,
+            _CLUTTER,
+            units=("object_px",),
+        ),
         Task(
             "pointer",
             "name the digit that the red bar points to",
-            *(10, 0.1, 1 / 3, _pointer, {"object_px": 9, "objects": 3, "gap": 8}),
+            *(10, 1 / 4, 1 / 2, _pointer),
+            {"object_px": 8, "objects": 2, "kinds": 4, "gap": 10, "directions": 2},
             units=("object_px", "gap"),
         ),
         Task(
             "neighbour",
             "name the digit to the left of the 5",
-            *(10, 1 / 9, 1 / 4, _neighbour, {"object_px": 10, "rows": 2, "columns": 3}),
-            units=("object_px",),
+            *(10, 1 / 4, 1 / 2, _neighbour),
+            {"object_px": 8, "rows": 2, "columns": 2, "kinds": 4, "gap": 14},
+            units=("object_px", "gap"),
         ),
         Task(
             "same",
@@ -382,14 +436,14 @@ TASKS = {
         Task(
             "shift",
             "clutter on larger scenes and of larger objects than in training",
-            *(10, 0.1, 0.1, _shift, _CLUTTER),
+            *(10, 1 / 5, 1 / 5, _shift, _CLUTTER),
             trained_on="clutter",
             units=("object_px",),
         ),
         Task(
             "corruption",
             "clutter under noise, blur and occlusion, unseen in training",
-            *(10, 0.1, 0.1, _corruption, {**_CLUTTER, "severity": 1.0}),
+            *(10, 1 / 5, 1 / 5, _corruption, {**_CLUTTER, "severity": 1.0}),
             trained_on="clutter",
             units=("object_px",),
         ),
