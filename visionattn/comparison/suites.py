@@ -58,12 +58,33 @@ SUITES = {
             "SE and ECA are timm's. BAM stands after the first three stages, all others in every residual block.",
         ),
     ),
+    "fashion-mnist-mixers": Suite(
+        "Token mixers of routing, rank, heads and multipoles on Fashion-MNIST",
+        (
+            (
+                "va_stm_pool_nano",
+                "mambaout_128-3e_fashion-mnist",
+                *(f"va_stm_{mixer}_nano" for mixer in ("biformer", "rala", "moh", "mano")),
+                "dhvt_128-3e_fashion-mnist",
+            ),
+        ),
+        recipe="stm-swin-nano_128-3e_fashion-mnist",
+        seeds=(0,),
+        tag="fashion_mnist",
+        remarks=(
+            "One seed of three passes over the training images: the table shows that the networks train, and their "
+            "cost, not which is better. The baseline mixes by average pooling, without attention.",
+            "MambaOut is timm's own network, a quarter as wide as `mambaout_femto`; DHVT is the paper's at patches of "
+            "4 px, half as wide and deep. The others share one architecture.",
+        ),
+    ),
     "mixers": Suite(
         "Token mixers in one architecture, on the digits of scikit-learn",
         (
             (
                 "va_stm_pool_nano",
                 "mambaout_64-15e_digits",
+                "dhvt_64-15e_digits",
                 *timm.list_models("va_stm_*_nano", exclude_filters="va_stm_pool_nano"),
             ),
         ),
@@ -74,7 +95,7 @@ SUITES = {
             "359 test images do not allow a ranking: each is 0.28 %. The table shows that all mixers train, and their "
             "cost. The baseline mixes by average pooling, without attention.",
             "MambaOut is timm's own network, not the common architecture: gated convolutions of 7x7, a quarter as wide "
-            "as `mambaout_femto`.",
+            "as `mambaout_femto`. DHVT is the paper's at patches of 4 px, half as wide and deep.",
         ),
         options={"train_cfg.max_epochs": 6},
     ),
