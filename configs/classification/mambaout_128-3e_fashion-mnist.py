@@ -1,4 +1,4 @@
-# A baseline without attention on Fashion-MNIST: MambaOut (arXiv 2405.07992), timm's own, a quarter as wide as its femto.
+# A baseline without attention on Fashion-MNIST: MambaOut (arXiv 2405.07992), a quarter as wide as timm's femto.
 _base_ = ["./stm-swin-nano_128-3e_fashion-mnist.py"]
 model = dict(
     backbone=dict(
