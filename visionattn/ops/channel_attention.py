@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ._autocast import wide, without_autocast
 from ._modes import needs_formula
 from .eager.token_moments import TokenMoments
+from .projection import split_heads
 
 __all__ = ["channel_attention", "prefer_moments", "projected_channel_attention"]
 
@@ -32,7 +33,7 @@ def channel_attention(
             runs, and which is mixed.
         dropout_p: Probability of dropping an attention weight.
     """
-    parts = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    parts = split_heads(qkv, num_heads)
     rows, columns, values = (parts[role] for role in roles)
     with without_autocast(qkv):
         # Heads that lie one after another need no copies inside the product, not even transposed.
