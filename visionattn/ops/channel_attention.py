@@ -5,6 +5,8 @@ tokens it is cheaper to take the moments once, to do everything else on matrices
 layer of its own for each image, than to project the tokens to queries, keys and values.
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -37,7 +39,7 @@ def channel_attention(
     rows, columns, values = (parts[role] for role in roles)
     with without_autocast(qkv):
         # Heads that lie one after another need no copies inside the product, not even transposed.
-        dense = {"dtype": wide(qkv), "memory_format": torch.contiguous_format}
+        dense: dict[str, Any] = {"dtype": wide(qkv), "memory_format": torch.contiguous_format}
         rows, columns = (part.to(**dense).contiguous() for part in (rows, columns))
         weights = _weights(rows.mT @ columns, scale, dropout_p)
     out = values @ weights.to(qkv.dtype).mT
