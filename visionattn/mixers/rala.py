@@ -118,7 +118,7 @@ class RankAugmentedLinearAttention(TokenMixer):
         return (q @ k.mT * (z / k.size(2))).to(x.dtype)
 
     def _project(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Queries, keys, values and gates, `(B, N, C)` each; slices of one product of many tokens would be copied."""
+        """Queries, keys, values and gates, `(B, N, C)` each; slices of one product would be copied."""
         return linear_apart(x, self.qkvo.weight.flatten(1), self.qkvo.bias, 4)
 
 

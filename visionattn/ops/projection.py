@@ -6,12 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ._modes import needs_formula, use_eager_kernel
+from ._modes import use_eager_kernel
 
 __all__ = ["linear_apart", "project_apart", "split_heads"]
-
-# Tokens for each of their numbers, up to which they are few.
-_FEW = 1
 
 
 def project_apart(qkv: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[torch.Tensor]:
@@ -32,18 +29,12 @@ def project_apart(qkv: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) 
 def linear_apart(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, parts: int) -> list[torch.Tensor]:
     """The parts of a linear layer's result, as products of their own. `(..., C) -> parts x (..., C')`.
 
-    Where few tokens train a wide layer it is one product after all: the gradients of its parts would be joined to one
-    as large as the weight, which takes longer than to join those of the results.
-
     Args:
         x: The tokens.
         weight: Of the whole layer, `(parts * C', C)`.
         bias: Of the whole layer, `(parts * C',)`.
         parts: Number of parts.
     """
-    trained = not needs_formula() and torch.is_grad_enabled() and weight.requires_grad
-    if trained and x.numel() <= _FEW * weight.size(1) ** 2:
-        return list(F.linear(x, weight, bias).chunk(parts, -1))
     biases = (None,) * parts if bias is None else bias.chunk(parts)
     return [F.linear(x, w, b) for w, b in zip(weight.chunk(parts), biases, strict=True)]
 
