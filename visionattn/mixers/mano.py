@@ -13,7 +13,7 @@ Differs from the official code in:
 Golden: tests/golden/mano_multipole_*.npz (outputs and input gradients).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -138,7 +138,7 @@ class MultipoleAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = self._pyramid(x, self._downsample)
-        return self._add_up(self._attend(maps), maps, self._upsample)
+        return _add_up(self._attend(maps), self._upsample)
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """What each position takes from each over all levels, `(B, num_heads, N, N)`, from a map `(B, H, W, C)`.
@@ -155,10 +155,10 @@ class MultipoleAttention(nn.Module):
         scores = q @ k.mT * q.size(-1) ** -0.5
         rows = scores.softmax(-1) if mask is None else scores.masked_fill(~mask, float("-inf")).softmax(-1)
         results = []
-        for part, share in zip(rows.unflatten(0, (batch, -1)).split(counts, 1), shares, strict=True):
+        for part, level, share in zip(rows.unflatten(0, (batch, -1)).split(counts, 1), maps, shares, strict=True):
             taken = part @ self._cut(share).unsqueeze(2)  # of what each token of a window is made of
-            results.append(taken.transpose(2, 3).flatten(3))
-        out = self._add_up(results, maps, lambda coarse: _repeat(coarse, self.rate))
+            results.append(self._lay(taken.transpose(2, 3).flatten(3), (level.size(1), level.size(2))))
+        out = _add_up(results, lambda coarse: _repeat(coarse, self.rate))
         return out.flatten(1, 2).unflatten(2, (self.num_heads, count)).transpose(1, 2)
 
     def count_levels(self, height: int, width: int) -> int:
@@ -189,28 +189,12 @@ class MultipoleAttention(nn.Module):
         return _repeat(x, self.rate) if self.up is None else nhwc_upconv(x, self.up.weight)
 
     def _attend(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Attention in the windows of all maps at once: what those of each get, `(B, windows, n, C)`."""
+        """Attention in the windows of all maps at once."""
         windows, counts, mask = self._windows(maps)
         dropout_p = self.attn_drop.p if self.training else 0.0
         out = attention(*self._heads(windows), mask=mask, dropout_p=dropout_p)
-        out = self.proj_drop(self.proj(out)).unflatten(0, (maps[0].size(0), -1))
-        return list(out.split(counts, 1))
-
-    def _add_up(
-        self,
-        parts: Sequence[torch.Tensor],
-        maps: Sequence[torch.Tensor],
-        upsample: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """The sum of the windows of all levels, from the coarsest on."""
-        out = None
-        for step, (part, level) in enumerate(zip(reversed(parts), reversed(maps), strict=True)):
-            if out is not None:
-                # Divided where it is smallest.
-                out = upsample(out if step == 1 else out / step)[:, : level.size(1), : level.size(2)]
-            out = self._lay(part, (level.size(1), level.size(2)), out)
-        assert out is not None
-        return out
+        parts = self.proj_drop(self.proj(out)).unflatten(0, (maps[0].size(0), -1)).split(counts, 1)
+        return [self._lay(part, (level.size(1), level.size(2))) for part, level in zip(parts, maps, strict=True)]
 
     def _windows(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, list[int], torch.Tensor | None]:
         """Windows of all maps, image by image, `(B * windows, n, C)`, how many each map has, and which tokens are seen.
@@ -241,24 +225,19 @@ class MultipoleAttention(nn.Module):
         x = F.pad(x, (0, 0, *self._padding(x.size(2)), *self._padding(x.size(1))))
         return x.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3).flatten(3, 4).flatten(1, 2)
 
-    def _lay(self, x: torch.Tensor, size: Pair, below: torch.Tensor | None = None) -> torch.Tensor:
-        """The map from its windows, their mean where they overlap, added to another map."""
+    def _lay(self, x: torch.Tensor, size: Pair) -> torch.Tensor:
+        """The map from its windows; their mean where they overlap."""
         side, stride = self.window_size, self.window_stride
         if stride == side:
             tiles = (-(-size[0] // side), -(-size[1] // side))
-            x = x.unflatten(2, (side, side)).unflatten(1, tiles).transpose(2, 3)
-            if below is not None and size == (tiles[0] * side, tiles[1] * side):
-                # Without being laid into a map first.
-                x, below = below.unflatten(2, (tiles[1], side)).unflatten(1, (tiles[0], side)) + x, None
-            x = x.flatten(1, 2).flatten(2, 3)[:, : size[0], : size[1]]
-            return x if below is None else below + x
+            x = x.unflatten(2, (side, side)).unflatten(1, tiles).transpose(2, 3).flatten(1, 2).flatten(2, 3)
+            return x[:, : size[0], : size[1]]
         padded = tuple(length + self._padding(length)[1] for length in size)
         columns = x.permute(0, 3, 2, 1).flatten(1, 2)
         total = F.fold(columns, padded, side, stride=stride)
         rows, cols = (_coverage(length, side, stride, x) for length in padded)
         total = total / (rows[:, None] * cols)
-        total = total[:, :, : size[0], : size[1]].permute(0, 2, 3, 1)
-        return total if below is None else below + total
+        return total[:, :, : size[0], : size[1]].permute(0, 2, 3, 1)
 
     def _padding(self, length: int) -> Pair:
         """The padding before and after so that windows at this stride cover all tokens."""
@@ -270,6 +249,15 @@ class MultipoleAttention(nn.Module):
 def _repeat(x: torch.Tensor, rate: int) -> torch.Tensor:
     """Each token of a map `rate` times along both sides."""
     return x.repeat_interleave(rate, 1).repeat_interleave(rate, 2)
+
+
+def _add_up(results: list[torch.Tensor], upsample: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The sum of the results of all levels, from the coarsest on."""
+    out = results[-1]
+    for step, finer in enumerate(reversed(results[:-1]), 1):
+        coarse = upsample(out)[:, : finer.size(1), : finer.size(2)]
+        out = torch.add(finer, coarse, alpha=1 / step)
+    return out
 
 
 def _coverage(length: int, side: int, stride: int, like: torch.Tensor) -> torch.Tensor:
