@@ -188,8 +188,8 @@ class MultiWindowAttention(TokenMixer):
         if not prefix:
             out = window_attention(
                 maps,
-                _same,
-                _same,
+                None,
+                None,
                 num_heads=len(heads),
                 window=window,
                 shift=shift,
@@ -225,10 +225,6 @@ class MultiWindowAttention(TokenMixer):
         full = inside.new_full((count + 1, count + 1), float("-inf"))  # the last for empty slots
         places = (tokens.unsqueeze(2).expand_as(inside), tokens.unsqueeze(1).expand_as(inside))
         return full.index_put(places, inside)[:count, :count]
-
-
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x
 
 
 def _seen(blocks: Windows, bias: torch.Tensor | None, prefix: int, q: torch.Tensor) -> torch.Tensor:

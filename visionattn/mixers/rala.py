@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from visionattn.catalog import Card, Floor
 from visionattn.ops import attention, nhwc_conv, rank_augmented_attention, rotate_pairs, rotation_tables
 from visionattn.ops.eager.linear_attention import heads
+from visionattn.ops.projection import linear_apart
 from visionattn.ops.rank_augmented_attention import augmented_features
 from visionattn.utils.arguments import check_odd
 from visionattn.utils.factory import FactoryKwargs
@@ -116,11 +117,9 @@ class RankAugmentedLinearAttention(TokenMixer):
         q, k = (rotate_pairs(t, *tables) for t in (q, k))
         return (q @ k.mT * (z / k.size(2))).to(x.dtype)
 
-    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Queries, keys, values and gates, `(B, N, C)` each, from four products; slices of one would be copied."""
-        weights = self.qkvo.weight.flatten(1).chunk(4)
-        biases = (None,) * 4 if self.qkvo.bias is None else self.qkvo.bias.chunk(4)
-        return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    def _project(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Queries, keys, values and gates, `(B, N, C)` each; slices of one product would be copied."""
+        return linear_apart(x, self.qkvo.weight.flatten(1), self.qkvo.bias, 4)
 
 
 CARD = Card(
