@@ -3,9 +3,10 @@
 import pytest
 import timm
 import torch
-from explained import small
+from explained import fill, small
 
 from visionattn import explain
+from visionattn.models.families.va_mano import MANO
 from visionattn.testing.fixtures import load, relative_error
 
 
@@ -145,3 +146,32 @@ def test_bad_arguments():
         explain.rollout(record, start=2)
     with pytest.raises(ValueError, match=r"class_row must lie in 0\.\.0, .* got 1"):
         explain.rollout(record, class_row=1)
+
+
+@pytest.mark.parametrize("size", [(32, 16), (34, 22)], ids=["even", "odd"])
+def test_levels_of_one_map_are_added_up(size):
+    """Multipole attention: a coarse token is the mean of those it covers, and all of them get what it takes."""
+    model = fill(MANO((24,), (1,), (2,), window_size=4, levels=(3,), patch_size=2, num_classes=5, img_size=size))
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad(), explain.capture(model) as record:
+        model(x)
+    sides = [tuple(-(-side // step) for side in size) for step in (2, 4, 8)]
+    rows, columns = (part.flatten() for part in torch.meshgrid(*map(torch.arange, sides[0]), indexing="ij"))
+    total = torch.eye(len(rows)).expand(2, -1, -1)
+    for layer, (height, width) in zip(record, sides, strict=True):
+        step = 2**layer.index
+        covered = torch.zeros(height * width, len(rows))
+        covered[rows // step * width + columns // step, torch.arange(len(rows))] = 1
+        matrix = torch.zeros(2, height * width, height * width)
+        tiles = -(-width // 4)
+        for row in range(height * width):
+            for column in range(height * width):
+                (y, x0), (v, u) = divmod(row, width), divmod(column, width)
+                if (y // 4, x0 // 4) == (v // 4, u // 4):
+                    window = y // 4 * tiles + x0 // 4
+                    inside = [a % 4 * 4 + b % 4 for a, b in ((y, x0), (v, u))]
+                    matrix[:, row, column] = layer.probs[:, window, :, inside[0], inside[1]].mean(1)
+        total = total + covered.T @ matrix @ (covered / covered.sum(1, keepdim=True))
+    expected = (total / total.sum(2, keepdim=True)).mean(1).unflatten(1, sides[0])
+    torch.testing.assert_close(explain.rollout(record), expected)
+    assert explain.relevance(model, x, 1).shape == (2, *sides[0])

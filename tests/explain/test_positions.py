@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from explained import small
+from explained import fill, small
 from torch.nn import functional as F
 
 from visionattn import explain
+from visionattn.models.families.va_mano import MANO
 
 
 def traced(name, size=None):
@@ -69,6 +70,37 @@ def test_reduced_keys_of_twins():
     assert reduced.queries.grid == (16, 16) and reduced.keys.grid == (2, 2)
     assert (reduced.keys.index[0, 0, 0] == torch.arange(4)).all()
     assert (reduced.queries.index[0, 0, 0] == torch.arange(256)).all()
+
+
+def multipole(size, **kwargs):
+    """A narrow network of multipole attention on three levels and on two, with its images captured."""
+    arguments = {"window_size": 4, "levels": (3, 2), "patch_size": 2, "num_classes": 5, "img_size": size}
+    model = fill(MANO((24, 48), (1, 1), (2, 3), **arguments | kwargs))
+    with torch.no_grad(), explain.capture(model) as record:
+        model(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)))
+    return record
+
+
+@pytest.mark.parametrize("down", ["conv", "avg_pool"])
+@pytest.mark.parametrize("size", [(64, 32), (50, 38)], ids=["even", "odd"])
+def test_levels_of_mano(size, down):
+    """Every level of a map is an attention of its own, in windows of its own grid, padded where that is odd."""
+    record = multipole(size, down=down)
+    sides = [tuple(-(-side // step) for side in size) for step in (2, 4, 8, 4, 8)]
+    assert sides[1:3] == ([(13, 10), (7, 5)] if size == (50, 38) else [(16, 8), (8, 4)])
+    for layer, (height, width) in zip(record, sides, strict=True):
+        found = record.positions(layer.index)
+        rows, columns = windows(-(-height // 4) * 4, -(-width // 4) * 4, 4)
+        inside = ((rows < height) & (columns < width))[None, :, None].expand_as(found.keys.valid)
+        for places in (found.queries, found.keys):
+            assert places.grid == (height, width) and (places.valid == inside).all() and places.spread.max() < 1e-4
+            y, x = cells(places)
+            assert (y == rows[None, :, None])[inside].all() and (x == columns[None, :, None])[inside].all()
+    picture = record.map(2, query=(size[0] - 1, size[1] - 1))  # the last token of the coarsest level, and its window
+    height, width = sides[2]
+    assert picture.shape == (2, 2, height, width)
+    corner = picture[..., height - 1 - (height - 1) % 4 :, width - 1 - (width - 1) % 4 :]
+    torch.testing.assert_close(corner.sum((2, 3)), torch.ones(2, 2))
 
 
 def test_extra_tokens():

@@ -206,8 +206,8 @@ def _draw(explained: "Subject", stem: str, options: argparse.Namespace, query: t
     import numpy as np
 
     from visionattn import explain
+    from visionattn.utils.files import replacing
 
-    options.out.mkdir(parents=True, exist_ok=True)
     numbers: dict[str, Any] = {}
     for method in options.method:
         maps = _maps(explained.network, explained.x, method, options, query, explained.target)
@@ -221,10 +221,12 @@ def _draw(explained: "Subject", stem: str, options: argparse.Namespace, query: t
             outline=explained.outline,
         )
         path = options.out / f"{stem}_{method}{'_grid' if several else ''}.{options.format}"
-        drawn.savefig(path, dpi=_DOTS)
+        with replacing(path) as temporary:
+            drawn.savefig(temporary, dpi=_DOTS)
         print(path)
     if options.raw:
-        np.savez_compressed(options.out / f"{stem}.npz", **numbers)
+        with replacing(options.out / f"{stem}.npz") as temporary:
+            np.savez_compressed(temporary, **numbers)
 
 
 def _write_page(explained: "Subject", record: "Record", options: argparse.Namespace) -> None:
@@ -240,7 +242,6 @@ def _write_page(explained: "Subject", record: "Record", options: argparse.Namesp
         limit=options.limit,
         channels=options.channels,
     )
-    options.html.parent.mkdir(parents=True, exist_ok=True)
     with replacing(options.html) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"{options.html} ({len(text.encode()) / 1e6:.1f} MB): open it in a browser")
@@ -267,15 +268,7 @@ def _maps(
     if method in explain.CAMS:
         return {"": explain.cam(model, x, target, method=method)[0]}
     if method == "gates":
-        spatial = {
-            f"{name} {key}": factor[0].mean(0)
-            for name, factors in explain.gates(model, x).items()
-            for key, factor in factors.items()
-            if factor.shape[2:] != (1, 1)
-        }
-        if not spatial:
-            raise ValueError("the gates of this network are of channels, and have no place in the image")
-        return spatial
+        return {name: factor[0] for name, factor in explain.spatial_gates(model, x).items()}
     with torch.no_grad(), explain.capture(model, keep=("probs",)) as record:
         model(x)
     if method == "rollout":

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from visionattn import explain
 from visionattn.checkpoints import build
 from visionattn.data.digits import Digits
+from visionattn.utils.files import replacing
 from visionattn.utils.resources import read_manifest
 
 __all__ = ["METHODS", "SCORES", "evaluate", "load", "networks", "scenes", "write"]
@@ -170,7 +171,8 @@ def write(results: Results, answered: dict[str, list[float]], out: Path, command
     """Writes the table of all networks and that of the methods over them; returns the text."""
     lines = [_HEAD.format(command=command), *_summary(results), "", _BETWEEN, "", *_rows(results, answered), "", _FOOT]
     text = "\n".join(lines)
-    out.write_text(text, encoding="utf-8")
+    with replacing(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return text
 
 

@@ -9,7 +9,7 @@ from .describe import describe
 from .dope import axial_rope, denoise_rope, low_bands, rope_band_entropy, rope_truncated_rank, unrotate
 from .draw import as_seen, figure, grid, overlay
 from .faithfulness import deletion_insertion
-from .gating import gates, mixer_weights
+from .gating import gates, mixer_weights, spatial_gates
 from .head_table import HeadTable
 from .heads import ablation, gate_gradients, head_importance, local_mass, ring_profile
 from .interventions import edit, filter_sinks, knock_out, redistribute_sinks, scale_heads, steer
@@ -123,6 +123,7 @@ __all__ = [
     "scale_heads",
     "score_terms",
     "segmentation_scores",
+    "spatial_gates",
     "spatial_layers",
     "statistics",
     "steer",

@@ -13,8 +13,8 @@ from visionattn.utils.arguments import check_choice
 
 from ._evaluation import evaluating
 from ._maps import MapFinder, MapLayout, modules_with_maps
+from ._target import Target, class_of_each, is_score, target_score
 from .capture import capture
-from .relevance import Target
 from .tokens import inner_network, tokens
 
 __all__ = ["CAMS", "cam", "cam_layer"]
@@ -127,10 +127,7 @@ def _targets(target: Target, count: int) -> list[Any] | None:
     """The targets as grad-cam expects them: one function of the logits per image."""
     if target is None:
         return None
-    if callable(target) and not isinstance(target, torch.Tensor):
-        score = target
-        return [lambda logits: score(logits[None]).sum()] * count
-    chosen = torch.as_tensor(target)
-    if chosen.ndim > 1 or chosen.numel() not in (1, count):
-        raise ValueError(f"target must be one class or one for each of {count} images, got {target}")
-    return [lambda logits, number=number: logits[number] for number in chosen.expand(count).tolist()]
+    if is_score(target):
+        return [lambda logits: target(logits[None]).sum()] * count
+    chosen = class_of_each(target, count).tolist()
+    return [lambda logits, number=number: target_score(logits[None], number) for number in chosen]

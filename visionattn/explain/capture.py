@@ -26,6 +26,8 @@ from .record import Record
 
 __all__ = ["Edit", "capture"]
 
+# Softmaxes that may wait for their product with values; some mechanisms take two one after the other.
+_OPEN = 2
 # Called with an attention, whose probabilities are `(B, windows, heads, N, M)`; returns those to use instead.
 Edit = Callable[[Layer], torch.Tensor]
 
@@ -107,7 +109,7 @@ class _Mode(TorchFunctionMode):
         self.record, self.layers, self.kept, self.reduce, self.edit = record, layers, keep, reduce, edit
         self.paths = {id(module): name for name, module in record.model.named_modules()}
         self.products: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque(maxlen=6)
-        self.open: Layer | None = None  # a softmax whose product with the values is still to come
+        self.open: list[Layer] = []  # softmaxes whose product with the values is still to come
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -214,8 +216,8 @@ class _Mode(TorchFunctionMode):
         layer = self._layer(caller, raw, 1.0 if plain else None)
         if self.edit is not None:
             result = self._edited(layer)
-        self._close()
-        self.open = layer
+        self.open.append(layer)
+        self._close(_OPEN)
         return result
 
     def _product(self, args: tuple[Any, ...], out: torch.Tensor) -> None:
@@ -223,16 +225,23 @@ class _Mode(TorchFunctionMode):
         if len(operands) != 2 or min(part.ndim for part in operands) < 2:
             return
         left, right = operands
-        if self.open is not None and left.shape == self.open.raw["probs"].shape:
-            self.open.raw |= {"v": right, "out": out}
-            self._close()
-        else:
-            self.products.append((left, right, out))
-
-    def _close(self) -> None:
-        layer, self.open = self.open, None
-        if layer is not None:
+        for layer in reversed(self.open):
+            probs = layer.raw["probs"]
+            if left.shape == probs.shape and not _turned(left, probs) and not _turned(right, probs):
+                layer.raw |= {"v": right, "out": out}
+            elif right.shape == probs.mT.shape and _turned(right, probs):  # channels are mixed so
+                layer.raw |= {"v": left.mT, "out": out.mT}
+            else:
+                continue
+            self.open.remove(layer)
             self._done(layer)
+            return
+        self.products.append((left, right, out))
+
+    def _close(self, keep: int = 0) -> None:
+        """Gives up the values of all softmaxes but the last ones."""
+        while len(self.open) > keep:
+            self._done(self.open.pop(0))
 
     def _edited(self, layer: Layer) -> torch.Tensor:
         assert self.edit is not None
@@ -264,7 +273,7 @@ class _Mode(TorchFunctionMode):
         layer.keep(self.kept)
         if self.layers is not None:
             for other in self.record:
-                if not self._may_be_wanted(other.index) and other is not self.open:
+                if not self._may_be_wanted(other.index) and other not in self.open:
                     other.raw, other.reduced = {}, None
 
     def _may_be_wanted(self, index: int) -> bool:
@@ -288,6 +297,12 @@ class _Mode(TorchFunctionMode):
             for other in self.record:
                 if other.index not in wanted:
                     other.raw, other.reduced = {}, None
+
+
+def _turned(part: torch.Tensor, probs: torch.Tensor) -> bool:
+    """Whether it is the probabilities transposed."""
+    turned = part.stride() == probs.mT.stride() and part.stride() != probs.stride()
+    return turned and part.data_ptr() == probs.data_ptr()
 
 
 def _spread(part: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:

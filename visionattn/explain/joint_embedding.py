@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from visionattn.utils.arguments import check_choice
+from visionattn.utils.files import replacing
 
 __all__ = ["JointEmbedding", "joint_embedding"]
 
@@ -57,7 +58,7 @@ class JointEmbedding:
 
     def to_csv(self, path: str | Path) -> None:
         """Writes `kind,label,x,y`."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerows([("kind", "label", "x", "y"), *self.rows()])
 
@@ -78,7 +79,8 @@ class JointEmbedding:
             f'product {self.rank_correlation:.2f}</p><svg viewBox="0 0 800 800" style="max-width:800px" role="img" '
             f'aria-label="{html.escape(title)}">{"".join(points)}</svg></html>\n'
         )
-        Path(path).write_text(page, encoding="utf-8")
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
 
 
 def joint_embedding(
