@@ -58,15 +58,18 @@ def cam(
     import pytorch_grad_cam
 
     kept = [(parameter, parameter.grad) for parameter in model.parameters()]
+    weighted = model.get_submodule(name)
     found = None
     try:
         with evaluating(model):  # before the package is made, which sets it itself
             make = getattr(pytorch_grad_cam, CAMS[method])
-            tool = make(model=model, target_layers=[model.get_submodule(name)], reshape_transform=layout.channels_first)
+            options = {"ablation_layer": _ablation_layer(layout)} if method == "ablationcam" else {}
+            tool = make(model, [weighted], reshape_transform=layout.channels_first, **options)
             images = x.detach().clone().requires_grad_()  # also frozen networks have gradients then
             with torch.enable_grad(), tool as run:
                 found = run(input_tensor=images, targets=_targets(target, len(x)))
     finally:
+        model.set_submodule(name, weighted)  # ablation leaves its own there if the network fails
         for parameter, grad in kept:
             parameter.grad = grad
     if found is None:  # the package prints index errors and goes on
@@ -121,6 +124,30 @@ def cam_layer(model: nn.Module, x: torch.Tensor, layer: str | None = None) -> tu
         what = f"the output of {layer} is no map" if layer else "no module gives a map"
         raise ValueError(f"{type(model).__name__} has nothing to weight: {what} of these images {tuple(x.shape)}")
     return found[-1]
+
+
+def _ablation_layer(layout: MapLayout) -> Any:
+    """Stands in for the weighted module and sets a channel of its map to zero in each copy of an image.
+
+    The package's own has the channels on the second axis and, where a map has no zeros, ablates by -1e7; the paper by
+    zero.
+    """
+    from pytorch_grad_cam.ablation_layer import AblationLayer
+
+    class Ablation(AblationLayer):  # type: ignore[misc]
+        def set_next_batch(
+            self, input_batch_index: int, activations: torch.Tensor, num_channels_to_ablate: int
+        ) -> None:
+            image = activations[input_batch_index : input_batch_index + 1]
+            self.activations = image.repeat(num_channels_to_ablate, *[1] * (image.ndim - 1))
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            maps = layout.channels_first(self.activations)
+            for one, channel in zip(maps, self.indices, strict=False):  # the later ones belong to the next batches
+                one[channel] = 0
+            return self.activations
+
+    return Ablation()
 
 
 def _targets(target: Target, count: int) -> list[Any] | None:

@@ -130,6 +130,8 @@ class _Mode(TorchFunctionMode):
         out = func(*args, **kwargs)
         if name in _PRODUCTS and isinstance(out, torch.Tensor):
             self._product(args, out)
+        elif name == "baddbmm":
+            self._product(args[1:3], None)  # something is added to the product
         return out
 
     def _look_for_input(self, args: tuple[Any, ...]) -> None:
@@ -220,7 +222,7 @@ class _Mode(TorchFunctionMode):
         self._close(_OPEN)
         return result
 
-    def _product(self, args: tuple[Any, ...], out: torch.Tensor) -> None:
+    def _product(self, args: tuple[Any, ...], out: torch.Tensor | None) -> None:
         operands = [arg for arg in args if isinstance(arg, torch.Tensor)]
         if len(operands) != 2 or min(part.ndim for part in operands) < 2:
             return
@@ -228,20 +230,25 @@ class _Mode(TorchFunctionMode):
         for layer in reversed(self.open):
             probs = layer.raw["probs"]
             if left.shape == probs.shape and not _turned(left, probs) and not _turned(right, probs):
-                layer.raw |= {"v": right, "out": out}
+                layer.raw["v"], result = right, out
             elif right.shape == probs.mT.shape and _turned(right, probs):  # channels are mixed so
-                layer.raw |= {"v": left.mT, "out": out.mT}
+                layer.raw["v"], result = left.mT, None if out is None else out.mT
             else:
                 continue
+            if result is not None:
+                layer.raw["out"] = result
             self.open.remove(layer)
             self._done(layer)
             return
-        self.products.append((left, right, out))
+        if out is not None:
+            self.products.append((left, right, out))
 
     def _close(self, keep: int = 0) -> None:
         """Gives up the values of all softmaxes but the last ones."""
         while len(self.open) > keep:
-            self._done(self.open.pop(0))
+            layer = self.open.pop(0)
+            layer.kind = "routing" if layer.kind == "spatial" else layer.kind
+            self._done(layer)
 
     def _edited(self, layer: Layer) -> torch.Tensor:
         assert self.edit is not None
@@ -288,7 +295,10 @@ class _Mode(TorchFunctionMode):
         if self.record.input is None:
             raise ValueError(f"nothing was captured: call the network ({name}) on images inside the with block")
         if not count:
-            raise ValueError(f"{name} has no attention that makes probabilities: use explain.cam or explain.gates")
+            raise ValueError(
+                f"{name} has no attention that makes probabilities: use explain.cam, explain.gates or "
+                "explain.mixer_weights"
+            )
         for layer in self.layers or ():
             if not -count <= layer < count:
                 raise ValueError(f"layers must lie in 0..{count - 1}: {name} has {count} attentions, got {layer}")

@@ -23,7 +23,8 @@ class Layer:
     Args:
         index: Number of the attention in the network, from 0, in the order in which they run.
         path: The module that computes it, by its name in the network.
-        kind: `spatial`; or `channel`, whose N and M are channels and have no place in the image.
+        kind: `spatial`; `channel`, whose N and M are channels and have no place in the image; or `routing`, whose
+            probabilities meet no values: they only choose, or weigh, what other attention sees.
         shape: `(B, windows, heads, N, M)`.
         layout: How the network lays it out.
         scale: What the product of queries and keys is multiplied by, if that is known.

@@ -99,9 +99,11 @@ class Record(Sequence[Layer]):
         wanted = self[layer]
         found = self._positions[wanted.index] if self.has(wanted.index) and self._positions is not None else None
         if found is None:
+            why = (
+                "mixes channels" if wanted.kind == "channel" else "has queries or keys that are no tokens of the image"
+            )
             raise ValueError(
-                f"layer {wanted.index} ({wanted.path}) has no positions: its {wanted.kind} attention mixes channels, "
-                "or its queries and keys are not tokens of the image"
+                f"layer {wanted.index} ({wanted.path}) has no positions: its {wanted.kind} attention {why}"
             )
         return found
 
