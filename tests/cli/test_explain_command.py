@@ -143,6 +143,7 @@ def test_mistakes_of_tasks_pages_and_tables(run_cli, scene, model, arguments, me
         (["photo.png", "--query", "3"], "--query must be 2 whole numbers with commas between them, got '3'"),
         (["photo.png", "--target", "10"], r"--target must lie in 0..9, got 10"),
         (["photo.png", "--method", "attention", "--layer", "80"], "--layer must lie in 0..7, got 80"),
+        (["photo.png", "--method", "attention-gradcam", "--layer", "80"], "layer must lie in 0..7, or be negative"),
         (["photo.png", "--method", "attention", "--query", "900,3"], "query must lie inside the image"),
         (["photo.png", "--method", "attention", "--query", "1,1", "--heads", "9"], "--heads must lie in 0..0, got 9"),
         (["photo.png", "--method", "gates"], "has no gating blocks"),

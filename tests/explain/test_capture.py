@@ -139,6 +139,16 @@ def test_what_cannot_be_captured():
         model(x)
     with refused(r"capture the eager model, model\._orig_mod"), explain.capture(torch.compile(model)):
         model(x)
+    compiled = vit()
+    compiled.blocks[1].compile()
+    with refused(r"blocks\.1 is compiled, capture it eager"), explain.capture(compiled):
+        compiled(x)
+    compiled.blocks[1] = torch.compile(vit().blocks[1])
+    with refused(r"blocks\.1 is compiled, capture it eager"), explain.capture(compiled):
+        compiled(x)
+    scripted = torch.jit.trace(model, x)
+    with refused(r"a scripted network cannot be captured: it is"), explain.capture(scripted):
+        scripted(x)
     plain = timm.create_model("resnet10t", num_classes=2).eval()
     with refused(r"ResNet has no attention .* use explain.cam"), torch.no_grad(), explain.capture(plain):
         plain(x)

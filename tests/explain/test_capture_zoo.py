@@ -37,7 +37,7 @@ def worst_product(model, x):
 
         def error(layer):
             result, fused.last = fused.last, None
-            if "v" not in layer.raw:
+            if not {"v", "out"} <= layer.raw.keys():
                 return None
             computed = layer.out if result is None else layer.layout.apply(result)
             again = layer.probs.to(layer.v.dtype) @ layer.v
@@ -74,6 +74,24 @@ def check(name, side):
     return len(errors), len(known)
 
 
+def check_forward_mode(name, side):
+    """In float64, but of networks that would take 10 GB so."""
+    model = fill(timm.create_model(name, num_classes=10)).requires_grad_(False)
+    double = sum(parameter.numel() for parameter in model.parameters()) < 1e9
+    model = model.double() if double else model
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.float64 if double else torch.float32
+    x, tangent = (torch.randn(1, 3, side, side, generator=generator, dtype=kind) for _ in range(2))
+    leaf = x.clone().requires_grad_()
+    logits = model(leaf)
+    slope = torch.autograd.grad(logits.square().sum(), leaf)[0]
+    value, forward = torch.func.jvp(model, (x,), (tangent,))
+    tolerance = 1e-6 if double else 1e-3
+    assert (value - logits).abs().max() <= tolerance * logits.abs().max()
+    expected = (slope * tangent).sum()
+    assert ((2 * value * forward).sum() - expected).abs() <= 1e2 * tolerance * (slope * tangent).abs().sum()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", timm.list_models("va_*"))
 def test_every_network_of_ours(name):
@@ -83,6 +101,13 @@ def test_every_network_of_ours(name):
         assert "has no attention that makes probabilities" in str(error) and any(part in name for part in WITHOUT)
     else:
         assert not any(part in name for part in WITHOUT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", timm.list_models("va_*"))
+def test_forward_mode_of_every_network_of_ours(name):
+    """What traces positions: `torch.func.jvp` gives the derivative that gradients give."""
+    check_forward_mode(name, min(timm.get_pretrained_cfg(name).input_size[1], 64))
 
 
 @pytest.mark.slow

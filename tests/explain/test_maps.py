@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from explained import fill, small
+from torch import nn
 
 from visionattn import explain
 from visionattn.models.families.va_mano import MANO
@@ -128,6 +129,46 @@ def test_each_image_by_itself():
     model, x = small("vit_tiny_patch16_224")
     both = explain.relevance(model, x, [1, 7])
     torch.testing.assert_close(both[1:], explain.relevance(model, x[1:], 7))
+
+
+@pytest.mark.parametrize("layer", [9, -3])
+def test_layers_out_of_range(layer):
+    model, x = small("vit_tiny_patch16_224")
+    with explain.capture(model) as record:
+        model(x)
+    for run in (lambda: explain.raw(record, layer), lambda: explain.attention_grad_cam(model, x, 1, layer=layer)):
+        with pytest.raises(ValueError, match=rf"layer must lie in 0\.\.1, or be negative and count .*, got {layer}"):
+            run()
+
+
+class SharedAttention(nn.Module):
+    """Three heads whose queries and keys are learnt, not made of the tokens."""
+
+    num_heads = 3
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = (nn.Parameter(torch.randn(1, 3, 17, 8)) for _ in range(2))
+
+    def forward(self, x, **kwargs):
+        v = x.unflatten(2, (3, -1)).transpose(1, 2)
+        return ((self.q @ self.k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_images_that_share_attention():
+    """Attention that does not depend on the image: one map for all, one gradient for all."""
+    model, x = small("vit_tiny_patch16_224")
+    x = x.repeat(3, 1, 1, 1)[:5]  # by the number of images only do others tell images from heads
+    for block in model.blocks:
+        block.attn = SharedAttention()
+    with torch.no_grad(), explain.capture(model) as record:
+        model(x)
+    assert record[0].shape == (1, 1, 3, 17, 17)
+    maps = explain.rollout(record)
+    assert maps.shape == (5, 4, 4) and torch.equal(maps[0], maps[1])
+    with pytest.raises(ValueError, match="the images share the attention of layer 0 and so its gradient: give one"):
+        explain.relevance(model, x, 1)
+    assert explain.relevance(model, x[:1], 1).shape == (1, 4, 4)
 
 
 def test_bad_arguments():

@@ -40,7 +40,9 @@ class Flow:
     def __matmul__(self, source: torch.Tensor) -> torch.Tensor:
         """`(B, keys, D) -> (B, queries, D)`."""
         results = []
-        for weights, rows, columns, values in zip(self.weights, self.rows, self.columns, source, strict=True):
+        # Images may share one map.
+        parts = (part.expand(len(source), *part.shape[1:]) for part in (self.weights, self.rows, self.columns))
+        for weights, rows, columns, values in zip(*parts, source, strict=True):
             known = torch.cat((values, values.new_zeros(1, values.shape[1])))
             moved = weights.to(values.dtype) @ known[columns]
             result = values.new_zeros(self.counts[0] + 1, values.shape[1])

@@ -70,8 +70,7 @@ def capture(
     Raises:
         ValueError: If the network is compiled, an argument is out of range, or, on leaving, if nothing was recorded.
     """
-    if hasattr(model, "_orig_mod"):
-        raise ValueError("a compiled network cannot be captured: capture the eager model, model._orig_mod")
+    _refuse_compiled(model)
     if unknown := set(keep) - set(PARTS):
         raise ValueError(f"keep must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     record = Record(model)
@@ -79,6 +78,18 @@ def capture(
     with _without_checkpointing(model), use_backend("torch"), mode:
         yield record
     mode.finish()
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Inside what PyTorch has compiled nobody sees attention."""
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("a compiled network cannot be captured: capture the eager model, model._orig_mod")
+    for name, module in model.named_modules():
+        compiled: Any = module
+        if hasattr(compiled, "_orig_mod") or compiled._compiled_call_impl is not None:
+            raise ValueError(f"a compiled network cannot be captured: {name or 'it'} is compiled, capture it eager")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"a scripted network cannot be captured: {name or 'it'} is, capture what it was made of")
 
 
 @contextmanager
@@ -110,6 +121,7 @@ class _Mode(TorchFunctionMode):
         self.paths = {id(module): name for name, module in record.model.named_modules()}
         self.products: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque(maxlen=6)
         self.open: list[Layer] = []  # softmaxes whose product with the values is still to come
+        self.made: dict[int, tuple[torch.Tensor, Layer]] = {}  # what was made of their probabilities, by its id
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -128,10 +140,13 @@ class _Mode(TorchFunctionMode):
         if name in ("softmax", "_softmax"):
             return self._softmax(func, args, kwargs)
         out = func(*args, **kwargs)
-        if name in _PRODUCTS and isinstance(out, torch.Tensor):
-            self._product(args, out)
-        elif name == "baddbmm":
-            self._product(args[1:3], None)  # something is added to the product
+        if isinstance(out, torch.Tensor):
+            if name in _PRODUCTS:
+                self._product(args, out)
+            elif name == "baddbmm":
+                self._product(args[1:3], None)  # something is added to the product
+            elif self.open:
+                self._follow(args, out)
         return out
 
     def _look_for_input(self, args: tuple[Any, ...]) -> None:
@@ -219,36 +234,45 @@ class _Mode(TorchFunctionMode):
         if self.edit is not None:
             result = self._edited(layer)
         self.open.append(layer)
+        self.made[id(result)] = result, layer
         self._close(_OPEN)
         return result
+
+    def _follow(self, args: tuple[Any, ...], out: torch.Tensor) -> None:
+        """Notes what is made of open probabilities and as large as they: dropped, mixed over heads, turned."""
+        for arg in args:
+            _, layer = self.made.get(id(arg), (None, None))
+            if layer is not None and out.numel() == layer.raw["probs"].numel():
+                self.made[id(out)] = out, layer
 
     def _product(self, args: tuple[Any, ...], out: torch.Tensor | None) -> None:
         operands = [arg for arg in args if isinstance(arg, torch.Tensor)]
         if len(operands) != 2 or min(part.ndim for part in operands) < 2:
             return
         left, right = operands
-        for layer in reversed(self.open):
-            probs = layer.raw["probs"]
-            if left.shape == probs.shape and not _turned(left, probs) and not _turned(right, probs):
-                layer.raw["v"], result = right, out
-            elif right.shape == probs.mT.shape and _turned(right, probs):  # channels are mixed so
-                layer.raw["v"], result = left.mT, None if out is None else out.mT
-            else:
+        for weights, values, turned in ((left, right, False), (right, left, True)):
+            _, layer = self.made.get(id(weights), (None, None))
+            if layer is None:
                 continue
-            if result is not None:
-                layer.raw["out"] = result
-            self.open.remove(layer)
-            self._done(layer)
+            if weights.ndim == values.ndim and _is_turned(weights, layer.raw["probs"]) == turned:
+                # Where channels are mixed, the probabilities may stand on the right, turned.
+                parts = {"v": values, "out": out}
+                layer.raw |= {name: part.mT if turned else part for name, part in parts.items() if part is not None}
+                self._finish(layer)
             return
         if out is not None:
             self.products.append((left, right, out))
 
     def _close(self, keep: int = 0) -> None:
         """Gives up the values of all softmaxes but the last ones."""
-        while len(self.open) > keep:
-            layer = self.open.pop(0)
+        for layer in self.open[: len(self.open) - keep]:
             layer.kind = "routing" if layer.kind == "spatial" else layer.kind
-            self._done(layer)
+            self._finish(layer)
+
+    def _finish(self, layer: Layer) -> None:
+        self.open.remove(layer)
+        self.made = {key: entry for key, entry in self.made.items() if entry[1] is not layer}
+        self._done(layer)
 
     def _edited(self, layer: Layer) -> torch.Tensor:
         assert self.edit is not None
@@ -309,10 +333,13 @@ class _Mode(TorchFunctionMode):
                     other.raw, other.reduced = {}, None
 
 
-def _turned(part: torch.Tensor, probs: torch.Tensor) -> bool:
-    """Whether it is the probabilities transposed."""
-    turned = part.stride() == probs.mT.stride() and part.stride() != probs.stride()
-    return turned and part.data_ptr() == probs.data_ptr()
+def _is_turned(weights: torch.Tensor, probs: torch.Tensor) -> bool | None:
+    """Whether what was made of probabilities has their rows as columns; None if it has neither."""
+    rows, columns = probs.shape[-2:]
+    if rows == columns == weights.shape[-1] == weights.shape[-2]:
+        by_row = [part.stride(-2) >= part.stride(-1) for part in (weights, probs)]
+        return by_row[0] != by_row[1]
+    return {(rows, columns): False, (columns, rows): True}.get((weights.shape[-2], weights.shape[-1]))
 
 
 def _spread(part: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:

@@ -84,6 +84,7 @@ class Layer:
     def _part(self, name: str) -> torch.Tensor:
         if name not in self.raw:
             raise ValueError(
-                f"layer {self.index} ({self.path}) holds no {name}: capture it with layers= and keep= that name it"
+                f"layer {self.index} ({self.path}) holds no {name}: capture it with layers= and keep= that name it, if "
+                "the network makes one"
             )
         return self.layout.apply(self.raw[name])

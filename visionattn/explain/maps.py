@@ -36,12 +36,15 @@ def raw(record: Record, layer: int = -1) -> torch.Tensor:
 
     Args:
         record: Of a forward pass.
-        layer: Number of the attention, of those that have positions.
+        layer: Number of the attention; negative ones count among those with positions.
+
+    Raises:
+        ValueError: If there is no such attention, or it has no positions.
     """
-    chosen = spatial_layers(record)[layer] if layer < 0 else record[layer]
+    chosen = chosen_layer(record, layer)
     positions, prefix = record.positions(chosen.index), record.tokens.prefix
     flow = Flow(chosen.probs.detach().float(), positions, prefix)
-    keys = torch.eye(flow.counts[1], device=chosen.probs.device).expand(chosen.shape[0], -1, -1)
+    keys = torch.eye(flow.counts[1], device=chosen.probs.device).expand(len(record.images), -1, -1)
     return class_map(flow @ keys, record, positions.queries.grid, positions.keys.grid)
 
 
@@ -130,6 +133,18 @@ def spatial_layers(record: Record) -> list[Layer]:
     return held
 
 
+def chosen_layer(record: Record, layer: int) -> Layer:
+    """An attention by its number; negative ones count among those with positions.
+
+    Raises:
+        ValueError: If there is no such attention.
+    """
+    layers = spatial_layers(record) if layer < 0 else [*record]
+    if not -len(layers) <= layer < len(layers):
+        raise ValueError(f"layer must lie in 0..{len(record) - 1}, or be negative and count from the last, got {layer}")
+    return layers[layer]
+
+
 def levels_of(record: Record, layers: Sequence[Layer]) -> list[list[Layer]]:
     """Attentions in groups: those of one module on several grids together, which see one map side by side."""
     groups: list[list[Layer]] = []
@@ -176,7 +191,7 @@ class TokenMatrix:
         grids = [record.positions(layer.index).keys.grid for layer in spatial_layers(record)]
         self.source = self.grid = max(grids, key=lambda grid: grid[0] * grid[1])
         count = self.source[0] * self.source[1] + self.prefix
-        self.value = torch.eye(count, device=first.probs.device).expand(first.shape[0], -1, -1)
+        self.value = torch.eye(count, device=first.probs.device).expand(len(record.images), -1, -1)
 
     def add(self, levels: Sequence[tuple[torch.Tensor, Layer]], *, normalise: bool = False) -> None:
         """`R <- R + A R`, on the grid of the attention's queries; with `normalise` rows of `I + A` get the sum 1.

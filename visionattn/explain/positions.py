@@ -283,6 +283,9 @@ def _places(tangents: list[torch.Tensor | None]) -> Places | None:
     expected = torch.arange(len(image), device=image.device).view(-1, 1, 1, 1)
     if not valid.any() or ((image - expected).abs() * valid).amax() > 0.01:
         return None
+    outside = [((part < -0.01) | (part > 1.01)) & valid for part in (y, x)]
+    if outside[0].any() or outside[1].any():  # several places with weights of both signs
+        return None
     rest = [
         ((other - value[..., None] * one).square().sum(-1) / safe)
         for other, value in zip(others[:2], (y, x), strict=True)

@@ -20,7 +20,7 @@ from torch import nn
 from ._flow import Flow
 from ._target import Target, target_score
 from .capture import capture
-from .maps import TokenMatrix, class_map, levels_of, spatial_layers
+from .maps import TokenMatrix, chosen_layer, class_map, levels_of, spatial_layers
 from .record import Record
 
 __all__ = ["attention_grad_cam", "relevance", "relevance_matrix"]
@@ -63,13 +63,13 @@ def attention_grad_cam(model: nn.Module, x: torch.Tensor, target: Target = None,
         layer: Number of the attention; negative ones count among those with positions.
     """
     record = _graded(model, x, target)
-    chosen = spatial_layers(record)[layer] if layer < 0 else record[layer]
+    chosen = chosen_layer(record, layer)
     positions, prefix = record.positions(chosen.index), record.tokens.prefix
     maps = []
     for weights in (chosen.probs, chosen.grad):
         for head in range(chosen.shape[2]):
             flow = Flow(weights[:, :, head : head + 1].detach().float(), positions.of_head(head), prefix)
-            keys = torch.eye(flow.counts[1], device=weights.device).expand(len(weights), -1, -1)
+            keys = torch.eye(flow.counts[1], device=weights.device).expand(len(x), -1, -1)
             maps.append(class_map(flow @ keys, record, positions.queries.grid, positions.keys.grid))
     probs, grads = torch.stack(maps, 1).chunk(2, dim=1)
     return (grads.mean((2, 3), keepdim=True) * probs).mean(1).clamp_min(0)
@@ -78,6 +78,9 @@ def attention_grad_cam(model: nn.Module, x: torch.Tensor, target: Target = None,
 def _graded(model: nn.Module, x: torch.Tensor, target: Target) -> Record:
     with torch.enable_grad(), capture(model, keep=("probs",)) as record:
         logits = model(x)
+    shared = [layer.index for layer in record if layer.shape[0] != len(x)]
+    if shared:
+        raise ValueError(f"the images share the attention of layer {shared[0]} and so its gradient: give one image")
     record.gradients(target_score(logits, target), retain_graph=False)
     return record
 
