@@ -87,6 +87,25 @@ def test_gradients_of_other_parts_and_frozen_weights():
     torch.testing.assert_close(frozen[1].grad, record[1].grad)
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "va_stm_davit_nano"])
+def test_gradients_of_keys_and_of_what_lies_turned(name):
+    """Of parts that a network has with rows as columns: as the chain rule gives them."""
+    model, x = small(name)
+    with explain.capture(model, keep=("probs", "logits", "q", "k", "v", "out")) as record:
+        score = model(x)[:, 1].sum()
+    record.gradients(score, of=("probs", "logits", "k", "v", "out"))
+    turned = 0
+    for layer in record:
+        if "out" in layer.raw:
+            torch.testing.assert_close(layer.grad, layer.grad_of("out") @ layer.v.mT, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(layer.grad_of("v"), layer.probs.mT @ layer.grad_of("out"), rtol=1e-3, atol=1e-6)
+            turned += "out" in layer.turned
+        if "swin" in name:  # it scales the queries, and adds to the scores
+            torch.testing.assert_close(layer.grad_of("k"), layer.grad_of("logits").mT @ layer.q, rtol=1e-3, atol=1e-6)
+            assert layer.grad_of("k").any()
+    assert turned == (2 if "davit" in name else 0)
+
+
 def test_gradients_need_a_score():
     model, x = vit(), torch.randn(1, 3, 32, 32)
     with explain.capture(model) as record:

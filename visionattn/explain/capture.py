@@ -226,11 +226,12 @@ class _Mode(TorchFunctionMode):
         if torch.is_grad_enabled() and not result.requires_grad:
             result.requires_grad_()
         left, right, product = made
-        # A product's right side has the keys as columns, that of einsum may have them as rows.
-        keys = right.mT if right.shape[-2] == left.shape[-1] else right
-        raw = {"probs": result, "logits": logits, "q": left, "k": keys}
+        # Keys are columns of a product's right side, those of einsum may be rows.
+        raw = {"probs": result, "logits": logits, "q": left, "k": right}
         plain = product.data_ptr() == logits.data_ptr()  # no mask, bias or scale in between
         layer = self._layer(caller, raw, 1.0 if plain else None)
+        if right.shape[-2] == left.shape[-1]:
+            layer.turned.add("k")
         if self.edit is not None:
             result = self._edited(layer)
         self.open.append(layer)
@@ -256,8 +257,8 @@ class _Mode(TorchFunctionMode):
                 continue
             if weights.ndim == values.ndim and _is_turned(weights, layer.raw["probs"]) == turned:
                 # Where channels are mixed, the probabilities may stand on the right, turned.
-                parts = {"v": values, "out": out}
-                layer.raw |= {name: part.mT if turned else part for name, part in parts.items() if part is not None}
+                layer.raw |= {name: part for name, part in (("v", values), ("out", out)) if part is not None}
+                layer.turned |= {"v", "out"} if turned else set()
                 self._finish(layer)
             return
         if out is not None:
@@ -297,7 +298,8 @@ class _Mode(TorchFunctionMode):
 
     def _done(self, layer: Layer) -> None:
         """Drops what is not kept, of this attention and of those that negative indices no longer refer to."""
-        layer.raw = {name: _spread(part, layer.raw["probs"]) for name, part in layer.raw.items()}
+        spread = {name: _spread(part, layer.raw["probs"]) for name, part in layer.raw.items()}
+        layer.raw = {name: part for name, part in spread.items() if part is not None}
         if self.reduce is not None:
             layer.reduced = self.reduce(layer) if self._may_be_wanted(layer.index) else None
             layer.raw = {}
@@ -342,9 +344,9 @@ def _is_turned(weights: torch.Tensor, probs: torch.Tensor) -> bool | None:
     return {(rows, columns): False, (columns, rows): True}.get((weights.shape[-2], weights.shape[-1]))
 
 
-def _spread(part: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """Broadcasts a part to the leading axes of the probabilities."""
+def _spread(part: torch.Tensor, probs: torch.Tensor) -> torch.Tensor | None:
+    """Broadcasts a part to the leading axes of the probabilities; None if it has more: images that share them."""
     lead = probs.shape[:-2]
-    if part.shape[:-2] == lead or part.shape[:-2].numel() == lead.numel():
+    if part.shape[:-2].numel() == lead.numel():
         return part
-    return part.expand(*lead, *part.shape[-2:])
+    return part.expand(*lead, *part.shape[-2:]) if part.shape[:-2].numel() < lead.numel() else None

@@ -39,6 +39,7 @@ class Layer:
     grads: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     reduced: Any = field(default=None, repr=False)
     scale: float | None = None
+    turned: set[str] = field(default_factory=set, repr=False)  # parts that the network has with rows as columns
 
     @property
     def probs(self) -> torch.Tensor:
@@ -75,7 +76,7 @@ class Layer:
             raise ValueError(
                 f"layer {self.index} has no gradient of its {part}: call record.gradients(score, of={part!r}) first"
             )
-        return self.layout.apply(self.grads[part])
+        return self.laid_out(part, self.grads[part])
 
     def keep(self, parts: Collection[str]) -> None:
         """Keeps these parts and drops the others."""
@@ -87,4 +88,8 @@ class Layer:
                 f"layer {self.index} ({self.path}) holds no {name}: capture it with layers= and keep= that name it, if "
                 "the network makes one"
             )
-        return self.layout.apply(self.raw[name])
+        return self.laid_out(name, self.raw[name])
+
+    def laid_out(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What belongs to a part of the network's, its gradient or tangent, as `(B, windows, heads, ...)`."""
+        return self.layout.apply(tensor.mT if name in self.turned else tensor)

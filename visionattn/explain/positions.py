@@ -190,8 +190,8 @@ def _trace(record: "Record") -> list[Positions | None]:
 
 def _tangents(layer: "Layer") -> list[torch.Tensor | None]:
     """The tangents of queries and keys, `(B, windows, heads, N, d)`."""
-    duals = [forward_ad.unpack_dual(layer.raw[name]).tangent for name in ("q", "k")]
-    return [None if tangent is None else layer.layout.apply(tangent).double() for tangent in duals]
+    tangents = {name: forward_ad.unpack_dual(layer.raw[name]).tangent for name in ("q", "k")}
+    return [None if tangent is None else layer.laid_out(name, tangent).double() for name, tangent in tangents.items()]
 
 
 @contextmanager
