@@ -101,6 +101,37 @@ class MixtureOfHeadAggregatedAttention(HeadRouting, CosineParts):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: torch.Tensor, losses: Losses | None = None) -> torch.Tensor:
+        grid = (x.shape[1], x.shape[2])
+        local, far, v, far_v, _ = self._rows(x)
+        local = local.transpose(1, 2).unflatten(1, grid)
+        out = (far.to(far_v.dtype) @ far_v).transpose(1, 2).unflatten(1, grid)
+        for place, value in enumerate(_neighbours(v, self.window_size)):
+            out = out + local[..., place : place + 1] * value
+        gates = self.head_gates(x, losses).to(out.dtype)
+        return self.proj_drop(self.proj((out * gates.unsqueeze(-1)).flatten(3)))
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """What each position takes from each, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`.
+
+        A pooled key stands for the mean of the positions that it is pooled from. The learnt weights of the neighbours
+        and the gates of the heads are in it, so rows do not sum up to 1.
+        """
+        grid = (x.shape[1], x.shape[2])
+        count = grid[0] * grid[1]
+        local, far, _, _, cells = self._rows(x)
+        each = torch.eye(count, device=x.device, dtype=far.dtype).unflatten(1, grid)
+        pooled = F.adaptive_avg_pool2d(each, cells).flatten(1)  # the share of each position in each cell
+        numbers = torch.arange(count, device=x.device).view(1, *grid, 1, 1)
+        near = torch.stack(_neighbours(numbers, self.window_size), -1).reshape(count, -1)
+        inside = _inside(grid, self.window_size, x.device).flatten(0, 1)
+        taken = (far @ pooled.T).scatter_add(-1, near.expand_as(local), local.to(far.dtype) * inside)
+        return taken * self.head_gates(x, None).to(taken.dtype).flatten(1, 2).transpose(1, 2).unsqueeze(-1)
+
+    def _rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]]:
+        """Weights of the neighbours, with the learnt ones, and of the pooled map, values of both, and the map's size.
+
+        `(B, heads, N, places)`, `(B, heads, N, cells)`, `(B, H, W, heads, d)` and `(B, heads, cells, d)`.
+        """
         height, width = grid = (x.shape[1], x.shape[2])
         places = self.window_size**2
         pooled = F.gelu(nhwc_conv(x, self.sr.weight, self.sr.bias))
@@ -122,12 +153,7 @@ class MixtureOfHeadAggregatedAttention(HeadRouting, CosineParts):
         rows = torch.cat((local.flatten(1, 2).transpose(1, 2), far), -1).softmax(-1)
         local, far = self.attn_drop(rows).split([places, rows.size(-1) - places], dim=-1)
         correction = direction.flatten(1, 2).transpose(1, 2) @ self.learnable_tokens + self.learnable_bias
-        local = (local + correction).transpose(1, 2).unflatten(1, grid)
-        out = (far.to(far_v.dtype) @ far_v).transpose(1, 2).unflatten(1, grid)
-        for place, value in enumerate(_neighbours(v, self.window_size)):
-            out = out + local[..., place : place + 1] * value
-        gates = self.head_gates(x, losses).to(out.dtype)
-        return self.proj_drop(self.proj((out * gates.unsqueeze(-1)).flatten(3)))
+        return local + correction, far, v, far_v, cells
 
 
 def _inside(grid: tuple[int, int], window: int, device: torch.device) -> torch.Tensor:
@@ -167,5 +193,6 @@ CARD = Card(
     floor=Floor(13, 25, "q, k, v in, o out: 4; the map pooled: 2; back as much again with the gradients; projections"),
     cost="N^2 / r^2",
     discrete=True,
+    maps=True,
     reference="moh",
 )
