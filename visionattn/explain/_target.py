@@ -1,7 +1,7 @@
 """What is explained: a class for all images, one for each, or a function of the network's output."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 
@@ -19,7 +19,7 @@ def is_score(target: Target) -> TypeGuard[Score]:
 
 
 def class_of_each(
-    target: Classes, count: int, classes: int | None = None, device: torch.device | None = None
+    target: Target, count: int, classes: int | None = None, device: torch.device | None = None
 ) -> torch.Tensor:
     """The class of each image, `(count,)`.
 
@@ -32,7 +32,8 @@ def class_of_each(
     Raises:
         ValueError: If there is not one whole number for each image, or one is no class.
     """
-    chosen = torch.as_tensor(target, device=device)
+    given: Any = target
+    chosen = torch.as_tensor(given, device=device)
     if chosen.ndim > 1 or chosen.numel() not in (1, count) or chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise ValueError(f"target must be one class or one for each of {count} images, got {target}")
     if classes is not None and bool(((chosen < 0) | (chosen >= classes)).any()):
@@ -52,5 +53,5 @@ def target_score(logits: torch.Tensor, target: Target) -> torch.Tensor:
         raise ValueError(
             f"target must be a function of the network's output, which is no (B, classes) but {tuple(logits.shape)}"
         )
-    chosen = logits.argmax(1) if target is None else class_of_each(target, *logits.shape, logits.device)
+    chosen = logits.argmax(1) if target is None else class_of_each(target, len(logits), logits.shape[1], logits.device)
     return logits.gather(1, chosen[:, None]).sum()

@@ -134,7 +134,7 @@ def _ablation_layer(layout: MapLayout) -> Any:
     """
     from pytorch_grad_cam.ablation_layer import AblationLayer
 
-    class Ablation(AblationLayer):  # type: ignore[misc]
+    class Ablation(AblationLayer):
         def set_next_batch(
             self, input_batch_index: int, activations: torch.Tensor, num_channels_to_ablate: int
         ) -> None:

@@ -68,7 +68,7 @@ def counterfactual(
             if before.shape != x.shape:
                 raise ValueError(f"decoder must give pictures {tuple(x.shape)}, got {tuple(before.shape)}")
             logits = model(before)
-            wanted = class_of_each(target, *logits.shape, logits.device)
+            wanted = class_of_each(target, len(x), logits.shape[1], logits.device)
         code = start
         for _ in range(steps):
             with torch.enable_grad():

@@ -79,7 +79,8 @@ def _score(model: nn.Module, x: torch.Tensor, target: Target) -> Callable[[torch
     if is_score(target):
         return lambda images: target(model(images))
     logits = model(x)
-    chosen = logits.argmax(1) if target is None else class_of_each(target, *logits.shape, logits.device)
+    classes = logits.argmax(1) if target is None else target
+    chosen = class_of_each(classes, len(x), logits.shape[1], logits.device)
     return lambda images: model(images).softmax(1).gather(1, chosen[:, None])[:, 0]
 
 
