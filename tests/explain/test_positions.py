@@ -247,6 +247,27 @@ def test_map_of_a_query():
         record.map(0, query=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "step"), [("va_stm_swin_nano", 4), ("va_vit_softmax_nano", 4), ("twins_svt_small", 4), ("mano", 8)]
+)
+def test_every_pixel_is_that_of_the_cell_which_holds_it(name, step):
+    """Also where the image was padded to whole cells, or cropped to them."""
+    size = (50, 38)
+    record = multipole(size) if name == "mano" else traced(name, size)[1]
+    found = record.positions(2 if name == "mano" else 0)
+    height, width = found.queries.grid
+    cropped = name.startswith("twins")
+    assert found.queries.grid == tuple(side // step if cropped else -(-side // step) for side in size)
+    index = found.queries.index.transpose(1, 2).flatten(2)
+    for y, x in ((0, 0), (49, 37), (27, 3), (28, 4), (31, 15), (32, 16), (39, 31), (40, 32), (47, 36)):
+        window, row = found.find((y, x), size)
+        token = found.queries.index[0, window[0, 0], 0, row[0, 0]]
+        assert token == min(y // step, height - 1) * width + min(x // step, width - 1), (y, x)
+    assert index.max() == height * width - 1
+    large = record.map(2 if name == "mano" else 0, query=(0, 0), upsample=True)
+    assert large.shape[2:] == size and (large.sum() > 0)
+
+
 def test_map_of_the_class_token():
     _, record = traced("vit_tiny_patch16_224")
     torch.testing.assert_close(record.map(1, query=0).flatten(2), record[1].probs[:, 0, :, 0, 1:])

@@ -130,7 +130,10 @@ class Record(Sequence[Layer]):
         result = chosen.new_zeros(batch, heads, count + 1).scatter_add_(2, at, chosen)[..., :count]
         result = result.unflatten(2, found.keys.grid)
         if upsample:
-            result = nn.functional.interpolate(result, tuple(size), mode="bilinear")
+            spanned = [max(round(side * span), 1) for side, span in zip(size, found.keys.span, strict=True)]
+            result = nn.functional.interpolate(result, spanned, mode="bilinear")
+            missing = [max(side - there, 0) for side, there in zip(size, spanned, strict=True)]
+            result = nn.functional.pad(result, (0, missing[1], 0, missing[0]))[..., : size[0], : size[1]]
         return result
 
     def __repr__(self) -> str:
