@@ -45,7 +45,7 @@ DIGITS = [
     ("visionattn export va_resnet10n_cbam.digits --format onnx --dynamic", []),
     ("visionattn explain photos/ --model va_resnet10n_cbam.digits --method gates", []),
     ("visionattn explain photos/ --model va_stm_swin_nano.digits --method relevance,rollout --format pdf", []),
-    ("visionattn explain photos/ --model va_stm_swin_nano.digits --statistics --csv heads.csv", []),
+    ("visionattn explain photos/ --model va_stm_swin_nano.digits --statistics --csv heads.csv --picture heads.pdf", []),
     ("visionattn explain new/a.png --model va_stm_swin_nano.digits --html page.html", []),
     ("visionattn explain scene.png --model va_resnet10n_cbam.digit_scenes_fcos --method gates --box 1", []),
     ("visionattn explain scene.png --model va_resnet10n_cbam.digit_scenes_deeplabv3plus --method gates", []),

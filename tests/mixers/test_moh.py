@@ -128,6 +128,27 @@ def test_weights_are_what_it_applies(cosine):
     assert relative_error(module(x), expected) < 1e-10
 
 
+@pytest.mark.parametrize("grid", [(6, 4), (5, 7)])
+def test_weights_of_the_aggregated_form(grid):
+    """What it applies, where what is pooled is the mean of the positions: values without norm and activation."""
+    torch.manual_seed(0)
+    module = perturbed(MixtureOfHeadAggregatedAttention(16, num_heads=4, sr_ratio=2)).double().eval()
+    x = torch.randn(2, *grid, 16, dtype=torch.float64)
+    seen = []
+    module.proj.register_forward_pre_hook(lambda proj, args: seen.append(args[0]))
+    attend = module._attend
+    v = module.kv(x)[..., 16:]
+    heads = v.flatten(1, 2).unflatten(2, (4, -1)).transpose(1, 2)
+    pooled = nn.functional.adaptive_avg_pool2d(v.permute(0, 3, 1, 2), module._cells(grid)).flatten(2).mT
+    pooled = pooled.unflatten(2, (4, -1)).transpose(1, 2)
+
+    weights = module.weights(x)
+    module._attend = lambda x: attend(x, pooled)
+    module(x)
+    expected = (weights @ heads).transpose(1, 2).flatten(2)
+    assert relative_error(seen[0].flatten(1, 2), expected) < 1e-10
+
+
 @pytest.mark.parametrize("cosine", [False, True])
 def test_extra_tokens_take_part(cosine):
     torch.manual_seed(0)

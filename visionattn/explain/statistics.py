@@ -139,7 +139,8 @@ def statistics(record: Record) -> dict[str, torch.Tensor]:
     full = [layer for layer in layers if layer.shape[1] == 1 and layer.shape[3] == layer.shape[4] == tokens]
     if not full or known.grid is None or len({layer.shape for layer in full}) > 1:
         raise ValueError(
-            f"statistics are of networks whose tokens all see each other, not of {type(record.model).__name__}"
+            f"statistics are of networks whose tokens all see each other, not of {type(record.model).__name__}: use "
+            "explain.HeadTable"
         )
     attention = torch.cat([layer.probs.detach().float() for layer in full], 1)
     return attention_statistics(attention, known.grid, known.prefix)
