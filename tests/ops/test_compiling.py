@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visionattn.ops import channel_moments, max_first, plane_conv, strip_conv, subspace_scores
-from visionattn.plugins import CBAM, ELA, ULSAM, CoordinateAttention, TripletAttention
+from visionattn.plugins import CBAM, ULSAM, CoordinateAttention, EfficientLocalAttention, TripletAttention
 from visionattn.testing.contracts import perturbed
 
 
@@ -80,7 +80,7 @@ def test_convolutions_of_strips(conv, size):
         torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("plugin", [CBAM, CoordinateAttention, ELA, TripletAttention, ULSAM])
+@pytest.mark.parametrize("plugin", [CBAM, CoordinateAttention, EfficientLocalAttention, TripletAttention, ULSAM])
 def test_training_steps_of_plugins(plugin):
     """Outputs, gradients and running statistics of one step."""
     ours = perturbed(plugin(32)).train()
