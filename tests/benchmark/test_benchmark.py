@@ -356,6 +356,12 @@ def test_suites_are_made_of_the_cards():
         assert {c.shape[1] for c in cases if c.name == name} == sides  # formulas by position, and of all pairs
     boat = next(c for c in cases if c.name == "boat")
     assert boat.exact_only and boat.floor == get("mixer", "boat").floor and boat.shape[1:] == (56, 56, 128)
+    compiled = [c for c in suite_cases("cpu", "cpu") if "ours" in c.compiled]
+    assert {(c.name, c.layout) for c in compiled if c.suite == "plugins"} == {
+        (c.name, layout) for c in cases if c.suite == "plugins" for layout in ("NCHW", "NHWC")
+    }
+    assert {c.name for c in compiled if c.suite == "mixers"} == {c.name for c in cases if c.suite == "mixers"}
+    assert len({c.shape for c in compiled if c.suite == "plugins"}) == 1
     gpu = {c.name for c in suite_cases("gpu", "cuda") if c.suite in ("plugins", "resnet50")}
     assert {"ela_b", "va_resnet50_ela_b"} <= gpu and "ela_l" not in gpu  # one of each paper
 
@@ -516,8 +522,27 @@ def test_a_compiler_that_fails_is_noted(monkeypatch):
         return module
 
     monkeypatch.setattr(torch, "compile", fail)
-    row = row_of(replace(case(), compiled=True), "fwd", budget=CompileBudget(10.0))
-    assert row["notes"] == {"compiled": "failed: RuntimeError: no compiler"} and "compiled" not in row["contenders"]
+    row = row_of(replace(case(), compiled=("ours", "another")), "fwd", budget=CompileBudget(10.0))
+    failed = "failed: RuntimeError: no compiler"
+    assert row["notes"] == {"compiled": failed, "another compiled": failed}
+    assert row["contenders"].keys() == {"ours", "another"}
+
+
+def test_compiled_contenders_are_checked(monkeypatch):
+    def doubled(module, dynamic):
+        return Scale(3, factor=2.0 * module.factor)
+
+    monkeypatch.setattr(torch, "compile", doubled)
+    with pytest.raises(Unequal, match="compiled and another of scale"):
+        row_of(replace(case(), compiled=("ours",)), "fwd", budget=CompileBudget(10.0))
+
+
+@pytest.mark.parametrize("name", ["triplet", "ulsam"])
+def test_compiled_plugins_are_about_as_fast(name):
+    """Compiled training steps of two plug-ins, whose gradients compilers once made two to three times as slow."""
+    (one,) = plugin_cases([name], [(4, 64, 56, 56)], ["NCHW"], modes=("f+b",), compiled=("ours",))
+    row = row_of(one, "f+b", seconds=0.1, budget=CompileBudget(1000.0))
+    assert row["contenders"]["compiled"]["ratio"]["p50"] < 1.6
 
 
 def test_a_limit_of_time_leaves_rows_out(run_cli, tmp_path):

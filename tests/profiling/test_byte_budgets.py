@@ -63,6 +63,7 @@ SMALL |= {
     "route_regions",
     "routed_attention",
     "routed_self_attention",
+    "strip_conv",
     "summed_attention",
     "widened",
 }

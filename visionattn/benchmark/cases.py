@@ -53,7 +53,7 @@ class Case:
         dtype: Of the input and the weights.
         modes: Which of `MODES`.
         unequal: Baselines that compute something else, for the same end, and are not checked.
-        compiled: Whether to compile the reference, too.
+        compiled: Which contenders are also timed through `torch.compile`: `ours`, and names of baselines.
         floor: The least that is moved, for the share of it that is reached.
         check_batch: Images of the check for equality, all by default.
         tolerance: Of the check in float32, see `measure`.
@@ -71,7 +71,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     modes: tuple[str, ...] = MODES
     unequal: frozenset[str] = frozenset()
-    compiled: bool = False
+    compiled: tuple[str, ...] = ()
     floor: Floor | None = None
     check_batch: int | None = None
     tolerance: float = 1e-4
@@ -90,7 +90,7 @@ def plugin_cases(
     *,
     dtype: torch.dtype = torch.float32,
     modes: tuple[str, ...] = MODES,
-    compiled: bool = False,
+    compiled: tuple[str, ...] = (),
 ) -> list[Case]:
     """Plug-ins against their papers' literal formulas, timm's layers and those of fightingcv-attention.
 
@@ -102,7 +102,7 @@ def plugin_cases(
         layouts: `NCHW`, `NHWC` or both.
         dtype: Of all.
         modes: Which of `MODES`.
-        compiled: Whether to compile the literal formula, too.
+        compiled: As in `Case`, of those that a plug-in has.
 
     Raises:
         ValueError: If a name is unknown.
@@ -114,7 +114,9 @@ def plugin_cases(
     ]
 
 
-def _plugin_case(name: str, shape: tuple[int, ...], layout: str, **kwargs: Any) -> Case | None:
+def _plugin_case(
+    name: str, shape: tuple[int, ...], layout: str, *, compiled: tuple[str, ...], **kwargs: Any
+) -> Case | None:
     card = get("plugin", name)
     found, notes = {"official": literal(card), "timm": timm_plugin(name)}, {}
     try:
@@ -133,6 +135,7 @@ def _plugin_case(name: str, shape: tuple[int, ...], layout: str, **kwargs: Any) 
         lambda: _perturbed_plugin(card, shape),
         baselines,
         layout,
+        compiled=tuple(other for other in compiled if other == "ours" or other in baselines),
         floor=card.floor,
         notes=notes,
         **kwargs,

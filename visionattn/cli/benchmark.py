@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 SUMMARY = "compare the speed of plug-ins, mixers and networks with other implementations of the same weights"
 EXAMPLES = (
     "--plugins cbam --shapes 4x128x28x28              # a table on the terminal",
-    "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, 15 minutes",
+    "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, an hour",
     "--suite growth --json docs/results/growth.json   # time and memory of mixers over the tokens, 10 minutes",
     "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
     "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=float, help="start no row after this many seconds (default: 480 on a GPU, none on the CPU)"
     )
     parser.add_argument(
-        "--compile-seconds", type=float, default=150.0, help="time budget of all compilations (default: 150)"
+        "--compile-seconds",
+        type=float,
+        help="time budget of all compilations (default: 150 on a GPU, 3600 on the CPU)",
     )
     parser.add_argument("--page", type=Path, help="update the speed tables between the two markers of this page")
     parser.add_argument("--compare", type=Path, help="an earlier record: print the speed-up of each row")
@@ -111,9 +113,10 @@ def run(options: argparse.Namespace) -> None:
         )
         seconds = options.seconds or {"cpu": 0.5, "cuda": 0.1}[device]
         limit = options.limit or {"cpu": float("inf"), "cuda": 480.0}[device]
-        plan = bench.make_plan(
-            options.suite, device, cases, seconds=seconds, limit=limit, compilers=options.compile_seconds
-        )
+        compilers = options.compile_seconds
+        if compilers is None:
+            compilers = {"cpu": 3600.0, "cuda": 150.0}[device]
+        plan = bench.make_plan(options.suite, device, cases, seconds=seconds, limit=limit, compilers=compilers)
         with TemporaryDirectory() as folder:
             earlier = bench.load(options.json) if options.update else None
             record = bench.run(plan, options.json or Path(folder) / "record.json", earlier)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from visionattn.catalog import Card
-from visionattn.ops import axis_attention
+from visionattn.ops import axis_attention, strip_conv
 from visionattn.utils.arguments import check_odd, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
@@ -94,7 +94,7 @@ class EfficientLocalAttention(nn.Module):
     def _gate(self, strip: torch.Tensor) -> torch.Tensor:
         # Not through the module: it refuses groups of a single value, which a map of one row can have.
         gn = self.gn
-        return torch.group_norm(self.conv(strip), gn.num_groups, gn.weight, gn.bias, gn.eps).sigmoid()
+        return torch.group_norm(strip_conv(strip, self.conv), gn.num_groups, gn.weight, gn.bias, gn.eps).sigmoid()
 
 
 def _largest_divisor(number: int, limit: int) -> int:
