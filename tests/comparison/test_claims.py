@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from visionattn.comparison import claim_tasks as tasks
-from visionattn.comparison.claims import CLAIMS, accuracy, fit, main, network, verdict
+from visionattn.comparison.claim_networks import accuracy, fit, network
+from visionattn.comparison.claims import CLAIMS, main, verdict
 
 
 def test_splits_share_no_digit():

@@ -21,6 +21,7 @@ from visionattn.mixers import SparsifinerAttention, replace_attention
 from visionattn.models.families.va_vit import vit
 from visionattn.ops import Blocks, pair_mask
 from visionattn.ops.losses import collect_losses
+from visionattn.utils.files import replacing
 from visionattn.visualization.curves import line_styles, new_figure, save_figure
 
 from .kept_runs import KeptRuns
@@ -164,7 +165,8 @@ def write(results: Sequence[dict[str, Any]], out: Path, command: str) -> str:
     """Writes both tables, means over the seeds and each in turn; returns the text."""
     text = "\n".join([_HEAD.format(command=command), *_sparse_rows(results), "", _MIDDLE, *_tuned_rows(results), ""])
     text += f"\n![Accuracy over the share of pairs]({out.with_suffix('.png').name})\n"
-    out.write_text(text, encoding="utf-8")
+    with replacing(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return text
 
 
