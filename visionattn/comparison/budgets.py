@@ -25,6 +25,7 @@ from visionattn.utils.files import replacing
 from visionattn.visualization.curves import line_styles, new_figure, save_figure
 
 from .kept_runs import KeptRuns
+from .stems import conv_stem
 
 __all__ = ["BUDGETS", "TUNED", "accuracy", "draw", "pictures", "replaced", "run", "share_of_pairs", "train", "write"]
 
@@ -156,8 +157,9 @@ def run(seed: int, kept: KeptRuns, *, images: int, epochs: int, tests: int) -> d
 
 def _trained(seed: int, data: Pictures, epochs: int) -> nn.Module:
     torch.manual_seed(seed)
-    model = vit("softmax", 32, 2, 2, patch_size=2, img_size=28, in_chans=1, num_classes=10)
-    train(model, data, epochs, 8e-3, torch.Generator().manual_seed(seed))
+    stem = partial(conv_stem, patch_size=2)
+    model = vit("softmax", 32, 2, 2, stem=stem, patch_size=2, img_size=28, in_chans=1, num_classes=10)
+    train(model, data, epochs, 4e-3, torch.Generator().manual_seed(seed))
     return model
 
 
@@ -216,11 +218,11 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
 
 _HEAD = """# Attention replaced in a trained vision transformer
 
-A narrow vision transformer (width 32, two blocks, 14 x 14 tokens) is trained on Fashion-MNIST with softmax attention,
-which is then replaced by `visionattn.replace_attention(..., weights="keep")`: nothing is trained afterwards. Accuracy
-on test pictures against the share of pairs of tokens whose weight is computed. Softmax attention inside windows alone
-is what Scatterbrain is without its random features, and the null model of the two that choose blocks. The features cost
-about as much as 44 more keys of each query, and are not counted.
+A narrow vision transformer (width 32, two blocks, 14 x 14 tokens from two convolutions) is trained on Fashion-MNIST with
+softmax attention, which is then replaced by `visionattn.replace_attention(..., weights="keep")`: nothing is trained
+afterwards. Accuracy on test pictures against the share of pairs of tokens whose weight is computed. Softmax attention
+inside windows alone is what Scatterbrain is without its random features, and the null model of the two that choose
+blocks. The features cost about as much as 44 more keys of each query, and are not counted.
 
     {command}
 
