@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from visionattn.comparison import claim_tasks as tasks
-from visionattn.comparison.claim_networks import accuracy, fit, network
+from visionattn.comparison.claim_networks import Recipe, accuracy, fit, network
 from visionattn.comparison.claims import CLAIMS, main, verdict
 
 
@@ -34,8 +34,22 @@ def test_digits_stand_where_it_is_said():
     assert all(torch.equal(a, b) for a, b in zip((images, there), (again[0], again[2]), strict=True))
     canvas, _ = tasks.digits_on_canvas("test", 16, 3, 0)
     assert canvas.shape == (3, 1, 16, 16) and (canvas.flatten(1).amax(1) > 0.8).all()
-    pairs, same = tasks.digit_pairs("test", 4, 0)
+    pairs, same, there = tasks.digit_pairs("test", 4, 0)
     assert pairs.shape == (4, 2, 12, 12) and same.tolist() == [0, 1, 0, 1]
+    assert there.shape == (4, 2, 6, 6) and (there.sum((2, 3)) == 16).all()
+
+
+def test_related_digits_are_in_their_boxes():
+    rows, same = tasks.related_digits("test", 40, 0)
+    digits, labels = tasks.digits("test")
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(digits[:, 0], labels, strict=True)}
+    for row, answer in zip(rows, same, strict=True):
+        picture, found = row[:576].view(24, 24), []
+        for y0, y1, x0, x1 in (row[576:].view(2, 4) * 24).round().int().tolist():
+            tiles = [picture[y : y + 8, x : x + 8] for y in range(y0, y1 - 7) for x in range(x0, x1 - 7)]
+            found.append({known[key] for tile in tiles if (key := tile.contiguous().numpy().tobytes()) in known})
+            assert max(y1 - y0, x1 - x0) <= 14
+        assert all(map(len, found)) and bool(found[0] & found[1]) == bool(answer)
 
 
 def test_symbols_are_asked_for_by_place_and_by_key():
@@ -75,7 +89,7 @@ def test_networks_learn_and_answer_for_each_token():
     task = tasks.digits("train")
     model = network([("softmax", {})] * 2)
     before = accuracy(model, task)
-    assert accuracy(fit(model, task, 150, 0), task) > before + 25
+    assert accuracy(fit(model, task, Recipe(150, 8e-3), 0), task) > before + 25
     dense = network([("mvpa", {"grid_size": 4})], dense=True, in_chans=8, num_classes=8, patch_size=1, img_size=4)
     assert dense(torch.zeros(2, 8, 4, 6)).shape == (2, 8, 4, 6)
 
@@ -100,7 +114,7 @@ def test_verdicts(ours, null, better, said):
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_every_claim_runs_and_compares_values_that_it_has(name):
-    values = CLAIMS[name].run(0, 2)
+    values = CLAIMS[name].run(0, Recipe(2, batch=4))
     assert all(0 <= value <= 100 or "parameters" in key for key, value in values.items())
     for contest in CLAIMS[name].contests:
         assert {contest.ours, contest.null} <= values.keys() and contest.better in ("higher", "lower", "near")

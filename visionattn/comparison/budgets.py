@@ -218,11 +218,11 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
 
 _HEAD = """# Attention replaced in a trained vision transformer
 
-A narrow vision transformer (width 32, two blocks, 14 x 14 tokens from two convolutions) is trained on Fashion-MNIST with
-softmax attention, which is then replaced by `visionattn.replace_attention(..., weights="keep")`: nothing is trained
-afterwards. Accuracy on test pictures against the share of pairs of tokens whose weight is computed. Softmax attention
-inside windows alone is what Scatterbrain is without its random features, and the null model of the two that choose
-blocks. The features cost about as much as 44 more keys of each query, and are not counted.
+A narrow vision transformer (width 32, two blocks, 14 x 14 tokens from two convolutions) is trained on Fashion-MNIST
+with softmax attention, which is then replaced by `visionattn.replace_attention(..., weights="keep")`: nothing is
+trained afterwards. Accuracy on test pictures against the share of pairs of tokens whose weight is computed. Softmax
+attention inside windows alone is what Scatterbrain is without its random features, and the null model of the two that
+choose blocks. The features cost about as much as 44 more keys of each query, and are not counted.
 
     {command}
 

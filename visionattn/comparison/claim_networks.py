@@ -1,7 +1,7 @@
 """Small networks for claims about mixers, and how they are trained and tested."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -16,10 +16,27 @@ from visionattn.models.hosts.columnar import Columnar
 from .claim_tasks import Task
 from .stems import conv_stem
 
-__all__ = ["Mixer", "Related", "TwoPictures", "accuracy", "fit", "network", "rotary"]
+__all__ = ["Mixer", "Recipe", "Related", "TwoPictures", "accuracy", "fit", "network", "rotary"]
 
 # Name of a mixer and its options.
 Mixer = tuple[str, Mapping[str, Any]]
+
+
+class Recipe(NamedTuple):
+    """How long a network is trained.
+
+    Args:
+        steps: Of the optimiser.
+        rate: The highest learning rate, after a fifth of the steps.
+        batch: Pictures in a step.
+    """
+
+    steps: int
+    rate: float = 4e-3
+    batch: int = 64
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps of {self.batch} pictures at {self.rate:g}"
 
 
 def network(
@@ -78,11 +95,19 @@ class TwoPictures(nn.Module):
         self.head = nn.Sequential(nn.Linear(4 * dim if joint else 2 * dim, 64), nn.GELU())
         self.classify = nn.Linear(64, 2)
 
-    def tokens(self, x: torch.Tensor) -> torch.Tensor:
-        return self.stem(x).flatten(2).mT
+    def tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The patches of both, `(B, N, C)` each."""
+        first, second = (self.stem(picture).flatten(2).mT for picture in x.split(1, 1))
+        return first, second
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """The attention of the patches of the first to those of the second, `(B, N, N)`."""
+        if self.fuse is None:
+            raise ValueError("a network without co-attention has no attention to show")
+        return self.fuse(*self.tokens(x))[1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a, b = (self.tokens(picture) for picture in x.split(1, 1))
+        a, b = self.tokens(x)
         if self.fuse is None:
             return self.classify(self.head(torch.cat((a.mean(1), b.mean(1)), 1)))
         return self.classify(self.head(self.fuse(a, b)[0]).mean(1))
@@ -132,14 +157,14 @@ class Related(nn.Module):
         return self.head(picture.view(-1, 1, self.side, self.side), *boxes)
 
 
-def fit(model: nn.Module, task: Task, steps: int, seed: int, *, batch: int = 64, rate: float = 4e-3) -> nn.Module:
+def fit(model: nn.Module, task: Task, recipe: Recipe, seed: int) -> nn.Module:
     """Trains a network on pictures in an order of a seed: AdamW, one cycle of the learning rate."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, recipe.steps, pct_start=0.2)
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    for _ in range(steps):
-        numbers = torch.randint(len(task[0]), (batch,), generator=generator)
+    for _ in range(recipe.steps):
+        numbers = torch.randint(len(task[0]), (recipe.batch,), generator=generator)
         loss = F.cross_entropy(model(task[0][numbers]), task[1][numbers])
         optimizer.zero_grad()
         loss.backward()

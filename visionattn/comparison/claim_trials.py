@@ -11,7 +11,7 @@ from torch import nn
 from visionattn.explain import denoise_rope
 
 from . import claim_tasks as tasks
-from .claim_networks import Mixer, Related, TwoPictures, accuracy, fit, network, rotary
+from .claim_networks import Mixer, Recipe, Related, TwoPictures, accuracy, fit, network, rotary
 from .stems import conv_stem, tile_stem
 
 __all__ = [
@@ -30,23 +30,23 @@ __all__ = [
 Values = dict[str, float]
 
 
-def _trained(build: Callable[[], nn.Module], task: tasks.Task, steps: int, seed: int, **kwargs: Any) -> nn.Module:
+def _trained(build: Callable[[], nn.Module], task: tasks.Task, recipe: Recipe, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return fit(build(), task, steps, seed, **kwargs)
+    return fit(build(), task, recipe, seed)
 
 
 def _compare(
-    builds: Mapping[str, Callable[[], nn.Module]], task: tasks.Task, test: tasks.Task, steps: int, seed: int
+    builds: Mapping[str, Callable[[], nn.Module]], task: tasks.Task, test: tasks.Task, recipe: Recipe, seed: int
 ) -> Values:
-    return {name: accuracy(_trained(build, task, steps, seed), test) for name, build in builds.items()}
+    return {name: accuracy(_trained(build, task, recipe, seed), test) for name, build in builds.items()}
 
 
-def _on_digits(variants: Mapping[str, Sequence[Mixer]], seed: int, steps: int) -> Values:
+def _on_digits(variants: Mapping[str, Sequence[Mixer]], seed: int, recipe: Recipe) -> Values:
     builds = {name: partial(network, mixers) for name, mixers in variants.items()}
-    return _compare(builds, tasks.digits("train"), tasks.digits("test"), steps, seed)
+    return _compare(builds, tasks.digits("train"), tasks.digits("test"), recipe, seed)
 
 
-def neighbours(seed: int, steps: int) -> Values:
+def neighbours(seed: int, recipe: Recipe) -> Values:
     """Accuracy after a half and after all of the steps; what knows single digits is learnt before, and the same."""
     task, test = tasks.ordered_neighbours("train", 6000, seed), tasks.ordered_neighbours("test", 600, 0)
     stem: Any = partial(tile_stem, patch_size=8)
@@ -60,11 +60,11 @@ def neighbours(seed: int, steps: int) -> Values:
         return model
 
     builds = {name: partial(build, name) for name in ("mta", "softmax")}
-    half = _compare(builds, task, test, steps // 2, seed)
-    return _compare(builds, task, test, steps, seed) | {f"{name}, half the steps": v for name, v in half.items()}
+    half = _compare(builds, task, test, recipe._replace(steps=recipe.steps // 2), seed)
+    return _compare(builds, task, test, recipe, seed) | {f"{name}, half the steps": v for name, v in half.items()}
 
 
-def clutter(seed: int, steps: int) -> Values:
+def clutter(seed: int, recipe: Recipe) -> Values:
     """Accuracy, and where the keys that count lie."""
     pictures, labels, _ = tasks.cluttered_digits("train", 3000, seed)
     images, answers, there = tasks.cluttered_digits("test", 400, 0)
@@ -74,7 +74,7 @@ def clutter(seed: int, steps: int) -> Values:
     place = there.flatten(1).float()
     for name, options in chosen.items():
         build = partial(network, [(name, options)] * 2, **sizes)
-        model: Any = _trained(build, (pictures, labels), steps, seed, batch=32)
+        model: Any = _trained(build, (pictures, labels), recipe, seed)
         found[f"{name}, accuracy"] = accuracy(model, (images, answers))
         if name == "softmax":
             continue
@@ -105,7 +105,7 @@ def _weights(model: Any, images: torch.Tensor) -> torch.Tensor:
     return attn.weights(seen[0])
 
 
-def heads(seed: int, steps: int) -> Values:
+def heads(seed: int, recipe: Recipe) -> Values:
     """Multi-head embedding against one head, and against multi-head attention of no more parameters."""
     one: Mixer = ("mhe", {"num_heads": 1, "head_dim": 8, "embed_std": 0.0})
     variants: dict[str, Mixer] = {
@@ -120,7 +120,7 @@ def heads(seed: int, steps: int) -> Values:
     most = _size(builds["mul"]())
     narrow = max(dim for dim in range(4, 33, 4) if _size(network([("softmax", {})] * 2, dim=dim)) <= most)
     builds["softmax, equal parameters"] = partial(network, [("softmax", {})] * 2, dim=narrow)
-    found = _compare(builds, tasks.digits("train"), tasks.digits("test"), steps, seed)
+    found = _compare(builds, tasks.digits("train"), tasks.digits("test"), recipe, seed)
     return found | {f"{name}, parameters": float(_size(build())) for name, build in builds.items()}
 
 
@@ -128,7 +128,7 @@ def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def windows(seed: int, steps: int) -> Values:
+def windows(seed: int, recipe: Recipe) -> Values:
     small = {"window_size": 2, "rel_pos": False}
     variants: dict[str, Sequence[Mixer]] = {
         "windows": [("swin", small)] * 2,
@@ -136,10 +136,10 @@ def windows(seed: int, steps: int) -> Values:
         "windows and moving averages": [("mega", {"window": 2, "max_window": 2, "ndim": 4})] * 2,
         "softmax": [("softmax", {})] * 2,
     }
-    return _on_digits(variants, seed, steps)
+    return _on_digits(variants, seed, recipe)
 
 
-def copying(seed: int, steps: int) -> Values:
+def copying(seed: int, recipe: Recipe) -> Values:
     sizes: dict[str, Any] = {"in_chans": 8, "num_classes": 8, "patch_size": 1, "img_size": 8, "dense": True}
     variants: dict[str, tuple[str, dict[str, Any], bool]] = {
         "mvpa": ("mvpa", {"grid_size": 8}, False),
@@ -149,13 +149,13 @@ def copying(seed: int, steps: int) -> Values:
     found: Values = {}
     for name, (mixer, options, position) in variants.items():
         build = partial(network, [(mixer, options)], position=position, **sizes)
-        model = _trained(build, tasks.copied_symbols(8, 4000, seed), steps, seed, batch=32)
+        model = _trained(build, tasks.copied_symbols(8, 4000, seed), recipe, seed)
         found |= {name: accuracy(model, tasks.copied_symbols(8, 100, 1000))}
         found |= {f"{name}, 12 x 12": accuracy(model, tasks.copied_symbols(12, 100, 1000))}
     return found
 
 
-def recall(seed: int, steps: int) -> Values:
+def recall(seed: int, recipe: Recipe) -> Values:
     sizes: dict[str, Any] = {
         "in_chans": 16,
         "num_classes": 8,
@@ -170,10 +170,10 @@ def recall(seed: int, steps: int) -> Values:
         "softmax": ("softmax", {}),
     }
     builds = {name: partial(network, [mixer] * 2, **sizes) for name, mixer in variants.items()}
-    return _compare(builds, tasks.recalled_symbols(6000, seed), tasks.recalled_symbols(400, 1000), steps, seed)
+    return _compare(builds, tasks.recalled_symbols(6000, seed), tasks.recalled_symbols(400, 1000), recipe, seed)
 
 
-def null_models(seed: int, steps: int) -> Values:
+def null_models(seed: int, recipe: Recipe) -> Values:
     """Each kind in all four blocks, and in every other one in turn with attention."""
     kinds = ("uniform", "mlp", "self_gate", "relu", "taylor")
     plain: Mixer = ("deconstructed", {"kind": "softmax"})
@@ -181,10 +181,10 @@ def null_models(seed: int, steps: int) -> Values:
     for kind in kinds:
         other: Mixer = ("deconstructed", {"kind": kind})
         variants |= {kind: [other] * 4, f"{kind}, every other block": [other, plain] * 2}
-    return _on_digits(variants, seed, steps)
+    return _on_digits(variants, seed, recipe)
 
 
-def scans(seed: int, steps: int) -> Values:
+def scans(seed: int, recipe: Recipe) -> Values:
     regla: dict[str, dict[str, Any]] = {
         "refined": {},
         "plain gate": {"refined": False},
@@ -198,10 +198,10 @@ def scans(seed: int, steps: int) -> Values:
     }
     variants: dict[str, list[Mixer]] = {f"regla, {name}": [("regla", options)] * 2 for name, options in regla.items()}
     variants |= {f"chela, {name} convolutions": [("chela", options)] * 2 for name, options in chela.items()}
-    return _on_digits(variants, seed, steps)
+    return _on_digits(variants, seed, recipe)
 
 
-def larger_grids(seed: int, steps: int) -> Values:
+def larger_grids(seed: int, recipe: Recipe) -> Values:
     """Accuracy on the grid of the training pictures and on larger ones; DoPE comes after training."""
     sizes: dict[str, Any] = {"img_size": 16, "stem": partial(conv_stem, patch_size=2)}
     builds: dict[str, Callable[[], nn.Module]] = {
@@ -214,7 +214,7 @@ def larger_grids(seed: int, steps: int) -> Values:
     tests = {f"{side // 2} x {side // 2}": tasks.digits_on_canvas("test", side, 300, 1000) for side in (16, 32, 48)}
     found: Values = {}
     for name, build in builds.items():
-        model = _trained(build, task, steps, seed, batch=32)
+        model = _trained(build, task, recipe, seed)
         found |= {f"{name}, {grid}": accuracy(model, test) for grid, test in tests.items()}
     draw = torch.Generator().manual_seed(seed)
     at_random: list[list[int]] = [torch.randint(4, (1,), generator=draw).tolist() for _ in range(2)]
@@ -226,12 +226,23 @@ def larger_grids(seed: int, steps: int) -> Values:
     return found
 
 
-def pairs(seed: int, steps: int) -> Values:
-    builds = {"co-attention": partial(TwoPictures, True), "two means": partial(TwoPictures, False)}
-    return _compare(builds, tasks.digit_pairs("train", 6000, seed), tasks.digit_pairs("test", 600, 1000), steps, seed)
+def pairs(seed: int, recipe: Recipe) -> Values:
+    """Accuracy, and where the patches of one digit look in the other picture."""
+    pictures, answers, _ = tasks.digit_pairs("train", 6000, seed)
+    images, asked, there = tasks.digit_pairs("test", 600, 1000)
+    found: Values = {}
+    for name, joint in {"co-attention": True, "two means": False}.items():
+        model = _trained(partial(TwoPictures, joint), (pictures, answers), recipe, seed)
+        found[name] = accuracy(model, (images, asked))
+        if joint:
+            first, second = there.flatten(2).unbind(1)
+            with torch.no_grad():
+                taken = (model.rows(images) @ second.unsqueeze(-1)).squeeze(-1)
+            found["weight from digit to digit"] = 100 * ((taken * first).sum() / first.sum()).item()
+    return found | {"area of the digit": 100 * there.mean().item()}
 
 
-def relations(seed: int, steps: int) -> Values:
+def relations(seed: int, recipe: Recipe) -> Values:
     """The relation head with and without co-attention, and what the boxes alone tell."""
     builds: dict[str, Callable[[], nn.Module]] = {
         "relation head with co-attention": partial(Related, 24, fuse=True),
@@ -239,4 +250,4 @@ def relations(seed: int, steps: int) -> Values:
         "boxes alone": partial(Related, 24, seen=False),
     }
     task, test = tasks.related_digits("train", 6000, seed), tasks.related_digits("test", 600, 1000)
-    return _compare(builds, task, test, steps, seed)
+    return _compare(builds, task, test, recipe, seed)

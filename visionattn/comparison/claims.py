@@ -12,11 +12,13 @@ from statistics import mean
 from visionattn.utils.files import replacing
 
 from . import claim_trials as trials
+from .claim_networks import Recipe
 from .kept_runs import KeptRuns
 
 __all__ = ["CLAIMS", "Claim", "Contest", "run", "verdict", "write"]
 
 Values = dict[str, float]
+_FAST = Recipe(400, 8e-3)
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,15 @@ class Claim:
 
     Args:
         text: What should come out.
-        run: Trains all networks of a seed, each for so many steps, and gives values by name.
+        run: Trains all networks of a seed in the same way, and gives values by name.
         contests: Which of them are compared.
-        steps: How long each network is trained, of 64 or 32 pictures each.
+        recipe: How long and how fast each network is trained: as the null model needs it.
     """
 
     text: str
-    run: Callable[[int, int], Values]
+    run: Callable[[int, Recipe], Values]
     contests: tuple[Contest, ...]
-    steps: int = 800
+    recipe: Recipe = _FAST
 
 
 CLAIMS: dict[str, Claim] = {
@@ -57,6 +59,7 @@ CLAIMS: dict[str, Claim] = {
         "left of a 5.",
         trials.neighbours,
         (Contest("mta, half the steps", "softmax, half the steps"), Contest("mta", "softmax")),
+        Recipe(1000),
     ),
     "clutter": Claim(
         "A digit among pieces of others. Dynamic masks keep a quarter of the keys, which fall on the digit, and lose "
@@ -68,6 +71,7 @@ CLAIMS: dict[str, Claim] = {
             Contest("landmark, weight that others give the digit", "area of the digit"),
             Contest("landmark, accuracy with 4 windows", "landmark, accuracy", "near"),
         ),
+        Recipe(600, batch=32),
     ),
     "mhe": Claim(
         "Heads that embed one projection are better than one head, and than as many parameters in softmax attention.",
@@ -92,6 +96,7 @@ CLAIMS: dict[str, Claim] = {
             Contest("mvpa", "softmax, learnt positions"),
             Contest("mvpa, 12 x 12", "softmax, learnt positions, 12 x 12"),
         ),
+        Recipe(400, 8e-3, 32),
     ),
     "titans": Claim(
         "A memory that learns as it reads recalls the value of a key.",
@@ -110,6 +115,7 @@ CLAIMS: dict[str, Claim] = {
                 for kind in ("uniform", "mlp", "self_gate", "relu", "taylor")
             ),
         ),
+        Recipe(600),
     ),
     "scans": Claim(
         "ReGLA: the refined gate is no worse than a plain one, and four directions than two. CHELA: a short and a long "
@@ -138,11 +144,23 @@ CLAIMS: dict[str, Claim] = {
                 for grid in ("16 x 16", "24 x 24")
             ),
         ),
+        Recipe(1000, 2e-3, 32),
     ),
     "bidaf": Claim(
-        "Attention between two pictures tells better than two means whether they show the same digit.",
+        "Attention between two pictures tells better than two means whether they show the same digit; the patches of "
+        "one digit look at the other.",
         trials.pairs,
-        (Contest("co-attention", "two means"),),
+        (Contest("co-attention", "two means"), Contest("weight from digit to digit", "area of the digit")),
+        Recipe(1200),
+    ),
+    "relation": Claim(
+        "The relation head tells whether the digits in two boxes are the same, and better with co-attention.",
+        trials.relations,
+        (
+            Contest("relation head with co-attention", "relation head"),
+            Contest("relation head with co-attention", "boxes alone"),
+        ),
+        Recipe(800),
     ),
 }
 
@@ -169,8 +187,13 @@ def run(name: str, seed: int, kept: KeptRuns, steps: int | None = None) -> Value
         kept: Where results are looked up and kept.
         steps: Instead of the claim's own number.
     """
-    steps = steps or CLAIMS[name].steps
-    return kept.get(f"{name}, {steps} steps, seed {seed}", lambda: CLAIMS[name].run(seed, steps))
+    recipe = _recipe(name, steps)
+    return kept.get(f"{name}, {recipe}, seed {seed}", lambda: CLAIMS[name].run(seed, recipe))
+
+
+def _recipe(name: str, steps: int | None) -> Recipe:
+    recipe = CLAIMS[name].recipe
+    return recipe._replace(steps=steps) if steps else recipe
 
 
 def write(results: Mapping[str, Sequence[Values]], out: Path, command: str, steps: int | None = None) -> str:
@@ -186,7 +209,7 @@ def write(results: Mapping[str, Sequence[Values]], out: Path, command: str, step
     lines += [line for name, runs in results.items() for line in _contest_rows(name, runs)]
     lines += ["", "## All values", ""]
     for name, runs in results.items():
-        text = f"{CLAIMS[name].text} {steps or CLAIMS[name].steps} steps."
+        text = f"{CLAIMS[name].text} {_recipe(name, steps)}."
         lines += [f"### {name}", "", text, "", "| | mean | each seed |", "|---|---|---|"]
         lines += [f"| {value} | {_cell([one[value] for one in runs], ' | ')} |" for value in runs[0]]
         lines.append("")
