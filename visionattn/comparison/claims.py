@@ -239,6 +239,11 @@ mechanism against a null model in its place; test pictures hold other digits. Va
 mean, and each seed in turn. `won`: the worst seed is ahead of the null model's best; `lost`: the other way round;
 `held`: at most two points below on the mean.
 
+All networks of a claim are trained alike (AdamW, one cycle of the learning rate), with steps and rate at which the null
+model learns. Where one convolution a patch teaches none of them anything (clutter, grids, bidaf, relation), patches
+come from several convolutions; where order is asked for (multi_token), from a layer that has learnt single digits
+before. Attention over four plain blocks (deconstructed) needs half the rate of the other claims on single digits.
+
     {command}
 """
 
