@@ -6,6 +6,7 @@ import torch
 from visionattn.comparison import claim_tasks as tasks
 from visionattn.comparison.claim_networks import Recipe, accuracy, fit, network
 from visionattn.comparison.claims import CLAIMS, main, verdict
+from visionattn.comparison.stems import conv_stem, tile_stem
 
 
 def test_splits_share_no_digit():
@@ -128,3 +129,20 @@ def test_writes_tables(tmp_path, capsys):
     assert "| titans | titans | " in text and "| softmax | " in text
     main(arguments)
     assert (tmp_path / "claims.md").read_text() == text
+
+
+def test_stems_halve_as_often_as_asked():
+    x = torch.randn(2, 13, 16, 1)
+    assert conv_stem(1, 8, patch_size=2)(x).shape == (2, 7, 8, 8) and conv_stem(1, 8)(x).shape == (2, 4, 4, 8)
+    for size in (0, 1, 6):
+        with pytest.raises(ValueError, match=f"patch_size must be a power of two above 1, got {size}"):
+            conv_stem(1, 8, patch_size=size)
+
+
+def test_tiles_see_themselves_only():
+    stem = tile_stem(1, 8, patch_size=8).eval()
+    x = torch.randn(1, 16, 16, 1)
+    other = x.clone()
+    other[:, :8, 8:] += 1
+    changed = (stem(x) != stem(other)).any(-1)
+    assert changed.tolist() == [[[False, True], [False, False]]]
