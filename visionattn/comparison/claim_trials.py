@@ -232,7 +232,7 @@ def pairs(seed: int, recipe: Recipe) -> Values:
     images, asked, there = tasks.digit_pairs("test", 600, 1000)
     found: Values = {}
     for name, joint in {"co-attention": True, "two means": False}.items():
-        model = _trained(partial(TwoPictures, joint), (pictures, answers), recipe, seed)
+        model: Any = _trained(partial(TwoPictures, joint), (pictures, answers), recipe, seed)
         found[name] = accuracy(model, (images, asked))
         if joint:
             first, second = there.flatten(2).unbind(1)

@@ -136,7 +136,7 @@ class PairRelationViT(nn.Module):
         count = full.shape[1] - prefix
         first = 0 if vit.no_embed_class else vit.pos_embed[:, :1]
         sequence = [full]
-        own = ((self.sub_sep_token, self.subj_indicate_embed), (self.obj_sep_token, self.obj_indicate_embed))
+        own: Any = ((self.sub_sep_token, self.subj_indicate_embed), (self.obj_sep_token, self.obj_indicate_embed))
         for part, (separator, indicator) in zip(parts, own, strict=True):
             sequence += [(separator + first).expand(len(image), -1, -1), part[:, prefix:] + indicator]
         x = vit.norm_pre(torch.cat(sequence, 1))
