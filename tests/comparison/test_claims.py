@@ -40,19 +40,6 @@ def test_digits_stand_where_it_is_said():
     assert there.shape == (4, 2, 6, 6) and (there.sum((2, 3)) == 16).all()
 
 
-def test_related_digits_are_in_their_boxes():
-    rows, same = tasks.related_digits("test", 40, 0)
-    digits, labels = tasks.digits("test")
-    known = {image.numpy().tobytes(): int(label) for image, label in zip(digits[:, 0], labels, strict=True)}
-    for row, answer in zip(rows, same, strict=True):
-        picture, found = row[:576].view(24, 24), []
-        for y0, y1, x0, x1 in (row[576:].view(2, 4) * 24).round().int().tolist():
-            tiles = [picture[y : y + 8, x : x + 8] for y in range(y0, y1 - 7) for x in range(x0, x1 - 7)]
-            found.append({known[key] for tile in tiles if (key := tile.contiguous().numpy().tobytes()) in known})
-            assert max(y1 - y0, x1 - x0) <= 14
-        assert all(map(len, found)) and bool(found[0] & found[1]) == bool(answer)
-
-
 def test_symbols_are_asked_for_by_place_and_by_key():
     shown, answers = tasks.copied_symbols(5, 3, 0)
     assert torch.equal(answers[:, 2:], shown.argmax(1)[:, :-2]) and (answers[:, :2] == -100).all()

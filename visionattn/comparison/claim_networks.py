@@ -5,18 +5,17 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import get
-from visionattn.heads import CoAttention, PairRelationViT
+from visionattn.heads import CoAttention
 from visionattn.models.hosts.columnar import Columnar
 
 from .claim_tasks import Task
 from .stems import conv_stem
 
-__all__ = ["Mixer", "Recipe", "Related", "TwoPictures", "accuracy", "fit", "network", "rotary"]
+__all__ = ["Mixer", "Recipe", "TwoPictures", "accuracy", "fit", "network", "rotary"]
 
 # Name of a mixer and its options.
 Mixer = tuple[str, Mapping[str, Any]]
@@ -128,33 +127,6 @@ class ChannelsFirst(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class Related(nn.Module):
-    """What `related_digits` asks for, from rows of pixels and two boxes: `(B, side ** 2 + 8) -> (B, 2)`.
-
-    Args:
-        side: Of the picture.
-        fuse: Whether the relation head has co-attention.
-        seen: Whether the picture is seen at all, not the boxes alone.
-    """
-
-    def __init__(self, side: int, fuse: bool = False, seen: bool = True) -> None:
-        super().__init__()
-        self.side, self.seen = side, seen
-        if not seen:
-            self.head: nn.Module = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 2))
-            return
-        sizes: dict[str, Any] = {"img_size": side, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "num_heads": 4}
-        vit: Any = VisionTransformer(**sizes, depth=2, num_classes=0)
-        vit.patch_embed.proj = ChannelsFirst(conv_stem(1, 32, patch_size=4))
-        self.head = PairRelationViT(vit, 2, hidden=64, fuse=fuse, roi=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        picture, *boxes = x.split((self.side**2, 4, 4), 1)
-        if not self.seen:
-            return self.head(torch.cat(boxes, 1))
-        return self.head(picture.view(-1, 1, self.side, self.side), *boxes)
 
 
 def fit(model: nn.Module, task: Task, recipe: Recipe, seed: int) -> nn.Module:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from visionattn.data.digits import Digits
 
 __all__ = ["Task", "cluttered_digits", "copied_symbols", "digit_pairs", "digits", "digits_on_canvas"]
-__all__ += ["ordered_neighbours", "recalled_symbols", "related_digits"]
+__all__ += ["ordered_neighbours", "recalled_symbols"]
 
 Task = tuple[torch.Tensor, torch.Tensor]
 
@@ -112,31 +112,6 @@ def digit_pairs(split: str, count: int, seed: int) -> tuple[torch.Tensor, torch.
             side[y : y + 8, x : x + 8] = images[draw.choice(by_class[number]), 0]
             place[y : y + 8, x : x + 8] = 1
     return pictures, answers, F.avg_pool2d(there, 2)
-
-
-def related_digits(split: str, count: int, seed: int) -> Task:
-    """Four digits in a picture of 24 x 24, and whether the two in loose boxes are of the same class.
-
-    A row holds the pixels and the boxes of the first and of the second, `(y0, y1, x0, x1)` as shares of the side:
-    `(count, 24 * 24 + 8)`. Each digit has its quarter of the picture; boxes are up to three pixels too large on each
-    side. Where the boxes are tells nothing.
-    """
-    images, labels = digits(split)
-    draw = np.random.default_rng((seed, split == "test"))
-    by_class = [np.flatnonzero(labels.numpy() == number) for number in range(10)]
-    rows, answers = torch.zeros(count, 24 * 24 + 8), torch.arange(count) % 2
-    for row, same in zip(rows, answers, strict=True):
-        shown = draw.integers(10, size=4)
-        shown[1] = shown[0] if same else (shown[0] + draw.integers(1, 10)) % 10
-        for number, (quarter, (y, x)) in enumerate(
-            zip(draw.permutation(4), draw.integers(5, size=(4, 2)), strict=True)
-        ):
-            y, x = y + 12 * (quarter // 2), x + 12 * (quarter % 2)
-            row[:576].view(24, 24)[y : y + 8, x : x + 8] = images[draw.choice(by_class[shown[number]]), 0]
-            if number < 2:
-                loose = (y, y + 8, x, x + 8) + draw.integers(4, size=4) * (-1, 1, -1, 1)
-                row[576 + 4 * number : 580 + 4 * number] = torch.from_numpy(loose.clip(0, 24) / 24)
-    return rows, answers
 
 
 def copied_symbols(side: int, count: int, seed: int, kinds: int = 8) -> Task:

@@ -11,7 +11,7 @@ from torch import nn
 from visionattn.explain import denoise_rope
 
 from . import claim_tasks as tasks
-from .claim_networks import Mixer, Recipe, Related, TwoPictures, accuracy, fit, network, rotary
+from .claim_networks import Mixer, Recipe, TwoPictures, accuracy, fit, network, rotary
 from .stems import conv_stem, tile_stem
 
 __all__ = [
@@ -240,14 +240,3 @@ def pairs(seed: int, recipe: Recipe) -> Values:
                 taken = (model.rows(images) @ second.unsqueeze(-1)).squeeze(-1)
             found["weight from digit to digit"] = 100 * ((taken * first).sum() / first.sum()).item()
     return found | {"area of the digit": 100 * there.mean().item()}
-
-
-def relations(seed: int, recipe: Recipe) -> Values:
-    """The relation head with and without co-attention, and what the boxes alone tell."""
-    builds: dict[str, Callable[[], nn.Module]] = {
-        "relation head with co-attention": partial(Related, 24, fuse=True),
-        "relation head": partial(Related, 24),
-        "boxes alone": partial(Related, 24, seen=False),
-    }
-    task, test = tasks.related_digits("train", 6000, seed), tasks.related_digits("test", 600, 1000)
-    return _compare(builds, task, test, recipe, seed)

@@ -153,15 +153,6 @@ CLAIMS: dict[str, Claim] = {
         (Contest("co-attention", "two means"), Contest("weight from digit to digit", "area of the digit")),
         Recipe(1200),
     ),
-    "relation": Claim(
-        "The relation head tells whether the digits in two boxes are the same, and better with co-attention.",
-        trials.relations,
-        (
-            Contest("relation head with co-attention", "relation head"),
-            Contest("relation head with co-attention", "boxes alone"),
-        ),
-        Recipe(800),
-    ),
 }
 
 
@@ -240,7 +231,7 @@ mean, and each seed in turn. `won`: the worst seed is ahead of the null model's 
 `held`: at most two points below on the mean.
 
 All networks of a claim are trained alike (AdamW, one cycle of the learning rate), with steps and rate at which the null
-model learns. Where one convolution a patch teaches none of them anything (clutter, grids, bidaf, relation), patches
+model learns. Where one convolution a patch teaches none of them anything (clutter, grids, bidaf), patches
 come from several convolutions; where order is asked for (multi_token), from a layer that has learnt single digits
 before. Attention over four plain blocks (deconstructed) needs half the rate of the other claims on single digits.
 
