@@ -6,7 +6,7 @@ import torch
 from visionattn.comparison import claim_tasks as tasks
 from visionattn.comparison.claim_networks import Recipe, accuracy, fit, network
 from visionattn.comparison.claims import CLAIMS, main, verdict
-from visionattn.comparison.stems import conv_stem, tile_stem
+from visionattn.comparison.stems import KnownTiles, conv_stem
 
 
 def test_splits_share_no_digit():
@@ -126,10 +126,14 @@ def test_stems_halve_as_often_as_asked():
             conv_stem(1, 8, patch_size=size)
 
 
-def test_tiles_see_themselves_only():
-    stem = tile_stem(1, 8, patch_size=8).eval()
-    x = torch.randn(1, 16, 16, 1)
+def test_known_tiles_see_themselves_only_and_learn_no_more():
+    encoder = conv_stem(1, 4)
+    stem = KnownTiles(1, 6, encoder=encoder, side=8).train()
+    x = torch.randn(2, 16, 24, 1)
     other = x.clone()
-    other[:, :8, 8:] += 1
-    changed = (stem(x) != stem(other)).any(-1)
-    assert changed.tolist() == [[[False, True], [False, False]]]
+    other[:, :8, 8:16] += 1
+    changed = (stem(x) != stem(other)).any(-1)[0]
+    assert changed.tolist() == [[False, True, False], [False, False, False]]
+    assert [name for name, value in stem.named_parameters() if value.requires_grad] == ["proj.weight", "proj.bias"]
+    tile = encoder.eval()(x[:1, 8:, :8]).flatten()
+    torch.testing.assert_close(stem(x)[0, 1, 0], stem.proj(tile))

@@ -1,7 +1,6 @@
 """How each claim is tried: networks of one seed that differ in the mechanism alone, and what came of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from visionattn.explain import denoise_rope
 
 from . import claim_tasks as tasks
 from .claim_networks import Mixer, Recipe, TwoPictures, accuracy, fit, network, rotary
-from .stems import conv_stem, tile_stem
+from .stems import KnownTiles, conv_stem
 
 __all__ = [
     "clutter",
@@ -48,18 +47,12 @@ def _on_digits(variants: Mapping[str, Sequence[Mixer]], seed: int, recipe: Recip
 
 def neighbours(seed: int, recipe: Recipe) -> Values:
     """Accuracy after a half and after all of the steps; what knows single digits is learnt before, and the same."""
-    task, test = tasks.ordered_neighbours("train", 6000, seed), tasks.ordered_neighbours("test", 600, 0)
-    stem: Any = partial(tile_stem, patch_size=8)
-    known: Any = _trained(
-        partial(network, [("softmax", {})], stem=stem, patch_size=8), tasks.digits("train"), 300, seed
-    )
-
-    def build(mixer: str) -> nn.Module:
-        model: Any = network([(mixer, {})], img_size=32, patch_size=8, num_classes=2, heads=2)
-        model.stem = deepcopy(known.stem)
-        return model
-
-    builds = {name: partial(build, name) for name in ("mta", "softmax")}
+    task, test = tasks.ordered_neighbours("train", 8000, seed), tasks.ordered_neighbours("test", 600, 0)
+    single = partial(network, [("softmax", {})], stem=conv_stem, patch_size=4)
+    known: Any = _trained(single, tasks.digits("train"), Recipe(300), seed)
+    stem = partial(KnownTiles, encoder=known.stem, side=8)
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "num_classes": 2, "heads": 2, "stem": stem}
+    builds = {name: partial(network, [(name, {})], **sizes) for name in ("mta", "softmax")}
     half = _compare(builds, task, test, recipe._replace(steps=recipe.steps // 2), seed)
     return _compare(builds, task, test, recipe, seed) | {f"{name}, half the steps": v for name, v in half.items()}
 

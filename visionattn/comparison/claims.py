@@ -59,7 +59,7 @@ CLAIMS: dict[str, Claim] = {
         "left of a 5.",
         trials.neighbours,
         (Contest("mta, half the steps", "softmax, half the steps"), Contest("mta", "softmax")),
-        Recipe(1000),
+        Recipe(2000),
     ),
     "clutter": Claim(
         "A digit among pieces of others. Dynamic masks keep a quarter of the keys, which fall on the digit, and lose "
@@ -230,10 +230,9 @@ mechanism against a null model in its place; test pictures hold other digits. Va
 mean, and each seed in turn. `won`: the worst seed is ahead of the null model's best; `lost`: the other way round;
 `held`: at most two points below on the mean.
 
-All networks of a claim are trained alike (AdamW, one cycle of the learning rate), with steps and rate at which the null
-model learns. Where one convolution a patch teaches none of them anything (clutter, grids, bidaf), patches
-come from several convolutions; where order is asked for (multi_token), from a layer that has learnt single digits
-before. Attention over four plain blocks (deconstructed) needs half the rate of the other claims on single digits.
+All networks of a claim are trained alike (AdamW, one cycle of the learning rate), with steps and a rate at which the
+null model learns. Where one convolution a patch teaches none of them anything (clutter, grids, bidaf), patches come
+from several convolutions; where order is asked for (multi_token), from a frozen encoder that has learnt single digits.
 
     {command}
 """

@@ -1,15 +1,17 @@
 """Stems that small networks learn from in few steps, where a patch embedding of one convolution does not."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from visionattn.models.layers import BatchNorm, PatchConv
 
-__all__ = ["conv_stem", "tile_stem"]
+__all__ = ["KnownTiles", "conv_stem"]
 
 
 def conv_stem(in_chans: int, dim: int, *, patch_size: int = 4, **dd: Any) -> nn.Sequential:
@@ -36,14 +38,43 @@ def conv_stem(in_chans: int, dim: int, *, patch_size: int = 4, **dd: Any) -> nn.
     return nn.Sequential(*layers)
 
 
-def tile_stem(in_chans: int, dim: int, *, patch_size: int, **dd: Any) -> nn.Sequential:
-    """Patches by one convolution and one hidden layer: none sees another. `(B, H, W, in_chans) -> (B, H', W', dim)`.
+class KnownTiles(nn.Module):
+    """Tokens of tiles, each from an encoder that learns no more. `(B, H, W, in_chans) -> (B, H / side, W / side, dim)`.
+
+    No tile sees another. A linear layer leads from the encoder's features to the width.
 
     Args:
-        in_chans: Channels of the picture.
-        dim: Width of the map; the hidden layer has twice that.
-        patch_size: Side of the patches, of which the picture is to be a multiple.
-        **dd: `device` and `dtype`.
+        in_chans: Channels of the picture; what the encoder takes.
+        dim: Width of the map.
+        encoder: A trained stem; a copy of it stays in evaluation mode.
+        side: Of the tiles, a divisor of the picture's.
+        device: Of the linear layer.
+        dtype: Of the linear layer.
     """
-    hidden = PatchConv(in_chans, 2 * dim, kernel_size=patch_size, stride=patch_size, bias=False, norm=BatchNorm, **dd)
-    return nn.Sequential(hidden, nn.ReLU(), PatchConv(2 * dim, dim, kernel_size=1, stride=1, norm=BatchNorm, **dd))
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        encoder: nn.Module,
+        side: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.side = side
+        self.encoder = deepcopy(encoder).requires_grad_(False).eval()
+        with torch.no_grad():
+            features = self.encoder(torch.zeros(1, side, side, in_chans)).numel()
+        self.proj = nn.Linear(features, dim, device=device, dtype=dtype)
+
+    def train(self, mode: bool = True) -> "KnownTiles":
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tiles = x.unflatten(2, (-1, self.side)).unflatten(1, (-1, self.side)).transpose(2, 3)
+        features = self.encoder(tiles.flatten(0, 2)).flatten(1)
+        return self.proj(features.view(*tiles.shape[:3], -1))
