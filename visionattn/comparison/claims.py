@@ -59,7 +59,7 @@ CLAIMS: dict[str, Claim] = {
         "left of a 5.",
         trials.neighbours,
         (Contest("mta, half the steps", "softmax, half the steps"), Contest("mta", "softmax")),
-        Recipe(2000),
+        Recipe(2000, 2e-3),
     ),
     "clutter": Claim(
         "A digit among pieces of others. Dynamic masks keep a quarter of the keys, which fall on the digit, and lose "
@@ -144,7 +144,7 @@ CLAIMS: dict[str, Claim] = {
                 for grid in ("16 x 16", "24 x 24")
             ),
         ),
-        Recipe(1000, 2e-3, 32),
+        Recipe(800, 1.5e-3, 32),
     ),
     "bidaf": Claim(
         "Attention between two pictures tells better than two means whether they show the same digit; the patches of "
