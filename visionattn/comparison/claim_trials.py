@@ -204,7 +204,7 @@ def larger_grids(seed: int, recipe: Recipe) -> Values:
         "rotary": rotary,
     }
     task = tasks.digits_on_canvas("train", 16, 4000, seed)
-    tests = {f"{side // 2} x {side // 2}": tasks.digits_on_canvas("test", side, 300, 1000) for side in (16, 32, 48)}
+    tests = {f"{side // 2} x {side // 2}": tasks.digits_on_canvas("test", side, 200, 1000) for side in (16, 32, 48)}
     found: Values = {}
     for name, build in builds.items():
         model = _trained(build, task, recipe, seed)
