@@ -195,7 +195,7 @@ def scans(seed: int, recipe: Recipe) -> Values:
 
 
 def larger_grids(seed: int, recipe: Recipe) -> Values:
-    """Accuracy on the grid of the training pictures and on larger ones; DoPE comes after training."""
+    """Accuracy on the grid of the training pictures and on larger ones."""
     sizes: dict[str, Any] = {"img_size": 16, "stem": partial(conv_stem, patch_size=2)}
     builds: dict[str, Callable[[], nn.Module]] = {
         "tapa": partial(network, [("tapa", {})] * 2, position=False, **sizes),
@@ -203,20 +203,33 @@ def larger_grids(seed: int, recipe: Recipe) -> Values:
         "learnt positions": partial(network, [("softmax", {})] * 2, **sizes),
         "rotary": rotary,
     }
-    task = tasks.digits_on_canvas("train", 16, 4000, seed)
-    tests = {f"{side // 2} x {side // 2}": tasks.digits_on_canvas("test", side, 200, 1000) for side in (16, 32, 48)}
+    task, tests = _canvases(seed)
     found: Values = {}
     for name, build in builds.items():
         model = _trained(build, task, recipe, seed)
         found |= {f"{name}, {grid}": accuracy(model, test) for grid, test in tests.items()}
+    return found
+
+
+def denoised_grids(seed: int, recipe: Recipe) -> Values:
+    """One network with rotary embeddings on larger grids, as it was trained and with DoPE afterwards."""
+    task, tests = _canvases(seed)
+    model = _trained(rotary, task, recipe, seed)
+    found = {f"rotary, {grid}": accuracy(model, test) for grid, test in tests.items()}
     draw = torch.Generator().manual_seed(seed)
     at_random: list[list[int]] = [torch.randint(4, (1,), generator=draw).tolist() for _ in range(2)]
     chosen: dict[str, Any] = {"dope": 1, "any heads": at_random}
-    for name, heads in chosen.items():
+    for name, number in chosen.items():
         for grid, test in tests.items():
-            with denoise_rope(model, [test[0][:50]], heads=heads, train_grid=(8, 8)):
+            with denoise_rope(model, [test[0][:50]], heads=number, train_grid=(8, 8)):
                 found[f"rotary, {name}, {grid}"] = accuracy(model, test)
     return found
+
+
+def _canvases(seed: int) -> tuple[tasks.Task, dict[str, tasks.Task]]:
+    """Training pictures of 8 x 8 patches, and test pictures by their grids."""
+    tests = {f"{side // 2} x {side // 2}": tasks.digits_on_canvas("test", side, 200, 1000) for side in (16, 32, 48)}
+    return tasks.digits_on_canvas("train", 16, 4000, seed), tests
 
 
 def pairs(seed: int, recipe: Recipe) -> Values:

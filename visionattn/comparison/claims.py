@@ -130,21 +130,25 @@ CLAIMS: dict[str, Claim] = {
         ),
     ),
     "grids": Claim(
-        "Token-aware phases (TAPA) carry over to larger maps than trained on; DoPE lets rotary embeddings do so.",
+        "Token-aware phases (TAPA) carry over to larger maps than trained on.",
         trials.larger_grids,
-        (
-            *(
-                Contest(f"tapa, {grid}", f"{other}, {grid}")
-                for other in ("learnt positions", "rotary", "no positions")
-                for grid in ("16 x 16", "24 x 24")
-            ),
-            *(
-                Contest(f"rotary, dope, {grid}", f"{other}, {grid}")
-                for other in ("rotary", "rotary, any heads")
-                for grid in ("16 x 16", "24 x 24")
-            ),
+        tuple(
+            Contest(f"tapa, {grid}", f"{other}, {grid}")
+            for other in ("learnt positions", "rotary", "no positions")
+            for grid in ("16 x 16", "24 x 24")
         ),
         Recipe(800, 1.5e-3, 32),
+    ),
+    "dope": Claim(
+        "DoPE lets a network with rotary embeddings carry over to larger maps, without training, and better than the "
+        "same done to any heads.",
+        trials.denoised_grids,
+        tuple(
+            Contest(f"rotary, dope, {grid}", f"{other}, {grid}")
+            for other in ("rotary", "rotary, any heads")
+            for grid in ("16 x 16", "24 x 24")
+        ),
+        Recipe(1000, batch=32),
     ),
     "bidaf": Claim(
         "Attention between two pictures tells better than two means whether they show the same digit; the patches of "
@@ -231,7 +235,7 @@ mean, and each seed in turn. `won`: the worst seed is ahead of the null model's 
 `held`: at most two points below on the mean.
 
 All networks of a claim are trained alike (AdamW, one cycle of the learning rate), with steps and a rate at which the
-null model learns. Where one convolution a patch teaches none of them anything (clutter, grids, bidaf), patches come
+null model learns. Where one convolution a patch teaches none of them anything (clutter, grids, dope, bidaf), patches come
 from several convolutions; where order is asked for (multi_token), from a frozen encoder that has learnt single digits.
 
     {command}
