@@ -13,18 +13,8 @@ from . import claim_tasks as tasks
 from .claim_networks import Mixer, Recipe, TwoPictures, accuracy, fit, network, rotary
 from .stems import KnownTiles, conv_stem
 
-__all__ = [
-    "clutter",
-    "copying",
-    "heads",
-    "larger_grids",
-    "neighbours",
-    "null_models",
-    "pairs",
-    "recall",
-    "scans",
-    "windows",
-]
+__all__ = ["clutter", "copying", "denoised_grids", "heads", "larger_grids", "neighbours", "null_models", "pairs"]
+__all__ += ["recall", "scans", "windows"]
 
 Values = dict[str, float]
 

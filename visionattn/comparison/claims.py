@@ -235,8 +235,9 @@ mean, and each seed in turn. `won`: the worst seed is ahead of the null model's 
 `held`: at most two points below on the mean.
 
 All networks of a claim are trained alike (AdamW, one cycle of the learning rate), with steps and a rate at which the
-null model learns. Where one convolution a patch teaches none of them anything (clutter, grids, dope, bidaf), patches come
-from several convolutions; where order is asked for (multi_token), from a frozen encoder that has learnt single digits.
+null model learns. Where one convolution a patch teaches none of them anything (clutter, grids, dope, bidaf), patches
+come from several convolutions; where order is asked for (multi_token), from a frozen encoder that has learnt single
+digits.
 
     {command}
 """
