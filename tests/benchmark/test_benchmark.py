@@ -426,7 +426,8 @@ def fake_record(ratio=3.0, names=("cbam", "triplet", "ulsam")):
     cases = plugin_cases(names, [(8, 256, 56, 56)], ["NCHW", "NHWC"])
     rows = [fake_row(c, mode, list(c.baselines), ratio) for c in cases for mode in c.modes]
     versions = {"torch": "2.11"}
-    return {"schema": 2, "device": {"kind": "cpu", "name": "CPU"}, "versions": versions, "revision": "x", "rows": rows}
+    facts = {"schema": 2, "suite": "plugins", "device": {"kind": "cpu", "name": "CPU"}, "versions": versions}
+    return facts | {"revision": "x", "rows": rows}
 
 
 def test_command_writes_record_tables_and_pictures(run_cli, tmp_path):

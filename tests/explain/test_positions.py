@@ -248,7 +248,7 @@ def test_map_of_a_query():
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("va_stm_swin_nano", 4), ("va_vit_softmax_nano", 4), ("twins_svt_small", 4), ("mano", 8)]
+    ("name", "step"), [("va_stm_swin_nano", 2), ("va_vit_softmax_nano", 4), ("twins_svt_small", 4), ("mano", 8)]
 )
 def test_every_pixel_is_that_of_the_cell_which_holds_it(name, step):
     """Also where the image was padded to whole cells, or cropped to them."""

@@ -263,7 +263,7 @@ def test_heads_that_attend_alike_lie_together():
         explain.head_patterns(record, method="mds")
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "twins_svt_small"])
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "va_stm_pvt_nano"])
 def test_patterns_of_windows_keep_their_mass(name):
     pytest.importorskip("sklearn", reason="scikit-learn comes with the extra `explain`")
     model, x = small(name)

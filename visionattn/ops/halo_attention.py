@@ -3,11 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from ._autocast import autocast_dtype
-from ._dispatch import wants_torch
-from ._modes import use_eager_kernel
 from .attention import attention
-from .eager.overlapping_windows import OverlappingWindows, overlapping_windows
 
 __all__ = ["halo_attention"]
 
@@ -59,13 +55,7 @@ def halo_attention(
     bias = (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(4).flatten(2, 3)
 
     queries = queries.flatten(1, 2).transpose(1, 2)
-    if use_eager_kernel(q) and autocast_dtype(q) is None and not wants_torch():
-        # PyTorch's operator has no fused form for a bias with a gradient, and looks for queries without any key.
-        scores = torch.baddbmm(bias.flatten(0, 1), queries.flatten(0, 1), k.flatten(0, 1).mT, alpha=q.size(-1) ** -0.5)
-        weights = F.dropout(scores.softmax(-1), dropout_p, training=dropout_p > 0)
-        out = (weights @ v.flatten(0, 1)).unflatten(0, k.shape[:2]).transpose(1, 2).flatten(2)
-    else:
-        out = attention(queries, k, v, mask=bias, dropout_p=dropout_p)
+    out = attention(queries, k, v, mask=bias, dropout_p=dropout_p)
     out = out.unflatten(1, block).unflatten(0, (-1, *grid)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
     return out[:, :height, :width]
 
@@ -75,8 +65,8 @@ def _windows(
 ) -> torch.Tensor:
     """The overlapping windows of a map `(B, H, W, heads, d)`: `(B * blocks, heads, positions, d)`, one copy."""
     x = F.pad(x, (0, 0, 0, 0, halo, halo + rest[1], halo, halo + rest[0]))
-    x = (OverlappingWindows.apply if use_eager_kernel(x) else overlapping_windows)(x, window, block)
-    return x.flatten(0, 2).flatten(1, 2).transpose(1, 2)
+    x = x.unfold(1, window[0], block[0]).unfold(2, window[1], block[1])
+    return x.permute(0, 1, 2, 5, 6, 3, 4).flatten(0, 2).flatten(1, 2).transpose(1, 2)
 
 
 def _distances(table: torch.Tensor, block: int, window: int) -> torch.Tensor:
