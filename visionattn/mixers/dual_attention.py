@@ -332,6 +332,7 @@ CARD = Card(
     code="https://github.com/Awni00/dual-attention",
     license="MIT",
     placement="in every block in place of attention",
+    avoid="on large maps: each relation is a score of all pairs, besides those of the attention that reads them",
     columnar=("nano", "tiny"),
     keywords=_keywords,
     cases={

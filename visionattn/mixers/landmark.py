@@ -219,6 +219,7 @@ CARD = Card(
     code="https://github.com/epfml/landmark-attention",
     license="Apache-2.0",
     placement="in every block in place of attention",
+    avoid="to save time without `topk`: gates then only weigh the windows, and all of them are computed",
     columnar=("nano", "tiny"),
     keywords=usual_window,
     cases={
