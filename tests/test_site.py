@@ -1,5 +1,7 @@
 """The documentation site: pages that follow from the cards, code on pages, the strict build."""
 
+import csv
+import json
 import posixpath
 import re
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionattn.catalog import cards, module_of
 from visionattn.models.mechanisms import networks_of
-from visionattn.testing import evidence, flow, pages
+from visionattn.testing import evidence, flow, pages, pictures
 from visionattn.testing.api_pages import api_pages
 
 ROOT = Path(__file__).parents[1]
@@ -245,6 +248,69 @@ def test_every_mechanism_has_a_page_and_a_row(made):
         assert {"## Use", "## Cost", "## Proof"} <= set(text.splitlines()) and '<svg class="flow"' in text
         assert index.count(f"[`{card.name}`]({card.kind}s/{card.name}.md)") == 1
         assert ("## Formula" in text) == (card.reference is not None)
+
+
+def test_every_page_says_when_not_to_use_it(made):
+    for card in CARDS:
+        section = made[pages.path_of(card)].partition("## When not to use it\n")[2].partition("\n## ")[0]
+        assert f"Not {card.avoid}." in section
+        assert ("starts with new weights" in section) == (
+            card.kind == "mixer" and card.factory is not None and not card.keeps_weights
+        )
+        assert all(f"needs more than a map: {name}" in section for name in card.further_inputs[:1])
+
+
+def test_measured_rows_are_those_of_the_records(made):
+    results = ROOT / "docs" / "results"
+    growth = json.loads((results / "growth.json").read_text())["rows"]
+    for row in growth:
+        if row["mode"] == "fwd" and "ratio" in row:
+            page = made[f"mechanisms/mixers/{row['name']}.md"]
+            milliseconds = f"{1e3 * row['seconds']['p50']:.3g}"
+            assert (
+                f"| {row['tokens']:,} | {milliseconds} | {row['ratio']['p50']:.2f} | {row['peak'] / 1e6:.3g} |" in page
+            )
+            if row["ratio"]["p50"] < 0.9:
+                assert "Slower than softmax attention" in page, row["name"]
+    networks = {name: card for card in CARDS for name in networks_of([card])[card.name]}
+    compared = [row for path in results.glob("comparison*.csv") for row in csv.DictReader(path.open())]
+    for row in compared:
+        if row["baseline"] and row["network"] in networks:
+            said = f"`{row['network']}` scored {100 * float(row['difference']):+.1f} points from `{row['baseline']}`"
+            assert said in made[pages.path_of(networks[row["network"]])]
+    assert "0.60 times as fast as 7x7 windows" in made["mechanisms/mixers/flatten.md"]
+    assert "kept for the backward pass" in made["mechanisms/plugins/cbam.md"]
+
+
+def test_mechanisms_are_shown_on_the_photograph(made):
+    """Each but those that need more than a photograph; maps say something, and come of networks that have learnt."""
+    with np.load(pictures.MAPS, allow_pickle=False) as file:
+        about = json.loads(str(file["about"]))
+        maps = {name: file[name] for name in file.files if name != "about"}
+    expected = {card for card in CARDS if card.kind != "baseline" and (not card.further_inputs or card.name == "pkcam")}
+    assert about["mechanisms"].keys() == {f"{card.kind}/{card.name}" for card in expected}
+    assert about["place"] == [*pictures.PLACE]
+    for card in CARDS:
+        section = made[pages.path_of(card)].partition("## On a photograph\n")[2].partition("\n## ")[0]
+        assert bool(section) == (card in expected), card.name
+        if section:
+            facts = about["mechanisms"][f"{card.kind}/{card.name}"]
+            assert section.count("<figure>") == 1 + len(facts["maps"]) and "CC0" in section
+            assert facts["accuracy"] > 0.5, f"{card.name} has learnt nothing; chance is 1 of 13"
+    assert len(maps) == sum(len(facts["maps"]) for facts in about["mechanisms"].values())
+    for name, found in maps.items():
+        assert np.isfinite(found).all() and max(found.shape) <= 24, name
+        assert np.ptp(found.astype(np.float32)) > 1e-3 * np.abs(found.astype(np.float32)).max(), f"{name} is flat"
+    assert pictures.MAPS.stat().st_size < 500_000
+
+
+def test_profiles_come_of_the_diagnostics(tmp_path, monkeypatch, site):
+    drawn = pages.mechanism_pages(lambda name: "<svg>its profile</svg>" if name == "cbam" else None)
+    assert "## Diagnostics profile" in drawn["mechanisms/plugins/cbam.md"] and "its profile" not in str(
+        {path: text for path, text in drawn.items() if not path.endswith("/cbam.md")}
+    )
+    monkeypatch.setattr(site[0], "DIAGNOSTICS", tmp_path / "none.csv")
+    assert site[0].profile("cbam") is None
 
 
 def test_costs_are_those_of_the_networks(made):

@@ -179,13 +179,11 @@ def _look_at_mixers(model: nn.Module, x: torch.Tensor) -> dict[str, tuple[str, t
         matrices = mixer_weights(model, x)
     except ValueError:  # none of them says its weights
         matrices = {}
-    rows = _captured(model, x, mixers)
-    maps = {}
-    for name, call in calls.items():
-        found = _row(matrices[name], _grid(call)) if name in matrices else None
-        found = rows.get(name) if found is None else found
-        maps[name] = ("influence", _influence(call)) if found is None else ("weights", found)
-    return maps
+    rows = {name: _row(matrices[name], _grid(call)) for name, call in calls.items() if name in matrices}
+    found = {name: row for name, row in rows.items() if row is not None}
+    if found.keys() != calls.keys():
+        found = _captured(model, x, mixers) | found
+    return {n: ("weights", found[n]) if n in found else ("influence", _influence(c)) for n, c in calls.items()}
 
 
 def _row(matrix: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor | None:
@@ -297,12 +295,13 @@ def _gate(factors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _class_of(card: Card) -> type:
-    found: type = getattr(card.factory, "func", card.factory)
+    cls: Any = card.factory
+    found: type = getattr(cls, "func", cls)
     return found
 
 
 def _stored(found: torch.Tensor) -> np.ndarray:
-    sides = [min(side, _FINEST) for side in found.shape]
+    sides = (min(found.shape[0], _FINEST), min(found.shape[1], _FINEST))
     smaller = nn.functional.adaptive_avg_pool2d(found.detach().float()[None, None], sides)[0, 0]
     return smaller.numpy().astype(np.float16)
 
@@ -319,7 +318,8 @@ def save(shown: dict[str, Shown], recipe: Recipe, path: Path) -> None:
         ValueError: If the file that is there was made by another recipe.
     """
     about: dict[str, Any] = {"steps": recipe.steps, "batch": recipe.batch, "size": recipe.size, "place": [*PLACE]}
-    facts, arrays = {}, {}
+    facts: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for name, one in shown.items():
         kinds = {where: what for where, (what, _) in one.maps.items()}
         facts[name] = {"accuracy": round(one.accuracy, 4), "maps": kinds}
