@@ -250,7 +250,7 @@ def _profile(drawn: str | None) -> list[str]:
         "",
         f"{said}. {link} says what each asks.",
         "",
-        f'<div class="flow">{drawn}</div>',
+        f'<div class="profile">{drawn[drawn.index("<svg") :]}</div>',
         "",
     ]
 
