@@ -36,7 +36,7 @@ from .diagnostics.training import evaluate, fit, to_inputs
 
 __all__ = ["RECIPE", "Shown", "build", "look", "pieces", "run", "save"]
 
-RECIPE = replace(RECIPES["small"], size=48, train=4000, test=390, batch=32, steps=120, seeds=(0,))
+RECIPE = replace(RECIPES["small"], size=48, train=4000, test=195, batch=32, steps=80, seeds=(0,))
 # Side of the photograph for the network: twice a training piece, so that maps are finer.
 _SIDE = 96
 # The largest side of a stored map.
