@@ -22,6 +22,7 @@ from visionattn.catalog import cards, module_of
 from visionattn.models.mechanisms import networks_of
 from visionattn.testing import evidence, flow, pages, pictures
 from visionattn.testing.api_pages import api_pages
+from visionattn.testing.browser import find_browser, open_page
 
 ROOT = Path(__file__).parents[1]
 CARDS = list(cards())
@@ -347,14 +348,21 @@ def test_api_pages_cover_all_packages():
     assert "::: visionattn.plugins.cbam\n" in made["api/plugins.md"]
 
 
-@pytest.mark.slow
-def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The site as it is built, strictly."""
     pytest.importorskip("material", reason="needs pip install '.[docs]'")
     pytest.importorskip("mkdocstrings_handlers.python", reason="needs pip install '.[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "WARNING -" not in done.stdout + done.stderr, done.stdout + done.stderr
-    built = {path: path.read_text() for path in tmp_path.rglob("*.html")}
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_needs_no_network(folder):
+    built = {path: path.read_text() for path in folder.rglob("*.html")}
     assert len(built) > len(CARDS) + 30
     for path, text in built.items():
         loaded = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"?(https?:[^\s\">]+)", text)
@@ -368,6 +376,85 @@ def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
             if re.match(r"[a-z]+:", target) or path.name == "404.html":
                 continue
             page = (path.parent / target).resolve() if target else path
-            assert page.exists(), f"{path.relative_to(tmp_path)} links to {target}"
+            assert page.exists(), f"{path.relative_to(folder)} links to {target}"
             if anchor and page in built:
-                assert f'id="{anchor}"' in built[page], f"{path.relative_to(tmp_path)} links to {target}#{anchor}"
+                assert f'id="{anchor}"' in built[page], f"{path.relative_to(folder)} links to {target}#{anchor}"
+
+
+# One page of each sort.
+LOOKED_AT = (
+    *("index.html", "start/ten-minutes.html", "faq.html", "mechanisms/index.html", "mechanisms/plugins/cbam.html"),
+    *("mechanisms/mixers/swin.html", "results/comparison.html", "results/growth.html", "api/plugins.html"),
+)
+# The least contrast of a text in the page's body with what is behind it, and the text; code has colours of its own.
+CONTRAST = """
+(() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const over = (top, below) => {
+    const alpha = top.length > 3 ? top[3] : 1;
+    return [0, 1, 2].map((at) => alpha * top[at] + (1 - alpha) * below[at]);
+  };
+  const behind = (element) => {
+    const own = numbers(getComputedStyle(element).backgroundColor);
+    if (own.length < 4 || own[3] === 1) return own;
+    return over(own, element.parentElement ? behind(element.parentElement) : [255, 255, 255]);
+  };
+  const light = (colour) => {
+    const parts = colour.map((c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+  };
+  let least = [21, ""];
+  for (const element of document.querySelectorAll("article :is(p, li, td, th, h1, h2, h3, figcaption, a, svg text)")) {
+    if (!element.textContent.trim() || element.matches(".headerlink, .md-content__button, .doc-symbol")) continue;
+    if (!element.getClientRects().length) continue;
+    const ground = behind(element.closest("svg")?.parentElement ?? element);
+    const style = getComputedStyle(element);
+    const drawn = element.matches("svg text") ? style.fill : style.color;
+    const both = [light(over(numbers(drawn), ground)), light(ground)].sort((a, b) => b - a);
+    const ratio = (both[0] + 0.05) / (both[1] + 0.05);
+    if (ratio < least[0]) least = [ratio, `${element.tagName}: ${element.textContent.trim().slice(0, 60)}`];
+  }
+  return least;
+})()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_browser() is None, reason="needs Chromium or Chrome")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_pages_fit_the_window_and_can_be_read(folder, width, scheme):
+    with open_page(folder / "index.html", size=(width, 900)) as tab:
+        tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        for page in LOOKED_AT:
+            tab.go((folder / page).as_uri())
+            tab.wait(f"document.body.dataset.mdColorScheme === '{'slate' if scheme == 'dark' else 'default'}'")
+            assert tab.evaluate("document.scrollingElement.scrollWidth") <= width, f"{page} is wider than the window"
+            contrast, text = tab.evaluate(CONTRAST)
+            assert contrast >= 4.5, f"{page}: {text} has a contrast of {contrast:.1f}"
+            broken = tab.evaluate("[...document.images].filter((i) => !i.naturalWidth).map((i) => i.src.slice(0, 80))")
+            assert not broken, f"{page}: {broken}"
+        assert not tab.errors and all(address.startswith("file:") for address in tab.addresses)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_browser() is None, reason="needs Chromium or Chrome")
+def test_filters_and_search_work_from_a_folder(folder):
+    with open_page(folder / "mechanisms" / "index.html") as tab:
+        shown = "[...document.querySelectorAll('.mechanisms tbody tr')].filter((row) => !row.hidden)"
+        tab.wait("document.querySelector('.mechanism-filters select')")
+        assert tab.evaluate(f"{shown}.length") == len(CARDS)
+        for number, value in ((0, "mixer"), (2, "yes")):
+            tab.evaluate(
+                f"(() => {{ const s = document.querySelectorAll('.mechanism-filters select')[{number}]; "
+                f"s.value = '{value}'; s.dispatchEvent(new Event('change')); }})()"
+            )
+        names = {card.name for card in CARDS if card.kind == "mixer" and card.keeps_weights}
+        assert set(tab.evaluate(f"{shown}.map((row) => row.cells[0].textContent.trim())")) == names
+        tab.evaluate("document.querySelector('[data-md-component=search-query]').focus()")
+        for letter in "cbam":
+            tab.press(letter)
+        tab.wait("document.querySelector('.md-search-result__item a')")
+        links = tab.evaluate("[...document.querySelectorAll('.md-search-result__item a')].map((a) => a.href)")
+        assert any("mechanisms/plugins/cbam.html" in link for link in links)
+        assert not tab.errors and all(address.startswith("file:") for address in tab.addresses)
