@@ -106,8 +106,8 @@ def build(card: Card, recipe: Recipe) -> tuple[nn.Module, Host] | None:
     """
     classes = len(PHOTOGRAPHS["train"])
     plain = partial(timm.create_model, **recipe.cnn)
-    if card.name == "pkcam":  # sees earlier layers of its own network
-        return timm.create_model("va_resnet18n_pkcam", channels=recipe.cnn["channels"], num_classes=classes), "cnn"
+    if card.name == "pkcam":  # sees earlier layers of its own network, whose widths divide those that follow
+        return timm.create_model("va_resnet18n_pkcam", num_classes=classes), "cnn"
     if not card.standalone:
         # Several mixers that take turns need no more than the map, either.
         known = card.kind == "mixer" and card.mixers is not None and not card.further_inputs
@@ -242,7 +242,7 @@ def _calls(model: nn.Module, x: torch.Tensor, names: Sequence[str]) -> dict[str,
             result = own(given, *args, **kwargs)
             running.remove(name)
             grid = kwargs.get("grid", args[0] if args and isinstance(args[0], tuple) else None)
-            calls[name] = _Call(given, result, grid)
+            calls[name] = _Call(given, result[0] if isinstance(result, tuple) else result, grid)
             return result
 
         setattr(module, inner, noted)
