@@ -36,7 +36,7 @@ from .diagnostics.training import evaluate, fit, to_inputs
 
 __all__ = ["RECIPE", "Shown", "build", "look", "pieces", "run", "save"]
 
-RECIPE = replace(RECIPES["small"], size=48, train=4000, test=195, batch=32, steps=80, seeds=(0,))
+RECIPE = replace(RECIPES["small"], size=48, train=4000, test=195, batch=32, steps=40, seeds=(0,))
 # Side of the photograph for the network: twice a training piece, so that maps are finer.
 _SIDE = 96
 # The largest side of a stored map.
@@ -364,7 +364,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown mechanisms: {', '.join(sorted(unknown))}")
     recipe = replace(RECIPE, steps=options.steps)
     chosen = [card for card in known if not options.names or card.name in options.names]
-    save(dict(_run_all(chosen, recipe)), recipe, options.out)
+    for name, shown in _run_all(chosen, recipe):
+        save({name: shown}, recipe, options.out)
 
 
 if __name__ == "__main__":
