@@ -27,7 +27,8 @@ def test_gates_are_what_the_map_is_multiplied_by():
     maps = gallery.look(card, model, x)
     name, (what, found) = next(iter(maps.items()))
     seen = []
-    handle = model.get_submodule(name).register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    module = model.get_submodule(name)  # what comes out of it is changed in place later
+    handle = module.register_forward_hook(lambda module, args, out: seen.append((args[0].clone(), out.clone())))
     with torch.no_grad():
         model(x)
     handle.remove()
