@@ -10,6 +10,7 @@ import torch
 from visionattn.catalog import cards, get
 from visionattn.comparison import gallery
 from visionattn.comparison.diagnostics.training import to_inputs
+from visionattn.explain import gates
 from visionattn.testing.pictures import PLACE, photograph
 
 TINY = replace(gallery.RECIPE, train=26, test=26, batch=4, steps=2)
@@ -60,6 +61,18 @@ def test_influence_is_the_derivative():
     expected[int(PLACE[0] * 24), int(PLACE[1] * 24)] += width**0.5 * 0.5
     assert what == "influence"
     torch.testing.assert_close(found, expected)
+
+
+def test_gates_of_channels_are_shown_by_what_they_change():
+    """PKCAM's blocks get the history of their network, also when they are asked for their gates."""
+    card = get("plugin", "pkcam")
+    model, x = untrained(card)
+    maps = gallery.look(card, model, x)
+    assert len(maps) == 8 and {what for what, _ in maps.values()} == {"change"}
+    (factor,) = gates(model, x)["layer1.1.se"].values()
+    assert factor.shape[2:] == (1, 1)
+    # Factors lie between 0 and 1, so a block takes away a share.
+    assert all(0 <= float(found.min()) <= float(found.max()) <= 1 for _, found in maps.values())
 
 
 def test_what_needs_more_than_a_photograph_has_no_network():
