@@ -228,7 +228,7 @@ def test_newcomers_walk_through_start(tmp_path):
     folder = tmp_path / "ten-minutes"
     lines = (folder / "predictions" / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == 12 and len(list((folder / "explanations").glob("*.png"))) >= 12
-    assert "['cat', 'coffee', 'rocket']" in done.stdout and "EfficientLocalAttention" in done.stdout
+    assert "'cat', 'coffee', 'rocket'" in done.stdout and "EfficientLocalAttention" in done.stdout
     # It has learnt: most of the new pieces are told right.
     told = [(Path(line["name"]).name.partition("-")[0], line["labels"][0]) for line in map(json.loads, lines)]
     assert sum(name == label for name, label in told) >= 9, told
