@@ -230,7 +230,8 @@ def test_newcomers_walk_through_start(tmp_path):
     assert len(lines) == 12 and len(list((folder / "explanations").glob("*.png"))) >= 12
     assert "'cat', 'coffee', 'rocket'" in done.stdout and "EfficientLocalAttention" in done.stdout
     # It has learnt: most of the new pieces are told right.
-    told = [(Path(line["name"]).name.partition("-")[0], line["labels"][0]) for line in map(json.loads, lines)]
+    records = map(json.loads, lines)
+    told = [(Path(record["image"]).name.partition("-")[0], record["classes"][0]["label"]) for record in records]
     assert sum(name == label for name, label in told) >= 9, told
 
 

@@ -60,7 +60,8 @@ def picture(card: Card) -> list[str]:
         low, high = (f"{float(value):.2g}" for value in (values.min(), values.max()))
         rows, columns = values.shape
         title = f"<code>{where}</code>, {rows} x {columns}"
-        panels.append(_figure(drawn, f"{title}: {kind}, from {low} (dark) to {high} (bright)"))
+        span = f"from {low} (dark) to {high} (bright)" if low != high else f"{low} everywhere"
+        panels.append(_figure(drawn, f"{title}: {kind}, {span}"))
     trained = (
         f"A small network, trained for {about['steps']} steps to tell which of 13 other photographs a piece of "
         f"{about['size']} x {about['size']} pixels comes from ({100 * facts['accuracy']:.0f} % right on pieces that it "
