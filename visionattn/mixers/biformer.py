@@ -278,6 +278,8 @@ CARD = Card(
     code="https://github.com/rayleizhu/BiFormer",
     license="MIT",
     placement="in every block in place of attention, with more regions from stage to stage; in the last stage all",
+    avoid="on small maps, where finding the regions costs more than attention of all pairs, and where the choice "
+    "must be learnt: it takes no gradient",
     pyramid=("nano", "micro", "tiny"),
     keywords=_keywords,
     cases={"": {"num_heads": 3, "n_win": 4, "topk": 3}},

@@ -319,6 +319,7 @@ CARD = Card(
     paper="arXiv:2507.02748",
     code="https://github.com/AlexColagrande/MANO",
     placement="in every block in place of attention",
+    avoid="where far detail matters: beyond its window a position sees ever coarser copies of the map",
     pyramid=("nano", "micro", "tiny"),
     keywords=_keywords,
     cases={"": {"num_heads": 3}, "pooled": {"num_heads": 3, "window_size": 4, "down": "avg_pool", "up": "avg_pool"}},

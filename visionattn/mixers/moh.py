@@ -163,6 +163,7 @@ CARD = Card(
     code="https://github.com/SkyworkAI/MoH",
     license="Apache-2.0",
     placement="in every block in place of attention",
+    avoid="to save time: heads that a token does not choose get the factor 0, but are computed",
     pyramid=("nano", "micro", "tiny"),
     keywords=_keywords,
     cases={

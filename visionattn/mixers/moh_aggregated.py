@@ -205,6 +205,8 @@ CARD = Card(
     code="https://github.com/SkyworkAI/MoH",
     license="Apache-2.0",
     placement="in the blocks of the first three stages of MoH-ViT",
+    avoid="on large maps: besides the neighbours each position sees the whole pooled map, so time grows with the "
+    "square of N all the same",
     cases={
         "": {"num_heads": 6},
         "all shared": {"num_heads": 3, "shared_heads": 3, "routed_heads": 0, "sr_ratio": 4},

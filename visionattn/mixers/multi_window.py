@@ -256,6 +256,7 @@ CARD = Card(
     paper="arXiv:2306.00561",
     code="https://github.com/SarthakYadav/mwmae-jax-official",
     placement="in every block of a decoder in place of attention; here in every block",
+    avoid="where every head must see far: a head with windows never looks beyond its own",
     columnar=("nano", "tiny"),
     keywords=_sizes,
     cases={

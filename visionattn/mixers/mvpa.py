@@ -214,6 +214,7 @@ CARD = Card(
     code="https://github.com/IBM/multi-variate-parallel-transformer",
     license="Apache-2.0",
     placement="in every block in place of attention and of an encoding of positions",
+    avoid="on large maps: two tables of offsets add to the scores of all pairs, which no fused attention takes",
     pyramid=("nano",),
     columnar=("nano", "tiny"),
     keywords=_grid,

@@ -144,6 +144,7 @@ CARD = Card(
     paper="arXiv:2502.17206",
     code="https://github.com/awayfromzel/neural-attention-research",
     placement="in the first block in place of attention",
+    avoid="beyond about a thousand tokens: each pair has a small network of its own in place of a product",
     columnar=("nano", "tiny"),
     cases={
         "": {"num_heads": 3},

@@ -135,6 +135,7 @@ CARD = Card(
     paper="arXiv:2411.07635",
     code="https://github.com/qhfan/RALA",
     placement="in the blocks of the first two stages, its softmax form in the last two; in the common one in all",
+    avoid="on small maps: its gate, rotations and convolution cost more than the pairs that it saves",
     pyramid=("nano", "micro", "tiny"),
     cases={"": {"num_heads": 3}, "softmax": {"num_heads": 3, "softmax": True}},
     floor=Floor(13, 26, "k, v in: 2, then q, v, o in, y out: 4; back recomputes the features; a fourth projection"),

@@ -267,6 +267,7 @@ CARD = Card(
     code="https://github.com/lim142857/Sparsifiner",
     license="MIT",
     placement="in every block in place of attention, with its weights; the predictor is trained first",
+    avoid="to save time: the predictor scores all pairs, and has to learn in a phase of its own under full attention",
     columnar=("nano", "tiny"),
     keywords=_keywords,
     cases={

@@ -196,6 +196,8 @@ CARD = Card(
     ),
     paper="arXiv:2509.12635",
     placement="in every block in place of attention and of an encoding of positions",
+    avoid="where positions in two dimensions must be proven: the paper is about language, phases of rows and "
+    "columns are ours",
     columnar=("nano", "tiny"),
     cases={
         "": {"num_heads": 3},

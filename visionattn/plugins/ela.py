@@ -118,6 +118,8 @@ CARDS = tuple(
         paper="arXiv:2403.01123",
         code="https://github.com/Xuwei86/ELA_Code",
         placement="on the expanded maps of MobileNetV2's blocks, after the depthwise convolution",
+        avoid="on maps of a few positions a side: its kernels along rows and columns then see padding for the "
+        "most part",
         hosts=("resnet", "mobilenet", "narrow"),
         floor=ONE_POOL,
         maps=True,

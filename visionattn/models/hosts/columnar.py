@@ -36,7 +36,7 @@ State = Any  # nested tuples, lists or dictionaries of tensors
 class Tokens(NamedTuple):
     """The state passed from block to block.
 
-    Args:
+    Attributes:
         x: `(B, prefix + H * W, C)`.
         grid: `(H, W)`.
         states: For each mixer of a block what it returned in the block before.
