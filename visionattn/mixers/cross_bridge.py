@@ -132,6 +132,7 @@ CARD = Card(
     flow="(. | ((q | k of the other) -> @ -> softmax | v of the other) -> @ -> adapter -> * gate) -> +",
     paper="arXiv:2502.08213",
     placement="between the blocks of a network and the features of another one, which may be frozen",
+    avoid="with one encoder, or where both see the same picture in the same way: their features then have little to add",
     floor=WINDOWS,
     cost="N^2",
     memory="N",
