@@ -301,7 +301,7 @@ def test_mechanisms_are_shown_on_the_photograph(made):
     assert len(maps) == sum(len(facts["maps"]) for facts in about["mechanisms"].values())
     assert all(np.isfinite(found).all() and max(found.shape) <= 24 for found in maps.values())
     ranges = {name: (float(found.min()), float(found.max())) for name, found in maps.items()}
-    flat = [name for name, (low, high) in ranges.items() if high - low <= 1e-3 * high]
+    flat = [name for name, (low, high) in ranges.items() if high - low <= 1e-5 * high]
     assert len(flat) <= 2, f"these say nothing: {flat}"
     assert pictures.MAPS.stat().st_size < 500_000
 

@@ -36,7 +36,7 @@ from .diagnostics.training import evaluate, fit, to_inputs
 
 __all__ = ["RECIPE", "Shown", "build", "look", "pieces", "run", "save"]
 
-RECIPE = replace(RECIPES["small"], size=48, train=4000, test=195, batch=32, steps=40, seeds=(0,))
+RECIPE = replace(RECIPES["small"], size=48, train=4000, test=195, batch=32, steps=80, seeds=(0,))
 # Side of the photograph for the network: twice a training piece, so that maps are finer.
 _SIDE = 96
 # The largest side of a stored map.
@@ -238,11 +238,12 @@ def _calls(model: nn.Module, x: torch.Tensor, names: Sequence[str]) -> dict[str,
             if name in running:  # one form of a mixer calls the other
                 return own(tokens, *args, **kwargs)
             running.add(name)
-            given = tokens.detach().requires_grad_()
+            given = tokens.detach().clone().requires_grad_()
             result = own(given, *args, **kwargs)
             running.remove(name)
             grid = kwargs.get("grid", args[0] if args and isinstance(args[0], tuple) else None)
-            calls[name] = _Call(given, result[0] if isinstance(result, tuple) else result, grid)
+            # A copy: hosts add to it in place.
+            calls[name] = _Call(given, (result[0] if isinstance(result, tuple) else result).clone(), grid)
             return result
 
         setattr(module, inner, noted)
@@ -303,7 +304,7 @@ def _class_of(card: Card) -> type:
 def _stored(found: torch.Tensor) -> np.ndarray:
     sides = (min(found.shape[0], _FINEST), min(found.shape[1], _FINEST))
     smaller = nn.functional.adaptive_avg_pool2d(found.detach().float()[None, None], sides)[0, 0]
-    return smaller.numpy().astype(np.float16)
+    return smaller.numpy()
 
 
 def save(shown: dict[str, Shown], recipe: Recipe, path: Path) -> None:
