@@ -282,3 +282,12 @@ def test_tracing_leaves_the_network_as_it_was():
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_attention_that_is_computed_in_pieces_without_gradients():
+    """Skipped blocks make other pieces when the network is differentiated: a sentence, no wrong places."""
+    model = timm.create_model("va_vit_sparge_nano").eval()
+    with torch.no_grad(), explain.capture(model) as record:
+        model(torch.randn(1, 3, 96, 96))
+    with pytest.raises(ValueError, match=r"cannot be traced: \d+ attentions in place of \d+ when it is differentiated"):
+        record.has(0)

@@ -187,6 +187,8 @@ def _trace(record: "Record") -> list[Positions | None]:
                 with capture(model, reduce=_tangents) as traced:
                     model(x)
                 found[name] = [layer.reduced for layer in traced]
+                if len(traced) != len(record):
+                    raise RuntimeError(f"{len(traced)} attentions in place of {len(record)} when it is differentiated")
         except (NotImplementedError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"positions of {type(model).__name__} cannot be traced: {reason}") from error
