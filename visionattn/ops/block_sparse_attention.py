@@ -104,7 +104,8 @@ def block_sparse_attention(
     if table.size(2) * table.size(3) > tokens:
         held = (table < tokens).unsqueeze(-1)
         if transformed():  # tangents may ask where tokens come from: nothing comes from an empty slot
-            q, k = (torch.where(there, x, 0) for x, there in ((q, held), (k, (seen < tokens).unsqueeze(-1))))
+            q = torch.where(held, q, 0)
+            k = k if pad_kv is not None else torch.where((seen < tokens).unsqueeze(-1), k, 0)
         if pad_kv is None:
             # What the queries of empty slots see does not matter, but they must see something.
             mask = (seen < tokens).unsqueeze(-2) | ~held
