@@ -258,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 text = json.dumps({"settings": settings, "results": results}, indent=1)
                 temporary.write_text(text + "\n", encoding="utf-8")
     some = "" if {name for found in results.values() for name in found} == {*networks()} else "--networks ... "
+    some += "" if {*results} == {"2", "3"} else f"--sides {' '.join(sorted(results))} "
     command = f"python -m visionattn.comparison.explanations {settings} {some}--out {options.out}"
     print(write(results, options.out, command))
 
