@@ -16,7 +16,7 @@ __all__ = ["region_pairs", "route_regions", "routed_attention", "routed_self_att
 
 Pair = tuple[int, int]
 # Where regions see so large a share of so many tokens at most, a mask for all pairs is quicker than copies of the keys.
-_SHARE, _MOST = 4, 1024
+_SHARE, _MOST = 8, 1024
 
 
 def route_regions(
