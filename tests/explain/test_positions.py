@@ -20,6 +20,21 @@ def traced(name, size=None):
     return model, record
 
 
+def inputs_of_mixers(model, record, attribute):
+    """The recorded mixers by path, and what those that have an attribute are given in a forward pass."""
+    mixers, seen = {layer.path: model.get_submodule(layer.path) for layer in record}, {}
+    hooks = [
+        mixer.register_forward_pre_hook(lambda mixer, args, path=path: seen.update({path: args[0]}))
+        for path, mixer in mixers.items()
+        if hasattr(mixer, attribute)
+    ]
+    with torch.no_grad():
+        model(record.images)
+    for hook in hooks:
+        hook.remove()
+    return mixers, seen
+
+
 def cells(places):
     """Rows and columns on the grid."""
     return (places.y * places.grid[0] - 0.5).round().long(), (places.x * places.grid[1] - 0.5).round().long()
@@ -107,17 +122,8 @@ def test_windows_and_reduced_keys_of_twins_with_padding():
 def test_clusters_of_boat(size):
     """Keys are the tokens of the cluster that the mixer makes, and of its sibling's near end."""
     model, record = traced("va_stm_boat_nano", size)
-    seen, checked = {}, 0
-    mixers = {layer.path: model.get_submodule(layer.path) for layer in record}
-    hooks = [
-        mixer.register_forward_pre_hook(lambda mixer, args, path=path: seen.update({path: args[0]}))
-        for path, mixer in mixers.items()
-        if hasattr(mixer, "cluster_size")
-    ]
-    with torch.no_grad():
-        model(record.images)
-    for hook in hooks:
-        hook.remove()
+    checked = 0
+    mixers, seen = inputs_of_mixers(model, record, "cluster_size")
     for layer in (layer for layer in record if layer.path in seen):
         mixer, x = mixers[layer.path], seen[layer.path]
         tokens = x.shape[1] * x.shape[2]
@@ -196,17 +202,7 @@ def test_grid_attention_of_maxvit():
 def test_routed_regions_of_biformer():
     """Keys are the tokens of the regions that the mixer says it routes to, also where no query sees the first one."""
     model, record = traced("va_stm_biformer_nano", (64, 96))
-    seen = {}
-    mixers = {layer.path: model.get_submodule(layer.path) for layer in record}
-    hooks = [
-        mixer.register_forward_pre_hook(lambda mixer, args, path=path: seen.update({path: args[0]}))
-        for path, mixer in mixers.items()
-        if hasattr(mixer, "routing")
-    ]
-    with torch.no_grad():
-        model(record.images)
-    for hook in hooks:
-        hook.remove()
+    mixers, seen = inputs_of_mixers(model, record, "routing")
     grids = set()
     for layer in (layer for layer in record if layer.path in seen and layer.shape[1] > 1):
         found, route = record.positions(layer.index), mixers[layer.path].routing(seen[layer.path])
