@@ -23,6 +23,8 @@ PAGES = {
 EXAMPLES = {
     f"examples/{path.stem}{ending}": f"examples/{path.stem}.md" for path in scripts() for ending in (".py", ".ipynb")
 }
+# Trainings of the diagnostics, a line each.
+DIAGNOSTICS = ROOT / "docs" / "results" / "diagnostics.csv"
 _INCLUDE = re.compile(r"^<!-- include: (\S+?)(?: # (.+?))? -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
@@ -30,7 +32,7 @@ _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 def on_config(config):
     examples = {page: example_page(ROOT / source) for source, page in EXAMPLES.items() if source.endswith(".py")}
-    config["made"] = {**mechanism_pages(), **api_pages(), **examples}
+    config["made"] = {**mechanism_pages(profile), **api_pages(), **examples}
     sections = {"Mechanisms": [], "API": [], "Examples": ["examples/index.md"]}
     names = {"mechanisms": "Mechanisms", "api": "API", "examples": "Examples"}
     for path, text in config["made"].items():
@@ -42,6 +44,15 @@ def on_config(config):
     sections["Mechanisms"] = [sections["Mechanisms"][0], *({kind.capitalize(): found} for kind, found in kinds.items())]
     config.nav = [{name: sections.get(name, part)} for entry in config.nav for name, part in entry.items()]
     return config
+
+
+def profile(name):
+    """The results of a mechanism in the diagnostics as SVG, if there are any."""
+    if not DIAGNOSTICS.is_file():
+        return None
+    from visionattn.comparison.diagnostics.plots import draw_profile
+
+    return draw_profile(DIAGNOSTICS, name)
 
 
 def on_files(files, config):

@@ -1,9 +1,9 @@
-"""Weights in eight bits: small, close, and stable."""
+"""Weights in eight bits and in four: small, close, and stable."""
 
 import pytest
 import torch
 
-from visionattn.utils.quantization import SCALE, pack, unpack
+from visionattn.utils.quantization import BITS, SCALE, pack, unpack
 
 
 @pytest.fixture
@@ -29,6 +29,27 @@ def test_what_is_small_or_no_weight_stays(weights):
     assert packed["conv.weight" + SCALE].shape == (32,)
 
 
+def test_four_bits_are_half_as_many_bytes(weights):
+    packed = pack(weights, 4)
+    assert packed["conv.weight"].dtype == torch.uint8 and packed["conv.weight"].shape == (16, 16, 3, 3)
+    weights["odd.weight"] = torch.linspace(-7, 7, 15).expand(5, 15).clone()
+    packed = pack(weights, 4)
+    assert packed["odd.weight"].shape == (3, 15) and packed["odd.weight" + SCALE].shape == (5,)
+    assert torch.equal(unpack(packed)["odd.weight"], weights["odd.weight"]), "the sixteen levels are -7 to 7"
+
+
+def test_four_bits_cut_off_what_costs_the_others_more(weights):
+    loaded = unpack(pack(weights, 4))
+    assert list(loaded) == list(weights)
+    for key in ("conv.weight", "fc.weight"):
+        rows = weights[key].float().flatten(1)
+        steps = rows.abs().amax(1, keepdim=True) / 7
+        plain = ((rows / steps).round() * steps - rows).square().sum(1)
+        error = (loaded[key].flatten(1) - rows).square().sum(1)
+        assert (error <= 1.001 * plain).all() and error.sum() < 0.9 * plain.sum()
+    assert not loaded["silent.weight"].any()
+
+
 def test_every_weight_is_within_half_a_step(weights):
     loaded = unpack(pack(weights))
     assert list(loaded) == list(weights)
@@ -41,9 +62,10 @@ def test_every_weight_is_within_half_a_step(weights):
     assert not loaded["silent.weight"].any()
 
 
-def test_packing_again_changes_nothing(weights):
-    packed = pack(weights)
-    again = pack(unpack(packed))
+@pytest.mark.parametrize("bits", BITS)
+def test_packing_again_changes_nothing(weights, bits):
+    packed = pack(weights, bits)
+    again = pack(unpack(packed), bits)
     assert packed.keys() == again.keys()
     assert all(torch.equal(value, again[key]) for key, value in packed.items())
 
@@ -54,5 +76,7 @@ def test_others_pass_through(weights):
 
 def test_what_is_not_finite_is_refused(weights):
     weights["fc.weight"][3, 5] = torch.inf
-    with pytest.raises(ValueError, match=r"fc\.weight cannot be rounded to eight bits"):
+    with pytest.raises(ValueError, match=r"fc\.weight cannot be rounded to 8 bits"):
         pack(weights)
+    with pytest.raises(ValueError, match="bits must be 4 or 8, got 6"):
+        pack(weights, 6)

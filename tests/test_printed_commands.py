@@ -6,22 +6,32 @@ the spot. Commands within sentences, with words in capitals for what the reader 
 
 import contextlib
 import io
+import json
+import os
 import re
 import shlex
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 from sklearn.datasets import load_digits
 
 from visionattn import cli
 from visionattn.data import SyntheticDigits
 
 ROOT = Path(__file__).parents[1]
+# The pages that a newcomer walks through, in the order of the site.
+(_START,) = (part["Start"] for part in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] if "Start" in part)
+_LISTED = [next(iter(entry.values())) for entry in _START if isinstance(entry, dict)]
+START = [ROOT / "docs" / page for page in _LISTED if page.startswith("start/")]
+INSTALL = "pip install '.[train]'\n"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PROGRAMS = ("bash ", "mypy ", "pip ", "pytest ", "python ", "ruff ", "torchrun ", "visionattn ")
+PROGRAMS = ("bash ", "mypy ", "pip ", "pytest ", "python ", "ruff ", "srun ", "torchrun ", "visionattn ")
 
 WORKERS = [
     f"{name}_dataloader.{key}" for name in ("train", "val") for key in ("num_workers=0", "persistent_workers=False")
@@ -45,7 +55,7 @@ DIGITS = [
     ("visionattn export va_resnet10n_cbam.digits --format onnx --dynamic", []),
     ("visionattn explain photos/ --model va_resnet10n_cbam.digits --method gates", []),
     ("visionattn explain photos/ --model va_stm_swin_nano.digits --method relevance,rollout --format pdf", []),
-    ("visionattn explain photos/ --model va_stm_swin_nano.digits --statistics --csv heads.csv", []),
+    ("visionattn explain photos/ --model va_stm_swin_nano.digits --statistics --csv heads.csv --picture heads.pdf", []),
     ("visionattn explain new/a.png --model va_stm_swin_nano.digits --html page.html", []),
     ("visionattn explain scene.png --model va_resnet10n_cbam.digit_scenes_fcos --method gates --box 1", []),
     ("visionattn explain scene.png --model va_resnet10n_cbam.digit_scenes_deeplabv3plus --method gates", []),
@@ -78,6 +88,10 @@ NOT_RUN = {
     "ruff check . && ruff format . && mypy": ".ci/run runs them with --check",
     "torchrun --nproc-per-node 8 -m visionattn.cli train resnet50-cbam_256-100e_imagenet --launcher pytorch": (
         "needs eight GPUs and ImageNet; tests/engine/test_distributed.py starts two processes"
+    ),
+    "srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 visionattn train resnet50-cbam_256-100e_imagenet "
+    "--launcher slurm": (
+        "needs a cluster; tests/engine/test_distributed.py::test_slurm_on_cpus starts the launcher as srun does"
     ),
     "visionattn convert RESNET50_CBAM_new_name_wrap.pth": (
         "needs the author's file; tests/checkpoints/test_conversion.py converts files made on the spot"
@@ -122,6 +136,7 @@ def mentioned(text):
 def test_every_printed_command_is_run_or_listed():
     shown = {command for page in PAGES for command in printed(page.read_text())}
     run = {command for scenario in (DIGITS, OWN, *REST) for command, _ in scenario}
+    run |= {command for page in START for command in printed(page.read_text())} - NOT_RUN.keys()
     listed = {reason: {c for c in shown if c == reason or c.startswith(f"{reason} -")} for reason in NOT_RUN}
     assert not shown - run - set().union(*listed.values()), "neither run here nor listed with a reason"
     assert all(listed.values()), "listed, but not printed"
@@ -188,6 +203,36 @@ def walk(scenario, run_cli):
         code, out, error = run_cli(*split(command)[1:], *more)
         assert code == 0, f"{command}\n{error}"
         assert out, command
+
+
+def test_newcomers_walk_through_start(tmp_path):
+    """Every block of Start's pages as it is printed, in order, in one shell that begins in an empty folder.
+
+    The package is here already, so that the shell's `pip` has nothing to install; `.ci/run` installs it for real.
+    """
+    assert {*START} == {*(ROOT / "docs" / "start").glob("*.md")}, "a page of docs/start is not in the navigation"
+    text = "\n".join(page.read_text() for page in START)
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == text.count("\n```") // 2 and blocks[0] == ("bash", INSTALL)
+    # What an installation puts on the path.
+    script = 'pip() { :; }; python() { "$PYTHON" "$@"; }; visionattn() { python -m visionattn.cli "$@"; }\n'
+    for number, (language, block) in enumerate(blocks):
+        script += f"echo '# block {number}'\n{block}" if language == "bash" else f"python - <<'END'\n{block}END\n"
+    (tmp_path / "checkout").mkdir()
+    environment = {**os.environ, "PYTHON": sys.executable, "HOME": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path / "checkout", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert not list((tmp_path / "checkout").iterdir()), "a step wrote outside of its folder"
+    folder = tmp_path / "ten-minutes"
+    lines = (folder / "predictions" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 12 and len(list((folder / "explanations").glob("*.png"))) >= 12
+    assert "'cat', 'coffee', 'rocket'" in done.stdout and "EfficientLocalAttention" in done.stdout
+    # It has learnt: most of the new pieces are told right.
+    records = map(json.loads, lines)
+    told = [(Path(record["image"]).name.partition("-")[0], record["classes"][0]["label"]) for record in records]
+    assert sum(name == label for name, label in told) >= 9, told
 
 
 def test_commands_on_digits(run_cli, folder):

@@ -1,5 +1,7 @@
 """The documentation site: pages that follow from the cards, code on pages, the strict build."""
 
+import csv
+import json
 import posixpath
 import re
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from visionattn.catalog import cards, module_of
 from visionattn.models.mechanisms import networks_of
-from visionattn.testing import evidence, flow, pages
+from visionattn.testing import evidence, flow, pages, pictures
 from visionattn.testing.api_pages import api_pages
+from visionattn.testing.browser import find_browser, open_page
 
 ROOT = Path(__file__).parents[1]
 CARDS = list(cards())
@@ -31,8 +35,6 @@ WORDS = {
 # Pages whose Python runs as it is printed, each in a folder of its own; names of files make a block part of a config.
 GUIDES = [
     "faq.md",
-    "start/four-ways.md",
-    "start/three-tasks.md",
     *(f"guides/{path.name}" for path in (ROOT / "docs" / "guides").glob("*.md")),
 ]
 BLOCKS = [
@@ -214,9 +216,13 @@ def test_navigation_and_links_lead_somewhere(site):
 
 
 def test_every_block_of_python_is_run_somewhere():
-    """Pages with code are those whose code this file runs, and two that other files run."""
+    """Pages with code are those whose code this file runs, and those that other files run.
+
+    tests/test_printed_commands.py walks through all of docs/start.
+    """
     docs = ROOT / "docs"
     shown = {str(path.relative_to(docs)) for path in docs.rglob("*.md") if "```python" in path.read_text()}
+    shown -= {path for path in shown if path.startswith("start/")}
     assert shown - set(GUIDES) == {"attach.md", "extending.md"}
     others = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path.name != "test_site.py"]
     assert all(any(page in text for text in others) for page in ("attach.md", "extending.md"))
@@ -243,6 +249,70 @@ def test_every_mechanism_has_a_page_and_a_row(made):
         assert {"## Use", "## Cost", "## Proof"} <= set(text.splitlines()) and '<svg class="flow"' in text
         assert index.count(f"[`{card.name}`]({card.kind}s/{card.name}.md)") == 1
         assert ("## Formula" in text) == (card.reference is not None)
+
+
+def test_every_page_says_when_not_to_use_it(made):
+    for card in CARDS:
+        section = made[pages.path_of(card)].partition("## When not to use it\n")[2].partition("\n## ")[0]
+        assert f"Not {card.avoid}." in section
+        assert ("starts with new weights" in section) == (
+            card.kind == "mixer" and card.factory is not None and not card.keeps_weights
+        )
+        assert all(f"needs more than a map: {name}" in section for name in card.further_inputs[:1])
+
+
+def test_measured_rows_are_those_of_the_records(made):
+    results = ROOT / "docs" / "results"
+    growth = json.loads((results / "growth.json").read_text())["rows"]
+    for row in growth:
+        if row["mode"] == "fwd" and "ratio" in row:
+            page = made[f"mechanisms/mixers/{row['name']}.md"]
+            milliseconds = f"{1e3 * row['seconds']['p50']:.3g}"
+            assert (
+                f"| {row['tokens']:,} | {milliseconds} | {row['ratio']['p50']:.2f} | {row['peak'] / 1e6:.3g} |" in page
+            )
+            if row["ratio"]["p50"] < 0.9:
+                assert "Slower than softmax attention" in page, row["name"]
+    networks = {name: card for card in CARDS for name in networks_of([card])[card.name]}
+    compared = [row for path in results.glob("comparison*.csv") for row in csv.DictReader(path.open())]
+    for row in compared:
+        if row["baseline"] and row["network"] in networks:
+            said = f"`{row['network']}` scored {100 * float(row['difference']):+.1f} points from `{row['baseline']}`"
+            assert said in made[pages.path_of(networks[row["network"]])]
+    assert "0.60 times as fast as 7x7 windows" in made["mechanisms/mixers/flatten.md"]
+    assert "kept for the backward pass" in made["mechanisms/plugins/cbam.md"]
+
+
+def test_mechanisms_are_shown_on_the_photograph(made):
+    """Each but those that need more than a photograph; maps say something, and come of networks that have learnt."""
+    with np.load(pictures.MAPS, allow_pickle=False) as file:
+        about = json.loads(str(file["about"]))
+        maps = {name: file[name] for name in file.files if name != "about"}
+    expected = {card for card in CARDS if card.kind != "baseline" and (not card.further_inputs or card.name == "pkcam")}
+    assert about["mechanisms"].keys() == {f"{card.kind}/{card.name}" for card in expected}
+    assert about["place"] == [*pictures.PLACE]
+    for card in CARDS:
+        section = made[pages.path_of(card)].partition("## On a photograph\n")[2].partition("\n## ")[0]
+        assert bool(section) == (card in expected), card.name
+        if section:
+            facts = about["mechanisms"][f"{card.kind}/{card.name}"]
+            assert section.count("<figure>") == 1 + len(facts["maps"]) and "CC0" in section
+            assert facts["accuracy"] > 0.5, f"{card.name} has learnt nothing; chance is 1 of 13"
+    assert len(maps) == sum(len(facts["maps"]) for facts in about["mechanisms"].values())
+    assert all(np.isfinite(found).all() and max(found.shape) <= 24 for found in maps.values())
+    ranges = {name: (float(found.min()), float(found.max())) for name, found in maps.items()}
+    flat = [name for name, (low, high) in ranges.items() if high - low <= 1e-5 * high]
+    assert len(flat) <= 2, f"these say nothing: {flat}"
+    assert pictures.MAPS.stat().st_size < 500_000
+
+
+def test_profiles_come_of_the_diagnostics(tmp_path, monkeypatch, site):
+    drawn = pages.mechanism_pages(lambda name: "<svg>its profile</svg>" if name == "cbam" else None)
+    assert "## Diagnostics profile" in drawn["mechanisms/plugins/cbam.md"] and "its profile" not in str(
+        {path: text for path, text in drawn.items() if not path.endswith("/cbam.md")}
+    )
+    monkeypatch.setattr(site[0], "DIAGNOSTICS", tmp_path / "none.csv")
+    assert site[0].profile("cbam") is None
 
 
 def test_costs_are_those_of_the_networks(made):
@@ -279,14 +349,21 @@ def test_api_pages_cover_all_packages():
     assert "::: visionattn.plugins.cbam\n" in made["api/plugins.md"]
 
 
-@pytest.mark.slow
-def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The site as it is built, strictly."""
     pytest.importorskip("material", reason="needs pip install '.[docs]'")
     pytest.importorskip("mkdocstrings_handlers.python", reason="needs pip install '.[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "WARNING -" not in done.stdout + done.stderr, done.stdout + done.stderr
-    built = {path: path.read_text() for path in tmp_path.rglob("*.html")}
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_needs_no_network(folder):
+    built = {path: path.read_text() for path in folder.rglob("*.html")}
     assert len(built) > len(CARDS) + 30
     for path, text in built.items():
         loaded = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"?(https?:[^\s\">]+)", text)
@@ -300,6 +377,87 @@ def test_the_site_builds_strictly_and_needs_no_network(tmp_path):
             if re.match(r"[a-z]+:", target) or path.name == "404.html":
                 continue
             page = (path.parent / target).resolve() if target else path
-            assert page.exists(), f"{path.relative_to(tmp_path)} links to {target}"
+            assert page.exists(), f"{path.relative_to(folder)} links to {target}"
             if anchor and page in built:
-                assert f'id="{anchor}"' in built[page], f"{path.relative_to(tmp_path)} links to {target}#{anchor}"
+                assert f'id="{anchor}"' in built[page], f"{path.relative_to(folder)} links to {target}#{anchor}"
+
+
+# One page of each sort.
+LOOKED_AT = (
+    *("index.html", "start/ten-minutes.html", "faq.html", "mechanisms/index.html", "mechanisms/plugins/cbam.html"),
+    *("mechanisms/mixers/swin.html", "results/comparison.html", "results/growth.html", "api/plugins.html"),
+)
+# The least contrast of a text in the page's body with what is behind it, and the text; code has colours of its own.
+CONTRAST = """
+(() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const over = (top, below) => {
+    const alpha = top.length > 3 ? top[3] : 1;
+    return [0, 1, 2].map((at) => alpha * top[at] + (1 - alpha) * below[at]);
+  };
+  const behind = (element) => {
+    const own = numbers(getComputedStyle(element).backgroundColor);
+    if (own.length < 4 || own[3] === 1) return own;
+    return over(own, element.parentElement ? behind(element.parentElement) : [255, 255, 255]);
+  };
+  const light = (colour) => {
+    const parts = colour.map((c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+  };
+  let least = [21, ""];
+  for (const element of document.querySelectorAll("article :is(p, li, td, th, h1, h2, h3, figcaption, a, svg text)")) {
+    if (!element.textContent.trim() || element.matches(".headerlink, .md-content__button, .doc-symbol")) continue;
+    if (!element.getClientRects().length) continue;
+    const ground = behind(element.closest("svg")?.parentElement ?? element);
+    const style = getComputedStyle(element);
+    const drawn = element.matches("svg text") ? style.fill : style.color;
+    const both = [light(over(numbers(drawn), ground)), light(ground)].sort((a, b) => b - a);
+    const ratio = (both[0] + 0.05) / (both[1] + 0.05);
+    if (ratio < least[0]) least = [ratio, `${element.tagName}: ${element.textContent.trim().slice(0, 60)}`];
+  }
+  return least;
+})()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_browser() is None, reason="needs Chromium or Chrome")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_pages_fit_the_window_and_can_be_read(folder, width, scheme):
+    with open_page(folder / "index.html", size=(width, 900)) as tab:
+        # Pages keep the scheme that they found first.
+        tab.call("Page.addScriptToEvaluateOnNewDocument", source="try { localStorage.clear() } catch {}")
+        tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        for page in LOOKED_AT:
+            tab.go((folder / page).as_uri())
+            tab.wait(f"document.body.dataset.mdColorScheme === '{'slate' if scheme == 'dark' else 'default'}'")
+            assert tab.evaluate("document.scrollingElement.scrollWidth") <= width, f"{page} is wider than the window"
+            contrast, text = tab.evaluate(CONTRAST)
+            assert contrast >= 4.5, f"{page}: {text} has a contrast of {contrast:.1f}"
+            broken = tab.evaluate("[...document.images].filter((i) => !i.naturalWidth).map((i) => i.src.slice(0, 80))")
+            assert not broken, f"{page}: {broken}"
+        assert not tab.errors and all(address.startswith("file:") for address in tab.addresses)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_browser() is None, reason="needs Chromium or Chrome")
+def test_filters_and_search_work_from_a_folder(folder):
+    with open_page(folder / "mechanisms" / "index.html") as tab:
+        shown = "[...document.querySelectorAll('.mechanisms tbody tr')].filter((row) => !row.hidden)"
+        tab.wait("document.querySelector('.mechanism-filters select')")
+        assert tab.evaluate(f"{shown}.length") == len(CARDS)
+        for number, value in ((0, "mixer"), (2, "yes")):
+            tab.evaluate(
+                f"(() => {{ const s = document.querySelectorAll('.mechanism-filters select')[{number}]; "
+                f"s.value = '{value}'; s.dispatchEvent(new Event('change')); }})()"
+            )
+        names = {card.name for card in CARDS if card.kind == "mixer" and card.keeps_weights}
+        assert set(tab.evaluate(f"{shown}.map((row) => row.cells[0].textContent.trim())")) == names
+        tab.evaluate("document.querySelector('[data-md-component=search-query]').focus()")
+        for letter in "cbam":
+            tab.press(letter)
+        tab.wait("document.querySelector('.md-search-result__item a')")
+        links = tab.evaluate("[...document.querySelectorAll('.md-search-result__item a')].map((a) => a.href)")
+        assert any("mechanisms/plugins/cbam.html" in link for link in links)
+        assert not tab.errors and all(address.startswith("file:") for address in tab.addresses)

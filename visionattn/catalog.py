@@ -89,6 +89,8 @@ class Card:
         code: Address of the official code; none if there is none.
         license: Licence of the official code; none if it states none or there is none.
         placement: One sentence on where the paper puts it in a network.
+        avoid: When not to use it, in one sentence that follows "Not": what its construction rules out, what it was not
+            made for, where it was measured to lose.
         hosts: Plug-ins: the residual networks to register it in, any of `resnet`, `mobilenet`, `narrow`.
         pyramid: Mixers: sizes to register as `va_stm_<name>_<size>`, of `nano`, `micro`, `tiny`, `small`, `base`.
         columnar: Mixers: sizes to register as `va_vit_<name>_<size>`, of `nano`, `tiny`.
@@ -126,6 +128,7 @@ class Card:
     code: str | None = None
     license: str | None = None
     placement: str = ""
+    avoid: str = ""
     hosts: tuple[str, ...] = ()
     pyramid: tuple[str, ...] = ()
     columnar: tuple[str, ...] = ()

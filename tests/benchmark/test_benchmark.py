@@ -232,11 +232,17 @@ def test_fightingcv_takes_our_weights_where_it_is_installed(monkeypatch):
 
 
 def test_mixers_equal_their_baselines():
-    cases = [c for c in mixer_cases(batch=1) if c.shape[1] == 14]
+    cases = mixer_cases(shapes=[(2, 14, 14, 64)])
+    expected = {card.name for card in cards("mixer") if card.reference}
+    pairs = {"bidaf", "cross_bridge", "mvas", "paraformer"}
+    assert {c.name for c in cases} >= expected | pairs
     assert {next(iter(c.baselines)) for c in cases} == {"timm", "official"}
     for one in cases:
         for mode in one.modes:
-            assert row_of(one, mode)["contenders"]["ours"]["error"] < 1e-4
+            row = row_of(one, mode)
+            assert row["contenders"]["ours"]["error"] < 1e-4, str(one)
+            assert ("SDPA" in row["contenders"]) == (one.name not in pairs)
+            assert "error" not in row["contenders"].get("SDPA", {})
     assert row_of(window_cases(((1, 14),))[0], "fwd")["contenders"]["7x7 windows"]["ratio"]["p50"] > 0
 
 
@@ -345,9 +351,17 @@ def test_suites_are_made_of_the_cards():
     assert {"twins_local", "davit_channels", "boat", "cswin", "halonet"} <= {
         c.name for c in cases if c.suite == "mixers"
     }
-    assert not [c for c in cases if c.name in ("swin", "lkca")]  # formulas that go position by position
+    sides_of = {"swin": {14}, "lkca": {14}, "mta": {28, 14}, "biformer": {56, 28, 14}, "flatten": {56, 28, 14}}
+    for name, sides in sides_of.items():
+        assert {c.shape[1] for c in cases if c.name == name} == sides  # formulas by position, and of all pairs
     boat = next(c for c in cases if c.name == "boat")
     assert boat.exact_only and boat.floor == get("mixer", "boat").floor and boat.shape[1:] == (56, 56, 128)
+    compiled = [c for c in suite_cases("cpu", "cpu") if "ours" in c.compiled]
+    assert {(c.name, c.layout) for c in compiled if c.suite == "plugins"} == {
+        (c.name, layout) for c in cases if c.suite == "plugins" for layout in ("NCHW", "NHWC")
+    }
+    assert {c.name for c in compiled if c.suite == "mixers"} == {c.name for c in cases if c.suite == "mixers"}
+    assert len({c.shape for c in compiled if c.suite == "plugins"}) == 1
     gpu = {c.name for c in suite_cases("gpu", "cuda") if c.suite in ("plugins", "resnet50")}
     assert {"ela_b", "va_resnet50_ela_b"} <= gpu and "ela_l" not in gpu  # one of each paper
 
@@ -358,8 +372,14 @@ def test_mixers_and_maps_of_ones_choice():
     assert [(c.name, c.shape) for c in cases] == [(name, shape) for shape in shapes for name in ("biformer", "mano")]
     modules = [case.build() for case in cases]
     assert [(m.num_heads, m.topk) for m in modules[::2]] == [(2, 1), (8, 16)] and modules[1].window_size == 7
+    assert [c.name for c in suite_cases("mixers", "cpu", mixers=["bidaf", "mvas"], shapes=shapes[:1])] == [
+        "bidaf",
+        "mvas",
+    ]
     with pytest.raises(ValueError, match=r"unknown mixer 'biforme'; there are: .*biformer"):
         suite_cases("mixers", "cpu", mixers=["biforme"])
+    with pytest.raises(ValueError, match="'mvpa_series' needs more than a map"):
+        suite_cases("mixers", "cpu", mixers=["mvpa_series"])
 
 
 @pytest.mark.parametrize("name", ["biformer", "rala", "moh", "dhvt", "mano"])
@@ -406,7 +426,8 @@ def fake_record(ratio=3.0, names=("cbam", "triplet", "ulsam")):
     cases = plugin_cases(names, [(8, 256, 56, 56)], ["NCHW", "NHWC"])
     rows = [fake_row(c, mode, list(c.baselines), ratio) for c in cases for mode in c.modes]
     versions = {"torch": "2.11"}
-    return {"schema": 2, "device": {"kind": "cpu", "name": "CPU"}, "versions": versions, "revision": "x", "rows": rows}
+    facts = {"schema": 2, "suite": "plugins", "device": {"kind": "cpu", "name": "CPU"}, "versions": versions}
+    return facts | {"revision": "x", "rows": rows}
 
 
 def test_command_writes_record_tables_and_pictures(run_cli, tmp_path):
@@ -502,8 +523,27 @@ def test_a_compiler_that_fails_is_noted(monkeypatch):
         return module
 
     monkeypatch.setattr(torch, "compile", fail)
-    row = row_of(replace(case(), compiled=True), "fwd", budget=CompileBudget(10.0))
-    assert row["notes"] == {"compiled": "failed: RuntimeError: no compiler"} and "compiled" not in row["contenders"]
+    row = row_of(replace(case(), compiled=("ours", "another")), "fwd", budget=CompileBudget(10.0))
+    failed = "failed: RuntimeError: no compiler"
+    assert row["notes"] == {"compiled": failed, "another compiled": failed}
+    assert row["contenders"].keys() == {"ours", "another"}
+
+
+def test_compiled_contenders_are_checked(monkeypatch):
+    def doubled(module, dynamic):
+        return Scale(3, factor=2.0 * module.factor)
+
+    monkeypatch.setattr(torch, "compile", doubled)
+    with pytest.raises(Unequal, match="compiled and another of scale"):
+        row_of(replace(case(), compiled=("ours",)), "fwd", budget=CompileBudget(10.0))
+
+
+@pytest.mark.parametrize("name", ["triplet", "ulsam"])
+def test_compiled_plugins_are_about_as_fast(name):
+    """Compiled training steps of two plug-ins, whose gradients compilers once made two to three times as slow."""
+    (one,) = plugin_cases([name], [(4, 64, 56, 56)], ["NCHW"], modes=("f+b",), compiled=("ours",))
+    row = row_of(one, "f+b", seconds=0.1, budget=CompileBudget(1000.0))
+    assert row["contenders"]["compiled"]["ratio"]["p50"] < 1.6
 
 
 def test_a_limit_of_time_leaves_rows_out(run_cli, tmp_path):

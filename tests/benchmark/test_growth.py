@@ -101,6 +101,20 @@ def test_writes_and_resumes_a_record(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "growth.md").read_text() == text
 
 
+def test_measures_named_mixers_anew_and_says_at_which_revision(tmp_path, monkeypatch):
+    run = partial(run_growth, tmp_path / "growth.json", sides=(4, 7), seconds=0.0)
+    before = run(names=["pool", "linear"])
+    real = room.surroundings
+    monkeypatch.setattr(room, "surroundings", lambda device: real(device) | {"revision": "later"})
+    record = run(names=["pool"], anew=True)
+    assert [row for row in record["rows"] if row["name"] == "linear"] == before["rows"][4:]
+    assert [row["revision"] for row in record["rows"] if row["name"] == "pool"] == ["later"] * 4
+    assert "At revision later: pool." in room.format_growth(record)
+    monkeypatch.setattr(room, "surroundings", lambda device: real(device) | {"versions": {"torch": "0"}})
+    with pytest.raises(ValueError, match=r"a record of versions .* can't be extended with versions"):
+        run(names=["pool"])
+
+
 def test_leaves_out_what_would_take_too_much(broken, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "_BYTES", 1e6)
     record = run_growth(tmp_path / "growth.json", names=["pairs"], sides=(7, 14, 28, 35), seconds=0.0)

@@ -222,12 +222,17 @@ class TestFiles:
         with pytest.raises(ValueError, match="truncated or no safetensors file: it has 7 bytes"):
             read_checkpoint(tmp_path / "w.safetensors")
 
-    def test_published_files_fit_timms_checkpoint_path(self, tmp_path):
+    @pytest.mark.parametrize("bits", [8, 4])
+    def test_published_files_fit_timms_checkpoint_path(self, tmp_path, bits):
         facts = {"task": "classification", "dataset": "x", "metrics": {}, "license": "mit", "origin": "me"}
         about = {"classes": tuple("abcd"), "mean": (0.5,) * 3, "std": (0.5,) * 3, "input_size": (3, 32, 32)}
-        path = publish(network(), f"{NAME}.mine", tmp_path, facts=facts, bits=8, **about)
+        path = publish(network(), f"{NAME}.mine", tmp_path, facts=facts, bits=bits, **about)
         model = timm.create_model(NAME, num_classes=4, checkpoint_path=path)
-        assert same(model.state_dict(), read_weights(path))
+        weights = read_weights(path)
+        assert same(model.state_dict(), weights)
+        assert path.stat().st_size < (0.15 + bits / 8) * sum(value.numel() for value in weights.values())
+        with pytest.raises(ValueError, match="bits must be 4, 8 or 32, got 16"):
+            publish(network(), f"{NAME}.mine", tmp_path, facts=facts, bits=16, **about)
 
     def test_tied_weights_are_stored(self, tmp_path):
         from visionattn.checkpoints.files import published_content

@@ -65,8 +65,10 @@ def test_page(run_cli, photo, tmp_path):
 
 def test_statistics(run_cli, photo, tmp_path):
     run = ("explain", photo, photo, "--model", "va_stm_davit_nano.digits", "--statistics", "--csv", "out/heads.csv")
-    code, out, err = run_cli(*run)
+    code, out, err = run_cli(*run, "--picture", "out/heads.png")
     assert code == 0, err
+    with Image.open(tmp_path / "out" / "heads.png") as picture:
+        assert min(picture.size) > 300
     with (tmp_path / "out" / "heads.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {"layer", "path", "kind", "head", "distance", "entropy", "sinks"} <= rows[0].keys()
@@ -125,7 +127,9 @@ def test_list_of_a_detector(run_cli):
         ("digit_scenes_deeplabv3plus", ["--region", "0,0,0,0"], "inside 0,0,0,0: choose another target"),
         ("digits", ["--html", "a.html", "--layers", "3-x"], "--layers must be numbers and ranges"),
         ("digits", ["--layers", "3"], "--layers and --channels are for --html"),
-        ("digits", ["--csv", "a.csv"], "--csv is the table of --statistics"),
+        ("digits", ["--csv", "a.csv"], "--csv is of --statistics: give both"),
+        ("digits", ["--picture", "a.png"], "--picture is of --statistics: give both"),
+        ("digits", ["--statistics", "--picture", "a.gif"], "--picture must end in .png, .pdf or .svg, got a.gif"),
         ("digits", ["--html", "a.html"], "has no attention that makes probabilities"),
         ("digits", ["scene.png", "--html", "a.html"], "--html shows one picture, got 2"),
     ],
@@ -143,6 +147,7 @@ def test_mistakes_of_tasks_pages_and_tables(run_cli, scene, model, arguments, me
         (["photo.png", "--query", "3"], "--query must be 2 whole numbers with commas between them, got '3'"),
         (["photo.png", "--target", "10"], r"--target must lie in 0..9, got 10"),
         (["photo.png", "--method", "attention", "--layer", "80"], "--layer must lie in 0..7, got 80"),
+        (["photo.png", "--method", "attention-gradcam", "--layer", "80"], "layer must lie in 0..7, or be negative"),
         (["photo.png", "--method", "attention", "--query", "900,3"], "query must lie inside the image"),
         (["photo.png", "--method", "attention", "--query", "1,1", "--heads", "9"], "--heads must lie in 0..0, got 9"),
         (["photo.png", "--method", "gates"], "has no gating blocks"),

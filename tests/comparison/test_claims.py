@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from visionattn.comparison import claim_tasks as tasks
-from visionattn.comparison.claims import CLAIMS, accuracy, fit, main, network, verdict
+from visionattn.comparison.claim_networks import Recipe, accuracy, fit, network
+from visionattn.comparison.claims import CLAIMS, main, verdict
+from visionattn.comparison.stems import KnownTiles, conv_stem
 
 
 def test_splits_share_no_digit():
@@ -33,8 +35,9 @@ def test_digits_stand_where_it_is_said():
     assert all(torch.equal(a, b) for a, b in zip((images, there), (again[0], again[2]), strict=True))
     canvas, _ = tasks.digits_on_canvas("test", 16, 3, 0)
     assert canvas.shape == (3, 1, 16, 16) and (canvas.flatten(1).amax(1) > 0.8).all()
-    pairs, same = tasks.digit_pairs("test", 4, 0)
+    pairs, same, there = tasks.digit_pairs("test", 4, 0)
     assert pairs.shape == (4, 2, 12, 12) and same.tolist() == [0, 1, 0, 1]
+    assert there.shape == (4, 2, 6, 6) and (there.sum((2, 3)) == 16).all()
 
 
 def test_symbols_are_asked_for_by_place_and_by_key():
@@ -74,7 +77,7 @@ def test_networks_learn_and_answer_for_each_token():
     task = tasks.digits("train")
     model = network([("softmax", {})] * 2)
     before = accuracy(model, task)
-    assert accuracy(fit(model, task, 150, 0), task) > before + 25
+    assert accuracy(fit(model, task, Recipe(150, 8e-3), 0), task) > before + 25
     dense = network([("mvpa", {"grid_size": 4})], dense=True, in_chans=8, num_classes=8, patch_size=1, img_size=4)
     assert dense(torch.zeros(2, 8, 4, 6)).shape == (2, 8, 4, 6)
 
@@ -98,8 +101,10 @@ def test_verdicts(ours, null, better, said):
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_every_claim_runs_and_compares_values_that_it_has(name):
-    values = CLAIMS[name].run(0, 2)
+def test_every_claim_runs_and_compares_values_that_it_has(name, monkeypatch):
+    full = tasks.digits_on_canvas
+    monkeypatch.setattr(tasks, "digits_on_canvas", lambda split, side, count, seed: full(split, side, 8, seed))
+    values = CLAIMS[name].run(0, Recipe(2, batch=4))
     assert all(0 <= value <= 100 or "parameters" in key for key, value in values.items())
     for contest in CLAIMS[name].contests:
         assert {contest.ours, contest.null} <= values.keys() and contest.better in ("higher", "lower", "near")
@@ -113,3 +118,24 @@ def test_writes_tables(tmp_path, capsys):
     assert "| titans | titans | " in text and "| softmax | " in text
     main(arguments)
     assert (tmp_path / "claims.md").read_text() == text
+
+
+def test_stems_halve_as_often_as_asked():
+    x = torch.randn(2, 13, 16, 1)
+    assert conv_stem(1, 8, patch_size=2)(x).shape == (2, 7, 8, 8) and conv_stem(1, 8)(x).shape == (2, 4, 4, 8)
+    for size in (0, 1, 6):
+        with pytest.raises(ValueError, match=f"patch_size must be a power of two above 1, got {size}"):
+            conv_stem(1, 8, patch_size=size)
+
+
+def test_known_tiles_see_themselves_only_and_learn_no_more():
+    encoder = conv_stem(1, 4)
+    stem = KnownTiles(1, 6, encoder=encoder, side=8).train()
+    x = torch.randn(2, 16, 24, 1)
+    other = x.clone()
+    other[:, :8, 8:16] += 1
+    changed = (stem(x) != stem(other)).any(-1)[0]
+    assert changed.tolist() == [[False, True, False], [False, False, False]]
+    assert [name for name, value in stem.named_parameters() if value.requires_grad] == ["proj.weight", "proj.bias"]
+    tile = encoder.eval()(x[:1, 8:, :8]).flatten()
+    torch.testing.assert_close(stem(x)[0, 1, 0], stem.proj(tile))

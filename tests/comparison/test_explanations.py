@@ -16,6 +16,8 @@ def test_scenes_show_the_answer_in_its_quarter():
         assert torch.equal(model(x).argmax(1), answers)
         alone = torch.stack([x[i][:, box > 0].view(3, 32, 32) for i, box in enumerate(boxes)])
         assert (model(alone).argmax(1) == answers).float().mean() > 0.9
+    (large, _, boxes, ink), _ = scenes(model, 0, 4, side=3)
+    assert large.shape[2:] == (96, 96) and (boxes.sum((1, 2)) == 32 * 32).all() and (ink <= boxes).all()
     assert torch.equal(scenes(model, 0, 12)[0][0], x) and not torch.equal(scenes(model, 1, 12)[0][0][:5], x[:5])
 
 
@@ -50,12 +52,12 @@ def test_networks_are_the_packaged_ones_that_know_digits():
     assert "va_stm_swin_nano.digits" in names and len(names) >= 11 and all(name.endswith(".digits") for name in names)
 
 
-def test_writes_the_tables(tmp_path, capsys):
+def test_writes_the_tables(tmp_path, capsys, monkeypatch):
     out = tmp_path / "explanations.md"
     sizes = ("--scenes", "4", "--steps", "2", "--seeds", "0", "1")
     chosen = ("--networks", "va_stm_swin_nano.digits", "va_stm_pool_nano.digits", "va_resnet10n_cbam.digits")
     methods = ("--methods", "random", "centre", "relevance", "last spatial gate", "lrp")
-    main([*sizes, *chosen, *methods, "--out", str(out)])
+    main([*sizes, *chosen, *methods, "--sides", "2", "--out", str(out)])
     text = out.read_text()
     assert text in capsys.readouterr().out
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
@@ -63,3 +65,12 @@ def test_writes_the_tables(tmp_path, capsys):
     counts = {row[0]: row[1] for row in rows[1:6]}
     assert counts == {"random": "3", "centre": "3", "relevance": "1", "last spatial gate": "1", "lrp": "2"}
     assert len(rows) == 1 + 5 + 1 + 3 + 3 + 4
+    # What is there is not computed again; a new method is, and the others stay.
+    monkeypatch.setattr("visionattn.comparison.explanations.load", None)
+    main([*sizes, *chosen, *methods, "--sides", "2", "--out", str(out)])
+    assert out.read_text() == text
+    monkeypatch.undo()
+    main([*sizes, "--networks", chosen[1], "--methods", "rollout", "--sides", "2", "--out", str(out)])
+    lines = out.read_text().splitlines()
+    assert {line for line in text.splitlines() if line.startswith("| random")} <= {*lines}
+    assert sum(line.startswith("| rollout | 1 |") for line in lines) == 1

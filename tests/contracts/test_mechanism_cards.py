@@ -34,6 +34,16 @@ def test_says_what_it_is(card):
         assert callable(import_module(f"visionattn.reference.{card.reference}").naive_of)
 
 
+def test_says_when_not_to_use_it():
+    """A sentence of its own for each mechanism that follows "Not"; what one file has may be alike."""
+    said = {}
+    for card in CARDS:
+        assert re.match(r"[a-z]", card.avoid) and not card.avoid.endswith("."), card.name
+        assert len(card.avoid.split()) >= 8, f"{card.name}: {card.avoid}"
+        said.setdefault(card.avoid, set()).add(catalog.module_of(card).__name__)
+    assert all(len(modules) == 1 for modules in said.values()), "two mechanisms say the same"
+
+
 def test_lists_are_made_of_the_cards():
     assert visionattn.list_plugins() == [c.name for c in CARDS if c.kind == "plugin" and not c.further_inputs]
     listed = visionattn.list_mixers()

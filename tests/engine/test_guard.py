@@ -1,6 +1,7 @@
 """Signals, full disks, dead workers and second runs: one line that says how to resume, and nothing broken."""
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -8,14 +9,17 @@ import re
 import resource
 import signal
 import sys
+import threading
 import time
 
 import pytest
 import torch
 from engine.small import small_runner
 from mmengine.hooks import Hook
+from torch.utils.data import DataLoader
 
 from visionattn.engine import latest_checkpoint, verify_checkpoint, work_dir_lock
+from visionattn.engine.guard import guarded
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["visionattn.engine.runner"])
@@ -142,6 +146,28 @@ def test_ends_clean_and_says_how_to_resume(action, start, tmp_path, tiny_config)
     if action == "term in write":
         small_runner(tiny_config, tmp_path / "run", resume=True).train()
         assert latest_checkpoint(tmp_path / "run").name == "epoch_2.pth"
+
+
+class TextWhoseReaderIsCutOff(str):
+    """Breaks the connection when it is read in the main process; its worker counts as alive for a moment more."""
+
+    def __reduce__(self):
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return cut_off, ()
+
+
+def cut_off():
+    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+
+@pytest.mark.parametrize("item, expected", [(TextWhoseReaderIsCutOff(), ChildProcessError), (1, ConnectionResetError)])
+def test_a_broken_connection_to_a_dying_worker(item, expected, tiny_config, tmp_path):
+    """Which of the two the loader sees first is chance: the connection that breaks, or the process that ends."""
+    runner = small_runner(tiny_config, tmp_path)
+    runner.message_hub.update_info("loop_stage", "train")
+    with pytest.raises(expected, match="hint"), guarded(runner, lambda: "hint"):
+        next(iter(DataLoader([item], batch_size=None, num_workers=1, multiprocessing_context="fork")))
+        cut_off()
 
 
 def test_one_run_a_folder(start, tmp_path, tiny_config):

@@ -1,9 +1,8 @@
 """Which layer a class activation map weights and how that lies in memory; maps themselves where grad-cam is there."""
 
 import pytest
-import timm
 import torch
-from explained import fill, small
+from explained import small
 
 from visionattn import explain
 
@@ -65,10 +64,67 @@ def test_gradcam_against_its_formula():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_every_method_runs():
+LAYOUTS = ["resnet10t", "vit_tiny_patch16_224", "va_stm_swin_nano"]  # (B, C, H, W), (B, N, C), (B, H, W, C)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_method_runs(name):
     pytest.importorskip("pytorch_grad_cam", reason="grad-cam comes with the extra `explain`")
-    model = fill(timm.create_model("resnet10t", num_classes=4)).train()
+    model, x = small(name)
+    model.train()
+    before = {key: id(module) for key, module in model.named_modules()}
     for method in explain.CAMS:
-        found = explain.cam(model, torch.randn(2, 3, 64, 64), [1, 2], method=method)
-        assert found.shape == (2, 64, 64) and 0 <= found.min() <= found.max() <= 1
-    assert model.training
+        found = explain.cam(model, x, [1, 2], method=method)
+        assert found.shape == x[:, 0].shape and 0 <= found.min() <= found.max() <= 1
+    assert all(module.training for module in model.modules())
+    assert {key: id(module) for key, module in model.named_modules()} == before
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_ablationcam_against_its_formula(name):
+    """A channel's weight is how much of the score is lost without it."""
+    pytest.importorskip("pytorch_grad_cam", reason="grad-cam comes with the extra `explain`")
+    model, x = small(name)
+    layer, layout = explain.cam_layer(model, x)
+    ablated, outputs = None, []
+
+    def change(module, args, out):
+        maps = layout.channels_first(out.clone())
+        outputs.append(maps.clone())
+        if ablated is None:
+            return None
+        out = out.clone()
+        layout.channels_first(out)[:, ablated] = 0
+        return out
+
+    handle = model.get_submodule(layer).register_forward_hook(change)
+    with torch.no_grad():
+        score = model(x)[:, 3]
+        losses = []
+        for ablated in range(outputs[0].shape[1]):  # noqa: B007 (read by the hook)
+            losses.append((score - model(x)[:, 3]) / score)
+    handle.remove()
+    expected = (torch.stack(losses, 1)[..., None, None] * outputs[0]).sum(1).relu()
+    expected = explain.min_max(explain.upsample(expected, x.shape[2:]))
+    actual = explain.cam(model, x, 3, method="ablationcam")
+    assert (actual - expected).abs().mean() < 0.02
+
+
+def test_a_network_that_fails_stays_whole():
+    pytest.importorskip("pytorch_grad_cam", reason="grad-cam comes with the extra `explain`")
+    model, x = small("resnet10t")
+    with pytest.raises(ValueError, match=r"target must lie in 0\.\.9, got 10"):
+        explain.cam(model, x, 10)
+    calls = []
+
+    def fail(module, args):
+        calls.append(args)
+        if len(calls) > 3:  # while channels are ablated
+            raise RuntimeError("no more")
+
+    handle = model.fc.register_forward_pre_hook(fail)
+    layer = model.layer4
+    with pytest.raises(RuntimeError, match="no more"):
+        explain.cam(model, x, 1, method="ablationcam")
+    handle.remove()
+    assert model.layer4 is layer and not layer._forward_hooks

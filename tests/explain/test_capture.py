@@ -1,12 +1,15 @@
 """Captured attention: outputs bit for bit the same, true gradients, probabilities that reproduce the output."""
 
+from time import perf_counter
+
 import pytest
 import timm
 import torch
-from explained import MORE, OURS, TIMM, fill, small
+from explained import OURS, TIMM, fill, small
 from torch import nn
 
 from visionattn import explain
+from visionattn.profiling.peak_memory import peak_bytes
 
 CHECKED = [*TIMM, *(f"va_stm_{mixer}_nano" for mixer in OURS), "va_vit_softmax_nano"]
 # Heads are mixed between the probabilities and the values.
@@ -49,29 +52,6 @@ def test_outputs_are_the_same_and_gradients_true(name):
     assert all(layer.path in str(record) for layer in record)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MORE)
-def test_more_of_timm(name):
-    model = fill(timm.create_model(name, num_classes=10))
-    side = model.pretrained_cfg["input_size"][-1]
-    try:
-        check(model, torch.randn(1, 3, side, side))
-    except ValueError as error:
-        assert "no attention" in str(error) and name in ("efficientvit_m0", "repvit_m0_9")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*timm.list_models("va_*_nano"), "va_davit_tiny", "va_boat_swin_tiny"])
-def test_all_of_ours(name):
-    model, x = small(name)
-    try:
-        check(model, x)
-    except ValueError as error:
-        assert "has no attention" in str(error) and any(
-            mark in name for mark in ("pool", "lkca", "linear", "convnext", "flatten")
-        )
-
-
 def vit(**kwargs):
     arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
     return fill(timm.models.VisionTransformer(**arguments | kwargs))
@@ -105,6 +85,25 @@ def test_gradients_of_other_parts_and_frozen_weights():
         score = model(x)[:, 1].sum()
     frozen.gradients(score)
     torch.testing.assert_close(frozen[1].grad, record[1].grad)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "va_stm_davit_nano"])
+def test_gradients_of_keys_and_of_what_lies_turned(name):
+    """Of parts that a network has with rows as columns: as the chain rule gives them."""
+    model, x = small(name)
+    with explain.capture(model, keep=("probs", "logits", "q", "k", "v", "out")) as record:
+        score = model(x)[:, 1].sum()
+    record.gradients(score, of=("probs", "logits", "k", "v", "out"))
+    turned = 0
+    for layer in record:
+        if "out" in layer.raw:
+            torch.testing.assert_close(layer.grad, layer.grad_of("out") @ layer.v.mT, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(layer.grad_of("v"), layer.probs.mT @ layer.grad_of("out"), rtol=1e-3, atol=1e-6)
+            turned += "out" in layer.turned
+        if "swin" in name:  # it scales the queries, and adds to the scores
+            torch.testing.assert_close(layer.grad_of("k"), layer.grad_of("logits").mT @ layer.q, rtol=1e-3, atol=1e-6)
+            assert layer.grad_of("k").any()
+    assert turned == (2 if "davit" in name else 0)
 
 
 def test_gradients_need_a_score():
@@ -159,6 +158,16 @@ def test_what_cannot_be_captured():
         model(x)
     with refused(r"capture the eager model, model\._orig_mod"), explain.capture(torch.compile(model)):
         model(x)
+    compiled = vit()
+    compiled.blocks[1].compile()
+    with refused(r"blocks\.1 is compiled, capture it eager"), explain.capture(compiled):
+        compiled(x)
+    compiled.blocks[1] = torch.compile(vit().blocks[1])
+    with refused(r"blocks\.1 is compiled, capture it eager"), explain.capture(compiled):
+        compiled(x)
+    scripted = torch.jit.trace(model, x)
+    with refused(r"a scripted network cannot be captured: it is"), explain.capture(scripted):
+        scripted(x)
     plain = timm.create_model("resnet10t", num_classes=2).eval()
     with refused(r"ResNet has no attention .* use explain.cam"), torch.no_grad(), explain.capture(plain):
         plain(x)
@@ -169,3 +178,42 @@ def test_what_cannot_be_captured():
     encoder = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2), nn.TransformerEncoderLayer(16, 2)).eval()
     with refused(r"inside nn\.MultiheadAttention cannot be captured"), explain.capture(encoder):
         encoder(x)
+
+
+def test_no_more_is_held_than_was_asked_for():
+    """Neither afterwards nor while the network runs, however deep it is."""
+    model, x = vit(depth=12, patch_size=2).requires_grad_(False), torch.randn(1, 3, 32, 32)
+    one = 4 * 2 * 257**2  # the weights of a layer in bytes
+    plain = peak_bytes(lambda: model(x))
+    records = []
+
+    def captured(**kwargs):
+        with torch.no_grad(), explain.capture(model, **kwargs) as record:
+            model(x)
+        records.append(record)
+
+    def held():
+        return sum(part.numel() * part.element_size() for layer in records.pop() for part in layer.raw.values())
+
+    assert peak_bytes(lambda: captured(layers=(3,), keep=("probs",))) <= plain + 4 * one and held() == one
+    assert peak_bytes(lambda: captured(layers=(-1,), keep=("probs",))) <= plain + 5 * one and held() == one
+    assert peak_bytes(lambda: captured(keep=(), reduce=lambda layer: layer.probs.mean())) <= plain + 4 * one
+    assert held() == 0
+    assert peak_bytes(lambda: captured(keep=("probs",))) > 12 * one and held() == 12 * one
+
+
+@pytest.mark.slow
+def test_costs_at_most_two_and_a_half_forward_passes():
+    model = timm.create_model("vit_small_patch16_224").eval()
+    x, times = torch.randn(4, 3, 224, 224), {"plain": [], "captured": []}
+    with torch.no_grad():
+        for _ in range(7):
+            start = perf_counter()
+            model(x)
+            times["plain"].append(perf_counter() - start)
+            start = perf_counter()
+            with explain.capture(model):
+                model(x)
+            times["captured"].append(perf_counter() - start)
+    ratio = min(times["captured"]) / min(times["plain"])
+    assert ratio <= 2.5, times

@@ -139,8 +139,8 @@ def test_a_picture_that_nothing_changes_has_no_saliency():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets": (2,)}, r"target must be in 0\.\.1, got 2"),
-        ({"targets": (-1,)}, r"target must be in 0\.\.1, got -1"),
+        ({"targets": (2,)}, r"target must lie in 0\.\.1, got 2"),
+        ({"targets": (-1,)}, r"target must lie in 0\.\.1, got -1"),
         ({"targets": ()}, "targets must name one class at least, got none"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"decoder": nn.Upsample(scale_factor=2)}, r"decoder must give pictures \(2, 1, 2, 3\), got \(2, 1, 4, 6\)"),

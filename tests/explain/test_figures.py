@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from visionattn import explain
+from visionattn.explain.head_table import NUMBERS
 
 
 @pytest.fixture
@@ -82,3 +83,24 @@ def test_inputs_as_pictures():
     stretched = explain.as_seen(x)
     assert stretched.min() == 0 and stretched.max() == 255
     assert explain.as_seen(x[:1]).shape == (5, 7, 3)
+
+
+def test_numbers_of_heads():
+    """A panel a number, a cell a head; what does not exist is left out of the scale."""
+    rows = [
+        {"layer": layer, "head": head, **{name: layer + 10 * head for name in NUMBERS}}
+        for layer, heads in ((0, 2), (3, 4))
+        for head in range(heads)
+    ]
+    rows[0]["distance"] = None
+    drawn = explain.heads_figure(rows, ["distance", "entropy_normalised"], title="a network")
+    panels = [axis for axis in drawn.axes if axis.get_title()]
+    assert [axis.get_title() for axis in panels] == ["distance", "entropy normalised"]
+    first, second = (np.ma.filled(axis.images[0].get_array(), np.nan) for axis in panels)
+    expected = np.array([[0, 10, np.nan, np.nan], [3, 13, 23, 33]])
+    np.testing.assert_array_equal(second, expected)
+    assert np.isnan(first[0, 0]) and first[0, 1] == 10
+    assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["0", "3"]
+    for wrong in ((rows, ["length"]), ([], ["entropy"]), (rows, [])):
+        with pytest.raises(ValueError, match=r"rows must be of HeadTable\.compute and numbers of distance, entropy"):
+            explain.heads_figure(*wrong)

@@ -3,9 +3,11 @@
 import pytest
 import timm
 import torch
-from explained import small
+from explained import fill, small
+from torch import nn
 
 from visionattn import explain
+from visionattn.models.families.va_mano import MANO
 from visionattn.testing.fixtures import load, relative_error
 
 
@@ -129,6 +131,46 @@ def test_each_image_by_itself():
     torch.testing.assert_close(both[1:], explain.relevance(model, x[1:], 7))
 
 
+@pytest.mark.parametrize("layer", [9, -3])
+def test_layers_out_of_range(layer):
+    model, x = small("vit_tiny_patch16_224")
+    with explain.capture(model) as record:
+        model(x)
+    for run in (lambda: explain.raw(record, layer), lambda: explain.attention_grad_cam(model, x, 1, layer=layer)):
+        with pytest.raises(ValueError, match=rf"layer must lie in 0\.\.1, or be negative and count .*, got {layer}"):
+            run()
+
+
+class SharedAttention(nn.Module):
+    """Three heads whose queries and keys are learnt, not made of the tokens."""
+
+    num_heads = 3
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = (nn.Parameter(torch.randn(1, 3, 17, 8)) for _ in range(2))
+
+    def forward(self, x, **kwargs):
+        v = x.unflatten(2, (3, -1)).transpose(1, 2)
+        return ((self.q @ self.k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_images_that_share_attention():
+    """Attention that does not depend on the image: one map for all, one gradient for all."""
+    model, x = small("vit_tiny_patch16_224")
+    x = x.repeat(3, 1, 1, 1)[:5]  # by the number of images only do others tell images from heads
+    for block in model.blocks:
+        block.attn = SharedAttention()
+    with torch.no_grad(), explain.capture(model) as record:
+        model(x)
+    assert record[0].shape == (1, 1, 3, 17, 17)
+    maps = explain.rollout(record)
+    assert maps.shape == (5, 4, 4) and torch.equal(maps[0], maps[1])
+    with pytest.raises(ValueError, match="the images share the attention of layer 0 and so its gradient: give one"):
+        explain.relevance(model, x, 1)
+    assert explain.relevance(model, x[:1], 1).shape == (1, 4, 4)
+
+
 def test_bad_arguments():
     model, x = small("vit_tiny_patch16_224")
     with torch.no_grad(), explain.capture(model) as record:
@@ -145,3 +187,32 @@ def test_bad_arguments():
         explain.rollout(record, start=2)
     with pytest.raises(ValueError, match=r"class_row must lie in 0\.\.0, .* got 1"):
         explain.rollout(record, class_row=1)
+
+
+@pytest.mark.parametrize("size", [(32, 16), (34, 22)], ids=["even", "odd"])
+def test_levels_of_one_map_are_added_up(size):
+    """Multipole attention: a coarse token is the mean of those it covers, and all of them get what it takes."""
+    model = fill(MANO((24,), (1,), (2,), window_size=4, levels=(3,), patch_size=2, num_classes=5, img_size=size))
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad(), explain.capture(model) as record:
+        model(x)
+    sides = [tuple(-(-side // step) for side in size) for step in (2, 4, 8)]
+    rows, columns = (part.flatten() for part in torch.meshgrid(*map(torch.arange, sides[0]), indexing="ij"))
+    total = torch.eye(len(rows)).expand(2, -1, -1)
+    for layer, (height, width) in zip(record, sides, strict=True):
+        step = 2**layer.index
+        covered = torch.zeros(height * width, len(rows))
+        covered[rows // step * width + columns // step, torch.arange(len(rows))] = 1
+        matrix = torch.zeros(2, height * width, height * width)
+        tiles = -(-width // 4)
+        for row in range(height * width):
+            for column in range(height * width):
+                (y, x0), (v, u) = divmod(row, width), divmod(column, width)
+                if (y // 4, x0 // 4) == (v // 4, u // 4):
+                    window = y // 4 * tiles + x0 // 4
+                    inside = [a % 4 * 4 + b % 4 for a, b in ((y, x0), (v, u))]
+                    matrix[:, row, column] = layer.probs[:, window, :, inside[0], inside[1]].mean(1)
+        total = total + covered.T @ matrix @ (covered / covered.sum(1, keepdim=True))
+    expected = (total / total.sum(2, keepdim=True)).mean(1).unflatten(1, sides[0])
+    torch.testing.assert_close(explain.rollout(record), expected)
+    assert explain.relevance(model, x, 1).shape == (2, *sides[0])

@@ -1,11 +1,14 @@
 """Positions of queries and keys against the closed formulas of each network."""
 
 import pytest
+import timm
 import torch
-from explained import small
+from explained import fill, small
 from torch.nn import functional as F
 
 from visionattn import explain
+from visionattn.models.families.va_mano import MANO
+from visionattn.ops import balanced_bisection
 
 
 def traced(name, size=None):
@@ -15,6 +18,21 @@ def traced(name, size=None):
     with torch.no_grad(), explain.capture(model) as record:
         model(x)
     return model, record
+
+
+def inputs_of_mixers(model, record, attribute):
+    """The recorded mixers by path, and what those that have an attribute are given in a forward pass."""
+    mixers, seen = {layer.path: model.get_submodule(layer.path) for layer in record}, {}
+    hooks = [
+        mixer.register_forward_pre_hook(lambda mixer, args, path=path: seen.update({path: args[0]}))
+        for path, mixer in mixers.items()
+        if hasattr(mixer, attribute)
+    ]
+    with torch.no_grad():
+        model(record.images)
+    for hook in hooks:
+        hook.remove()
+    return mixers, seen
 
 
 def cells(places):
@@ -71,6 +89,92 @@ def test_reduced_keys_of_twins():
     assert (reduced.queries.index[0, 0, 0] == torch.arange(256)).all()
 
 
+def test_shifted_windows_of_padded_maps():
+    """Swin on a map that its windows do not divide: rolled, then padded."""
+    model = fill(timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, img_size=(100, 76), window_size=6,
+        embed_dim=24, depths=(2, 2), num_heads=(2, 2)))  # fmt: skip
+    with torch.no_grad(), explain.capture(model) as record:
+        model(torch.randn(2, 3, 100, 76))
+    shifts = [block.shift_size for stage in model.layers for block in stage.blocks]
+    assert len(set(shifts)) > 1
+    for layer, shift, (height, width) in zip(record, shifts, [(25, 19)] * 2 + [(13, 10)] * 2, strict=True):
+        numbers = torch.arange(1.0, height * width + 1).view(height, width).roll((-shift[0], -shift[1]), (0, 1))
+        numbers = F.pad(numbers, (0, -width % 6, 0, -height % 6))
+        expected = F.unfold(numbers[None, None], 6, stride=6)[0].T.long() - 1  # padding is -1
+        found = record.positions(layer.index)
+        for places in (found.queries, found.keys):
+            assert places.grid == (height, width) and (places.index == expected[None, :, None]).all()
+
+
+def test_windows_and_reduced_keys_of_twins_with_padding():
+    _, record = traced("twins_svt_small", (72, 56))
+    grids = {layer.path: record.positions(layer.index) for layer in record}
+    rows, columns = windows(21, 14, 7)  # 18 rows are padded to 21
+    keys = grids["blocks.0.0.attn"].keys
+    expected = torch.where(rows < 18, rows * 14 + columns, -1)
+    assert keys.grid == (18, 14) and (keys.index == expected[None, :, None]).all()
+    reduced = grids["blocks.0.1.attn"]
+    assert reduced.queries.grid == (18, 14) and (reduced.queries.index[:, 0] == torch.arange(252)).all()
+    assert reduced.keys.grid == (2, 1) and (reduced.keys.index[:, 0] == torch.arange(2)).all()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (72, 56)], ids=["even", "odd"])
+def test_clusters_of_boat(size):
+    """Keys are the tokens of the cluster that the mixer makes, and of its sibling's near end."""
+    model, record = traced("va_stm_boat_nano", size)
+    checked = 0
+    mixers, seen = inputs_of_mixers(model, record, "cluster_size")
+    for layer in (layer for layer in record if layer.path in seen):
+        mixer, x = mixers[layer.path], seen[layer.path]
+        tokens = x.shape[1] * x.shape[2]
+        q = mixer.qkv(x).view(2, tokens, 3, mixer.num_heads, -1)[:, :, 0].transpose(1, 2)
+        settings = {name: getattr(mixer, name) for name in ("cluster_size", "iterations", "temperature")}
+        order = balanced_bisection(q, **settings)
+        found = record.positions(layer.index)
+        for image, head in ((0, 0), (1, mixer.num_heads - 1)):
+            clusters = [[token for token in cluster if token < tokens] for cluster in order[image, head].tolist()]
+            slots = order[image, head].tolist()
+            for number, cluster in enumerate(clusters):
+                near = slots[number ^ 1] if len(slots) > 1 else []
+                near = near[: mixer.overlap] if number % 2 == 0 else near[len(near) - mixer.overlap :]
+                keys, queries = (part.index[image, number, head].tolist() for part in (found.keys, found.queries))
+                assert sorted(key for key in keys if key >= 0) == sorted(cluster + [t for t in near if t < tokens])
+                assert sorted(query for query in queries if query >= 0) == sorted(cluster)
+                checked += len(slots) > 1
+    assert checked > 10
+
+
+def multipole(size, **kwargs):
+    """A narrow network of multipole attention on three levels and on two, with its images captured."""
+    arguments = {"window_size": 4, "levels": (3, 2), "patch_size": 2, "num_classes": 5, "img_size": size}
+    model = fill(MANO((24, 48), (1, 1), (2, 3), **arguments | kwargs))
+    with torch.no_grad(), explain.capture(model) as record:
+        model(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)))
+    return record
+
+
+@pytest.mark.parametrize("down", ["conv", "avg_pool"])
+@pytest.mark.parametrize("size", [(64, 32), (50, 38)], ids=["even", "odd"])
+def test_levels_of_mano(size, down):
+    """Every level of a map is an attention of its own, in windows of its own grid, padded where that is odd."""
+    record = multipole(size, down=down)
+    sides = [tuple(-(-side // step) for side in size) for step in (2, 4, 8, 4, 8)]
+    assert sides[1:3] == ([(13, 10), (7, 5)] if size == (50, 38) else [(16, 8), (8, 4)])
+    for layer, (height, width) in zip(record, sides, strict=True):
+        found = record.positions(layer.index)
+        rows, columns = windows(-(-height // 4) * 4, -(-width // 4) * 4, 4)
+        inside = ((rows < height) & (columns < width))[None, :, None].expand_as(found.keys.valid)
+        for places in (found.queries, found.keys):
+            assert places.grid == (height, width) and (places.valid == inside).all() and places.spread.max() < 1e-4
+            y, x = cells(places)
+            assert (y == rows[None, :, None])[inside].all() and (x == columns[None, :, None])[inside].all()
+    picture = record.map(2, query=(size[0] - 1, size[1] - 1))  # the last token of the coarsest level, and its window
+    height, width = sides[2]
+    assert picture.shape == (2, 2, height, width)
+    corner = picture[..., height - 1 - (height - 1) % 4 :, width - 1 - (width - 1) % 4 :]
+    torch.testing.assert_close(corner.sum((2, 3)), torch.ones(2, 2))
+
+
 def test_extra_tokens():
     _, record = traced("cait_xxs24_224")
     last = record.positions(-1)
@@ -98,17 +202,7 @@ def test_grid_attention_of_maxvit():
 def test_routed_regions_of_biformer():
     """Keys are the tokens of the regions that the mixer says it routes to, also where no query sees the first one."""
     model, record = traced("va_stm_biformer_nano", (64, 96))
-    seen = {}
-    mixers = {layer.path: model.get_submodule(layer.path) for layer in record}
-    hooks = [
-        mixer.register_forward_pre_hook(lambda mixer, args, path=path: seen.update({path: args[0]}))
-        for path, mixer in mixers.items()
-        if hasattr(mixer, "routing")
-    ]
-    with torch.no_grad():
-        model(record.images)
-    for hook in hooks:
-        hook.remove()
+    mixers, seen = inputs_of_mixers(model, record, "routing")
     grids = set()
     for layer in (layer for layer in record if layer.path in seen and layer.shape[1] > 1):
         found, route = record.positions(layer.index), mixers[layer.path].routing(seen[layer.path])
@@ -119,17 +213,18 @@ def test_routed_regions_of_biformer():
     assert grids == {(32, 48), (16, 24)}
 
 
-@pytest.mark.parametrize("mixer", ["swin", "twins", "davit", "halonet", "boat", "pvt", "softmax"])
-def test_ours(mixer):
-    """Every query once; every key is a token of the map, and halos reach beyond it."""
-    _, record = traced(f"va_stm_{mixer}_nano", (64, 96))
+@pytest.mark.parametrize("size", [(64, 96), (72, 56)], ids=["even", "odd"])
+@pytest.mark.parametrize("mixer", ["swin", "twins", "davit", "halonet", "boat", "pvt", "softmax", "mano", "star"])
+def test_ours(mixer, size):
+    """Every query once; every key is a token of the map, and halos and padding reach beyond it."""
+    _, record = traced(f"va_stm_{mixer}_nano", size)
     for layer in (layer for layer in record if layer.kind == "spatial"):
         found = record.positions(layer.index)
         area = found.queries.grid[0] * found.queries.grid[1]
         index = found.queries.index.transpose(1, 2).flatten(2)
         held = index.sort(-1).values[..., -area:]
-        assert (held == torch.arange(area)).all()
-        assert found.keys.valid.all() or mixer in ("halonet", "swin", "davit", "twins", "boat")
+        assert (held == torch.arange(area)).all() and ((index >= 0).sum(-1) == area).all()
+        assert found.keys.valid.all() or mixer not in ("pvt", "softmax")
         assert found.keys.spread.max() < 1e-3
 
 
@@ -148,6 +243,27 @@ def test_map_of_a_query():
         record.map(0, query=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "step"), [("va_stm_swin_nano", 2), ("va_vit_softmax_nano", 4), ("twins_svt_small", 4), ("mano", 8)]
+)
+def test_every_pixel_is_that_of_the_cell_which_holds_it(name, step):
+    """Also where the image was padded to whole cells, or cropped to them."""
+    size = (50, 38)
+    record = multipole(size) if name == "mano" else traced(name, size)[1]
+    found = record.positions(2 if name == "mano" else 0)
+    height, width = found.queries.grid
+    cropped = name.startswith("twins")
+    assert found.queries.grid == tuple(side // step if cropped else -(-side // step) for side in size)
+    index = found.queries.index.transpose(1, 2).flatten(2)
+    for y, x in ((0, 0), (49, 37), (27, 3), (28, 4), (31, 15), (32, 16), (39, 31), (40, 32), (47, 36)):
+        window, row = found.find((y, x), size)
+        token = found.queries.index[0, window[0, 0], 0, row[0, 0]]
+        assert token == min(y // step, height - 1) * width + min(x // step, width - 1), (y, x)
+    assert index.max() == height * width - 1
+    large = record.map(2 if name == "mano" else 0, query=(0, 0), upsample=True)
+    assert large.shape[2:] == size and (large.sum() > 0)
+
+
 def test_map_of_the_class_token():
     _, record = traced("vit_tiny_patch16_224")
     torch.testing.assert_close(record.map(1, query=0).flatten(2), record[1].probs[:, 0, :, 0, 1:])
@@ -162,3 +278,12 @@ def test_tracing_leaves_the_network_as_it_was():
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_attention_that_is_computed_in_pieces_without_gradients():
+    """Skipped blocks make other pieces when the network is differentiated: a sentence, no wrong places."""
+    model = timm.create_model("va_vit_sparge_nano").eval()
+    with torch.no_grad(), explain.capture(model) as record:
+        model(torch.randn(1, 3, 96, 96))
+    with pytest.raises(ValueError, match=r"cannot be traced: \d+ attentions in place of \d+ when it is differentiated"):
+        record.has(0)

@@ -237,3 +237,37 @@ def test_local_mass_of_heads():
     assert (explain.local_mass(torch.eye(20)[None], (4, 5), radius=0) == 1).all()
     rings = explain.ring_profile(torch.eye(20)[None], (4, 5))
     assert rings[0, 0] == 1 and (rings[0, 1:] == 0).all()
+
+
+def test_heads_that_attend_alike_lie_together():
+    """Patterns of a plain transformer are its weights; heads of one kind are neighbours, whatever their windows."""
+    pytest.importorskip("sklearn", reason="scikit-learn comes with the extra `explain`")
+    model, x = small("vit_tiny_patch16_224")
+    with torch.no_grad(), explain.capture(model) as record:
+        model(x)
+    found = explain.head_patterns(record, method="pca", side=4)
+    assert found["points"].shape == (6, 2) and found["layer"].tolist() == [0] * 3 + [1] * 3
+    torch.testing.assert_close(found["patterns"][4], record[1].probs[:, 0, 1, 1:, 1:].mean(0))
+    near = torch.eye(16)
+    far = torch.full((16, 16), 1 / 16)
+    for layer in record:
+        weights = torch.zeros(2, 3, 17, 17)
+        weights[:, 0, 1:, 1:], weights[:, 1, 1:, 1:], weights[:, 2, 1:, 1:] = near, far, near * 0.9 + far * 0.1
+        layer.raw["probs"] = weights
+    points = explain.head_patterns(record, method="pca", side=4)["points"]
+    distances = torch.cdist(points, points)
+    assert distances[0, 2] < distances[0, 1] / 4 and distances[0, 3] < 1e-4  # the same head of the other layer
+    with pytest.raises(ValueError, match="layers must have three heads together at least, got 0"):
+        explain.head_patterns(record, layers=[7])
+    with pytest.raises(ValueError, match="method must be one of pca, tsne, umap, got 'mds'"):
+        explain.head_patterns(record, method="mds")
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "va_stm_pvt_nano"])
+def test_patterns_of_windows_keep_their_mass(name):
+    pytest.importorskip("sklearn", reason="scikit-learn comes with the extra `explain`")
+    model, x = small(name)
+    with torch.no_grad(), explain.capture(model) as record:
+        model(x)
+    found = explain.head_patterns(record, side=4)
+    torch.testing.assert_close(found["patterns"].sum(2), torch.ones(len(found["points"]), 16), rtol=1e-4, atol=1e-4)

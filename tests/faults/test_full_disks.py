@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["visionattn.cli", "visionattn.engine.runner"])
 NAME = "va_resnet10n_cbam.digits"
+LOOKING = "va_stm_swin_nano.digits"
 # Arguments, and what must not be there (or must be as it was) afterwards.
 COMMANDS = {
     "browse": (["browse", "quickstart", "--count", "1", "--out", "b.png"], "b.png"),
@@ -27,6 +28,9 @@ COMMANDS = {
     "test": (["test", "quickstart", NAME, "--work-dir", "t", "--out", "m.json"], "m.json"),
     "roofline": (["roofline", "cbam", "--batch", "1", "--out", "t.md"], "t.md"),
     "cards": (["cards", "--manifest", str(ROOT / "checkpoints" / "manifest.json"), "--out", "cards.md"], "cards.md"),
+    "explain": (["explain", "photos/ant/0.png", "--model", NAME, "--method", "gates", "--out", "maps"], "maps/*"),
+    "explain --html": (["explain", "photos/ant/0.png", "--model", LOOKING, "--html", "page.html"], "page.html"),
+    "explain --csv": (["explain", "photos", "--model", LOOKING, "--statistics", "--csv", "heads.csv"], "heads.csv"),
     "train": (["train", "quickstart", "--work-dir", "run"], "run/*.pth"),
 }
 
@@ -86,7 +90,7 @@ def test_ends_in_one_line(command, place):
     assert not [path for path in Path(place).rglob("*") if ".part-" in path.name]
 
 
-@pytest.mark.parametrize("command", ["browse", "cards", "roofline", "test"])
+@pytest.mark.parametrize("command", ["browse", "cards", "explain --csv", "explain --html", "roofline", "test"])
 def test_an_earlier_result_stays(command, place):
     """Of commands that write over it."""
     arguments, result = COMMANDS[command]

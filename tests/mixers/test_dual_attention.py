@@ -50,9 +50,11 @@ def compare(mixer, x):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("rows", [1, 1 << 22])
-def test_every_activation_agrees_with_the_formula(activation, rows, monkeypatch):
-    monkeypatch.setattr(import_module("visionattn.ops.relational_attention"), "_HELD", rows)  # queries at a time
+@pytest.mark.parametrize(("held", "few"), [(1, 0), (1 << 22, 0), (1 << 22, 1 << 20)])
+def test_every_activation_agrees_with_the_formula(activation, held, few, monkeypatch):
+    room = import_module("visionattn.ops.relational_attention")
+    monkeypatch.setattr(room, "_HELD", held)  # queries at a time
+    monkeypatch.setattr(room, "_FEW", few)
     mixer = DualAttention(12, num_heads_self=1, num_heads_rel=2, num_relations=4, rel_activation=activation)
     compare(perturbed(mixer).double(), torch.randn(2, 3, 4, 12, dtype=torch.float64, requires_grad=True))
 

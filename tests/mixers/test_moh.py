@@ -1,11 +1,19 @@
 """Mixtures of heads against the official code's recorded outputs, gradients and loss of balance."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from visionattn.mixers import MixtureOfHeadAggregatedAttention, MixtureOfHeadAttention, SoftmaxAttention
+from visionattn.mixers import (
+    MixtureOfHeadAggregatedAttention,
+    MixtureOfHeadAttention,
+    SoftmaxAttention,
+    moh_aggregated,
+)
 from visionattn.ops.losses import collect_losses
+from visionattn.ops.query_tiles import CACHED, in_tiles
 from visionattn.reference.moh import naive_of
 from visionattn.testing.contracts import perturbed
 from visionattn.testing.fixtures import check_module, load, relative_error
@@ -66,9 +74,11 @@ def test_golden_loss_of_balance():
     assert relative_error(losses["balance"][0].view(1), 0.01 * golden.arrays["out_2"]) < 1e-5
 
 
+@pytest.mark.parametrize("held", [0, 500, CACHED], ids=["one row", "some", "all"])
 @pytest.mark.parametrize(("grid", "sr_ratio"), [((7, 10), 4), ((5, 9), 2), ((3, 3), 8), ((1, 6), 2)])
-def test_maps_that_the_official_code_refuses(grid, sr_ratio):
+def test_maps_that_the_official_code_refuses(grid, sr_ratio, held, monkeypatch):
     """Cells of unequal size, and a nominal map of another one."""
+    monkeypatch.setattr(moh_aggregated, "in_tiles", partial(in_tiles, held=held, kept=0))
     torch.manual_seed(0)
     keywords = {"num_heads": 4, "shared_heads": 1, "routed_heads": 2, "sr_ratio": sr_ratio, "grid_size": (9, 14)}
     module = perturbed(MixtureOfHeadAggregatedAttention(16, **keywords)).double()
@@ -116,6 +126,27 @@ def test_weights_are_what_it_applies(cosine):
     v = module.qkv(x).flatten(1, 2).chunk(3, dim=-1)[2].unflatten(-1, (4, -1)).transpose(1, 2)
     expected = module.proj((module.weights(x) @ v).transpose(1, 2).flatten(2)).view(x.shape)
     assert relative_error(module(x), expected) < 1e-10
+
+
+@pytest.mark.parametrize("grid", [(6, 4), (5, 7)])
+def test_weights_of_the_aggregated_form(grid):
+    """What it applies, where what is pooled is the mean of the positions: values without norm and activation."""
+    torch.manual_seed(0)
+    module = perturbed(MixtureOfHeadAggregatedAttention(16, num_heads=4, sr_ratio=2)).double().eval()
+    x = torch.randn(2, *grid, 16, dtype=torch.float64)
+    seen = []
+    module.proj.register_forward_pre_hook(lambda proj, args: seen.append(args[0]))
+    attend = module._attend
+    v = module.kv(x)[..., 16:]
+    heads = v.flatten(1, 2).unflatten(2, (4, -1)).transpose(1, 2)
+    pooled = nn.functional.adaptive_avg_pool2d(v.permute(0, 3, 1, 2), module._cells(grid)).flatten(2).mT
+    pooled = pooled.unflatten(2, (4, -1)).transpose(1, 2)
+
+    weights = module.weights(x)
+    module._attend = lambda x: attend(x, pooled)
+    module(x)
+    expected = (weights @ heads).transpose(1, 2).flatten(2)
+    assert relative_error(seen[0].flatten(1, 2), expected) < 1e-10
 
 
 @pytest.mark.parametrize("cosine", [False, True])

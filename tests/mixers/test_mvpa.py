@@ -1,20 +1,24 @@
 """MVPA against the fixtures, of maps and of series, and against its formula."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from visionattn.mixers import MVPAttention, SeriesMVPAttention, mvpa
+from visionattn.ops.query_tiles import CACHED, in_tiles
 from visionattn.reference.mvpa import naive_of
 from visionattn.testing.contracts import perturbed
 from visionattn.testing.fixtures import check_module, load, normal, relative_error
 
-PAIRS_UP_TO = mvpa._PAIRS_UP_TO
 
-
-@pytest.fixture(params=[0, 256], ids=["features", "pairs"], autouse=True)
-def either_form(request, monkeypatch):
-    """Few tokens as they are computed, and as many are."""
-    monkeypatch.setattr(mvpa, "_PAIRS_UP_TO", request.param)
+@pytest.fixture(params=[0, 200, CACHED, None], ids=["one", "some", "all", "features"], autouse=True)
+def every_form(request, monkeypatch):
+    """Some queries at a time, and what compilers get."""
+    if request.param is None:
+        monkeypatch.setattr(mvpa, "needs_formula", lambda: True)
+    else:
+        monkeypatch.setattr(mvpa, "in_tiles", partial(in_tiles, held=request.param, kept=0))
 
 
 @pytest.mark.parametrize("name", ["mvpa_grid_2x5x7x32_eval", "mvpa_grid_1x6x9x32_clip_eval"])
@@ -32,21 +36,6 @@ def test_maps_agree_with_the_fixtures(name):
     module.load_state_dict(golden.state_dict)
     assert sum(p.numel() for p in module.parameters()) == golden.meta["params"]
     check_module(module, golden, 1e-5)
-
-
-def test_scores_of_all_pairs_are_held_up_to_16_x_16_tokens(monkeypatch):
-    by_features = []
-
-    def attend(q, *arguments):
-        by_features.append(q.shape[2])
-        return torch.zeros_like(q).transpose(1, 2).flatten(2)
-
-    monkeypatch.setattr(mvpa, "_PAIRS_UP_TO", PAIRS_UP_TO)
-    monkeypatch.setattr(mvpa, "attend_by_features", attend)
-    module = MVPAttention(8, num_heads=2, grid_size=2)
-    for width in (255, 256, 257, 258):
-        module(torch.randn(1, 1, width, 8))
-    assert by_features == [257, 258]
 
 
 @pytest.mark.parametrize("name", ["mvpa_1x13x3x32_g2_eval", "mvpa_2x5x4x32_g4_eval"])

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.distributed import destroy_process_group, init_process_group
 
 import visionattn
 from visionattn.mixers import SoftmaxAttention, replace_attention
@@ -41,6 +42,12 @@ PLAIN = ("vit", "registers", "distilled", "deit3", "beit", "eva", "rope", "colum
 def network(kind):
     """A small network with weights that show in the result, and a picture for it."""
     name, arguments, _ = NETWORKS[kind]
+    model = build(name, **arguments)
+    side = arguments.get("img_size") or model.default_cfg["input_size"][1]
+    return model, torch.randn(2, 3, *([min(side, 64)] * 2))
+
+
+def build(name, **arguments):
     torch.manual_seed(0)
     model = timm.create_model(name, **arguments).eval()
     with torch.no_grad():
@@ -48,8 +55,7 @@ def network(kind):
             value.normal_(0, 0.3 if value.ndim == 1 else value[0].numel() ** -0.5)
             if "norm" in key and key.endswith("weight"):
                 value.add_(1)
-    side = arguments.get("img_size") or model.default_cfg["input_size"][1]
-    return model, torch.randn(2, 3, *([min(side, 64)] * 2))
+    return model
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -62,6 +68,37 @@ def test_softmax_attention_for_softmax_attention_changes_nothing(kind):
     assert all(entry.new == () for entry in model.replaced)
     lost = keys - set(model.state_dict())
     assert all(re.search(r"\.[qkv]_(bias|proj\.weight|proj\.bias)$", key) for key in lost)
+
+
+# Mixers that keep weights, where they are softmax attention in another form.
+EXACT = {
+    "sparge": {"topk": 1.0},
+    "vmoba": {"threshold": 1.0},
+    "sparsifiner": {"keep_rate": 1.0},
+    "probabilistic": {"key_iters": 0},
+    "scatterbrain": {"window": (16, 16)},
+    "multi_window": {"window_sizes": 0},
+}
+REFUSED = {
+    ("probabilistic", "registers"): "has no place for the norms of queries and keys",
+    ("multi_window", "registers"): "has no place for the norms of queries and keys",
+    ("scatterbrain", "beit"): "a bias for each distance, which scatterbrain cannot take",
+    ("multi_window", "beit"): "a bias for each distance, which multi_window cannot take",
+}
+
+
+@pytest.mark.parametrize("mixer", EXACT)
+@pytest.mark.parametrize("kind", PLAIN)
+def test_mixers_that_leave_nothing_out_change_nothing(kind, mixer):
+    model, x = network(kind)
+    before = model(x)
+    if refused := REFUSED.get((mixer, kind)):
+        with pytest.raises(ValueError, match=refused):
+            replace_attention(model, mixer, **EXACT[mixer])
+        assert torch.equal(model(x), before)
+        return
+    replace_attention(model, mixer, **EXACT[mixer])
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["swin", "davit"])
@@ -149,56 +186,116 @@ class TestExtraTokens:
         assert {key.split("attn.")[1].split(".")[0] for key in after.keys() - before.keys()} == {"mixer"}
 
 
+# What each family's attention is replaced by below.
+REPLACED = {
+    "vit": ("linear", "keep"),
+    "registers": ("lkca", "new"),
+    "distilled": ("swin", "keep"),
+    "deit3": ("fastmax", "keep"),
+    "beit": ("softmax", "keep"),
+    "eva": ("softmax", "keep"),
+    "rope": ("softmax", "keep"),
+    "cait": ("linear", "new"),
+    "xcit": ("linear", "new"),
+    "swin": ("swin", "keep"),
+    "swinv2": ("linear", "new"),
+    "davit": ("linear", "new"),
+    "columnar": ("linear", "keep"),
+    "pyramid": ("linear", "keep"),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def family(request):
+    model, x = network(request.param)
+    mixer, weights = REPLACED[request.param]
+    return replace_attention(model, mixer, weights=weights), x
+
+
+class TestEveryFamilyWorksWith:
+    def test_compilation(self, family):
+        model, x = family
+        expected = model(x)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+
+    def test_export(self, family):
+        model, x = family
+        batch = torch.export.Dim("batch", min=1, max=64)
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+        torch.testing.assert_close(program.module()(x[:1]), model(x[:1]), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.slow
+    def test_onnx(self, family, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
+        model, x = family
+        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True)
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        (given,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(given), model(x), rtol=1e-3, atol=1e-3)
+
+    def test_gradient_checkpointing(self, family):
+        model, x = family
+        gradients = []
+        for enable in (False, True):
+            model.set_grad_checkpointing(enable)
+            model.zero_grad()
+            model(x).square().sum().backward()
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+    def test_copies_and_files(self, family):
+        model, x = family
+        expected = model(x)
+        torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        torch.testing.assert_close(torch.load(file, weights_only=False)(x), expected)
+
+    def test_data_parallel_training(self, family, tmp_path):
+        """A parameter without a gradient would stop the second step."""
+        model, x = family
+        init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        try:
+            parallel = nn.parallel.DistributedDataParallel(model)
+            for _ in range(2):
+                model.zero_grad()
+                parallel(x).sum().backward()
+        finally:
+            destroy_process_group()
+        inside = tuple(entry.name for entry in model.replaced)
+        assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith(inside))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_feature_maps_of_every_family(kind):
+    name, arguments, attentions = NETWORKS[kind]
+    more = {key: value for key, value in arguments.items() if key not in ("num_classes", "global_pool")}
+    if "depth" in more:
+        more["out_indices"] = (0, 1)
+    model = build(name, **more, features_only=True)
+    side = min(arguments.get("img_size") or 64, 64)
+    x = torch.randn(1, 3, side, side)
+    before = model(x)
+    mixer, weights = REPLACED[kind]
+    replace_attention(model, mixer, weights=weights)
+    after = model(x)
+    assert len(model.replaced) == attentions
+    assert [m.shape for m in after] == [m.shape for m in before]
+    if (mixer, weights) in (("softmax", "keep"), ("swin", "keep")) and kind != "distilled":
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    else:
+        assert not torch.equal(after[-1], before[-1])
+
+
 class TestWorksWith:
-    @pytest.fixture
-    def changed(self):
-        model, x = network("vit")
-        return replace_attention(model, "linear"), x
-
-    def test_feature_maps(self):
-        small = {**SMALL, "num_classes": 0, "img_size": 64}
-        model = timm.create_model("vit_tiny_patch16_224", **small, features_only=True, out_indices=(0, 1))
-        replace_attention(model, "linear")
-        assert len(model.replaced) == 2
-        assert all(m.shape == (1, 48, 4, 4) for m in model(torch.randn(1, 3, 64, 64)))
-
     def test_another_square_size(self):
         model = timm.create_model("vit_tiny_patch16_224", **SMALL, img_size=64, dynamic_img_size=True).eval()
         replace_attention(model, "swin")
         assert model(torch.randn(1, 3, 96, 96)).shape == (1, 5)
         with pytest.raises(ValueError, match=r"24 patches are neither the 4x4 of the network's img_size nor a square"):
             model(torch.randn(1, 3, 64, 96))
-
-    def test_compilation(self, changed):
-        model, x = changed
-        expected = model(x)
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), expected)
-
-    def test_export(self, changed):
-        model, x = changed
-        batch = torch.export.Dim("batch", min=1, max=64)
-        program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
-        torch.testing.assert_close(program.module()(x[:1]), model(x[:1]))
-
-    @pytest.mark.slow
-    def test_onnx(self, changed, tmp_path):
-        onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
-        model, x = changed
-        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True)
-        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-        (given,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(given), model(x), rtol=1e-4, atol=1e-4)
-
-    def test_gradient_checkpointing(self, changed):
-        model, x = changed
-        gradients = []
-        for enable in (False, True):
-            model.set_grad_checkpointing(enable)
-            model.zero_grad()
-            model(x).square().sum().backward()
-            gradients.append([p.grad.clone() for p in model.parameters()])
-        torch.testing.assert_close(*gradients)
 
     def test_a_config(self):
         from visionattn.tasks import Classifier

@@ -1,12 +1,15 @@
 """Sparsifiner against the official code, softmax attention and what it promises."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
 
 import visionattn
-from visionattn.mixers import SoftmaxAttention, SparsifinerAttention
+from visionattn.mixers import SoftmaxAttention, SparsifinerAttention, sparsifiner
 from visionattn.ops.losses import collect_losses
+from visionattn.ops.query_tiles import CACHED, in_tiles
 from visionattn.testing.contracts import perturbed
 from visionattn.testing.fixtures import check_module, load, relative_error
 
@@ -85,6 +88,21 @@ def test_weights_are_what_it_applies(grid, prefix):
     for method in (mixer.weights, mixer.routes, mixer.coefficients):
         with pytest.raises(ValueError, match="need their grid here"):
             method(x)
+
+
+@pytest.mark.parametrize("held", [0, 100, CACHED], ids=["one query", "some", "all"])
+@pytest.mark.parametrize("arguments", [{"coef_topk": 1}, {"coef_topk": 2, "score_threshold": 0.05}], ids=str)
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_few_coefficients_are_added_up_one_by_one(prefix, arguments, held, monkeypatch):
+    mixer = build(**arguments).double()
+    x = torch.randn(2, prefix + 15, 24, dtype=torch.float64)
+    expected = mixer.routes(x, (5, 3), prefix)
+    monkeypatch.setattr(sparsifiner, "_SPARSE", 0)
+    monkeypatch.setattr(sparsifiner, "in_tiles", partial(in_tiles, held=held))
+    assert torch.equal(mixer.routes(x, (5, 3), prefix), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mixer.float().routes(x.float(), (5, 3), prefix).shape == expected.shape
+    assert mixer.bfloat16().routes(x.bfloat16(), (5, 3), prefix).shape == expected.shape
 
 
 def test_queries_that_see_nothing_get_nothing():

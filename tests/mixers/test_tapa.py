@@ -1,10 +1,13 @@
 """TAPA against its fixture and its formula, and what distances do."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
 
-from visionattn.mixers import TokenAwarePhaseAttention, replace_attention
+from visionattn.mixers import TokenAwarePhaseAttention, replace_attention, tapa
+from visionattn.ops.query_tiles import CACHED, in_tiles
 from visionattn.reference.tapa import naive_of
 from visionattn.testing.contracts import perturbed
 from visionattn.testing.fixtures import check_module, load, relative_error
@@ -20,9 +23,11 @@ def test_agrees_with_the_fixture():
     check_module(module, golden, 1e-5)
 
 
+@pytest.mark.parametrize("held", [0, 100, CACHED], ids=["one query", "some", "all"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 3)], ids=str)
 @pytest.mark.parametrize("given", [{}, {"amplitude": 2, "alpha": 0.5}, {"alpha": 0.0}, {"phase": "linear"}], ids=str)
-def test_agrees_with_the_formula(size, given):
+def test_agrees_with_the_formula(size, given, held, monkeypatch):
+    monkeypatch.setattr(tapa, "in_tiles", partial(in_tiles, held=held))
     torch.manual_seed(0)
     module = perturbed(TokenAwarePhaseAttention(24, num_heads=3, qkv_bias=True, **given)).double()
     x = torch.randn(2, *size, 24, dtype=torch.float64, requires_grad=True)
@@ -35,9 +40,10 @@ def test_agrees_with_the_formula(size, given):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_weights_are_what_is_applied():
+@pytest.mark.parametrize("amplitude", [4, 8], ids=["phases", "none"])
+def test_weights_are_what_is_applied(amplitude):
     torch.manual_seed(0)
-    module = perturbed(TokenAwarePhaseAttention(16, num_heads=2)).double()
+    module = perturbed(TokenAwarePhaseAttention(16, num_heads=2, amplitude=amplitude)).double()
     x = torch.randn(2, 3, 4, 16).double()
     values = module.qkv(x.flatten(1, 2))[..., 32:].unflatten(-1, (2, -1)).transpose(1, 2)
     mixed = (module.weights(x) @ values).transpose(1, 2).flatten(2)

@@ -33,7 +33,7 @@ ARRANGEMENTS = {
     "stripes": lambda x: stripe_attention(
         x.unflatten(-1, (3, -1)), torch.ones(HEADS * DIM, 1, 3, 3, dtype=x.dtype), num_heads=HEADS, stripe=(None, 2)
     ),
-    "windows": lambda x: window_attention(x, lambda t: t, lambda t: t, num_heads=HEADS, window=(4, 4)),
+    "windows": lambda x: window_attention(x, None, None, num_heads=HEADS, window=(4, 4)),
     "blocks": lambda x: block_sparse_attention(together(x), Windows((SIDE, SIDE), (3, 3), (1, 1))),
     "clusters": lambda x: cluster_attention(
         together(x), torch.arange(64).view(1, 1, 4, 16).expand(2, HEADS, -1, -1), overlap=5

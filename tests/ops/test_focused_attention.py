@@ -18,7 +18,7 @@ def path(request, monkeypatch):
         monkeypatch.setattr(module, "use_eager_kernel", lambda x: False)
     else:
         monkeypatch.setattr(
-            import_module("visionattn.ops.eager.linear_attention"), "_CHUNK", 700
+            import_module("visionattn.ops.eager._chunks"), "NUMBERS", 700
         )  # also runs of several images, and a rest
 
 

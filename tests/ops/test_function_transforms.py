@@ -12,6 +12,7 @@ from visionattn.plugins import list_plugins, resolve_plugin
 DOUBLE = torch.float64
 # Large enough for the pass by hand of nested gates.
 SIZE = (8, 96, 96)
+CONV = torch.nn.Conv1d(8, 8, 3, padding=1, groups=2, dtype=DOUBLE)
 POOLS = [(kind, axis) for axis in (1, 2, 3) for kind in ("max", "mean")]
 
 
@@ -58,6 +59,7 @@ OPS = {
     "score_gate": lambda x: ops.score_gate(x, torch.sin, lambda x: x.mean(1, True), "sum"),
     "map_pools": lambda x: ops.map_pools(x)[1:],
     "plane_conv": lambda x: ops.plane_conv(x, numbers(1, 8, 3, 3)),
+    "strip_conv": lambda x: ops.strip_conv(x.mean(3), CONV),
     "channel_moments": ops.channel_moments,
     "subspace_scores": lambda x: ops.subspace_scores(x, numbers(8), numbers(8).cos(), numbers(2, 4)),
     "residual_gate": lambda x: ops.residual_gate(x, x[:, :2].sigmoid()),

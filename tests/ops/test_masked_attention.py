@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from visionattn.ops import Blocks, masked_attention, pair_mask
+from visionattn.ops.flex_masks import flex_masked_attention, sorted_mask
 from visionattn.profiling.peak_memory import peak_bytes
 from visionattn.testing.fixtures import relative_error
 
@@ -63,6 +64,32 @@ def test_skipped_pairs_do_not_matter(queries, keys, prefix, skipping):
     with torch.no_grad():  # piece by piece
         out = masked_attention(*inputs, seen, queries=one, keys=other, prefix=prefix)
     assert relative_error(out, results[1][0]) < 1e-10
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("keys", ["rows", "tiles", "tokens"])
+@pytest.mark.parametrize("queries", ["rows", "tiles", "tokens"])
+def test_flex_attention_sees_the_same_pairs(queries, keys, prefix, shared):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, prefix + 90, 16) for _ in range(3)]
+    one, other = _blocks(queries), _blocks(keys)
+    rows, columns = (90 if blocks is None else blocks.tokens.size(0) for blocks in (one, other))
+    seen = torch.rand(1 if shared else 2, 1 if shared else 3, rows, columns) < 0.3
+    seen[..., 0] = True
+    out = flex_masked_attention(*inputs, seen, queries=one, keys=other, prefix=prefix)
+    assert relative_error(out, masked_attention(*inputs, seen, queries=one, keys=other, prefix=prefix)) < 1e-5
+
+
+def test_flex_attention_gets_tokens_in_an_order_that_skips_pairs():
+    """Tiles that see themselves alone: by rows of the map every run of 128 tokens has pairs that are seen."""
+    tiles = Blocks.tiles((32, 32), (16, 8))
+    q, seen = torch.randn(1, 1, 1024, 16), torch.eye(8, dtype=torch.bool).view(1, 1, 8, 8)
+    order, places, mask = sorted_mask(q, seen, tiles, tiles, 0)
+    assert torch.equal(order, places) and torch.equal(order.sort().values, torch.arange(1024))
+    assert mask.sparsity() == pytest.approx(100 * 7 / 8)
+    rows = Blocks.rows(1024, 1)
+    assert sorted_mask(q, pair_mask(seen, tiles, tiles), rows, rows, 0)[2].sparsity() == pytest.approx(50)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(32, 16), (None, 112)])

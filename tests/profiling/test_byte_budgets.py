@@ -65,6 +65,7 @@ SMALL |= {
     "routed_attention",
     "routed_self_attention",
     "score_gate",
+    "strip_conv",
     "subspace_attention",
     "summed_attention",
     "widened",

@@ -20,7 +20,7 @@ FAMILIES = {
     "va_boat": {"model_name": "va_boat_swin_tiny", **_NARROW},
     "va_davit": {"model_name": "va_davit_tiny", **_NARROW},
     "va_deconstructed": {"model_name": "va_deconstructed_relu_nano"},
-    "va_dhvt": {"model_name": "va_dhvt_tiny_cifar_p4", "dim": 32, "depth": 4, "num_heads": 2},
+    "va_dhvt": {"model_name": "va_dhvt_small_cifar_p4", "dim": 32, "depth": 4, "num_heads": 2},
     "va_flatten": {"model_name": "va_flatten_swin_tiny", **_NARROW},
     "va_lkca": {"model_name": "va_lkca_vit_mini"},
     "va_mano": {"model_name": "va_mano_tiny", **_NARROW},

@@ -22,12 +22,14 @@ from .contenders import (
     UNFIT,
     Baseline,
     FixedCondition,
+    PairedImages,
     fightingcv_plugin,
     literal,
     timm_mixer,
     timm_plugin,
     with_baseline_blocks,
 )
+from .growth import degree
 
 __all__ = ["LAYOUTS", "MODES", "Case", "frontend_cases", "mixer_cases", "network_cases", "plugin_cases"]
 __all__ += ["resnet_cases", "window_cases"]
@@ -51,7 +53,7 @@ class Case:
         dtype: Of the input and the weights.
         modes: Which of `MODES`.
         unequal: Baselines that compute something else, for the same end, and are not checked.
-        compiled: Whether to compile the reference, too.
+        compiled: Which contenders are also timed through `torch.compile`: `ours`, and names of baselines.
         floor: The least that is moved, for the share of it that is reached.
         check_batch: Images of the check for equality, all by default.
         tolerance: Of the check in float32, see `measure`.
@@ -69,7 +71,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     modes: tuple[str, ...] = MODES
     unequal: frozenset[str] = frozenset()
-    compiled: bool = False
+    compiled: tuple[str, ...] = ()
     floor: Floor | None = None
     check_batch: int | None = None
     tolerance: float = 1e-4
@@ -88,7 +90,7 @@ def plugin_cases(
     *,
     dtype: torch.dtype = torch.float32,
     modes: tuple[str, ...] = MODES,
-    compiled: bool = False,
+    compiled: tuple[str, ...] = (),
 ) -> list[Case]:
     """Plug-ins against their papers' literal formulas, timm's layers and those of fightingcv-attention.
 
@@ -100,7 +102,7 @@ def plugin_cases(
         layouts: `NCHW`, `NHWC` or both.
         dtype: Of all.
         modes: Which of `MODES`.
-        compiled: Whether to compile the literal formula, too.
+        compiled: As in `Case`, of those that a plug-in has.
 
     Raises:
         ValueError: If a name is unknown.
@@ -112,7 +114,9 @@ def plugin_cases(
     ]
 
 
-def _plugin_case(name: str, shape: tuple[int, ...], layout: str, **kwargs: Any) -> Case | None:
+def _plugin_case(
+    name: str, shape: tuple[int, ...], layout: str, *, compiled: tuple[str, ...], **kwargs: Any
+) -> Case | None:
     card = get("plugin", name)
     found, notes = {"official": literal(card), "timm": timm_plugin(name)}, {}
     try:
@@ -131,6 +135,7 @@ def _plugin_case(name: str, shape: tuple[int, ...], layout: str, **kwargs: Any) 
         lambda: _perturbed_plugin(card, shape),
         baselines,
         layout,
+        compiled=tuple(other for other in compiled if other == "ours" or other in baselines),
         floor=card.floor,
         notes=notes,
         **kwargs,
@@ -178,11 +183,15 @@ def mixer_cases(
     dtype: torch.dtype = torch.float32,
     stages: int = 3,
 ) -> list[Case]:
-    """Mixers against timm's own modules, and against literal formulas.
+    """Mixers against timm's own modules, literal formulas and softmax attention of the same width and heads.
+
+    What takes two sets of tokens, such as a bridge between encoders, gets halves of the batch, against its formula.
+    Formulas that go position by position are compared on maps up to 14 x 14.
 
     Args:
         names: Names of mixers, all by default; those without a baseline give no case.
-        shapes: Shapes (B, H, W, C); by default those of the stages of a network of the size base at 224 px.
+        shapes: Shapes (B, H, W, C); by default those of the stages of a network of the size base at 224 px, without the
+            first for mixers of all pairs, which literal formulas hold.
         batch: Images, where the shapes are not given.
         dtype: Of all.
         stages: How many stages, the largest maps first; in the fourth a window is the map.
@@ -190,11 +199,19 @@ def mixer_cases(
     Raises:
         ValueError: If a name is unknown, or of a mechanism that is no module of its own.
     """
+    known = {card.name: card for card in cards("mixer") if card.standalone or _takes_pairs(card)}
+    known |= {card.name: card for card in cards("head") if _takes_pairs(card)}
     for name in names:
-        resolve("mixer", name)
-    chosen = [get("mixer", name) for name in names] or [card for card in cards("mixer") if card.standalone]
-    shapes = shapes or [(batch, side, side, 128 * 2**i) for i, side in enumerate((56, 28, 14)[:stages])]
-    found = [_mixer_case(card, shape, dtype) for shape in shapes for card in chosen]
+        if name not in known:
+            resolve("mixer", name)
+    chosen = [known[name] for name in names] or known.values()
+    usual = [(batch, side, side, 128 * 2**i) for i, side in enumerate((56, 28, 14)[:stages])]
+    found = [
+        _mixer_case(card, shape, dtype)
+        for shape in shapes or usual
+        for card in chosen
+        if shapes or shape is not usual[0] or not card.reference or degree(card.cost.partition(",")[0]) < 2
+    ]
     return [case for case in found if case]
 
 
@@ -205,21 +222,34 @@ def _mixer_case(card: Card, shape: tuple[int, ...], dtype: torch.dtype) -> Case 
     place = BlockContext(stage=stage, block=0, dim=dim, num_heads=max(1, dim // 32), grid=(height, width))
     found = {
         "timm": timm_mixer(card.name, place.dim, place.num_heads, sr_ratio=8 // 2**place.stage),
-        "official": literal(card),
+        "official": literal(card, loops=max(height, width) <= 14),
     }
     baselines = {other: baseline for other, baseline in found.items() if baseline}
     if not baselines:
         return None
+    if not _takes_pairs(card):
+        softmax = get("mixer", "softmax")
+        baselines["SDPA"] = lambda ours: softmax.build_in(place)
+
+    def build() -> nn.Module:
+        module = perturbed(card.build_in(place))
+        return PairedImages(module, card.further_inputs == ("views",)) if _takes_pairs(card) else module
+
     return Case(
         "mixers",
         card.name,
         shape,
-        lambda: perturbed(card.build_in(place)),
+        build,
         baselines,
         dtype=dtype,
+        unequal=frozenset({"SDPA"}),
         floor=card.floor,
         exact_only=card.discrete,
     )
+
+
+def _takes_pairs(card: Card) -> bool:
+    return card.reference is not None and len(card.further_inputs) == 1
 
 
 def window_cases(

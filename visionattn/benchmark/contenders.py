@@ -20,6 +20,7 @@ __all__ = [
     "UNFIT",
     "Baseline",
     "FixedCondition",
+    "PairedImages",
     "PlainOps",
     "fightingcv_plugin",
     "literal",
@@ -32,18 +33,25 @@ __all__ = [
 Baseline = Callable[[nn.Module], nn.Module]
 
 
-def literal(card: Card) -> Baseline | None:
-    """The literal formula of a mechanism; None if there is none, or if it loops over positions."""
+def literal(card: Card, *, loops: bool = False) -> Baseline | None:
+    """The literal formula of a mechanism; None if there is none.
+
+    Args:
+        card: Of the mechanism.
+        loops: Whether the formula may go position by position.
+    """
     if card.reference is None:
         return None
     module = importlib.import_module(f"visionattn.reference.{card.reference}")
-    if getattr(module, "LOOPS", False):
+    if getattr(module, "LOOPS", False) and not loops:
         return None
 
-    def with_condition(ours: Any) -> nn.Module:
-        return FixedCondition(module.naive_of(ours.module), ours.condition)
+    def in_the_same_place(ours: Any) -> nn.Module:
+        changed: nn.Module = ours.around(module.naive_of(ours.module))
+        return changed
 
-    return with_condition if card.further_inputs else module.naive_of
+    naive_of: Baseline = module.naive_of
+    return in_the_same_place if card.further_inputs else naive_of
 
 
 def with_baseline_blocks(baseline: Baseline, cls: Any) -> Baseline:
@@ -80,8 +88,35 @@ class FixedCondition(nn.Module):
         self.module = module
         self.register_buffer("condition", condition.clone())
 
+    def around(self, module: nn.Module) -> "FixedCondition":
+        """Another gate with the same second input."""
+        return FixedCondition(module, self.condition)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.module(x, self.condition)
+
+
+class PairedImages(nn.Module):
+    """What takes two sets of tokens, or views of one object, called with a map: halves of the batch are the sets.
+
+    Args:
+        module: The mixer or head.
+        views: Whether it takes views.
+    """
+
+    def __init__(self, module: nn.Module, views: bool) -> None:
+        super().__init__()
+        self.module = module
+        self.views = views
+
+    def around(self, module: nn.Module) -> "PairedImages":
+        """Another mixer that is called likewise."""
+        return PairedImages(module, self.views)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        sets = (torch.stack(x.chunk(2), 1),) if self.views else x.flatten(1, 2).chunk(2)
+        out = self.module(*sets)
+        return torch.cat([part.flatten(1) for part in (out if isinstance(out, tuple) else (out,))], 1)
 
 
 class PlainOps(nn.Module):

@@ -20,7 +20,7 @@ from visionattn.catalog import BlockContext, Card, cards, get
 from visionattn.profiling.peak_memory import peak_bytes
 from visionattn.testing.contracts import perturbed
 
-from .record import load, save, surroundings
+from .record import later_revisions, load, own_revision, save, surroundings
 from .timing import clock_of, one_thread, quantiles, take_turns
 
 __all__ = ["SIDES", "SLACK", "degree", "degrees", "format_growth", "growth", "measured_degree"]
@@ -98,7 +98,14 @@ def growth(card: Card, side: int, mode: str, seconds: float) -> Row:
     return {"seconds": quantiles([ours for ours, _ in rounds]), "ratio": ratio, "rounds": len(rounds), "peak": peak}
 
 
-def run_growth(out: Path, *, names: Sequence[str] = (), sides: Sequence[int] = SIDES, seconds: float = 0.03) -> Record:
+def run_growth(
+    out: Path,
+    *,
+    names: Sequence[str] = (),
+    sides: Sequence[int] = SIDES,
+    seconds: float = 0.03,
+    anew: bool = False,
+) -> Record:
     """Measures mixers on one thread, each row written as soon as it is there.
 
     Args:
@@ -106,13 +113,22 @@ def run_growth(out: Path, *, names: Sequence[str] = (), sides: Sequence[int] = S
         names: Names of mixers; all by default.
         sides: Of the maps, growing.
         seconds: To measure for each row, on average.
+        anew: Whether to measure these mixers again.
 
     Returns:
         The record.
+
+    Raises:
+        ValueError: If a name is unknown, or the file is of another machine or other versions.
     """
-    record = load(out) if out.exists() else surroundings("cpu") | {"suite": "growth", "rows": []}
-    known = {(row["name"], row["tokens"], row["mode"]) for row in record["rows"]}
     chosen = [get("mixer", name) for name in names] or [card for card in cards("mixer") if card.standalone]
+    fresh: Record = surroundings("cpu") | {"suite": "growth", "rows": []}
+    record = load(out) if out.exists() else fresh
+    own = own_revision(record, fresh)
+    if anew:
+        wanted = {card.name for card in chosen}
+        record["rows"] = [row for row in record["rows"] if row["name"] not in wanted]
+    known = {(row["name"], row["tokens"], row["mode"]) for row in record["rows"]}
     started = time.monotonic()
     with one_thread():
         for card in chosen:
@@ -120,7 +136,7 @@ def run_growth(out: Path, *, names: Sequence[str] = (), sides: Sequence[int] = S
                 for side in (side for side in sides if mode == "fwd" or side <= _TRAINED):
                     if (card.name, side * side, mode) in known:
                         continue
-                    row = {"suite": "growth", "name": card.name, "tokens": side * side, "mode": mode}
+                    row = {"suite": "growth", "name": card.name, "tokens": side * side, "mode": mode, **own}
                     before = [r for r in record["rows"] if (r["name"], r["mode"]) == (card.name, mode)]
                     record["rows"].append(row | (_too_much(before, side) or growth(card, side, mode, seconds)))
                     save(record, out)
@@ -157,7 +173,8 @@ def format_growth(record: Record) -> str:
     for mode, words in (("fwd", "Inference"), ("f+b", "Training")):
         if rows := [row for row in record["rows"] if row["mode"] == mode]:
             lines += [f"## {words}", "", *_table(rows), ""]
-    lines += [f"{versions}; {record['device']['name']}; one thread; revision {record['revision']}.", ""]
+    lines += [f"{versions}; {record['device']['name']}; one thread; revision {record['revision']}."]
+    lines += [*later_revisions(record), ""]
     lines += ["Made by `visionattn benchmark --suite growth --json docs/results/growth.json`.", ""]
     return "\n".join(lines)
 

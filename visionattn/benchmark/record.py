@@ -13,7 +13,8 @@ import torch
 
 from visionattn.utils.files import replacing
 
-__all__ = ["SCHEMA", "compare", "extended", "key", "label", "load", "save", "surroundings"]
+__all__ = ["SCHEMA", "compare", "extended", "key", "label", "later_revisions", "load", "own_revision", "save"]
+__all__ += ["surroundings"]
 
 SCHEMA = 2
 Row = dict[str, Any]
@@ -89,14 +90,32 @@ def extended(base: Record | None, new: Record) -> Record:
     """
     if base is None:
         return new
-    for fact in ("device", "versions"):
-        if base[fact] != new[fact]:
-            raise ValueError(f"a record of {fact} {base[fact]} can't be extended with {fact} {new[fact]}")
-    own = {} if new["revision"] == base["revision"] else {"revision": new["revision"]}
+    own = own_revision(base, new)
     fresh = {key(row): row | own for row in new["rows"]}
     rows = [fresh.pop(key(row), row) for row in base["rows"]]
     left_out = dict.fromkeys([*base.get("left_out", []), *new.get("left_out", [])])
     return base | {"rows": [*rows, *fresh.values()], "left_out": [*left_out]}
+
+
+def own_revision(base: Record, new: Record) -> Row:
+    """What rows of a later run say of its revision: nothing where it is the record's.
+
+    Raises:
+        ValueError: If they are not of one machine with the same versions.
+    """
+    for fact in ("device", "versions"):
+        if base[fact] != new[fact]:
+            raise ValueError(f"a record of {fact} {base[fact]} can't be extended with {fact} {new[fact]}")
+    return {} if new["revision"] == base["revision"] else {"revision": new["revision"]}
+
+
+def later_revisions(record: Record) -> list[str]:
+    """A line for each revision besides the record's own, of what was measured then."""
+    names: dict[str, dict[str, None]] = {}
+    for row in record["rows"]:
+        if "revision" in row:
+            names.setdefault(row["revision"], {})[row["name"]] = None
+    return [f"At revision {revision}: {', '.join(found)}." for revision, found in names.items()]
 
 
 def compare(head: Record, base: Record) -> Iterator[tuple[str, float, tuple[float, float]]]:

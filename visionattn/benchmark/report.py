@@ -9,6 +9,7 @@ from visionattn.utils.files import replacing
 from visionattn.utils.marks import put_between
 
 from .growth import degrees, format_growth
+from .record import later_revisions
 
 __all__ = ["COMMAND", "PAGE_MARKS", "format_record", "headlines", "page_block", "update_page"]
 __all__ += ["crossings", "write_report"]
@@ -42,7 +43,7 @@ def write_report(record: Record, path: Path) -> str:
 
     text = format_record(record)
     pictures = []
-    if record.get("suite") == "growth":
+    if record["suite"] == "growth":
         pictures.append(draw_growth([found[:3] for found in degrees(record)], path.with_suffix(".png")))
     for suite in SUITES:
         rows = [row for row in record["rows"] if row["suite"] == suite and "contenders" in row]
@@ -57,7 +58,7 @@ def write_report(record: Record, path: Path) -> str:
 
 def format_record(record: Record) -> str:
     """The Markdown text of a record: how it was measured, and every row."""
-    if record.get("suite") == "growth":
+    if record["suite"] == "growth":
         return format_growth(record)
     device, versions = record["device"], record["versions"]
     gpu = device["kind"] == "cuda"
@@ -72,7 +73,10 @@ def format_record(record: Record) -> str:
         "",
         "- **official**: the formulation of the paper or of the official code, as in `visionattn/reference`;",
         "  **timm** and **fightingcv**: the layer of timm, and of the package fightingcv-attention. The first of them",
-        "  in a row is its reference. **compiled**: that through `torch.compile`; **torch**: ours without our kernels.",
+        "  in a row is its reference. **torch**: ours without our kernels.",
+        "  **compiled**: ours through `torch.compile`; **official compiled**: the literal formula through it.",
+        "- **SDPA**: PyTorch's fused softmax attention of the same width and heads, projections included. From how",
+        "  many tokens on a mixer is the faster one is in [growth.md](growth.md), for one width.",
         "- Each round runs all implementations interleaved and gives one ratio each; a cell shows the median and the",
         "  range of 80 % of them. **noise** is the same range for ours against itself.",
         "- **inference**: a forward pass in eval mode without gradients; **training**: a forward and a backward pass",
@@ -85,11 +89,7 @@ def format_record(record: Record) -> str:
         + ("" if gpu else "; one thread")
         + f"; revision {record['revision']}.",
     ]
-    later: dict[str, list[str]] = {}
-    for row in measured:
-        if "revision" in row:
-            later.setdefault(row["revision"], []).append(row["name"])
-    lines += [f"At revision {revision}: {', '.join(dict.fromkeys(names))}." for revision, names in later.items()]
+    lines += later_revisions(record)
     if record.get("ceilings"):
         speeds = [f"{name} {_speed(name, value)}" for name, value in record["ceilings"].items()]
         lines.append(f"Measured on this machine: {', '.join(speeds)}.")

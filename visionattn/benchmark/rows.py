@@ -42,6 +42,7 @@ class _Contender:
     name: str
     module: nn.Module
     checked: bool = True
+    compiled: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,14 +69,16 @@ def measure(
 
     exact = torch.float64 if case.dtype == torch.float64 else torch.float32
     sample = _inputs(case, contenders[0].module, device, exact, 1, case.check_batch)[0]
-    _check(case, mode, [c for c in contenders if c.name != "compiled"], step, sample)
+    _check(case, mode, [c for c in contenders if not c.compiled], step, sample)
     for contender in contenders:
         contender.module.to(case.dtype)
     inputs = _inputs(case, contenders[0].module, device, case.dtype, _count_inputs(case, device))
-    compiled = [c for c in contenders if c.name == "compiled"]
-    if compiled:
-        notes |= _compile(case, mode, contenders, step, inputs[0], budget)
-        contenders = [c for c in contenders if c.name != "compiled" or "compiled" not in notes]
+    if case.compiled:
+        torch.compiler.reset()
+    for contender in [c for c in contenders if c.compiled]:
+        if note := _compile(case, mode, contenders, contender, step, inputs[0], budget):
+            notes[contender.name] = note
+            contenders.remove(contender)
     if case.dtype != exact and not case.exact_only:
         _check(case, mode, contenders, step, inputs[0])
 
@@ -109,12 +112,14 @@ def _contenders(case: Case, mode: str, device: str, budget: CompileBudget) -> tu
         contenders.append(_Contender("torch", PlainOps(ours)))
     for name, baseline in case.baselines.items():
         contenders.append(_Contender(name, baseline(ours), name not in case.unequal))
-    if case.compiled and budget.left > 0:
-        reference = next(c for c in contenders if c.name in case.baselines)
-        compiled: Any = torch.compile(deepcopy(reference.module), dynamic=False)
-        contenders.append(_Contender("compiled", compiled))
-    elif case.compiled:
-        notes["compiled"] = "the time for compilers was spent"
+    for name in case.compiled:
+        label = "compiled" if name == "ours" else f"{name} compiled"
+        if budget.left > 0:
+            module = next(c.module for c in contenders if c.name == name)
+            compiled: Any = torch.compile(deepcopy(module), dynamic=False)
+            contenders.append(_Contender(label, compiled, compiled=True))
+        else:
+            notes[label] = "the time for compilers was spent"
     for contender in contenders:
         contender.module.to(device).train(mode == "f+b")
         if case.layout:
@@ -215,22 +220,23 @@ def _compile(
     case: Case,
     mode: str,
     contenders: Sequence[_Contender],
+    compiled: _Contender,
     step: Callable[..., tuple[torch.Tensor, ...]],
     sample: tuple[torch.Tensor, torch.Tensor],
     budget: CompileBudget,
-) -> dict[str, str]:
-    """Compiles with a first call and checks the result. Returns a note if that fails."""
+) -> str:
+    """Compiles one contender with a first call and checks the result. Returns a note if that fails."""
     started = time.perf_counter()
+    reference = next(c for c in contenders if c.name in case.baselines)
     try:
-        torch.compiler.reset()
-        _check(case, mode, [c for c in contenders if c.name in (next(iter(case.baselines)), "compiled")], step, sample)
+        _check(case, mode, [reference, compiled], step, sample)
     except Unequal:
         raise
-    except Exception as error:  # A baseline's failure is a result like another.
-        return {"compiled": f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    except Exception as error:  # A failure is a result like another.
+        return f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
     finally:
         budget.left -= time.perf_counter() - started
-    return {}
+    return ""
 
 
 def _count(
@@ -238,12 +244,11 @@ def _count(
 ) -> dict[str, int]:
     """Memory and operators of one step."""
     facts: dict[str, int] = {}
-    compiled = contender.name == "compiled"
-    if mode == "f+b" and not compiled:
+    if mode == "f+b" and not contender.compiled:
         facts["kept"] = saved_bytes(contender.module, sample[0].detach().requires_grad_())
     if device == "cuda":
         facts |= _count_on_gpu(lambda: step(contender.module, *sample))
-    elif not compiled:
+    elif not contender.compiled:
         facts["operators"] = count_pass(lambda: step(contender.module, *sample))[1].calls
     return facts
 

@@ -38,8 +38,8 @@ and `visionattn cards` writes this page.
 
 The packaged ones are small networks, trained in minutes to try things out, to compare and to test with; none of them is
 meant for real pictures. Their matrices and kernels are stored in eight bits (`visionattn publish --bits 8`): int8 under
-the weight's name, and under that name and `::scale` one float32 step for each output channel. Loading restores
-float32, and the metrics are those of these very weights.
+the weight's name, and under that name and `::scale` one float32 step for each output channel; `--bits 4` makes it
+uint8, which holds two output channels. Loading restores float32, and the metrics are those of these very weights.
 """
 
 

@@ -62,7 +62,7 @@ def push_to_hub(checkpoint: str | Path, repository: str, *, private: bool = Fals
 def write_hub_folder(checkpoint: str | Path, folder: str | Path, repository: str = "ORG/NAME") -> Path:
     """Writes README.md, config.json and model.safetensors; `timm.create_model('local-dir:FOLDER')` loads it as well.
 
-    Weights of eight bits are restored to float32, which timm reads for its own networks.
+    Weights of eight or four bits are restored to float32, which timm reads for its own networks.
 
     Args:
         checkpoint: A published checkpoint's name or file.

@@ -16,7 +16,7 @@ from visionattn.models.modifications import apply_modifications
 from visionattn.profiling.cost import count_macs
 from visionattn.utils.files import replacing, sha256
 from visionattn.utils.published import check_name, is_network, published_in, read_facts
-from visionattn.utils.quantization import pack
+from visionattn.utils.quantization import BITS, pack
 from visionattn.utils.resources import checkpoint_dir, read_manifest
 from visionattn.utils.state_dict import check_finite
 from visionattn.version import __version__
@@ -67,7 +67,7 @@ def publish(
             `arguments` of timm.create_model, `config`, `command`, `interpolation`, `crop_pct`, `crop_mode`, `palette`;
             of a config `preprocessor`, `pipeline` and, for a whole task, `task_config` (its `model`).
             `visionattn.utils.published` tells what they mean.
-        bits: 32 keeps the weights as they are, 8 rounds matrices and kernels to a quarter of the size.
+        bits: 32 keeps the weights as they are, 8 rounds matrices and kernels to a quarter of the size, 4 to an eighth.
         allow_nonfinite: Whether weights may be infinite or not a number.
 
     Returns:
@@ -75,10 +75,10 @@ def publish(
 
     Raises:
         ValueError: If the name is not of this form, is taken by the package, its model is not registered or is another
-            network, a plug-in has no name to rebuild it by, weights are not finite, or `bits` is neither.
+            network, a plug-in has no name to rebuild it by, weights are not finite, or `bits` is none of these.
     """
-    if bits not in (8, 32):
-        raise ValueError(f"bits must be 8 or 32, got {bits}")
+    if bits not in (*BITS, 32):
+        raise ValueError(f"bits must be 4, 8 or 32, got {bits}")
     architecture, tag = check_name(name)
     folder = Path(folder)
     if not timm.is_model(architecture):
@@ -102,7 +102,7 @@ def publish(
     statement["params"] = sum(parameter.numel() for parameter in model.parameters())
     statement["macs"] = count_macs(copy.deepcopy(model).to("meta"), input_size)
     _check_rebuilds(_as_json(statement), state_dict)
-    stored = pack(state_dict) if bits == 8 else state_dict
+    stored = state_dict if bits == 32 else pack(state_dict, bits)
     path = write_published(stored, statement, folder, f"{architecture}-{tag}")
     if (folder / "manifest.json").is_file():
         _enter(folder / "manifest.json", name, path)

@@ -16,10 +16,10 @@ def show_heads(rows: list[dict[str, Any]], csv_file: Path | None) -> None:
     from rich.table import Table
 
     from visionattn.explain.head_table import NUMBERS
+    from visionattn.utils.files import replacing
 
     if csv_file is not None:
-        csv_file.parent.mkdir(parents=True, exist_ok=True)
-        with csv_file.open("w", newline="", encoding="utf-8") as file:
+        with replacing(csv_file) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("configs", nargs="*", help="paths or names of configs of classifiers, the baseline first")
     parser.add_argument(
         "--suite",
-        choices=("diagnostics", "fashion-mnist", "mixers"),
+        choices=("diagnostics", "backbones-digits", "backbones-fashion-mnist", "fashion-mnist", "mixers"),
         help="a predefined comparison, whose results are in docs/results; diagnostics: which mechanism brings which "
         "ability, on generated tasks",
     )

@@ -81,6 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--statistics", action="store_true", help="print a table of numbers of every head, the means over the pictures"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="--statistics: also write the table as CSV")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="--statistics: also draw it, .png, .pdf or .svg: layers by heads"
+    )
     parser.add_argument("--list", action="store_true", help="say what the network offers, and why not the rest")
     add_device(parser, "cpu")
 
@@ -89,8 +92,11 @@ def run(options: argparse.Namespace) -> None:
     """Explains predictions."""
     if not options.inputs and not options.list:
         raise ValueError("name pictures or folders of pictures, or ask with --list what the network offers")
-    if options.csv and not options.statistics:
-        raise ValueError("--csv is the table of --statistics: give both")
+    for name in ("csv", "picture"):
+        if getattr(options, name) and not options.statistics:
+            raise ValueError(f"--{name} is of --statistics: give both")
+    if options.picture and options.picture.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--picture must end in .png, .pdf or .svg, got {options.picture}")
     if (options.layers or options.channels) and not options.html:
         raise ValueError("--layers and --channels are for --html; --layer is for --method attention")
     query = None if options.query is None else _numbers(options.query, "--query", 2)
@@ -166,7 +172,7 @@ def _list(network: Any) -> None:
 
 
 def _explain(network: Any, options: argparse.Namespace, query: tuple[int, ...] | None) -> None:
-    from visionattn.explain import HeadTable
+    from visionattn.explain import HeadTable, heads_figure
     from visionattn.inference import find_images
     from visionattn.inference.explaining import subject
     from visionattn.inference.pictures import list_pictures
@@ -187,7 +193,9 @@ def _explain(network: Any, options: argparse.Namespace, query: tuple[int, ...] |
             if options.html:
                 _write_page(explained, record, options)
     if options.statistics:
-        show_heads(table.compute(), options.csv)
+        show_heads(rows := table.compute(), options.csv)
+        if options.picture:
+            _save(heads_figure(rows, title=str(options.model)), options.picture)
 
 
 def _record(explained: "Subject", channels: bool) -> "Record":
@@ -206,8 +214,8 @@ def _draw(explained: "Subject", stem: str, options: argparse.Namespace, query: t
     import numpy as np
 
     from visionattn import explain
+    from visionattn.utils.files import replacing
 
-    options.out.mkdir(parents=True, exist_ok=True)
     numbers: dict[str, Any] = {}
     for method in options.method:
         maps = _maps(explained.network, explained.x, method, options, query, explained.target)
@@ -221,10 +229,18 @@ def _draw(explained: "Subject", stem: str, options: argparse.Namespace, query: t
             outline=explained.outline,
         )
         path = options.out / f"{stem}_{method}{'_grid' if several else ''}.{options.format}"
-        drawn.savefig(path, dpi=_DOTS)
-        print(path)
+        _save(drawn, path)
     if options.raw:
-        np.savez_compressed(options.out / f"{stem}.npz", **numbers)
+        with replacing(options.out / f"{stem}.npz") as temporary:
+            np.savez_compressed(temporary, **numbers)
+
+
+def _save(figure: Any, path: Path) -> None:
+    from visionattn.utils.files import replacing
+
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=_DOTS)
+    print(path)
 
 
 def _write_page(explained: "Subject", record: "Record", options: argparse.Namespace) -> None:
@@ -240,7 +256,6 @@ def _write_page(explained: "Subject", record: "Record", options: argparse.Namesp
         limit=options.limit,
         channels=options.channels,
     )
-    options.html.parent.mkdir(parents=True, exist_ok=True)
     with replacing(options.html) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"{options.html} ({len(text.encode()) / 1e6:.1f} MB): open it in a browser")
@@ -267,15 +282,7 @@ def _maps(
     if method in explain.CAMS:
         return {"": explain.cam(model, x, target, method=method)[0]}
     if method == "gates":
-        spatial = {
-            f"{name} {key}": factor[0].mean(0)
-            for name, factors in explain.gates(model, x).items()
-            for key, factor in factors.items()
-            if factor.shape[2:] != (1, 1)
-        }
-        if not spatial:
-            raise ValueError("the gates of this network are of channels, and have no place in the image")
-        return spatial
+        return {name: factor[0] for name, factor in explain.spatial_gates(model, x).items()}
     with torch.no_grad(), explain.capture(model, keep=("probs",)) as record:
         model(x)
     if method == "rollout":

@@ -31,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bits",
         type=int,
-        choices=(8, 32),
+        choices=(4, 8, 32),
         default=32,
-        help="8 rounds matrices and kernels to a quarter of the size, before they are evaluated (default: 32)",
+        help="8 rounds matrices and kernels to a quarter of the size, 4 to an eighth, before they are evaluated "
+        "(default: 32)",
     )
     parser.add_argument(
         "--hub", metavar="ORG/NAME", help="also upload it to this repository of the Hugging Face hub, with a model card"
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     config.model.backbone = {**self_contained(config.model.backbone), "model_name": options.name.partition(".")[0]}
     weights = read_weights(options.checkpoint)
     # What is measured is what others will load.
-    metrics, runner = evaluate(config, unpack(pack(weights)) if options.bits == 8 else weights)
+    metrics, runner = evaluate(config, weights if options.bits == 32 else unpack(pack(weights, options.bits)))
     dataset, task = runner.test_dataloader.dataset, runner.model
     preprocessor, pipeline = config.data_preprocessor, config.test_dataloader.dataset.get("pipeline", [])
     model = config.model.to_dict()

@@ -91,22 +91,27 @@ def digits_on_canvas(split: str, side: int, count: int, seed: int) -> Task:
     return pictures, labels[chosen]
 
 
-def digit_pairs(split: str, count: int, seed: int) -> Task:
-    """Two digits, each somewhere among pieces of others, `(count, 2, 12, 12)`, and whether their class is the same."""
+def digit_pairs(split: str, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two digits, each somewhere among pieces of others, `(count, 2, 12, 12)`, and whether their class is the same.
+
+    Also where they are: for each patch of 2 x 2 its share in the digit, `(count, 2, 6, 6)`.
+    """
     images, labels = digits(split)
     draw = np.random.default_rng((seed, split == "test"))
     by_class = [np.flatnonzero(labels.numpy() == number) for number in range(10)]
     pictures, answers = torch.zeros(count, 2, 12, 12), torch.arange(count) % 2
-    for picture, same in zip(pictures, answers, strict=True):
+    there = torch.zeros_like(pictures)
+    for picture, places, same in zip(pictures, there, answers, strict=True):
         first = draw.integers(10)
         second = first if same else (first + draw.integers(1, 10)) % 10
-        for side, number in zip(picture, (first, second), strict=True):
+        for side, place, number in zip(picture, places, (first, second), strict=True):
             for _ in range(3):
                 y, x = draw.integers(9, size=2)
                 side[y : y + 4, x : x + 4] = images[draw.integers(len(images)), 0, 2:6, 2:6][: 12 - y, : 12 - x]
             y, x = draw.integers(5, size=2)
             side[y : y + 8, x : x + 8] = images[draw.choice(by_class[number]), 0]
-    return pictures, answers
+            place[y : y + 8, x : x + 8] = 1
+    return pictures, answers, F.avg_pool2d(there, 2)
 
 
 def copied_symbols(side: int, count: int, seed: int, kinds: int = 8) -> Task:

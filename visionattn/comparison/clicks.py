@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from visionattn.data.synthetic.digits import digit_scene
 from visionattn.mixers import ProbabilisticAttention
+from visionattn.utils.files import replacing
 from visionattn.visualization.curves import line_styles, new_figure, save_figure
 
 __all__ = ["VARIANTS", "ClickSegmenter", "draw", "evaluate", "run", "scenes", "train", "write"]
@@ -150,7 +151,8 @@ def write(results: dict[str, list[list[float]]], out: Path, command: str) -> str
         rows.append(f"| {variant} | {' | '.join(means)} | {', '.join(f'{one[-1]:.1f}' for one in runs)} |")
     picture = f"![IoU over the number of clicks]({out.with_suffix('.png').name})"
     text = "\n".join([_HEAD.format(command=command), *rows, "", picture, ""])
-    out.write_text(text, encoding="utf-8")
+    with replacing(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return text
 
 

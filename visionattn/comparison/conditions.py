@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from visionattn.data.synthetic.asked_digits import AskedDigits
 from visionattn.tasks import Classifier
+from visionattn.utils.files import replacing
 
 __all__ = ["GATES", "evaluate", "run", "train", "write"]
 
@@ -90,7 +91,8 @@ def write(results: dict[str, list[dict[str, float]]], out: Path, command: str) -
     """Writes the results of all seeds as a table; returns it."""
     rows = list(_rows(results))
     text = "\n".join([_HEAD.format(command=command), *rows, "", _FOOT])
-    out.write_text(text, encoding="utf-8")
+    with replacing(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return text
 
 

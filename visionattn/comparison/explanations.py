@@ -4,6 +4,7 @@ python -m visionattn.comparison.explanations --seeds 0 1 2 --out docs/results/ex
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from visionattn import explain
 from visionattn.checkpoints import build
 from visionattn.data.digits import Digits
+from visionattn.utils.files import replacing
 from visionattn.utils.resources import read_manifest
 
 __all__ = ["METHODS", "SCORES", "evaluate", "load", "networks", "scenes", "write"]
@@ -81,8 +83,7 @@ METHODS: dict[str, Maps] = {
     "rollout": _attention(explain.rollout),
     "relevance": explain.relevance,
     "attention-gradcam": explain.attention_grad_cam,
-    # Those that run the network once for every channel take longer than all others together.
-    **{name: _cam(name) for name in explain.CAMS if name not in ("scorecam", "ablationcam")},
+    **{name: _cam(name) for name in explain.CAMS},
     "last spatial gate": _gates,
     "lrp": _convolutional(_lrp),
     "salient relevance": _convolutional(explain.salient_relevance),
@@ -101,13 +102,14 @@ def load(name: str) -> Any:
     return getattr(model, "backbone", model)  # a task without a head of its own
 
 
-def scenes(model: Any, seed: int, count: int) -> tuple[Scenes, float]:
-    """Four test digits of different classes in a square, kept if the network answers with one of them; and how many do.
+def scenes(model: Any, seed: int, count: int, side: int = 2) -> tuple[Scenes, float]:
+    """Test digits of different classes in a square, kept if the network answers with one of them; and how many do.
 
     Args:
         model: A classifier of digits of 32 x 32 pixels in -1..1.
         seed: Which digits.
         count: How many pictures are tried.
+        side: Digits along a side of the square, 2 or 3.
     """
     data = Digits("test", [{"type": "Resize", "height": 32, "width": 32}])
     prepared = torch.stack([data[number]["inputs"] for number in range(len(data))]) / 127.5 - 1
@@ -115,16 +117,18 @@ def scenes(model: Any, seed: int, count: int) -> tuple[Scenes, float]:
     draw = np.random.default_rng((seed, 19))
     pictures, classes = [], []
     for _ in range(count):
-        shown = draw.choice(10, 4, replace=False)
+        shown = draw.choice(10, side * side, replace=False)
         chosen = [int(draw.choice(np.flatnonzero(labels == int(digit)))) for digit in shown]
-        upper, lower = (torch.cat([prepared[i] for i in row], 2) for row in (chosen[:2], chosen[2:]))
-        pictures.append(torch.cat((upper, lower), 1))
+        rows = [
+            torch.cat([prepared[i] for i in chosen[start : start + side]], 2) for start in range(0, len(shown), side)
+        ]
+        pictures.append(torch.cat(rows, 1))
         classes.append(torch.from_numpy(shown))
     x = torch.stack(pictures)
     with torch.no_grad():
         answers = model(x).argmax(1)
     hits = torch.stack(classes) == answers[:, None]
-    boxes = hits.view(-1, 2, 2).float()
+    boxes = hits.view(-1, side, side).float()
     boxes = F.interpolate(boxes[:, None], x.shape[2:], mode="nearest")[:, 0]
     ink = boxes * (x.mean(1) > 0)
     kept = hits.any(1)
@@ -143,8 +147,6 @@ def evaluate(model: Any, data: Scenes, methods: Sequence[str], *, steps: int) ->
     x, target, boxes, ink = data
     found = {}
     for name in methods:
-        if name in explain.CAMS and find_spec("pytorch_grad_cam") is None:
-            continue
         try:
             maps = METHODS[name](model, x, target).detach().float().clamp_min(0)
         except ValueError:  # the network does not offer it
@@ -158,38 +160,46 @@ def evaluate(model: Any, data: Scenes, methods: Sequence[str], *, steps: int) ->
             curves["deletion"],
             curves["insertion"],
         )
-        found[name] = {key: score.nanmean().item() for key, score in zip(SCORES, scores, strict=True)}
+        found[name] = {key: round(score.nanmean().item(), 6) for key, score in zip(SCORES, scores, strict=True)}
     return found
 
 
-# Network -> method -> a dict of scores for each seed.
-Results = dict[str, dict[str, list[dict[str, float]]]]
+# Side of the squares -> network -> its share of answers and, for each method, a dict of scores for each seed; a method
+# that the network does not offer has none.
+Results = dict[str, dict[str, dict[str, Any]]]
 
 
-def write(results: Results, answered: dict[str, list[float]], out: Path, command: str) -> str:
-    """Writes the table of all networks and that of the methods over them; returns the text."""
-    lines = [_HEAD.format(command=command), *_summary(results), "", _BETWEEN, "", *_rows(results, answered), "", _FOOT]
-    text = "\n".join(lines)
-    out.write_text(text, encoding="utf-8")
+def write(results: Results, out: Path, command: str) -> str:
+    """Writes the tables of each size of square, over all networks and for each; returns the text."""
+    lines = [_HEAD.format(command=command)]
+    for side, found in results.items():
+        count = int(side) ** 2
+        lines += [_SQUARES.format(count=count, pixels=32 * int(side), chance=1 / count), *_summary(found), ""]
+    for side, found in results.items():
+        lines += [_BETWEEN.format(count=int(side) ** 2), "", *_rows(found), ""]
+    text = "\n".join([*lines, _FOOT])
+    with replacing(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return text
 
 
-def _summary(results: Results) -> Iterator[str]:
+def _summary(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"| method | networks | {' | '.join(SCORES)} |"
     yield "|---" * (len(SCORES) + 2) + "|"
     for method in METHODS:
-        runs = [run for methods in results.values() for run in methods.get(method, [])]
-        count = sum(method in methods for methods in results.values())
-        if runs:
-            yield f"| {method} | {count} | {' | '.join(f'{mean(run[s] for run in runs):.3f}' for s in SCORES)} |"
+        offered = [runs for each in found.values() if (runs := each["methods"].get(method))]
+        means = (mean(run[score] for runs in offered for run in runs) for score in SCORES if offered)
+        if offered:
+            yield f"| {method} | {len(offered)} | {' | '.join(f'{value:.3f}' for value in means)} |"
 
 
-def _rows(results: Results, answered: dict[str, list[float]]) -> Iterator[str]:
+def _rows(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"| network | answers with a digit shown | method | {' | '.join(SCORES)} |"
     yield "|---" * (len(SCORES) + 3) + "|"
-    for network, methods in results.items():
-        for number, (method, runs) in enumerate(methods.items()):
-            first = [f"`{network}`", f"{100 * mean(answered[network]):.0f} %"] if not number else ["", ""]
+    for network, each in found.items():
+        offered = [(method, runs) for method in METHODS if (runs := each["methods"].get(method))]
+        for number, (method, runs) in enumerate(offered):
+            first = [f"`{network}`", f"{100 * mean(each['answered']):.0f} %"] if not number else ["", ""]
             scores = [_spread([run[score] for run in runs]) for score in SCORES]
             yield f"| {' | '.join([*first, method, *scores])} |"
 
@@ -200,22 +210,26 @@ def _spread(values: Sequence[float]) -> str:
 
 _HEAD = """# Where networks look, against where the digit is
 
-Four test digits of different classes, side by side in a square; where a network answers with one of them, an
-explanation of that answer should point at that digit and not at the three others. Of each map's positive part: the
-share of its mass in the digit's quarter of the picture (`mass in box`: 0.25 by chance) and on its ink, how often its
-largest value lies in that quarter (`pointing game`: 0.25 by chance), and the mean probability of the answer while
-pixels are deleted, largest first (`deletion`: small is good), or inserted into a blurred picture (`insertion`: large
-is good). `random` and `centre` know nothing of network or picture: what is not better than they explains nothing here.
+Four or nine test digits of different classes, side by side in a square; where a network answers with one of them, an
+explanation of that answer should point at that digit and not at the others. Of each map's positive part: the share of
+its mass in the digit's part of the picture (`mass in box`) and on its ink, how often its largest value lies in that
+part (`pointing game`), and the mean probability of the answer while pixels are deleted, largest first (`deletion`:
+small is good), or inserted into a blurred picture (`insertion`: large is good). `random` and `centre` know nothing of
+network or picture: what is not better than they explains nothing here.
 
     {command}
 
-All networks and seeds, the mean:
+What it finds lies beside this page as JSON, and what lies there is not computed again.
 """
-_BETWEEN = "Each network, mean and standard deviation over the seeds:"
+_SQUARES = """\
+{count} digits, {pixels} x {pixels} pixels; by chance {chance:.2f} of the mass lies in the box, and as many maxima. The
+mean over all networks and seeds:
+"""
+_BETWEEN = "Each network on {count} digits, mean and standard deviation over the seeds:"
 _FOOT = """\
-The networks are the packaged classifiers of digits. They have never seen four digits at once, nor a photograph: on the
-digit scenes of photographs, which detectors are trained on, they are right in 6 to 19 % of the cases, so there is no
-answer to explain there. Classifiers of clothes do not know digits at all. Class activation maps need the extra
+The networks are the packaged classifiers of digits. They have never seen several digits at once, nor a photograph: on
+the digit scenes of photographs, which detectors are trained on, they are right in 6 to 19 % of the cases, so there is
+no answer to explain there. Classifiers of clothes do not know digits at all. Class activation maps need the extra
 `explain`; methods that a network does not offer are left out (`visionattn explain --model NAME --list` says why).
 """
 
@@ -226,28 +240,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", default=networks(), help="published checkpoints that know digits")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
+    parser.add_argument("--sides", type=int, nargs="+", choices=(2, 3), default=[2, 3], help="digits along a side")
     parser.add_argument("--scenes", type=int, default=12, help="pictures for each seed")
     parser.add_argument("--steps", type=int, default=6, help="of deletion and insertion")
-    parser.add_argument("--out", type=Path, default=Path("explanations.md"), help="the page")
+    parser.add_argument("--out", type=Path, default=Path("explanations.md"), help="the page; results go beside it")
     options = parser.parse_args(arguments)
-    results: Results = {}
-    answered: dict[str, list[float]] = {}
-    seeds = " ".join(map(str, options.seeds))
-    settings = f"--seeds {seeds} --scenes {options.scenes} --steps {options.steps}"
-    text = ""
-    for name in options.networks:
-        model = load(name)
-        results[name], answered[name] = {}, []
-        for seed in options.seeds:
-            data, share = scenes(model, seed, options.scenes)
-            answered[name].append(share)
-            for method, scores in evaluate(model, data, options.methods, steps=options.steps).items():
-                results[name].setdefault(method, []).append(scores)
-        print(name, len(results[name]), "methods", flush=True)
-        some = "" if [*results] == networks() else f"--networks {' '.join(results)} "
-        command = f"python -m visionattn.comparison.explanations {settings} {some}--out {options.out}"
-        text = write(results, answered, options.out, command)  # after each: a run takes minutes
-    print(text)
+    settings = f"--seeds {' '.join(map(str, options.seeds))} --scenes {options.scenes} --steps {options.steps}"
+    numbers = options.out.with_suffix(".json")
+    kept = json.loads(numbers.read_text(encoding="utf-8")) if numbers.exists() else {}
+    results: Results = kept["results"] if kept.get("settings") == settings else {}
+    for side in map(str, options.sides):
+        for name in options.networks:
+            found = results.setdefault(side, {}).setdefault(name, {"answered": [], "methods": {}})
+            _complete(found, name, int(side), options)
+            print(name, f"{side} x {side}:", sum(map(bool, found["methods"].values())), "methods", flush=True)
+            with replacing(numbers) as temporary:  # after each: a run takes minutes
+                text = json.dumps({"settings": settings, "results": results}, indent=1)
+                temporary.write_text(text + "\n", encoding="utf-8")
+    some = "" if {name for found in results.values() for name in found} == {*networks()} else "--networks ... "
+    some += "" if {*results} == {"2", "3"} else f"--sides {' '.join(sorted(results))} "
+    command = f"python -m visionattn.comparison.explanations {settings} {some}--out {options.out}"
+    print(write(results, options.out, command))
+
+
+def _complete(found: dict[str, Any], name: str, side: int, options: argparse.Namespace) -> None:
+    """Evaluates the methods that a network's results lack."""
+    without = () if find_spec("pytorch_grad_cam") else explain.CAMS
+    missing = [method for method in options.methods if method not in (*found["methods"], *without)]
+    if not missing:
+        return
+    model = load(name)
+    runs = []
+    found["answered"] = []
+    for seed in options.seeds:
+        data, share = scenes(model, seed, options.scenes, side)
+        found["answered"].append(share)
+        runs.append(evaluate(model, data, missing, steps=options.steps))
+    found["methods"] |= {method: [run[method] for run in runs if method in run] for method in missing}
 
 
 if __name__ == "__main__":

@@ -44,6 +44,14 @@ class Suite:
         return self.recipe, {**self.options, MODEL: name}
 
 
+# BiFormer, RAVLT, MoH-ViT and MANO in the common architecture.
+_BACKBONES = tuple(f"va_stm_{mixer}_nano" for mixer in ("biformer", "rala", "moh", "mano"))
+_WHO = (
+    "The baseline mixes by average pooling, without attention. What is called `va_stm_*` shares one architecture. "
+    "MambaOut is timm's own network, a quarter as wide as `mambaout_femto`; DHVT is the paper's with patches of 4 px, "
+    "half as wide and deep.",
+)
+
 SUITES = {
     "fashion-mnist": Suite(
         "Comparison: does attention help a narrow network on Fashion-MNIST?",
@@ -56,6 +64,34 @@ SUITES = {
             "PKCAM lets the later blocks of a stage see the stages before, so it needs two blocks a stage: it is "
             "compared with its own host, `va_resnet18n`, not with `va_resnet10n`.",
             "SE and ECA are timm's. BAM stands after the first three stages, all others in every residual block.",
+        ),
+    ),
+    "backbones-fashion-mnist": Suite(
+        "Narrow networks of routing, rank, heads and multipoles on Fashion-MNIST",
+        (("va_stm_pool_nano", "mambaout_128-3e_fashion-mnist", *_BACKBONES, "dhvt_128-3e_fashion-mnist"),),
+        recipe="stm-swin-nano_128-3e_fashion-mnist",
+        seeds=(0,),
+        tag="fashion_mnist",
+        remarks=(
+            "One seed of three passes over the training images shows that they train, not which is best.",
+            *_WHO,
+        ),
+    ),
+    "backbones-digits": Suite(
+        "Narrow networks of routing, rank, heads and multipoles on the digits of scikit-learn",
+        (
+            (
+                *("va_stm_pool_nano", "mambaout_64-15e_digits", *_BACKBONES),
+                *("biformer_64-15e_digits", "mano_64-15e_digits", "dhvt_64-15e_digits"),
+            ),
+        ),
+        recipe="stm-swin-nano_64-15e_digits",
+        seeds=(0,),
+        tag="digits",
+        remarks=(
+            "One seed and 359 test images, 0.28 % each, show that they train, not which is best.",
+            *_WHO,
+            "`va_biformer_tiny` and `va_mano_tiny` are the papers' own networks, narrow and less deep.",
         ),
     ),
     "mixers": Suite(

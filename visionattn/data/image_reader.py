@@ -92,7 +92,18 @@ class _Shards:
             return shard.read(int(self.index.length[number]))
 
 
-class _Tars:
+class _TimmPictures:
+    """Pictures that one of timm's readers opens."""
+
+    reader: Any
+
+    def content(self, number: int) -> bytes:
+        with self.reader[number][0] as stream:
+            content: bytes = stream.read()
+        return content
+
+
+class _Tars(_TimmPictures):
     """Pictures of tar files with a folder a class, or of one tar file a class, by timm's reader."""
 
     def __init__(self, root: Path, split: str | None, index_file: Path | None, keys: dict[str, str | None]) -> None:
@@ -108,13 +119,8 @@ class _Tars:
     def name(self, number: int) -> str:
         return str(self.reader.filename(number))
 
-    def content(self, number: int) -> bytes:
-        with self.reader[number][0] as stream:
-            content: bytes = stream.read()
-        return content
 
-
-class _HuggingFace:
+class _HuggingFace(_TimmPictures):
     """Pictures of a Hugging Face data set, by timm's reader."""
 
     def __init__(self, root: Path, split: str | None, index_file: Path | None, keys: dict[str, str | None]) -> None:
@@ -128,11 +134,6 @@ class _HuggingFace:
 
     def name(self, number: int) -> str:
         return f"picture {number}"
-
-    def content(self, number: int) -> bytes:
-        with self.reader[number][0] as stream:
-            content: bytes = stream.read()
-        return content
 
 
 _OPEN: dict[str, Any] = {"wds": _Shards, "tar": _Tars, "hfds": _HuggingFace}

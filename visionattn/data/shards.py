@@ -22,7 +22,7 @@ __all__ = ["ShardIndex", "read_index"]
 class ShardIndex(NamedTuple):
     """Where the pictures of shards are.
 
-    Args:
+    Attributes:
         shards: Names of the files.
         sizes: Their bytes, by which a change is noticed.
         shard: Number of the file of each picture, `(N,)`.

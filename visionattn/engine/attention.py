@@ -78,17 +78,9 @@ class AttentionLogHook(Hook):
             return {f"{layer.index} {layer.path}": explain.raw(record, layer.index) for layer in layers}
         except ValueError as without_attention:
             try:
-                found = explain.gates(network, x)
-            except ValueError:
-                raise without_attention from None
-        gates = {
-            f"{name} {key}": factor.float().mean(1)
-            for name, factors in found.items()
-            for key, factor in factors.items()
-            if factor.shape[2:] != (1, 1)
-        }
-        if not gates:
-            raise ValueError("the gates of this network are of channels, and have no place in the image")
+                gates = explain.spatial_gates(network, x)
+            except ValueError as without_gates:
+                raise ValueError(f"{without_attention}; {without_gates}") from None
         return {name: gates[name] for name in _spaced(list(gates), self.columns)}
 
 

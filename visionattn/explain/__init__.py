@@ -8,8 +8,9 @@ from .dense import BoxScores, RegionScores
 from .describe import describe
 from .dope import axial_rope, denoise_rope, low_bands, rope_band_entropy, rope_truncated_rank, unrotate
 from .draw import as_seen, figure, grid, overlay
+from .draw_heads import heads_figure
 from .faithfulness import deletion_insertion
-from .gating import gates, mixer_weights
+from .gating import gates, mixer_weights, spatial_gates
 from .head_table import HeadTable
 from .heads import ablation, gate_gradients, head_importance, local_mass, ring_profile
 from .interventions import edit, filter_sinks, knock_out, redistribute_sinks, scale_heads, steer
@@ -20,6 +21,7 @@ from .maps import min_max, raw, rollout, rollout_matrix, spatial_layers, upsampl
 from .masked import masked_features, masked_forward, reclassify
 from .metrics import MeanScores, attention_iou, mask_score, mass_in_mask, pointing_game, segmentation_scores
 from .offers import methods
+from .patterns import head_patterns
 from .positions import Places, Positions
 from .prompting import prompt_image, prompt_mask, text_guided_mask
 from .pruning import prune_heads
@@ -28,6 +30,7 @@ from .regions import knock_out_regions, reencode, region_attention
 from .registers import find_register_neurons, test_time_registers
 from .relevance import attention_grad_cam, relevance, relevance_matrix
 from .roles import RelationScores, position_preference, relation_scores, salient_operations
+from .rope_bases import RopeBases
 from .saliency import context_saliency, salient_relevance
 from .signals import ScoreTerms, score_terms
 from .spectra import causal_laplacian, effective_rank, laplacian_spectrum
@@ -52,6 +55,7 @@ __all__ = [
     "Record",
     "RegionScores",
     "RelationScores",
+    "RopeBases",
     "ScoreTerms",
     "TextSpan",
     "Tokens",
@@ -81,6 +85,8 @@ __all__ = [
     "gates",
     "grid",
     "head_importance",
+    "head_patterns",
+    "heads_figure",
     "hidden_attention",
     "joint_embedding",
     "knock_out",
@@ -123,6 +129,7 @@ __all__ = [
     "scale_heads",
     "score_terms",
     "segmentation_scores",
+    "spatial_gates",
     "spatial_layers",
     "statistics",
     "steer",

@@ -40,7 +40,9 @@ class Flow:
     def __matmul__(self, source: torch.Tensor) -> torch.Tensor:
         """`(B, keys, D) -> (B, queries, D)`."""
         results = []
-        for weights, rows, columns, values in zip(self.weights, self.rows, self.columns, source, strict=True):
+        # Images may share one map.
+        parts = (part.expand(len(source), *part.shape[1:]) for part in (self.weights, self.rows, self.columns))
+        for weights, rows, columns, values in zip(*parts, source, strict=True):
             known = torch.cat((values, values.new_zeros(1, values.shape[1])))
             moved = weights.to(values.dtype) @ known[columns]
             result = values.new_zeros(self.counts[0] + 1, values.shape[1])
@@ -49,9 +51,33 @@ class Flow:
 
 
 def regrid(x: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
-    """Rows of tokens of one grid to those of another: the mean of the children. `(B, H * W + prefix, D)`."""
+    """Rows of tokens of one grid to those of another: the mean of the children, or the parent. `(B, tokens, D)`.
+
+    A grid that was padded to whole cells of the coarser one, or cropped to them, has them as they were made; between
+    others cells overlap.
+    """
     if old == new:
         return x
     area = old[0] * old[1]
-    patches = F.adaptive_avg_pool2d(x[:, :area].mT.unflatten(2, old), new).flatten(2).mT
-    return torch.cat((patches, x[:, area:]), 1)
+    patches = x[:, :area].mT.unflatten(2, old)
+    steps = [_step(max(sides), min(sides)) for sides in zip(old, new, strict=True)]
+    if all(steps) and old[0] >= new[0] and old[1] >= new[1]:
+        patches = F.avg_pool2d(patches, steps, ceil_mode=True, count_include_pad=False)[..., : new[0], : new[1]]
+    elif all(steps) and old[0] <= new[0] and old[1] <= new[1]:
+        rows, columns = (
+            torch.arange(side, device=x.device).div(step, rounding_mode="floor").clamp_max(coarse - 1)
+            for side, step, coarse in zip(new, steps, old, strict=True)
+        )
+        patches = patches[..., rows[:, None], columns]
+    else:
+        patches = F.adaptive_avg_pool2d(patches, new)
+    return torch.cat((patches.flatten(2).mT, x[:, area:]), 1)
+
+
+def _step(fine: int, coarse: int) -> int:
+    """The step between two sides, a power of two where one of them was padded or cropped to it; 0: there is none."""
+    if fine % coarse == 0:
+        return fine // coarse
+    powers = [1 << power for power in range(1, fine.bit_length())]
+    padded = [step for step in powers if -(-fine // step) == coarse]
+    return next(iter(padded + [step for step in powers if fine // step == coarse]), 0)

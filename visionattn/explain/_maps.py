@@ -71,6 +71,16 @@ class MapFinder:
         steps = [(rows << power, columns << power) for rows, columns in sides for power in range(12)]
         self.grids = {(-(-height // rows), -(-width // columns)) for rows, columns in steps}
         self.grids |= {(max(height // rows, 1), max(width // columns, 1)) for rows, columns in steps}
+        # How much of the image a grid spans; of several steps that lead to it the one that fits best.
+        self.spans: dict[tuple[int, int], tuple[float, float]] = {}
+        for grid in self.grids:
+            fits = [
+                (grid[0] * rows / height, grid[1] * columns / width)
+                for rows, columns in steps
+                if grid[0] in (-(-height // rows), height // rows)
+                and grid[1] in (-(-width // columns), width // columns)
+            ]
+            self.spans[grid] = min(fits, key=lambda span: max(abs(span[0] - 1), abs(span[1] - 1)), default=(1.0, 1.0))
         # Of sizes with the same area the one that was seen last.
         self._areas = {rows * columns: (rows, columns) for rows, columns in sorted(self.grids) if rows * columns > 1}
         self._prefixes = sorted({tokens(model, (height, width)).prefix, 0}, reverse=True)

@@ -13,8 +13,8 @@ from visionattn.utils.arguments import check_choice
 
 from ._evaluation import evaluating
 from ._maps import MapFinder, MapLayout, modules_with_maps
+from ._target import Target, class_of_each, is_score, target_score
 from .capture import capture
-from .relevance import Target
 from .tokens import inner_network, tokens
 
 __all__ = ["CAMS", "cam", "cam_layer"]
@@ -58,15 +58,18 @@ def cam(
     import pytorch_grad_cam
 
     kept = [(parameter, parameter.grad) for parameter in model.parameters()]
+    weighted = model.get_submodule(name)
     found = None
     try:
         with evaluating(model):  # before the package is made, which sets it itself
             make = getattr(pytorch_grad_cam, CAMS[method])
-            tool = make(model=model, target_layers=[model.get_submodule(name)], reshape_transform=layout.channels_first)
+            options = {"ablation_layer": _ablation_layer(layout)} if method == "ablationcam" else {}
+            tool = make(model, [weighted], reshape_transform=layout.channels_first, **options)
             images = x.detach().clone().requires_grad_()  # also frozen networks have gradients then
             with torch.enable_grad(), tool as run:
                 found = run(input_tensor=images, targets=_targets(target, len(x)))
     finally:
+        model.set_submodule(name, weighted)  # ablation leaves its own there if the network fails
         for parameter, grad in kept:
             parameter.grad = grad
     if found is None:  # the package prints index errors and goes on
@@ -123,14 +126,35 @@ def cam_layer(model: nn.Module, x: torch.Tensor, layer: str | None = None) -> tu
     return found[-1]
 
 
+def _ablation_layer(layout: MapLayout) -> Any:
+    """Stands in for the weighted module and sets a channel of its map to zero in each copy of an image.
+
+    The package's own has the channels on the second axis and, where a map has no zeros, ablates by -1e7; the paper by
+    zero.
+    """
+    from pytorch_grad_cam.ablation_layer import AblationLayer
+
+    class Ablation(AblationLayer):
+        def set_next_batch(
+            self, input_batch_index: int, activations: torch.Tensor, num_channels_to_ablate: int
+        ) -> None:
+            image = activations[input_batch_index : input_batch_index + 1]
+            self.activations = image.repeat(num_channels_to_ablate, *[1] * (image.ndim - 1))
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            maps = layout.channels_first(self.activations)
+            for one, channel in zip(maps, self.indices, strict=False):  # the later ones belong to the next batches
+                one[channel] = 0
+            return self.activations
+
+    return Ablation()
+
+
 def _targets(target: Target, count: int) -> list[Any] | None:
     """The targets as grad-cam expects them: one function of the logits per image."""
     if target is None:
         return None
-    if callable(target) and not isinstance(target, torch.Tensor):
-        score = target
-        return [lambda logits: score(logits[None]).sum()] * count
-    chosen = torch.as_tensor(target)
-    if chosen.ndim > 1 or chosen.numel() not in (1, count):
-        raise ValueError(f"target must be one class or one for each of {count} images, got {target}")
-    return [lambda logits, number=number: logits[number] for number in chosen.expand(count).tolist()]
+    if is_score(target):
+        return [lambda logits: target(logits[None]).sum()] * count
+    chosen = class_of_each(target, count).tolist()
+    return [lambda logits, number=number: target_score(logits[None], number) for number in chosen]

@@ -26,6 +26,8 @@ from .record import Record
 
 __all__ = ["Edit", "capture"]
 
+# Softmaxes that may wait for their product with values; some mechanisms take two one after the other.
+_OPEN = 2
 # Called with an attention, whose probabilities are `(B, windows, heads, N, M)`; returns those to use instead.
 Edit = Callable[[Layer], torch.Tensor]
 
@@ -68,8 +70,7 @@ def capture(
     Raises:
         ValueError: If the network is compiled, an argument is out of range, or, on leaving, if nothing was recorded.
     """
-    if hasattr(model, "_orig_mod"):
-        raise ValueError("a compiled network cannot be captured: capture the eager model, model._orig_mod")
+    _refuse_compiled(model)
     if unknown := set(keep) - set(PARTS):
         raise ValueError(f"keep must be of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     record = Record(model)
@@ -77,6 +78,18 @@ def capture(
     with _without_checkpointing(model), use_backend("torch"), mode:
         yield record
     mode.finish()
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Inside what PyTorch has compiled nobody sees attention."""
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("a compiled network cannot be captured: capture the eager model, model._orig_mod")
+    for name, module in model.named_modules():
+        compiled: Any = module
+        if hasattr(compiled, "_orig_mod") or compiled._compiled_call_impl is not None:
+            raise ValueError(f"a compiled network cannot be captured: {name or 'it'} is compiled, capture it eager")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"a scripted network cannot be captured: {name or 'it'} is, capture what it was made of")
 
 
 @contextmanager
@@ -107,7 +120,8 @@ class _Mode(TorchFunctionMode):
         self.record, self.layers, self.kept, self.reduce, self.edit = record, layers, keep, reduce, edit
         self.paths = {id(module): name for name, module in record.model.named_modules()}
         self.products: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque(maxlen=6)
-        self.open: Layer | None = None  # a softmax whose product with the values is still to come
+        self.open: list[Layer] = []  # softmaxes whose product with the values is still to come
+        self.made: dict[int, tuple[torch.Tensor, Layer]] = {}  # what was made of their probabilities, by its id
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -126,8 +140,13 @@ class _Mode(TorchFunctionMode):
         if name in ("softmax", "_softmax"):
             return self._softmax(func, args, kwargs)
         out = func(*args, **kwargs)
-        if name in _PRODUCTS and isinstance(out, torch.Tensor):
-            self._product(args, out)
+        if isinstance(out, torch.Tensor):
+            if name in _PRODUCTS:
+                self._product(args, out)
+            elif name == "baddbmm":
+                self._product(args[1:3], None)  # something is added to the product
+            elif self.open:
+                self._follow(args, out)
         return out
 
     def _look_for_input(self, args: tuple[Any, ...]) -> None:
@@ -207,32 +226,54 @@ class _Mode(TorchFunctionMode):
         if torch.is_grad_enabled() and not result.requires_grad:
             result.requires_grad_()
         left, right, product = made
-        # A product's right side has the keys as columns, that of einsum may have them as rows.
-        keys = right.mT if right.shape[-2] == left.shape[-1] else right
-        raw = {"probs": result, "logits": logits, "q": left, "k": keys}
+        # Keys are columns of a product's right side, those of einsum may be rows.
+        raw = {"probs": result, "logits": logits, "q": left, "k": right}
         plain = product.data_ptr() == logits.data_ptr()  # no mask, bias or scale in between
         layer = self._layer(caller, raw, 1.0 if plain else None)
+        if right.shape[-2] == left.shape[-1]:
+            layer.turned.add("k")
         if self.edit is not None:
             result = self._edited(layer)
-        self._close()
-        self.open = layer
+        self.open.append(layer)
+        self.made[id(result)] = result, layer
+        self._close(_OPEN)
         return result
 
-    def _product(self, args: tuple[Any, ...], out: torch.Tensor) -> None:
+    def _follow(self, args: tuple[Any, ...], out: torch.Tensor) -> None:
+        """Notes what is made of open probabilities and as large as they: dropped, mixed over heads, turned."""
+        for arg in args:
+            _, layer = self.made.get(id(arg), (None, None))
+            if layer is not None and out.numel() == layer.raw["probs"].numel():
+                self.made[id(out)] = out, layer
+
+    def _product(self, args: tuple[Any, ...], out: torch.Tensor | None) -> None:
         operands = [arg for arg in args if isinstance(arg, torch.Tensor)]
         if len(operands) != 2 or min(part.ndim for part in operands) < 2:
             return
         left, right = operands
-        if self.open is not None and left.shape == self.open.raw["probs"].shape:
-            self.open.raw |= {"v": right, "out": out}
-            self._close()
-        else:
+        for weights, values, turned in ((left, right, False), (right, left, True)):
+            _, layer = self.made.get(id(weights), (None, None))
+            if layer is None:
+                continue
+            if weights.ndim == values.ndim and _is_turned(weights, layer.raw["probs"]) == turned:
+                # Where channels are mixed, the probabilities may stand on the right, turned.
+                layer.raw |= {name: part for name, part in (("v", values), ("out", out)) if part is not None}
+                layer.turned |= {"v", "out"} if turned else set()
+                self._finish(layer)
+            return
+        if out is not None:
             self.products.append((left, right, out))
 
-    def _close(self) -> None:
-        layer, self.open = self.open, None
-        if layer is not None:
-            self._done(layer)
+    def _close(self, keep: int = 0) -> None:
+        """Gives up the values of all softmaxes but the last ones."""
+        for layer in self.open[: len(self.open) - keep]:
+            layer.kind = "routing" if layer.kind == "spatial" else layer.kind
+            self._finish(layer)
+
+    def _finish(self, layer: Layer) -> None:
+        self.open.remove(layer)
+        self.made = {key: entry for key, entry in self.made.items() if entry[1] is not layer}
+        self._done(layer)
 
     def _edited(self, layer: Layer) -> torch.Tensor:
         assert self.edit is not None
@@ -257,14 +298,15 @@ class _Mode(TorchFunctionMode):
 
     def _done(self, layer: Layer) -> None:
         """Drops what is not kept, of this attention and of those that negative indices no longer refer to."""
-        layer.raw = {name: _spread(part, layer.raw["probs"]) for name, part in layer.raw.items()}
+        spread = {name: _spread(part, layer.raw["probs"]) for name, part in layer.raw.items()}
+        layer.raw = {name: part for name, part in spread.items() if part is not None}
         if self.reduce is not None:
             layer.reduced = self.reduce(layer) if self._may_be_wanted(layer.index) else None
             layer.raw = {}
         layer.keep(self.kept)
         if self.layers is not None:
             for other in self.record:
-                if not self._may_be_wanted(other.index) and other is not self.open:
+                if not self._may_be_wanted(other.index) and other not in self.open:
                     other.raw, other.reduced = {}, None
 
     def _may_be_wanted(self, index: int) -> bool:
@@ -279,7 +321,10 @@ class _Mode(TorchFunctionMode):
         if self.record.input is None:
             raise ValueError(f"nothing was captured: call the network ({name}) on images inside the with block")
         if not count:
-            raise ValueError(f"{name} has no attention that makes probabilities: use explain.cam or explain.gates")
+            raise ValueError(
+                f"{name} has no attention that makes probabilities: use explain.cam, explain.gates or "
+                "explain.mixer_weights"
+            )
         for layer in self.layers or ():
             if not -count <= layer < count:
                 raise ValueError(f"layers must lie in 0..{count - 1}: {name} has {count} attentions, got {layer}")
@@ -290,9 +335,18 @@ class _Mode(TorchFunctionMode):
                     other.raw, other.reduced = {}, None
 
 
-def _spread(part: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """Broadcasts a part to the leading axes of the probabilities."""
+def _is_turned(weights: torch.Tensor, probs: torch.Tensor) -> bool | None:
+    """Whether what was made of probabilities has their rows as columns; None if it has neither."""
+    rows, columns = probs.shape[-2:]
+    if rows == columns == weights.shape[-1] == weights.shape[-2]:
+        by_row = [part.stride(-2) >= part.stride(-1) for part in (weights, probs)]
+        return by_row[0] != by_row[1]
+    return {(rows, columns): False, (columns, rows): True}.get((weights.shape[-2], weights.shape[-1]))
+
+
+def _spread(part: torch.Tensor, probs: torch.Tensor) -> torch.Tensor | None:
+    """Broadcasts a part to the leading axes of the probabilities; None if it has more: images that share them."""
     lead = probs.shape[:-2]
-    if part.shape[:-2] == lead or part.shape[:-2].numel() == lead.numel():
+    if part.shape[:-2].numel() == lead.numel():
         return part
-    return part.expand(*lead, *part.shape[-2:])
+    return part.expand(*lead, *part.shape[-2:]) if part.shape[:-2].numel() < lead.numel() else None

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from visionattn.utils.arguments import check_positive
 
 from ._evaluation import evaluating
+from ._target import Classes, class_of_each
 
 __all__ = ["counterfactual", "counterfactual_saliency"]
 
@@ -29,7 +30,7 @@ def counterfactual(
     encoder: Code,
     decoder: Code,
     x: torch.Tensor,
-    target: int | Sequence[int] | torch.Tensor,
+    target: Classes,
     *,
     steps: int = 20,
     step_size: float = 0.1,
@@ -66,7 +67,8 @@ def counterfactual(
             before = decoder(start)
             if before.shape != x.shape:
                 raise ValueError(f"decoder must give pictures {tuple(x.shape)}, got {tuple(before.shape)}")
-            wanted = _classes(target, model(before))
+            logits = model(before)
+            wanted = class_of_each(target, len(x), logits.shape[1], logits.device)
         code = start
         for _ in range(steps):
             with torch.enable_grad():
@@ -121,13 +123,3 @@ def counterfactual_saliency(
         tiny = torch.finfo(change.dtype).tiny
         maps.append(change / change.amax((2, 3), keepdim=True).clamp_min(tiny))
     return torch.stack(maps).mean(0)
-
-
-def _classes(target: int | Sequence[int] | torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    chosen = torch.as_tensor(target, device=logits.device)
-    count, classes = logits.shape
-    if chosen.ndim > 1 or chosen.numel() not in (1, count):
-        raise ValueError(f"target must be one class or one for each of {count} images, got {target}")
-    if bool((chosen < 0).any()) or bool((chosen >= classes).any()):
-        raise ValueError(f"target must be in 0..{classes - 1}, got {target}")
-    return chosen.expand(count)

@@ -9,6 +9,7 @@ Relevance and class activation maps follow the gradient through neck and head; a
 extra token is read, maps of attention are the mean over the patches, as for classifiers that pool.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from torchvision.ops import box_iou
 __all__ = ["BoxScores", "RegionScores"]
 
 
-class _Scores(nn.Module):
+class _Scores(nn.Module, ABC):
     """A task of `visionattn.tasks` in evaluation mode; traced for positions, only its backbone runs."""
 
     def __init__(self, task: Any) -> None:
@@ -38,9 +39,9 @@ class _Scores(nn.Module):
             return self.backbone(x)
         return self.scores(x)
 
+    @abstractmethod
     def scores(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W) -> (B, classes)`."""
-        raise NotImplementedError
 
 
 class BoxScores(_Scores):

@@ -24,6 +24,8 @@ from torch.nn import functional as F
 
 from visionattn.utils.arguments import check_choice, check_positive
 
+from ._evaluation import evaluating
+
 __all__ = ["axial_rope", "denoise_rope", "low_bands", "rope_band_entropy", "rope_truncated_rank", "unrotate"]
 
 
@@ -250,16 +252,15 @@ def _ranks(model: nn.Module, layers: list[Any], loader: Iterable[Any], r: int, o
         layer.register_forward_pre_hook(partial(add, total), with_kwargs=True)
         for layer, total in zip(layers, sums, strict=True)
     ]
-    training, count = model.training, 0
+    count = 0
     weight = layers[0].proj.weight
     try:
-        model.eval()
-        for batch in loader:
-            pictures = batch[0] if isinstance(batch, (tuple, list)) else batch
-            model(pictures.to(weight.device, weight.dtype))
-            count += len(pictures)
+        with evaluating(model):
+            for batch in loader:
+                pictures = batch[0] if isinstance(batch, (tuple, list)) else batch
+                model(pictures.to(weight.device, weight.dtype))
+                count += len(pictures)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     if not count:

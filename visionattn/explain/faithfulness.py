@@ -16,8 +16,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 from visionattn.utils.arguments import check_choice, check_positive
 
+from ._target import Target, class_of_each, is_score
 from .maps import upsample
-from .relevance import Target
 
 __all__ = ["deletion_insertion"]
 
@@ -76,13 +76,11 @@ def deletion_insertion(
 
 
 def _score(model: nn.Module, x: torch.Tensor, target: Target) -> Callable[[torch.Tensor], torch.Tensor]:
-    if callable(target) and not isinstance(target, torch.Tensor):
-        own = target
-        return lambda images: own(model(images))
-    chosen = model(x).argmax(1) if target is None else torch.as_tensor(target, device=x.device)
-    if chosen.ndim > 1 or chosen.numel() not in (1, len(x)):
-        raise ValueError(f"target must be one class or one for each of {len(x)} images, got {target}")
-    chosen = chosen.expand(len(x))
+    if is_score(target):
+        return lambda images: target(model(images))
+    logits = model(x)
+    classes = logits.argmax(1) if target is None else target
+    chosen = class_of_each(classes, len(x), logits.shape[1], logits.device)
     return lambda images: model(images).softmax(1).gather(1, chosen[:, None])[:, 0]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ._evaluation import evaluating
 
-__all__ = ["gates", "mixer_weights"]
+__all__ = ["gates", "mixer_weights", "spatial_gates"]
 
 
 def gates(model: nn.Module, x: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
@@ -58,6 +58,29 @@ def gates(model: nn.Module, x: torch.Tensor) -> dict[str, dict[str, torch.Tensor
                 handle.remove()
     if not found:
         raise ValueError(f"{type(model).__name__} has no gating blocks: use explain.cam or explain.capture")
+    return found
+
+
+def spatial_gates(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The factors that have places in the image, the mean over channels, by block and factor. `-> (B, h, w)` each.
+
+    What a factor does not distinguish has the size 1, such as the width of `rows`.
+
+    Args:
+        model: As for `gates`.
+        x: As there.
+
+    Raises:
+        ValueError: If the network has no such block, or all their factors are of channels alone.
+    """
+    found = {
+        f"{name} {key}": factor.float().mean(1)
+        for name, factors in gates(model, x).items()
+        for key, factor in factors.items()
+        if factor.shape[2:] != (1, 1)
+    }
+    if not found:
+        raise ValueError("the gates of this network are of channels: explain.gates gives them as numbers")
     return found
 
 

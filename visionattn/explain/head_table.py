@@ -88,7 +88,8 @@ def _numbers(layer: Layer, positions: Positions | None) -> torch.Tensor:
         reach = attended.sum(-1, keepdim=True).expand_as(asking).to(probs)
         patches = (keys.valid & (keys.prefix < 0)).to(probs).unsqueeze(-2)
         between = torch.hypot(
-            queries.y.unsqueeze(-1) - keys.y.unsqueeze(-2), queries.x.unsqueeze(-1) - keys.x.unsqueeze(-2)
+            queries.y.unsqueeze(-1) * queries.span[0] - keys.y.unsqueeze(-2) * keys.span[0],
+            queries.x.unsqueeze(-1) * queries.span[1] - keys.x.unsqueeze(-2) * keys.span[1],
         )
         weights = probs * patches
         distance = (weights * between).sum(-1) / weights.sum(-1).clamp_min(tiny)

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from visionattn.utils.arguments import check_choice
+from visionattn.utils.files import replacing
 
-__all__ = ["JointEmbedding", "joint_embedding"]
+__all__ = ["METHODS", "JointEmbedding", "joint_embedding", "projection"]
 
-_METHODS = ("pca", "tsne", "umap")
+METHODS = ("pca", "tsne", "umap")
 # Factors on the scale of equal lengths that `scale="rank"` tries.
 _FACTORS = tuple(2.0 ** (step / 2) for step in range(-6, 7))
 _COLOURS = {"query": "#0072b2", "key": "#d55e00"}  # told apart by colour-blind eyes
@@ -57,7 +58,7 @@ class JointEmbedding:
 
     def to_csv(self, path: str | Path) -> None:
         """Writes `kind,label,x,y`."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerows([("kind", "label", "x", "y"), *self.rows()])
 
@@ -78,7 +79,8 @@ class JointEmbedding:
             f'product {self.rank_correlation:.2f}</p><svg viewBox="0 0 800 800" style="max-width:800px" role="img" '
             f'aria-label="{html.escape(title)}">{"".join(points)}</svg></html>\n'
         )
-        Path(path).write_text(page, encoding="utf-8")
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
 
 
 def joint_embedding(
@@ -112,7 +114,7 @@ def joint_embedding(
         ValueError: If shapes do not fit or an argument is out of range.
         ModuleNotFoundError: If umap-learn or scikit-learn is not installed.
     """
-    check_choice("method", method, _METHODS)
+    check_choice("method", method, METHODS)
     if q.ndim != 2 or k.ndim != 2 or q.shape[1] != k.shape[1] or len(q) < 2 or len(k) < 2:
         raise ValueError(f"q must be (N, d) and k (M, d) with N, M of at least 2, got {q.shape} and {k.shape}")
     labels = labels or ([str(i) for i in range(len(q))], [str(j) for j in range(len(k))])
@@ -130,7 +132,7 @@ def joint_embedding(
         raise ValueError(f"scale must be above 0, 'norm' or 'rank', got {scale}")
     agreement, c = max((_agreement(q, k, c), c) for c in tried)
     points = torch.cat(_placed(q, k, c)).numpy()
-    flat = torch.from_numpy(np.asarray(_projection(method, len(points), seed, options).fit_transform(points))).float()
+    flat = torch.from_numpy(np.asarray(projection(method, len(points), seed, options).fit_transform(points))).float()
     return JointEmbedding(flat[: len(q)], flat[len(q) :], c, agreement, labels)
 
 
@@ -147,7 +149,8 @@ def _agreement(q: torch.Tensor, k: torch.Tensor, c: float) -> float:
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
-def _projection(method: str, count: int, seed: int, options: dict[str, Any]) -> Any:
+def projection(method: str, count: int, seed: int, options: dict[str, Any]) -> Any:
+    """What brings so many points into a plane by its `fit_transform`."""
     if method == "umap":
         try:
             from umap import UMAP

@@ -23,7 +23,8 @@ class Layer:
     Args:
         index: Number of the attention in the network, from 0, in the order in which they run.
         path: The module that computes it, by its name in the network.
-        kind: `spatial`; or `channel`, whose N and M are channels and have no place in the image.
+        kind: `spatial`; `channel`, whose N and M are channels and have no place in the image; or `routing`, whose
+            probabilities meet no values: they only choose, or weigh, what other attention sees.
         shape: `(B, windows, heads, N, M)`.
         layout: How the network lays it out.
         scale: What the product of queries and keys is multiplied by, if that is known.
@@ -38,6 +39,7 @@ class Layer:
     grads: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
     reduced: Any = field(default=None, repr=False)
     scale: float | None = None
+    turned: set[str] = field(default_factory=set, repr=False)  # parts that the network has with rows as columns
 
     @property
     def probs(self) -> torch.Tensor:
@@ -74,7 +76,7 @@ class Layer:
             raise ValueError(
                 f"layer {self.index} has no gradient of its {part}: call record.gradients(score, of={part!r}) first"
             )
-        return self.layout.apply(self.grads[part])
+        return self.laid_out(part, self.grads[part])
 
     def keep(self, parts: Collection[str]) -> None:
         """Keeps these parts and drops the others."""
@@ -83,6 +85,11 @@ class Layer:
     def _part(self, name: str) -> torch.Tensor:
         if name not in self.raw:
             raise ValueError(
-                f"layer {self.index} ({self.path}) holds no {name}: capture it with layers= and keep= that name it"
+                f"layer {self.index} ({self.path}) holds no {name}: capture it with layers= and keep= that name it, if "
+                "the network makes one"
             )
-        return self.layout.apply(self.raw[name])
+        return self.laid_out(name, self.raw[name])
+
+    def laid_out(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What belongs to a part of the network's, its gradient or tangent, as `(B, windows, heads, ...)`."""
+        return self.layout.apply(tensor.mT if name in self.turned else tensor)

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from visionattn.ops import use_backend
 from visionattn.utils.arguments import check_choice
 
-from .relevance import Target, target_score
+from ._target import Target, target_score
 
 __all__ = ["FIRST_RULES", "RULES", "lrp"]
 

@@ -36,12 +36,15 @@ def raw(record: Record, layer: int = -1) -> torch.Tensor:
 
     Args:
         record: Of a forward pass.
-        layer: Number of the attention, of those that have positions.
+        layer: Number of the attention; negative ones count among those with positions.
+
+    Raises:
+        ValueError: If there is no such attention, or it has no positions.
     """
-    chosen = spatial_layers(record)[layer] if layer < 0 else record[layer]
+    chosen = chosen_layer(record, layer)
     positions, prefix = record.positions(chosen.index), record.tokens.prefix
     flow = Flow(chosen.probs.detach().float(), positions, prefix)
-    keys = torch.eye(flow.counts[1], device=chosen.probs.device).expand(chosen.shape[0], -1, -1)
+    keys = torch.eye(flow.counts[1], device=chosen.probs.device).expand(len(record.images), -1, -1)
     return class_map(flow @ keys, record, positions.queries.grid, positions.keys.grid)
 
 
@@ -63,16 +66,8 @@ def rollout(
     if not 0 <= start < len(layers):
         raise ValueError(f"start must lie in 0..{len(layers) - 1}, got {start}")
     state = TokenMatrix(record, layers[start])
-    for layer in layers[start:]:
-        weights = layer.probs.detach().float()
-        positions = record.positions(layer.index)
-        if positions.shared:
-            weights = _fused(weights, fusion, 2, keepdim=True).expand_as(weights)
-        elif fusion != "mean":
-            raise ValueError(f"fusion must be mean where heads see windows of their own, got {fusion!r}")
-        if discard:
-            weights = _without_smallest(weights, positions.keys.prefix == 0, discard)
-        state.add(weights, layer, normalise=True)
+    for levels in levels_of(record, layers[start:]):
+        state.add([(_one_head(record, layer, fusion, discard), layer) for layer in levels], normalise=True)
     return state.map(class_row)
 
 
@@ -138,6 +133,31 @@ def spatial_layers(record: Record) -> list[Layer]:
     return held
 
 
+def chosen_layer(record: Record, layer: int) -> Layer:
+    """An attention by its number; negative ones count among those with positions.
+
+    Raises:
+        ValueError: If there is no such attention.
+    """
+    layers = spatial_layers(record) if layer < 0 else [*record]
+    if not -len(layers) <= layer < len(layers):
+        raise ValueError(f"layer must lie in 0..{len(record) - 1}, or be negative and count from the last, got {layer}")
+    return layers[layer]
+
+
+def levels_of(record: Record, layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Attentions in groups: those of one module on several grids together, which see one map side by side."""
+    groups: list[list[Layer]] = []
+    for layer in layers:
+        last = groups[-1][-1] if groups else None
+        grids = {record.positions(each.index).queries.grid for each in (last, layer) if each is not None}
+        if last is not None and last.path == layer.path and len(grids) > 1:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+    return groups
+
+
 def class_map(
     rows: torch.Tensor,
     record: Record,
@@ -171,18 +191,30 @@ class TokenMatrix:
         grids = [record.positions(layer.index).keys.grid for layer in spatial_layers(record)]
         self.source = self.grid = max(grids, key=lambda grid: grid[0] * grid[1])
         count = self.source[0] * self.source[1] + self.prefix
-        self.value = torch.eye(count, device=first.probs.device).expand(first.shape[0], -1, -1)
+        self.value = torch.eye(count, device=first.probs.device).expand(len(record.images), -1, -1)
 
-    def add(self, weights: torch.Tensor, layer: Layer, *, normalise: bool = False) -> None:
-        """`R <- R + A R`, on the grid of the attention's queries; with `normalise` rows of `I + A` get the sum 1."""
-        positions = self.record.positions(layer.index)
-        flow = Flow(weights, positions, self.prefix)
-        seen = regrid(self.value, self.grid, positions.keys.grid)
-        self.value = regrid(self.value, self.grid, positions.queries.grid)
-        self.grid = positions.queries.grid
-        self.value = self.value + flow @ seen
+    def add(self, levels: Sequence[tuple[torch.Tensor, Layer]], *, normalise: bool = False) -> None:
+        """`R <- R + A R`, on the grid of the attention's queries; with `normalise` rows of `I + A` get the sum 1.
+
+        Args:
+            levels: Weights and their attention; several where a module attends on levels of one map, see `levels_of`,
+                whose results are added up on the first grid.
+            normalise: Whether rows are.
+        """
+        before, grid = self.value, self.grid
+        self.grid = self.record.positions(levels[0][1].index).queries.grid
+        self.value = regrid(before, grid, self.grid)
+        total = self.value.new_ones(*self.value.shape[:2], 1)
+        for weights, layer in levels:
+            positions = self.record.positions(layer.index)
+            flow = Flow(weights, positions, self.prefix)
+            seen = regrid(before, grid, positions.keys.grid)
+            self.value = self.value + regrid(flow @ seen, positions.queries.grid, self.grid)
+            if normalise:
+                taken = flow @ seen.new_ones(*seen.shape[:2], 1)
+                total = total + regrid(taken, positions.queries.grid, self.grid)
         if normalise:
-            self.value = self.value / (1 + flow @ seen.new_ones(*seen.shape[:2], 1))
+            self.value = self.value / total
 
     def matrix(self) -> torch.Tensor:
         """`(B, tokens, tokens of the first grid)`, the extra ones first, as transformers have them."""
@@ -198,6 +230,17 @@ class TokenMatrix:
 def _check_share(discard: float) -> None:
     if not 0 <= discard < 1:
         raise ValueError(f"discard must be at least 0 and below 1, got {discard}")
+
+
+def _one_head(record: Record, layer: Layer, fusion: str, discard: float) -> torch.Tensor:
+    """The weights of an attention with its heads fused and the smallest discarded, in their shape."""
+    weights = layer.probs.detach().float()
+    positions = record.positions(layer.index)
+    if positions.shared:
+        weights = _fused(weights, fusion, 2, keepdim=True).expand_as(weights)
+    elif fusion != "mean":
+        raise ValueError(f"fusion must be mean where heads see windows of their own, got {fusion!r}")
+    return _without_smallest(weights, positions.keys.prefix == 0, discard) if discard else weights
 
 
 def _fused(weights: torch.Tensor, fusion: str, axis: int, keepdim: bool = False) -> torch.Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 
 from .cams import CAMS, cam_layer
 from .capture import capture
-from .gating import gates
+from .gating import spatial_gates
 from .maps import spatial_layers
 
 __all__ = ["METHODS", "methods"]
@@ -44,8 +44,7 @@ def methods(model: nn.Module, x: torch.Tensor) -> dict[str, str]:
     if not layered and find_spec("pytorch_grad_cam") is None:
         layered = "needs grad-cam: pip install 'visionattn[explain]'"
     try:
-        if not any(factor.shape[2:] != (1, 1) for factors in gates(model, x).values() for factor in factors.values()):
-            gated = "its gates are of channels: explain.gates gives them as numbers"
+        spatial_gates(model, x)
     except ValueError as error:
         gated = str(error)
     reasons = dict.fromkeys(METHODS, placed) | dict.fromkeys(CAMS, layered)

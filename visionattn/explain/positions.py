@@ -40,12 +40,14 @@ class Places:
     """The positions of some tokens, `(B, windows, heads, N)` each.
 
     Args:
-        y: Height in the image, 0 at its upper edge and 1 at its lower one.
+        y: Height in the grid, 0 at its upper edge and 1 at its lower one.
         x: Likewise from left to right.
         prefix: Number of the extra token, or -1.
         valid: Whether it is a token at all, not padding.
         spread: How far it was pooled from, in the unit of `y`; 0 for a token of one place.
         grid: `(H, W)` of the tokens.
+        span: Sides of the grid over those of the image: above 1 where that was padded to whole cells, below 1 where it
+            was cropped to them.
     """
 
     y: torch.Tensor
@@ -54,12 +56,13 @@ class Places:
     valid: torch.Tensor
     spread: torch.Tensor
     grid: tuple[int, int]
+    span: tuple[float, float] = (1.0, 1.0)
 
     def of_head(self, head: int) -> "Places":
         """The positions of one head, `(B, windows, 1, N)`."""
         parts = (self.y, self.x, self.prefix, self.valid, self.spread)
         y, x, prefix, valid, spread = (part[:, :, head : head + 1] for part in parts)
-        return Places(y, x, prefix, valid, spread, self.grid)
+        return replace(self, y=y, x=x, prefix=prefix, valid=valid, spread=spread)
 
     @property
     def index(self) -> torch.Tensor:
@@ -107,7 +110,7 @@ class Positions:
         else:
             if not (0 <= query[0] < size[0] and 0 <= query[1] < size[1]):
                 raise ValueError(f"query must lie inside the image of {size[0]} x {size[1]} pixels, got {query}")
-            y, x = (query[0] + 0.5) / size[0], (query[1] + 0.5) / size[1]
+            y, x = ((at + 0.5) / (side * span) for at, side, span in zip(query, size, places.span, strict=True))
             # In cells, so that the nearest centre is that of the cell which holds the pixel.
             rows, columns = ((places.y - y) * places.grid[0], (places.x - x) * places.grid[1])
             distance = torch.maximum(rows.abs(), columns.abs())
@@ -139,7 +142,9 @@ def _global(layer: "Layer", record: "Record") -> Positions | None:
     sides = [_row_by_row(count, grid, prefix, (batch, heads), record.images.device) for count in (queries, keys)]
     if sides[0] is None or sides[1] is None or (queries != keys and queries > max(prefix, 1)):
         return None
-    return Positions(sides[0], sides[1])
+    size, patch = record.images.shape[-2:], record.tokens.patch or (1, 1)
+    span = (grid[0] * patch[0] / size[0], grid[1] * patch[1] / size[1])
+    return Positions(replace(sides[0], span=span), replace(sides[1], span=span))
 
 
 def _row_by_row(
@@ -182,16 +187,19 @@ def _trace(record: "Record") -> list[Positions | None]:
                 with capture(model, reduce=_tangents) as traced:
                     model(x)
                 found[name] = [layer.reduced for layer in traced]
+                if len(traced) != len(record):
+                    raise RuntimeError(f"{len(traced)} attentions in place of {len(record)} when it is differentiated")
         except (NotImplementedError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"positions of {type(model).__name__} cannot be traced: {reason}") from error
-    return [_positions([found[name][layer.index] for name in _COORDINATES], layer) for layer in record]
+    spans = MapFinder(model, x).spans
+    return [_positions([found[name][layer.index] for name in _COORDINATES], layer, spans) for layer in record]
 
 
 def _tangents(layer: "Layer") -> list[torch.Tensor | None]:
     """The tangents of queries and keys, `(B, windows, heads, N, d)`."""
-    duals = [forward_ad.unpack_dual(layer.raw[name]).tangent for name in ("q", "k")]
-    return [None if tangent is None else layer.layout.apply(tangent).double() for tangent in duals]
+    tangents = {name: forward_ad.unpack_dual(layer.raw[name]).tangent for name in ("q", "k")}
+    return [None if tangent is None else layer.laid_out(name, tangent).double() for name, tangent in tangents.items()]
 
 
 @contextmanager
@@ -250,7 +258,9 @@ def _direction(channels: int, like: torch.Tensor) -> torch.Tensor:
     return torch.randn(channels, generator=torch.Generator().manual_seed(channels)).to(like)
 
 
-def _positions(traces: list[list[torch.Tensor | None]], layer: "Layer") -> Positions | None:
+def _positions(
+    traces: list[list[torch.Tensor | None]], layer: "Layer", spans: dict[tuple[int, int], tuple[float, float]]
+) -> Positions | None:
     if layer.kind == "channel":
         return None
     queries, keys = (_places([trace[side] for trace in traces]) for side in (0, 1))
@@ -260,6 +270,7 @@ def _positions(traces: list[list[torch.Tensor | None]], layer: "Layer") -> Posit
         queries = replace(queries, grid=keys.grid)
     elif keys.grid != queries.grid and _are_cells(keys, queries.grid):  # no query may be routed to the first token
         keys = replace(keys, grid=queries.grid)
+    queries, keys = (replace(places, span=spans.get(places.grid, (1.0, 1.0))) for places in (queries, keys))
     return Positions(queries, keys)
 
 
@@ -282,6 +293,9 @@ def _places(tangents: list[torch.Tensor | None]) -> Places | None:
     y, x, prefix, image = ((other * one).sum(-1) / safe for other in others)
     expected = torch.arange(len(image), device=image.device).view(-1, 1, 1, 1)
     if not valid.any() or ((image - expected).abs() * valid).amax() > 0.01:
+        return None
+    outside = [((part < -0.01) | (part > 1.01)) & valid for part in (y, x)]
+    if outside[0].any() or outside[1].any():  # several places with weights of both signs
         return None
     rest = [
         ((other - value[..., None] * one).square().sum(-1) / safe)

@@ -99,9 +99,11 @@ class Record(Sequence[Layer]):
         wanted = self[layer]
         found = self._positions[wanted.index] if self.has(wanted.index) and self._positions is not None else None
         if found is None:
+            why = (
+                "mixes channels" if wanted.kind == "channel" else "has queries or keys that are no tokens of the image"
+            )
             raise ValueError(
-                f"layer {wanted.index} ({wanted.path}) has no positions: its {wanted.kind} attention mixes channels, "
-                "or its queries and keys are not tokens of the image"
+                f"layer {wanted.index} ({wanted.path}) has no positions: its {wanted.kind} attention {why}"
             )
         return found
 
@@ -128,7 +130,10 @@ class Record(Sequence[Layer]):
         result = chosen.new_zeros(batch, heads, count + 1).scatter_add_(2, at, chosen)[..., :count]
         result = result.unflatten(2, found.keys.grid)
         if upsample:
-            result = nn.functional.interpolate(result, tuple(size), mode="bilinear")
+            spanned = [max(round(side * span), 1) for side, span in zip(size, found.keys.span, strict=True)]
+            result = nn.functional.interpolate(result, spanned, mode="bilinear")
+            missing = [max(side - there, 0) for side, there in zip(size, spanned, strict=True)]
+            result = nn.functional.pad(result, (0, missing[1], 0, missing[0]))[..., : size[0], : size[1]]
         return result
 
     def __repr__(self) -> str:

@@ -108,7 +108,7 @@ def _inside(places: Places, region: Region) -> torch.Tensor:
     if len(masks) != batch:
         raise ValueError(f"a region must be one for all or for each of {batch} images, got {len(masks)}")
     height, width = masks.shape[1:]
-    rows = (places.y * height).long().clamp(0, height - 1)
-    columns = (places.x * width).long().clamp(0, width - 1)
+    rows = (places.y * places.span[0] * height).long().clamp(0, height - 1)
+    columns = (places.x * places.span[1] * width).long().clamp(0, width - 1)
     image = torch.arange(batch, device=masks.device).view(-1, 1, 1, 1)
     return masks[image, rows, columns] & places.valid & (places.prefix < 0)

@@ -14,20 +14,16 @@ Differs from the official code in:
 Golden: tests/golden/explain_relevance_*.npz.
 """
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import nn
 
 from ._flow import Flow
+from ._target import Target, target_score
 from .capture import capture
-from .maps import TokenMatrix, class_map, spatial_layers
+from .maps import TokenMatrix, chosen_layer, class_map, levels_of, spatial_layers
 from .record import Record
 
-__all__ = ["Target", "attention_grad_cam", "relevance", "relevance_matrix", "target_score"]
-
-# What is explained: a class for all images, one for each, or a function of the network's output.
-Target = int | Sequence[int] | torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None
+__all__ = ["attention_grad_cam", "relevance", "relevance_matrix"]
 
 
 def relevance(
@@ -67,52 +63,35 @@ def attention_grad_cam(model: nn.Module, x: torch.Tensor, target: Target = None,
         layer: Number of the attention; negative ones count among those with positions.
     """
     record = _graded(model, x, target)
-    chosen = spatial_layers(record)[layer] if layer < 0 else record[layer]
+    chosen = chosen_layer(record, layer)
     positions, prefix = record.positions(chosen.index), record.tokens.prefix
     maps = []
     for weights in (chosen.probs, chosen.grad):
         for head in range(chosen.shape[2]):
             flow = Flow(weights[:, :, head : head + 1].detach().float(), positions.of_head(head), prefix)
-            keys = torch.eye(flow.counts[1], device=weights.device).expand(len(weights), -1, -1)
+            keys = torch.eye(flow.counts[1], device=weights.device).expand(len(x), -1, -1)
             maps.append(class_map(flow @ keys, record, positions.queries.grid, positions.keys.grid))
     probs, grads = torch.stack(maps, 1).chunk(2, dim=1)
     return (grads.mean((2, 3), keepdim=True) * probs).mean(1).clamp_min(0)
 
 
-def target_score(logits: torch.Tensor, target: Target) -> torch.Tensor:
-    """The explained score, summed over the images.
-
-    Raises:
-        ValueError: If the target does not fit the logits.
-    """
-    if callable(target) and not isinstance(target, torch.Tensor):
-        return target(logits).sum()
-    if logits.ndim != 2:
-        raise ValueError(
-            f"target must be a function of the network's output, which is no (B, classes) but {tuple(logits.shape)}"
-        )
-    chosen = logits.argmax(1) if target is None else torch.as_tensor(target, device=logits.device)
-    if chosen.ndim > 1 or chosen.numel() not in (1, len(logits)):
-        raise ValueError(f"target must be one class or one for each of {len(logits)} images, got {target}")
-    chosen = chosen.expand(len(logits))
-    if ((chosen < 0) | (chosen >= logits.shape[1])).any():
-        raise ValueError(f"target must lie in 0..{logits.shape[1] - 1}, got {target}")
-    return logits.gather(1, chosen[:, None]).sum()
-
-
 def _graded(model: nn.Module, x: torch.Tensor, target: Target) -> Record:
     with torch.enable_grad(), capture(model, keep=("probs",)) as record:
         logits = model(x)
+    shared = [layer.index for layer in record if layer.shape[0] != len(x)]
+    if shared:
+        raise ValueError(f"the images share the attention of layer {shared[0]} and so its gradient: give one image")
     record.gradients(target_score(logits, target), retain_graph=False)
     return record
 
 
 def _relevance(model: nn.Module, x: torch.Tensor, target: Target, start: int) -> TokenMatrix:
     record = _graded(model, x, target)
-    layers = spatial_layers(record)
+    # Attention that only chooses, without gradient, what other attention sees, has no part in the score.
+    layers = [layer for layer in spatial_layers(record) if "probs" in layer.grads]
     if not 0 <= start < len(layers):
         raise ValueError(f"start must lie in 0..{len(layers) - 1}, got {start}")
     state = TokenMatrix(record, layers[0])
-    for layer in layers[start:]:
-        state.add((layer.probs * layer.grad).detach().float().relu(), layer)
+    for levels in levels_of(record, layers[start:]):
+        state.add([((layer.probs * layer.grad).detach().float().relu(), layer) for layer in levels])
     return state

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from visionattn.utils.arguments import check_odd, check_positive
 
+from ._target import Target
 from .lrp import lrp
 from .maps import min_max, upsample
-from .relevance import Target
 
 __all__ = ["context_saliency", "salient_relevance"]
 

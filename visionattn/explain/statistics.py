@@ -41,8 +41,8 @@ def attention_statistics(attention: torch.Tensor, grid: tuple[int, int], prefix:
         - `position_deviation`: how much the rows of the patches differ; `head_deviation` `(B, layers)`: the heads;
         - `patch_to_cls`: mean weight that patches give to the class token, if there is one;
         - `on_token` `(..., T)`: mean weight that each token gets; `sinks` `(..., T)`: those with ten times their share;
-        - `aligned` `(..., 2H - 1, 2W - 1)`: mean attention around a patch, rows scaled to the sum 1; `offset_y`,
-          `offset_x` and `offset`: its centre of mass in -1..1.
+        - `aligned` `(..., 2H - 1, 2W - 1)`: mean attention around a patch, rows scaled to the sum 1;
+        - `offset_y`, `offset_x` and `offset`: its centre of mass in -1..1.
 
     Raises:
         ValueError: If there are other numbers of tokens.
@@ -139,7 +139,8 @@ def statistics(record: Record) -> dict[str, torch.Tensor]:
     full = [layer for layer in layers if layer.shape[1] == 1 and layer.shape[3] == layer.shape[4] == tokens]
     if not full or known.grid is None or len({layer.shape for layer in full}) > 1:
         raise ValueError(
-            f"statistics are of networks whose tokens all see each other, not of {type(record.model).__name__}"
+            f"statistics are of networks whose tokens all see each other, not of {type(record.model).__name__}: use "
+            "explain.HeadTable"
         )
     attention = torch.cat([layer.probs.detach().float() for layer in full], 1)
     return attention_statistics(attention, known.grid, known.prefix)

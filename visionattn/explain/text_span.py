@@ -23,7 +23,7 @@ __all__ = ["TextSpan", "text_span"]
 class TextSpan(NamedTuple):
     """What `text_span` finds.
 
-    Args:
+    Attributes:
         chosen: Numbers of the texts in order, `(steps,)`.
         variance: Share of the variance of the outputs that the texts up to each explain, `(steps,)`.
         reconstruction: The mean and what lies along the chosen texts, `(N, d)`.

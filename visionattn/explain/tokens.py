@@ -41,7 +41,7 @@ def tokens(model: nn.Module, size: Sequence[int]) -> Tokens:
     prefix = int(has_class) if prefix is None else int(prefix)
     pool = getattr(network, "global_pool", "token" if has_class else "avg")
     reads_class = network is model and has_class and prefix > 0 and pool in ("token", "cls", "")
-    patch = patch_of(getattr(network, "patch_embed", None))
+    patch = patch_of(getattr(network, "patch_embed", None)) or patch_of(network)
     grid = None if patch is None else (-(-size[0] // patch[0]), -(-size[1] // patch[1]))
     return Tokens(prefix, 0 if reads_class else None, grid, patch)
 

@@ -134,7 +134,9 @@ CARD = Card(
     paper="arXiv:1611.01603",
     code="https://github.com/allenai/bi-att-flow",
     license="Apache-2.0",
-    placement="behind two encoders, in front of a linear layer to their width",
+    placement="behind two encoders, in front of a linear layer to their width; in `PairRelationViT(..., fuse=True)`",
+    avoid="with one set of tokens, which then has nothing to be compared with, or with two long ones: the scores "
+    "of all pairs are formed",
     cost="N^2",
     further_inputs=("b",),
     maps=True,

@@ -108,6 +108,7 @@ CARD = Card(
     code="https://github.com/juho-lee/set_transformer",
     license="MIT",
     placement="behind the last block, in front of the classifier",
+    avoid="where data are few: a mean over the tokens has no parameters, the seeds bring a whole attention block",
     flow="({seeds} | feed-forward -> k and v) -> softmax attention, + seeds -> (. | linear, ReLU) -> +",
     cases={"": {"num_heads": 3}, "seeds": {"num_heads": 3, "num_seeds": 4, "norm": True, "rff": True}},
     maps=True,

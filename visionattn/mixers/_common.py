@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Floor
 from visionattn.ops import attention, window_attention
+from visionattn.ops.projection import split_heads
 from visionattn.utils.arguments import check_choice, check_heads, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
@@ -41,12 +42,6 @@ class TokenMixer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         grid = (x.shape[1], x.shape[2])
         return self.forward_tokens(x.flatten(1, 2), grid).unflatten(1, grid)
-
-
-def split_heads(qkv: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries, keys and values `(B, num_heads, N, d)` from one projection `(B, N, 3 * num_heads * d)`."""
-    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
 
 
 def usual_window(context: BlockContext) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The gated layer around the attention of Mega and CHELA."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,14 +11,14 @@ from visionattn.utils.arguments import check_positive
 __all__ = ["GatedSkeleton"]
 
 
-class GatedSkeleton(nn.Module):
+class GatedSkeleton(nn.Module, ABC):
     """Queries, keys, gates and candidate from smoothed tokens, values from plain ones. `(B, H, W, C) -> (B, H, W, C)`.
 
     With m the smoothed map: u, z, r and a part of h come from m by one projection, queries and keys from z by a scale
     and a shift each. With A the attention, `h = silu(h' + h_proj(A v * r))`, and the layer is `x + u (h - x)`. It holds
     its own residual connection, which is left out here, for that of the host: **what comes out is the layer minus x**.
 
-    A subclass says what is the norm in front (`norm`), how tokens are smoothed (`smooth`) and what attends (`read`).
+    A subclass says what is the norm in front (`norm_in`), how tokens are smoothed (`smooth`) and what attends (`read`).
 
     Args:
         dim: Width C.
@@ -56,17 +58,17 @@ class GatedSkeleton(nn.Module):
         nn.init.normal_(self.gamma, std=0.02)
         nn.init.zeros_(self.beta)
 
+    @abstractmethod
     def norm_in(self, x: torch.Tensor) -> torch.Tensor:
         """The norm before the layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def smooth(self, x: torch.Tensor) -> torch.Tensor:
         """The smoothed map."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """The output of attention, `(B, H, W, e)`, for maps of queries, keys and values."""
-        raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normed = self.norm_in(x)

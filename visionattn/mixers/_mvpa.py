@@ -82,9 +82,10 @@ def attend_by_features(
     prefix: int,
     dropout_p: float,
 ) -> torch.Tensor:
-    """Attention with position scores as additional features, so that no pairs are stored.
+    """Attention with position scores as additional features, so that a fused form can be used.
 
-    A query has its score with each row and each column, a key a 1 for its own.
+    A query has its score with each row and each column, `(B, heads, N, H)` and `(B, heads, N, W)`, a key a 1 for its
+    own.
     """
     places = torch.arange(grid[0] * grid[1], device=k.device)
     of_row, of_column = (
@@ -92,9 +93,8 @@ def attend_by_features(
         for place, side in zip((places // grid[1], places % grid[1]), grid, strict=True)
     )
     own = F.pad(torch.cat([of_row, of_column], 1).to(k.dtype), (0, 0, prefix, 0))
-    scored = F.pad(torch.cat(terms, -1).flatten(2, 3), (0, 0, prefix, 0))
     width, more = v.shape[3], own.shape[1]
-    q, k = torch.cat([q, scored], -1), torch.cat([k, own.expand(*k.shape[:2], -1, -1)], -1)
+    q, k = torch.cat([q, *terms], -1), torch.cat([k, own.expand(*k.shape[:2], -1, -1)], -1)
     # PyTorch's fused form for the CPU wants values as wide as keys.
     out = attention(q, k, F.pad(v, (0, more)), scale=width**-0.5, dropout_p=dropout_p)
     return out.unflatten(-1, (v.shape[1], -1))[..., :width].flatten(2)

@@ -30,6 +30,7 @@ from visionattn.ops import (
 )
 from visionattn.utils.arguments import check_choice, check_heads, check_odd, check_positive
 
+from ._common import split_heads
 from .softmax import SoftmaxAttention
 
 __all__ = ["BiLevelRoutingAttention", "LePEAttention"]
@@ -148,7 +149,7 @@ class BiLevelRoutingAttention(nn.Module):
         """
         region, whole = self._regions(x)
         qkv, table = self._routed(x, region, whole)
-        q, k, _ = qkv.flatten(1, 2).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, _ = split_heads(qkv.flatten(1, 2), self.num_heads)
         scores = (q @ k.mT * self.scale).masked_fill(~region_pairs(table, whole, region).unsqueeze(1), float("-inf"))
         rows = scores.softmax(-1).unflatten(3, whole).unflatten(2, whole)
         height, width = x.shape[1:3]
@@ -277,6 +278,8 @@ CARD = Card(
     code="https://github.com/rayleizhu/BiFormer",
     license="MIT",
     placement="in every block in place of attention, with more regions from stage to stage; in the last stage all",
+    avoid="on small maps, where finding the regions costs more than attention of all pairs, and where the choice "
+    "must be learnt: it takes no gradient",
     pyramid=("nano", "micro", "tiny"),
     keywords=_keywords,
     cases={"": {"num_heads": 3, "n_win": 4, "topk": 3}},

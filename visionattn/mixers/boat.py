@@ -136,6 +136,8 @@ CARD = Card(
     code="https://github.com/mahaoyuHKU/pytorch-boat",
     license="MIT, in its files",
     placement="between the local attention of a block and its MLP, in every second block of the first three stages",
+    avoid="where neighbouring frames must give alike results: clusters are cut at the median, so small changes "
+    "move tokens to another one",
     pyramid=("nano", "micro", "tiny"),
     mixers=_mixers,
     cases={"": {"num_heads": 3, "cluster_size": 8, "overlap": 3}},

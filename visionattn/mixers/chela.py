@@ -166,6 +166,8 @@ CARD = Card(
     ),
     paper="arXiv:2406.08128",
     placement="in every block in place of attention",
+    avoid="to reproduce the paper's layer: its code and figures were not to be had, and how the parts are wired "
+    "is ours",
     pyramid=("nano", "micro"),
     columnar=("nano", "tiny"),
     cases={"": {}, "strip": {"strip": True, "long": 7}, "no convolutions": {"short": None, "long": None}},

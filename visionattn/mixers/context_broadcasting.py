@@ -148,6 +148,7 @@ CARD = Card(
     flow="(. | mean of all tokens) -> + -> half",
     paper="arXiv:2210.08457",
     placement="at the end of the MLP in every block",
+    avoid="as the only mixer: it brings the same mean to every token, and nothing of where things are",
     cases={"": {}, "scaled": {"scaled": True}},
     floor=Floor(3, 3, "R; R, W; back the same with the gradient"),
     reference="context_broadcasting",

@@ -137,6 +137,8 @@ CARD = Card(
     code="https://github.com/microsoft/CSWin-Transformer",
     license="MIT",
     placement="in every block in place of attention; stripes of width 1, 2 and 7, the whole map in the last stage",
+    avoid="where one block must bring together places that share neither rows nor columns: its stripes reach "
+    "along these alone",
     keywords=lambda context: {"split_size": (1, 2, 7, 7)[context.stage], "full": context.stage == 3},
     cases={"": {"num_heads": 4, "split_size": 3}, "one branch": {"num_heads": 3, "full": True}},
     floor=WINDOWS,

@@ -246,6 +246,7 @@ CARD = Card(
     flow="((q | k) -> @ -> simplified weights | v) -> @ -> proj",
     paper="arXiv:2510.11602",
     placement="in all blocks, or in every other one in turn with attention",
+    avoid="to get the best network: these are null models that show what softmax attention owes to which of its parts",
     columnar=("nano", "tiny"),
     cases={
         "": {"num_heads": 3},

@@ -119,6 +119,7 @@ CARD = Card(
     code="https://github.com/ArieSeirack/DHVT",
     license="Apache-2.0",
     placement="in every block in place of attention",
+    avoid="where data are plenty: it was made to learn from small sets, and adds a token for each head to all pairs",
     columnar=("nano", "tiny"),
     cases={"": {"num_heads": 3}, "no bias": {"num_heads": 4, "qkv_bias": False}},
     floor=Floor(

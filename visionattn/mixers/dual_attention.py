@@ -332,6 +332,7 @@ CARD = Card(
     code="https://github.com/Awni00/dual-attention",
     license="MIT",
     placement="in every block in place of attention",
+    avoid="where time counts: relations have queries, keys and symbols of their own besides attention to all pairs",
     columnar=("nano", "tiny"),
     keywords=_keywords,
     cases={

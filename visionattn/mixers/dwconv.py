@@ -75,5 +75,6 @@ CARD = Card(
     code="https://github.com/OpenGVLab/STM-Evaluation",
     license="MIT",
     placement="in every block in place of attention",
+    avoid="where far positions have to be compared: it sees 7 x 7 of them with the same weights everywhere",
     pyramid=("nano", "micro", "tiny", "small", "base"),
 )

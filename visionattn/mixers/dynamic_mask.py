@@ -271,6 +271,8 @@ CARD = Card(
     paper="arXiv:2508.02124",
     code="https://github.com/SmallDoges/flash-sparse-attention",
     placement="in every block in place of attention",
+    avoid="where each query needs keys of its own: the keys that are kept follow from the values, the same for "
+    "all queries of a head",
     columnar=("nano", "tiny"),
     cases={
         "": {"num_heads": 3},

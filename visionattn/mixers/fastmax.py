@@ -156,6 +156,8 @@ CARD = Card(
     paper="arXiv:2402.07901",
     code="https://github.com/armingerami/fastmax",
     placement="in every block in place of attention",
+    avoid="with wide heads: the features of order 2 grow with the square of a head's width, and tokens must be "
+    "many more to pay for them",
     columnar=("nano", "tiny"),
     cases={
         "": {"num_heads": 6},

@@ -155,7 +155,8 @@ CARD = Card(
     paper="arXiv:2506.04956",
     code="https://github.com/Yaziwel/FEAT",
     placement="in every third block in turn with mixing in space and over frames; here in every block",
+    avoid="alone: it compares channels, and positions meet in a 3 x 3 convolution only",
     pyramid=("nano", "micro"),
     cases={"": {"num_heads": 3}, "bias": {"num_heads": 6, "bias": True}},
-    reference="feat",
+    reference="feat_channel",
 )

@@ -174,7 +174,9 @@ CARD = Card(
     paper="arXiv:2506.04956",
     code="https://github.com/Yaziwel/FEAT",
     placement="in every third block in turn with mixing over frames and channels; here in every block",
+    avoid="where a position must choose what it reads: weights follow from distances and keys, never from the "
+    "one that asks",
     pyramid=("nano", "micro"),
     cases={"": {}, "norm, offset 0": {"key_norm": True, "decay_offset": 0}},
-    reference="feat",
+    reference="feat_wkv",
 )

@@ -122,6 +122,7 @@ CARD = Card(
     code="https://github.com/OpenGVLab/STM-Evaluation",
     license="MIT",
     placement="in every block in place of attention",
+    avoid="where time or memory is short: every position is gathered as a key of its own block and of those around",
     pyramid=("nano", "micro", "tiny", "small", "base"),
     block_norm_eps=1e-5,  # the official blocks have PyTorch's
     cases={"": {"num_heads": 3, "block_size": 4, "halo_size": 2}},

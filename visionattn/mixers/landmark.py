@@ -219,6 +219,7 @@ CARD = Card(
     code="https://github.com/epfml/landmark-attention",
     license="Apache-2.0",
     placement="in every block in place of attention",
+    avoid="to save time: scores of all pairs are computed in every window, and landmarks only weigh the windows",
     columnar=("nano", "tiny"),
     keywords=usual_window,
     cases={

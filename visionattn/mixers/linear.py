@@ -98,6 +98,7 @@ CARD = Card(
     code="https://github.com/idiap/fast-transformers",
     license="MIT",
     placement="in every block in place of attention",
+    avoid="where one key must stand out among many: weights of elu + 1 are flat beside those of a softmax",
     pyramid=("nano", "micro"),
     columnar=("nano", "tiny"),
     cases={"": {"num_heads": 3}},

@@ -147,6 +147,7 @@ CARD = Card(
     flow="v -> one static kernel as large as the map -> proj",
     paper="arXiv:2401.05738",
     placement="in every block in place of attention",
+    avoid="where the picture should decide what is looked at: the map is one learnt kernel, the same for every picture",
     pyramid=("nano", "micro", "tiny"),
     keywords=_keywords,
     cases={"": {"grid_size": 8}, "depthwise": {"grid_size": 8, "groups": "channels"}},

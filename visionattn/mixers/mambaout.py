@@ -22,6 +22,7 @@ CARD = Card(
     code="https://github.com/yuweihao/MambaOut",
     license="Apache-2.0",
     placement="in every block in place of attention and MLP, in timm's networks `mambaout_*`",
+    avoid="where far positions have to be compared by what is there: it mixes by a 7 x 7 depthwise convolution alone",
     cost="N",
     flow="(norm -> linear -> (GELU | part: 7x7 depthwise conv) -> * -> linear | .) -> +",
 )

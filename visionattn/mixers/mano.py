@@ -7,7 +7,8 @@ Differs from the official code in:
   padded tokens are not seen; what comes up from a coarser level is cropped to the finer one. There, sides that the
   window or the rate does not divide leave uncovered tokens or fail;
 - as many levels as fit follow from the map, counted in integers, unless `levels` says how many;
-- the windows of all levels are attended to in one call, since the levels share all weights;
+- the windows of all levels are attended to in one call, since the levels share all weights; level by level where
+  someone looks on (`explain.capture`);
 - the layers are `norm`, `attn_norm`, `qkv`, `proj`, `down`, `up` (`to_native` maps the official names).
 
 Golden: tests/golden/mano_multipole_*.npz (outputs and input gradients).
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import attention, nhwc_conv, nhwc_upconv, partition_windows, project_apart
+from visionattn.ops._dispatch import wants_torch
 from visionattn.utils.arguments import check_choice, check_heads, check_positive
 
 __all__ = ["MultipoleAttention", "fitting_levels"]
@@ -35,6 +37,13 @@ _OFFICIAL = (
     ("down.1.", "down."),
     ("up.1.", "up."),
 )
+
+
+class CoarseMap(nn.Module):
+    """Gives a coarser level as it is: where hooks, such as those that find out where tokens lie, see its map."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
 
 class MultipoleAttention(nn.Module):
@@ -113,6 +122,7 @@ class MultipoleAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(inner, dim, **dd) if proj else nn.Identity()
         self.proj_drop = nn.Dropout(proj_drop)
+        self.coarse = CoarseMap()
         several = levels != 1
         self.down = nn.Conv2d(dim, dim, rate, stride=rate, bias=False, **dd) if down == "conv" and several else None
         self.up = (
@@ -169,7 +179,7 @@ class MultipoleAttention(nn.Module):
         """The map on all levels, the finest first."""
         maps = [x]
         for _ in range(self.count_levels(x.size(1), x.size(2)) - 1):
-            maps.append(coarser(maps[-1]))
+            maps.append(self.coarse(coarser(maps[-1])))
         return maps
 
     def _downsample(self, x: torch.Tensor) -> torch.Tensor:
@@ -192,8 +202,19 @@ class MultipoleAttention(nn.Module):
         """Attention in the windows of all maps at once."""
         windows, counts, mask = self._windows(maps)
         dropout_p = self.attn_drop.p if self.training else 0.0
-        out = attention(*self._heads(windows), mask=mask, dropout_p=dropout_p)
-        parts = self.proj_drop(self.proj(out)).unflatten(0, (maps[0].size(0), -1)).split(counts, 1)
+        heads, batch = self._heads(windows), maps[0].size(0)
+
+        def by_level(x: torch.Tensor) -> list[torch.Tensor]:
+            return [part.flatten(0, 1) for part in x.unflatten(0, (batch, -1)).split(counts, 1)]
+
+        if wants_torch():
+            seen = [None] * len(maps) if mask is None else by_level(mask)
+            levels = zip(*map(by_level, heads), seen, strict=True)
+            parts = [attention(*level, mask=part, dropout_p=dropout_p) for *level, part in levels]
+            out = torch.cat([part.unflatten(0, (batch, -1)) for part in parts], 1).flatten(0, 1)
+        else:
+            out = attention(*heads, mask=mask, dropout_p=dropout_p)
+        parts = self.proj_drop(self.proj(out)).unflatten(0, (batch, -1)).split(counts, 1)
         return [self._lay(part, (level.size(1), level.size(2))) for part, level in zip(parts, maps, strict=True)]
 
     def _windows(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, list[int], torch.Tensor | None]:
@@ -298,6 +319,7 @@ CARD = Card(
     paper="arXiv:2507.02748",
     code="https://github.com/AlexColagrande/MANO",
     placement="in every block in place of attention",
+    avoid="where far detail matters: beyond its window a position sees ever coarser copies of the map",
     pyramid=("nano", "micro", "tiny"),
     keywords=_keywords,
     cases={"": {"num_heads": 3}, "pooled": {"num_heads": 3, "window_size": 4, "down": "avg_pool", "up": "avg_pool"}},

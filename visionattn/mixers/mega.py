@@ -256,6 +256,8 @@ CARD = Card(
     code="https://github.com/facebookresearch/mega",
     license="MIT",
     placement="in every block in place of attention",
+    avoid="on maps of a few hundred positions where time counts: scans along all rows and columns come before "
+    "the attention",
     pyramid=("nano", "micro"),
     columnar=("nano", "tiny"),
     keywords=_keywords,

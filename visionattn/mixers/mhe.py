@@ -152,6 +152,7 @@ CARD = Card(
     paper="arXiv:2310.07911",
     code="https://github.com/HUIYINXUE/simpleMHE",
     placement="in every block in place of attention",
+    avoid="to save time: it saves projections, while each head still has scores of all pairs",
     pyramid=("nano",),
     columnar=("nano", "tiny"),
     cases={"": {"num_heads": 3}, "add": {"num_heads": 3, "mode": "add", "head_dim": 10}},

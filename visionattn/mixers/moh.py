@@ -143,7 +143,7 @@ class MixtureOfHeadAttention(HeadRouting, CosineParts):
         return queries.to(q.dtype), F.normalize(k, dim=-1)
 
     def _bias(self, grid: tuple[int, int], prefix: int) -> torch.Tensor:
-        bias = log_position_bias(self.cpb_fc1, self.cpb_fc2, grid, grid, self.grid_size or grid)
+        bias = log_position_bias(self.cpb_fc1, self.cpb_fc2, grid, grid, self.grid_size or grid).bias()
         return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
 
 
@@ -163,6 +163,7 @@ CARD = Card(
     code="https://github.com/SkyworkAI/MoH",
     license="Apache-2.0",
     placement="in every block in place of attention",
+    avoid="to save time: heads that a token does not choose get the factor 0, but are computed",
     pyramid=("nano", "micro", "tiny"),
     keywords=_keywords,
     cases={

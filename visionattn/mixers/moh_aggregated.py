@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from visionattn.catalog import Card, Floor
 from visionattn.ops import nhwc_conv
 from visionattn.ops.losses import Losses
+from visionattn.ops.query_tiles import in_tiles
 from visionattn.utils.arguments import check_odd, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
@@ -101,12 +102,51 @@ class MixtureOfHeadAggregatedAttention(HeadRouting, CosineParts):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: torch.Tensor, losses: Losses | None = None) -> torch.Tensor:
-        height, width = grid = (x.shape[1], x.shape[2])
-        places = self.window_size**2
+        grid = (x.shape[1], x.shape[2])
+        weights, means, v = self._attend(x)
+        weights = weights.transpose(1, 2).unflatten(1, grid)
+        out = means.transpose(1, 2).unflatten(1, grid)
+        for place, value in enumerate(_neighbours(v, self.window_size)):
+            out = out + weights[..., place : place + 1] * value
+        gates = self.head_gates(x, losses).to(out.dtype)
+        return self.proj_drop(self.proj((out * gates.unsqueeze(-1)).flatten(3)))
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """What each position takes from each, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`.
+
+        A pooled key stands for the mean of the positions that it is pooled from. The learnt weights of the neighbours
+        and the gates of the heads are in it, so rows do not sum up to 1.
+        """
+        grid = (x.shape[1], x.shape[2])
+        count = grid[0] * grid[1]
+        each = torch.eye(count, device=x.device, dtype=x.dtype).unflatten(1, grid)
+        pooled = F.adaptive_avg_pool2d(each, self._cells(grid)).flatten(1)  # the share of each position in each cell
+        # With those shares in place of the values the means over the pooled map are its weights.
+        local, far, _ = self._attend(x, pooled.T)
+        numbers = torch.arange(count, device=x.device).view(1, *grid, 1, 1)
+        near = torch.stack(_neighbours(numbers, self.window_size), -1).reshape(count, -1)
+        inside = _inside(grid, self.window_size, x.device).flatten(0, 1)
+        taken = far.scatter_add(-1, near.expand_as(local), local.to(far.dtype) * inside)
+        return taken * self.head_gates(x, None).to(taken.dtype).flatten(1, 2).transpose(1, 2).unsqueeze(-1)
+
+    def _cells(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the pooled map."""
+        return max(grid[0] // self.sr_ratio, 1), max(grid[1] // self.sr_ratio, 1)
+
+    def _attend(
+        self, x: torch.Tensor, far_v: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Weights of the neighbours, with the learnt ones, means over the pooled map, and values.
+
+        `(B, heads, N, places)`, `(B, heads, N, d)` and `(B, H, W, heads, d)`. The means are of the pooled map's own
+        values, or of others that are given for its cells.
+        """
+        grid = (x.shape[1], x.shape[2])
+        places, cells = self.window_size**2, self._cells(grid)
         pooled = F.gelu(nhwc_conv(x, self.sr.weight, self.sr.bias))
-        cells = (max(height // self.sr_ratio, 1), max(width // self.sr_ratio, 1))
         pooled = self.norm(F.adaptive_avg_pool2d(pooled.permute(0, 3, 1, 2), cells).permute(0, 2, 3, 1))
-        far_k, far_v = self.kv(pooled.flatten(1, 2)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        far_k, own_v = self.kv(pooled.flatten(1, 2)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        values = own_v if far_v is None else far_v
         inside = _inside(grid, self.window_size, x.device)
         length = (inside.sum(-1) + cells[0] * cells[1]).to(x.dtype).log()[..., None, None]
         # Heads of a position lie together: (B, H, W, heads, D).
@@ -117,17 +157,22 @@ class MixtureOfHeadAggregatedAttention(HeadRouting, CosineParts):
         near = _neighbours(F.normalize(k, dim=-1), self.window_size)
         local = torch.stack([(q * key).sum(-1) for key in near], -1) + self.relative_pos_bias_local
         local = local.masked_fill(~inside.unsqueeze(2), -torch.inf)
-        bias = log_position_bias(self.cpb_fc1, self.cpb_fc2, grid, cells, self.grid_size or grid)
-        far = q.flatten(1, 2).transpose(1, 2) @ F.normalize(far_k, dim=-1).mT + bias
-        rows = torch.cat((local.flatten(1, 2).transpose(1, 2), far), -1).softmax(-1)
-        local, far = self.attn_drop(rows).split([places, rows.size(-1) - places], dim=-1)
+        table = log_position_bias(self.cpb_fc1, self.cpb_fc2, grid, cells, self.grid_size or grid)
+        far_k = F.normalize(far_k, dim=-1)
+
+        def some_rows(some: slice, *parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """The weights of the neighbours, and the mean over the pooled map."""
+            own, near = (part.flatten(1, 2).transpose(1, 2) for part in parts)
+            rows = self.attn_drop(torch.cat((near, own @ far_k.mT + table.bias(some)), -1).softmax(-1))
+            near, far = rows.split([places, rows.size(-1) - places], dim=-1)
+            return near.clone(), far.to(values.dtype) @ values  # a view of the rows would hold them all
+
+        # Of a row of the map: scores, their bias, both together and the weights.
+        numbers = 4 * local[:, 0].numel() // places * (places + cells[0] * cells[1])
+        parts = in_tiles(some_rows, (q, local), numbers, dim=1, random=self.training and self.attn_drop.p > 0)
+        weights, means = (torch.cat(part, 2) for part in zip(*parts, strict=True))
         correction = direction.flatten(1, 2).transpose(1, 2) @ self.learnable_tokens + self.learnable_bias
-        local = (local + correction).transpose(1, 2).unflatten(1, grid)
-        out = (far.to(far_v.dtype) @ far_v).transpose(1, 2).unflatten(1, grid)
-        for place, value in enumerate(_neighbours(v, self.window_size)):
-            out = out + local[..., place : place + 1] * value
-        gates = self.head_gates(x, losses).to(out.dtype)
-        return self.proj_drop(self.proj((out * gates.unsqueeze(-1)).flatten(3)))
+        return weights + correction, means, v
 
 
 def _inside(grid: tuple[int, int], window: int, device: torch.device) -> torch.Tensor:
@@ -160,12 +205,16 @@ CARD = Card(
     code="https://github.com/SkyworkAI/MoH",
     license="Apache-2.0",
     placement="in the blocks of the first three stages of MoH-ViT",
+    avoid="on large maps: besides the neighbours each position sees the whole pooled map, so time grows with the "
+    "square of N all the same",
     cases={
         "": {"num_heads": 6},
         "all shared": {"num_heads": 3, "shared_heads": 3, "routed_heads": 0, "sr_ratio": 4},
     },
     floor=Floor(13, 25, "q, k, v in, o out: 4; the map pooled: 2; back as much again with the gradients; projections"),
     cost="N^2 / r^2",
+    memory="N",
     discrete=True,
+    maps=True,
     reference="moh",
 )

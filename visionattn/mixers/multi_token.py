@@ -306,6 +306,8 @@ CARD = Card(
     code="https://github.com/facebookresearch/RAM",
     license="MIT",
     placement="in every fourth block in place of attention; here in every block",
+    avoid="with heads mixed on large maps, where scores of all pairs are then held; unmixed, its convolutions come "
+    "on top of full attention",
     columnar=("nano", "tiny"),
     keywords=_with_bias,
     cases={

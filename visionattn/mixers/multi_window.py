@@ -188,8 +188,8 @@ class MultiWindowAttention(TokenMixer):
         if not prefix:
             out = window_attention(
                 maps,
-                _same,
-                _same,
+                None,
+                None,
                 num_heads=len(heads),
                 window=window,
                 shift=shift,
@@ -227,10 +227,6 @@ class MultiWindowAttention(TokenMixer):
         return full.index_put(places, inside)[:count, :count]
 
 
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x
-
-
 def _seen(blocks: Windows, bias: torch.Tensor | None, prefix: int, q: torch.Tensor) -> torch.Tensor:
     """The bias on the scores of each window's tokens, extra tokens first, `(U, heads or 1, n, prefix + n)`."""
     real = blocks.tokens(q.device) < blocks.size[0] * blocks.size[1]
@@ -260,6 +256,7 @@ CARD = Card(
     paper="arXiv:2306.00561",
     code="https://github.com/SarthakYadav/mwmae-jax-official",
     placement="in every block of a decoder in place of attention; here in every block",
+    avoid="where every head must see far: a head with windows never looks beyond its own",
     columnar=("nano", "tiny"),
     keywords=_sizes,
     cases={

@@ -147,6 +147,7 @@ CARD = Card(
     paper="arXiv:2407.11935",
     code="https://github.com/lewandofskee/MVAD",
     placement="between the features of several views of an object, at each of their scales",
+    avoid="on single pictures: it compares several views of one object",
     floor=WINDOWS,
     cost="N w",
     discrete=True,

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card
 from visionattn.ops._autocast import wide
+from visionattn.ops._modes import needs_formula
+from visionattn.ops.query_tiles import in_tiles
 from visionattn.utils.arguments import pair
 from visionattn.utils.factory import FactoryKwargs
 
@@ -26,7 +28,6 @@ from ._mvpa import (
     Terms,
     attend_by_features,
     kv_width,
-    of_pairs,
     position_scores,
     start_small,
     tables_by_head,
@@ -34,9 +35,6 @@ from ._mvpa import (
 )
 
 __all__ = ["MVPAttention"]
-
-# Tokens up to which scores of all pairs are held, which is quicker; beyond, positions become features.
-_PAIRS_UP_TO = 256
 
 
 class MVPAttention(TokenMixer):
@@ -115,22 +113,29 @@ class MVPAttention(TokenMixer):
         """
         q, k, terms = self._scored(x, grid, prefix)
         v = tokens_by_head(self.v(x), self.num_heads, q.shape[3])
-        if self.window is None and bias is None and x.shape[1] > _PAIRS_UP_TO:
-            dropped = self.attn_drop.p if self.training else 0.0
-            out = attend_by_features(q, k, v, terms, grid, prefix, dropped)
-        else:
-            rows = self._weights(q, k, terms, grid, prefix, bias)
-            out = (self.attn_drop(rows) @ v).transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(out))
+        dropped = self.attn_drop.p if self.training else 0.0
+        if self.window is None and bias is None and (needs_formula() or q.device.type != "cpu"):
+            return self.proj_drop(self.proj(attend_by_features(q, k, v, terms, grid, prefix, dropped)))
+
+        def some_queries(some: slice, q: torch.Tensor, *terms: torch.Tensor) -> torch.Tensor:
+            own = bias if bias is None or bias.shape[-2] == 1 else bias[..., some, :]
+            return self.attn_drop(self._weights(some, q, k, terms, grid, prefix, own)) @ v
+
+        numbers = q[:, :, :, 0].numel()  # scores of a query
+        out = torch.cat(in_tiles(some_queries, (q, *terms), numbers, random=dropped > 0), 2)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
         grid = (x.shape[1], x.shape[2])
         q, k, terms = self._scored(x.flatten(1, 2), grid, 0)
-        return self._weights(q, k, terms, grid, 0, None)
+        return self._weights(slice(None), q, k, terms, grid, 0, None)
 
     def _scored(self, x: torch.Tensor, grid: tuple[int, int], prefix: int) -> tuple[torch.Tensor, torch.Tensor, Terms]:
-        """Queries with the content bias, keys, and the position scores of the map's queries."""
+        """Queries with the content bias, keys, and each query's scores with rows and with columns.
+
+        The scores are `(B, heads, N, H)` and `(B, heads, N, W)`, and 0 for extra tokens.
+        """
         width = x.shape[2] // self.num_heads
         q = self.q(x).unflatten(-1, (self.num_heads, width)).transpose(1, 2)
         k = tokens_by_head(self.k(x), self.num_heads, width)
@@ -145,7 +150,8 @@ class MVPAttention(TokenMixer):
                 (grid[1], self.col_embed, self.col_proj),
             )
         ]
-        return q + u.unsqueeze(-2), k, position_scores(here, others, tables)
+        down, across = (F.pad(one.flatten(2, 3), (0, 0, prefix, 0)) for one in position_scores(here, others, tables))
+        return q + u.unsqueeze(-2), k, (down, across)
 
     def _offsets(self, side: int, embed: torch.Tensor) -> torch.Tensor:
         """The table row of the offset between each pair of positions, `(side, side)`."""
@@ -158,25 +164,36 @@ class MVPAttention(TokenMixer):
 
     def _weights(
         self,
+        some: slice,
         q: torch.Tensor,
         k: torch.Tensor,
-        terms: Terms,
+        terms: tuple[torch.Tensor, ...],
         grid: tuple[int, int],
         prefix: int,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
+        """The attention weights of some queries, whose `q` and `terms` these are."""
         scores = q @ k.mT
+        extra, here = scores.split([prefix, scores.shape[3] - prefix], -1)
+        here = here.unflatten(-1, grid)
         if self.window is not None:
-            places = (torch.arange(side, device=q.device) for side in grid)
-            down, across = ((place - place.unsqueeze(1)).abs() <= self.window for place in places)
-            seen = down.view(grid[0], 1, grid[0], 1) & across.view(1, grid[1], 1, grid[1])
-            seen = F.pad(seen.flatten(2).flatten(0, 1), (prefix, 0, prefix, 0), value=True)
-            scores = scores * seen.to(scores.dtype)
-        positions = of_pairs(terms)
-        positions = F.pad(positions, (prefix, 0, prefix, 0)) if prefix else positions
-        scores = (scores + positions) * q.shape[3] ** -0.5
+            down, across = (near[some] for near in _near(self.window, grid, prefix, q.device))
+            here = here * (down.unsqueeze(-1) & across.unsqueeze(-2)).to(here.dtype)
+        down, across = terms
+        here = (here + down.unsqueeze(-1) + across.unsqueeze(-2)).flatten(3)
+        scores = (torch.cat([extra, here], -1) if prefix else here) * q.shape[3] ** -0.5
         scores = scores if bias is None else scores + bias
         return scores.softmax(-1, dtype=wide(scores)).to(q.dtype)
+
+
+def _near(window: int, grid: tuple[int, int], prefix: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which rows and columns content of each token counts for, `(N, H)` and `(N, W)`; all for extra tokens."""
+    places = torch.arange(grid[0] * grid[1], device=device)
+    down, across = (
+        (place.unsqueeze(1) - torch.arange(side, device=device)).abs() <= window
+        for side, place in zip(grid, (places // grid[1], places % grid[1]), strict=True)
+    )
+    return F.pad(down, (0, 0, prefix, 0), value=True), F.pad(across, (0, 0, prefix, 0), value=True)
 
 
 def _grid(context: BlockContext) -> dict[str, object]:
@@ -197,6 +214,7 @@ CARD = Card(
     code="https://github.com/IBM/multi-variate-parallel-transformer",
     license="Apache-2.0",
     placement="in every block in place of attention and of an encoding of positions",
+    avoid="on large maps: two tables of offsets add to the scores of all pairs, which no fused attention takes",
     pyramid=("nano",),
     columnar=("nano", "tiny"),
     keywords=_grid,
@@ -207,6 +225,7 @@ CARD = Card(
     },
     floor=WINDOWS,
     cost="N^2",
+    memory="N sqrt(N)",
     maps=True,
     reference="mvpa",
 )

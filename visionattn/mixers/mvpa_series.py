@@ -125,6 +125,7 @@ CARD = Card(
     code="https://github.com/IBM/multi-variate-parallel-transformer",
     license="Apache-2.0",
     placement="in transformers of time series; videos and strips of frames may be such",
+    avoid="on pictures: it looks back along series of several channels; for maps there is `mvpa`",
     cost="N^2",
     further_inputs=("time_embed", "channel_embed"),
 )

@@ -11,12 +11,14 @@ Differs from the official code in:
 Golden: tests/golden/neuralattention_*.npz.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from visionattn.catalog import Card
+from visionattn.ops.query_tiles import in_tiles
 from visionattn.utils.arguments import check_heads
 from visionattn.utils.factory import FactoryKwargs
 from visionattn.utils.state_dict import StateDict
@@ -26,7 +28,7 @@ from ._common import WINDOWS, TokenMixer, split_heads
 __all__ = ["NeuralAttention"]
 
 # Scores' hidden values that are held at a time, in numbers: queries are taken in groups for that.
-_HELD = 1 << 24
+_HELD = 1 << 20
 
 
 class NeuralAttention(TokenMixer):
@@ -89,13 +91,13 @@ class NeuralAttention(TokenMixer):
             prefix: Number of extra tokens, likewise.
         """
         q, k, v = self._parts(x)
-        out = torch.cat([self._part_of(rows, q, k, v) for rows in self._groups(q)], 2)
+        out = self._in_tiles(lambda some, own: self.attn_drop(self._weights(some, own, k)) @ v, q)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)` or tokens `(B, N, C)`."""
         q, k, _ = self._parts(x.flatten(1, -2))
-        return torch.cat([self._weights(rows, q, k) for rows in self._groups(q)], 2)
+        return self._in_tiles(lambda some, own: self._weights(some, own, k), q)
 
     @staticmethod
     def to_native(state_dict: StateDict, num_heads: int) -> StateDict:
@@ -119,28 +121,16 @@ class NeuralAttention(TokenMixer):
         of_queries, of_keys = self.linear1.weight.chunk(2, 1)
         return F.linear(self.q_proj(q), of_queries, self.linear1.bias), F.linear(self.k_proj(k), of_keys), v
 
-    def _groups(self, q: torch.Tensor) -> list[tuple[int, int]]:
-        """The ranges of queries that are processed together."""
-        count = q.shape[2]
-        step = count if torch.compiler.is_exporting() else max(1, _HELD // max(1, q.numel()))
-        return [(start, min(start + step, count)) for start in range(0, count, step)]
+    def _in_tiles(self, function: Callable[..., torch.Tensor], q: torch.Tensor) -> torch.Tensor:
+        parts = in_tiles(function, (q,), q.numel(), held=_HELD, random=self.training and self.attn_drop.p > 0)
+        return torch.cat(parts, 2)
 
-    def _part_of(self, rows: tuple[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """The output for some queries; with several groups, intermediate results are recomputed backward."""
-        if rows == (0, q.shape[2]) or not torch.is_grad_enabled():
-            return self._attend(rows, q, k, v)
-        return checkpoint(self._attend, rows, q, k, v, use_reentrant=False)
-
-    def _attend(self, rows: tuple[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return self.attn_drop(self._weights(rows, q, k)) @ v
-
-    def _weights(self, rows: tuple[int, int], q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        first, last = rows
-        hidden = F.relu(q[:, :, first:last].unsqueeze(3) + k.unsqueeze(2))  # (B, heads, rows, N, p)
+    def _weights(self, some: slice, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        hidden = F.relu(q.unsqueeze(3) + k.unsqueeze(2))  # (B, heads, rows, N, p)
         scores = self.linear3(F.relu(self.linear2(hidden))).squeeze(-1)
         if self.causal:
             places = torch.arange(k.shape[2], device=k.device)
-            scores = scores.masked_fill(places > places[first:last].unsqueeze(1), float("-inf"))
+            scores = scores.masked_fill(places > places[some].unsqueeze(1), float("-inf"))
         return scores.softmax(-1)
 
 
@@ -154,6 +144,7 @@ CARD = Card(
     paper="arXiv:2502.17206",
     code="https://github.com/awayfromzel/neural-attention-research",
     placement="in the first block in place of attention",
+    avoid="beyond about a thousand tokens: each pair has a small network of its own in place of a product",
     columnar=("nano", "tiny"),
     cases={
         "": {"num_heads": 3},

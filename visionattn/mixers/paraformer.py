@@ -188,6 +188,7 @@ CARD = Card(
     ),
     paper="arXiv:2303.00941",
     placement="between the features of two pictures, in place of alternating self and cross attention",
+    avoid="with one picture: it matches the features of two",
     floor=WINDOWS,
     cost="N^2",
     maps=True,

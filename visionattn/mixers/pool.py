@@ -61,6 +61,8 @@ CARD = Card(
     code="https://github.com/sail-sg/poolformer",
     license="Apache-2.0",
     placement="in every block in place of attention",
+    avoid="where something far, or chosen by what is there, has to be found: it averages neighbours and has no "
+    "parameters",
     pyramid=("nano", "micro"),
     floor=Floor(2, 2, "R and W, each way"),
 )

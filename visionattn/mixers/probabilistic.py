@@ -213,6 +213,7 @@ CARD = Card(
     code="https://github.com/apple/ml-probabilistic-attention",
     license="Apple Sample Code",
     placement="in every block in place of attention; networks here move the keys once",
+    avoid="without known values such as clicks and without steps of the keys: it is softmax attention then",
     columnar=("nano", "tiny"),
     keywords=_keywords,
     cases={

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from visionattn.catalog import Card, Floor
 from visionattn.ops import attention, nhwc_conv, rank_augmented_attention, rotate_pairs, rotation_tables
 from visionattn.ops.eager.linear_attention import heads
+from visionattn.ops.projection import linear_apart
 from visionattn.ops.rank_augmented_attention import augmented_features
 from visionattn.utils.arguments import check_odd
 from visionattn.utils.factory import FactoryKwargs
@@ -116,11 +117,9 @@ class RankAugmentedLinearAttention(TokenMixer):
         q, k = (rotate_pairs(t, *tables) for t in (q, k))
         return (q @ k.mT * (z / k.size(2))).to(x.dtype)
 
-    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Queries, keys, values and gates, `(B, N, C)` each, from four products; slices of one would be copied."""
-        weights = self.qkvo.weight.flatten(1).chunk(4)
-        biases = (None,) * 4 if self.qkvo.bias is None else self.qkvo.bias.chunk(4)
-        return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    def _project(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Queries, keys, values and gates, `(B, N, C)` each; slices of one product would be copied."""
+        return linear_apart(x, self.qkvo.weight.flatten(1), self.qkvo.bias, 4)
 
 
 CARD = Card(
@@ -136,6 +135,7 @@ CARD = Card(
     paper="arXiv:2411.07635",
     code="https://github.com/qhfan/RALA",
     placement="in the blocks of the first two stages, its softmax form in the last two; in the common one in all",
+    avoid="on small maps: its gate, rotations and convolution cost more than the pairs that it saves",
     pyramid=("nano", "micro", "tiny"),
     cases={"": {"num_heads": 3}, "softmax": {"num_heads": 3, "softmax": True}},
     floor=Floor(13, 26, "k, v in: 2, then q, v, o in, y out: 4; back recomputes the features; a fourth projection"),

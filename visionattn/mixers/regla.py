@@ -128,6 +128,8 @@ CARD = Card(
     flow="(q | (k | v | forget gate) -> scan in several directions) -> read by q -> norm -> proj",
     paper="arXiv:2502.01578",
     placement="in every block in place of attention",
+    avoid="where time counts at less than some thousand positions: a map is scanned in four directions, each "
+    "step on the one before",
     pyramid=("nano", "micro"),
     columnar=("nano", "tiny"),
     cases={

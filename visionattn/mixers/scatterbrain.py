@@ -231,6 +231,7 @@ CARD = Card(
     code="https://github.com/HazyResearch/fly",
     license="Apache-2.0",
     placement="in every block in place of attention, with its weights",
+    avoid="where far weights must be right: random features are a weak approximation unless queries and keys are short",
     pyramid=("nano", "micro"),
     columnar=("nano", "tiny"),
     keywords=_keywords,

@@ -205,6 +205,7 @@ CARD = Card(
     code="https://github.com/google-research/vision_transformer",
     license="Apache-2.0",
     placement="in every block",
+    avoid="on large maps: time grows with the square of N, and patches of 4 in a picture of 448 pixels are 12,544",
     pyramid=("nano",),
     columnar=("nano", "tiny"),
     cases={

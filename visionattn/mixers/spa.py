@@ -257,6 +257,8 @@ CARD = Card(
     ),
     paper="arXiv:2410.23608",
     placement="in place of window attention from the third stage on",
+    avoid="where no position may be passed over: tokens that the gate drops get 0 and live on in the residual "
+    "connection alone",
     pyramid=("nano", "micro"),
     keywords=lambda context: {"shift": 3 * (context.block // 2 % 2), "ratio": 0.3},
     mixers=_mixers,

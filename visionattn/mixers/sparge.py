@@ -113,6 +113,7 @@ CARD = Card(
     code="https://github.com/thu-ml/SpargeAttn",
     license="Apache-2.0",
     placement="in every block in place of attention, with its weights",
+    avoid="below some thousand tokens: there are too few blocks to choose from, and choosing costs more than is saved",
     columnar=("nano", "tiny"),
     keywords=_keywords,
     cases={

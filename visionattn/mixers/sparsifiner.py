@@ -20,13 +20,18 @@ from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import attention, masked_attention
+from visionattn.ops._modes import needs_formula
 from visionattn.ops.losses import Losses, add_loss
+from visionattn.ops.query_tiles import in_tiles
 from visionattn.utils.arguments import check_positive, pair
 
 from ._connectivity import ConnectivityPredictor
 from .softmax import SoftmaxAttention
 
 __all__ = ["SparsifinerAttention"]
+
+# Where at most one coefficient in so many is left, their maps are added up one by one: a product would grow like N^3.
+_SPARSE = 16
 
 
 class SparsifinerAttention(SoftmaxAttention):
@@ -210,19 +215,30 @@ class SparsifinerAttention(SoftmaxAttention):
         with torch.no_grad():
             known = min(prefix, self.mask_predictor.prefix_tokens)
             basis = self.mask_predictor.table(self.mask_predictor.proj_back_n, grid, known).abs()
-            basis = basis.where(basis > self.basis_threshold, 0)
-            scores = self._coefficients(q, k, grid, prefix) @ basis.mT
-            if self.score_threshold is None:
-                best = scores.topk(ceil(self.keep_rate * scores.size(-1)), -1).indices
-                seen = torch.zeros_like(scores, dtype=torch.bool)
-                seen = seen.scatter(-1, best, torch.ones_like(best, dtype=torch.bool))
-            else:
-                seen = scores > self.score_threshold
+            basis = basis.where(basis > self.basis_threshold, 0).mT.contiguous()
+            found = self._coefficients(q, k, grid, prefix)
+            numbers = found[:, :, 0, 0].numel() * basis.size(1)
+            seen = torch.cat(in_tiles(lambda _, some: self._seen(some, basis), (found,), numbers), 2)
             if known < prefix:
                 front, patches = seen[..., :known], seen[..., known:]
                 extra = seen.new_ones(*seen.shape[:-1], prefix - known)
                 seen = torch.cat([front, extra, patches], -1)
             return F.pad(seen, (0, 0, prefix, 0), value=True)
+
+    def _seen(self, coefficients: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+        """The keys that patches see, of those that the predictor knows, `(B, num_heads, n, N)`."""
+        kept = self.coef_topk
+        if kept is not None and kept * _SPARSE < coefficients.size(-1) and not needs_formula():
+            best = coefficients.flatten(0, 2).topk(kept, -1)
+            shares = best.values.to(basis.dtype)
+            scores = F.embedding_bag(best.indices, basis, mode="sum", per_sample_weights=shares)
+            scores = scores.view(*coefficients.shape[:3], -1)
+        else:
+            scores = coefficients @ basis
+        if self.score_threshold is not None:
+            return scores > self.score_threshold
+        keys = scores.topk(ceil(self.keep_rate * scores.size(-1)), -1, sorted=False).indices
+        return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, keys, torch.ones_like(keys, dtype=torch.bool))
 
     def _error(
         self, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None, grid: tuple[int, int], prefix: int
@@ -251,6 +267,7 @@ CARD = Card(
     code="https://github.com/lim142857/Sparsifiner",
     license="MIT",
     placement="in every block in place of attention, with its weights; the predictor is trained first",
+    avoid="to save time: the predictor scores all pairs, and has to learn in a phase of its own under full attention",
     columnar=("nano", "tiny"),
     keywords=_keywords,
     cases={

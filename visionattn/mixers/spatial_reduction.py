@@ -105,6 +105,7 @@ CARD = Card(
     code="https://github.com/whai362/PVT",
     license="Apache-2.0",
     placement="in every block in place of attention; reduced 8, 4, 2, 1 times in the four stages",
+    avoid="where single far positions matter: keys are a map that a strided convolution, or a pool, has reduced",
     pyramid=("nano", "micro", "tiny", "small", "base"),
     keywords=_keywords,
     position=_position,

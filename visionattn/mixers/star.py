@@ -173,6 +173,7 @@ CARD = Card(
     code="https://github.com/NVIDIA/Star-Attention",
     license="Apache-2.0",
     placement="in every block in place of attention",
+    avoid="where far detail matters: of other windows a position sees one anchor, pooled or from the middle",
     pyramid=("nano", "micro"),
     keywords=usual_window,
     cases={

@@ -258,6 +258,7 @@ CARDS = (
         flow="((q | x as k) -> @ -> softmax | x as v) -> @ -> proj",
         paper="arXiv:2403.01643",
         placement="in every block in place of attention",
+        avoid="to take over pretrained attention: it has no projections of keys and values to put the weights into",
         columnar=("nano", "tiny"),
         cases={"": {"num_heads": 3}, "key_proj": {"num_heads": 4, "key_proj": True, "bias": False}},
         floor=WINDOWS,
@@ -275,6 +276,8 @@ CARDS = (
         flow="((q | x as k) -> @ -> softmax | (x as v | {alignment}) -> @) -> @ -> proj",
         paper="arXiv:2403.01643",
         placement="in every block in place of attention",
+        avoid="with pictures of many sizes: the matrix that aligns the values belongs to one grid, with its "
+        "number of positions squared as parameters",
         columnar=("nano", "tiny"),
         keywords=_grid,
         cases={

@@ -16,12 +16,16 @@ from torch.nn import functional as F
 from visionattn.catalog import Card
 from visionattn.ops import attention
 from visionattn.ops._autocast import wide, without_autocast
+from visionattn.ops.query_tiles import in_tiles
 from visionattn.utils.arguments import check_choice, check_heads
 from visionattn.utils.factory import FactoryKwargs
 
 from ._common import WINDOWS, TokenMixer, accept_split_qkv, split_heads
 
 __all__ = ["TokenAwarePhaseAttention"]
+
+# Scores and phases of a batch that are kept for the backward pass: cosines take longer than all else.
+_KEPT = 1 << 26
 
 
 class TokenAwarePhaseAttention(TokenMixer):
@@ -110,21 +114,35 @@ class TokenAwarePhaseAttention(TokenMixer):
         if self.amplitude == q.shape[3]:
             dropped = self.attn_drop.p if self.training else 0.0
             return self.proj_drop(self.proj(attention(q, k, v, mask=bias, dropout_p=dropped)))
-        rows = self.attn_drop(self._weights(q, k, grid, prefix, bias))
-        return self.proj_drop(self.proj((rows @ v).transpose(1, 2).flatten(2)))
+
+        def some_queries(some: slice, q: torch.Tensor) -> torch.Tensor:
+            own = bias if bias is None or bias.shape[-2] == 1 else bias[..., some, :]
+            return self.attn_drop(self._weights(some, q, k, grid, prefix, own)) @ v
+
+        numbers = 3 * q[..., 0].numel()  # scores and two phases of a query
+        dropped = self.training and self.attn_drop.p > 0
+        parts = in_tiles(some_queries, (q,), numbers, kept=_KEPT, random=dropped)
+        return self.proj_drop(self.proj(torch.cat(parts, 2).transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """The attention weights, `(B, num_heads, N, N)`, of a map `(B, H, W, C)`."""
         q, k, _ = self._heads(x.flatten(1, 2))
-        return self._weights(q, k, (x.shape[1], x.shape[2]), 0, None)
+        return self._weights(slice(None), q, k, (x.shape[1], x.shape[2]), 0, None)
 
     def _heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `(B, num_heads, N, C / num_heads)` each."""
         return split_heads(self.qkv(x), self.num_heads)
 
     def _weights(
-        self, q: torch.Tensor, k: torch.Tensor, grid: tuple[int, int], prefix: int, bias: torch.Tensor | None
+        self,
+        some: slice,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        grid: tuple[int, int],
+        prefix: int,
+        bias: torch.Tensor | None,
     ) -> torch.Tensor:
+        """The attention weights of some queries, whose `q` this is."""
         dtype = q.dtype
         each = (q.shape[3] - self.amplitude) // 2
         with without_autocast(q):  # phases are worth nothing in half precision
@@ -133,26 +151,32 @@ class TokenAwarePhaseAttention(TokenMixer):
             (q_a, *q_p), (k_a, *k_p) = q.split(parts, -1), k.split(parts, -1)
             scores = q_a * self.amplitude**-0.5 @ k_a.mT
             if each:
-                tables = self._distances(grid, prefix, q, 2 * pi * each**-0.5)
-                down, across = (self._speed(*pair) * table for *pair, table in zip(q_p, k_p, tables, strict=True))
-                scores = scores * (down + across).cos()
+                extra, here = scores.split([prefix, scores.shape[3] - prefix], -1)
+                down, across = (self._speed(mine, theirs[:, :, prefix:]) for mine, theirs in zip(q_p, k_p, strict=True))
+                rows, columns = self._distances(some, grid, prefix, q, 2 * pi * each**-0.5)
+                here = here * torch.addcmul(down * rows, across, columns).cos()
+                scores = torch.cat([extra, here], -1) if prefix else here
             scores = scores if bias is None else scores + bias
             return scores.softmax(-1).to(dtype)
 
     def _speed(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """The frequency of each pair's phase, `(B, num_heads, N, N)`."""
+        """The frequency of each pair's phase, `(B, num_heads, n, N)`."""
         if self.phase == "quadratic":
             return q @ k.mT
         return q.sum(-1, keepdim=True) + k.sum(-1).unsqueeze(-2)
 
     def _distances(
-        self, grid: tuple[int, int], prefix: int, like: torch.Tensor, factor: float
+        self, some: slice, grid: tuple[int, int], prefix: int, like: torch.Tensor, factor: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The distances of rows and columns to the power of alpha, times a factor, `(N, N)` each."""
+        """The distances of some tokens from those of the map, down and across, to the power of alpha, times a factor.
+
+        `(n, H * W)` each; those of extra tokens are 0.
+        """
         height, width = grid
-        down, across = (self._powers(side, like) * factor for side in grid)
-        rows = F.pad(down.repeat_interleave(width, 0).repeat_interleave(width, 1), (prefix, 0, prefix, 0))
-        return rows, F.pad(across.repeat(height, height), (prefix, 0, prefix, 0))
+        place = torch.arange(-prefix, height * width, device=like.device)[some]
+        row, column = torch.where(place < 0, height, place // width), torch.where(place < 0, width, place % width)
+        down, across = (F.pad(self._powers(side, like) * factor, (0, 0, 0, 1)) for side in grid)
+        return down[row].repeat_interleave(width, 1), across[column].repeat(1, height)
 
     def _powers(self, side: int, like: torch.Tensor) -> torch.Tensor:
         places = torch.arange(side, device=like.device, dtype=like.dtype)
@@ -172,6 +196,8 @@ CARD = Card(
     ),
     paper="arXiv:2509.12635",
     placement="in every block in place of attention and of an encoding of positions",
+    avoid="where positions in two dimensions must be proven: the paper is about language, phases of rows and "
+    "columns are ours",
     columnar=("nano", "tiny"),
     cases={
         "": {"num_heads": 3},
@@ -179,6 +205,7 @@ CARD = Card(
     },
     floor=WINDOWS,
     cost="N^2",
+    memory="N",
     keeps_weights=True,
     maps=True,
     reference="tapa",

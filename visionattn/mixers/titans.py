@@ -133,6 +133,8 @@ CARD = Card(
     flow="(q | (k | v | step, momentum, forgetting) -> memory learns token by token) -> read by q -> norm -> proj",
     paper="arXiv:2501.00663",
     placement="in every block in place of attention",
+    avoid="at some hundred positions: softmax attention over them needs no memory, and no scan that goes token "
+    "by token",
     pyramid=("nano", "micro"),
     columnar=("nano", "tiny"),
     cases={

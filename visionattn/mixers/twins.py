@@ -95,6 +95,8 @@ _LOCAL = Card(
     summary="attention in windows side by side",
     flow="cut into windows -> ((q | k) -> @ -> softmax | v) -> @ -> proj -> join windows",
     placement="in every first of two blocks",
+    avoid="alone: windows stand side by side and never move, so nothing passes between them; the paper takes "
+    "turns with global attention",
     cases={"": {"num_heads": 3, "window_size": 4}},
     floor=WINDOWS,
     cost="N w",
@@ -109,6 +111,7 @@ _GLOBAL = Card(
     summary="attention to a map reduced by a strided convolution",
     flow="((q | strided conv, norm -> k) -> @ -> softmax | strided conv, norm -> v) -> @ -> proj",
     placement="in every second of two blocks",
+    avoid="alone: its keys are a reduced map, which has lost fine detail",
     keywords=_summary_size,
     cases={"": {"num_heads": 3, "sr_ratio": 4}},
     floor=Floor(7, 16, "q and o of full size, keys of an eighth of the side; projections"),
@@ -124,6 +127,8 @@ CARDS = (
         summary="attention in windows and to a reduced map, in turns",
         flow="softmax attention in windows -> softmax attention to a reduced map",
         placement="in every block in place of attention, with one position encoding a stage",
+        avoid="where single far positions matter: beyond a window there is only a map that a strided convolution "
+        "has reduced",
         pyramid=("nano", "micro", "tiny", "small", "base"),
         mixers=_mixers,
         position=_position,

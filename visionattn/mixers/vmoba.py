@@ -176,6 +176,8 @@ CARD = Card(
     paper="arXiv:2506.23858",
     code="https://github.com/KwaiVGI/VMoBA",
     placement="in every block in place of attention; strips of rows, strips of columns and tiles take turns",
+    avoid="on pictures of usual sizes: it was made for the long sequences of videos, and choosing blocks costs "
+    "more than it saves on fewer tokens",
     columnar=("nano", "tiny"),
     keywords=_keywords,
     cases={

@@ -130,6 +130,7 @@ CARD = Card(
     code="https://github.com/microsoft/Swin-Transformer",
     license="MIT",
     placement="in every block in place of attention; shifted in every second",
+    avoid="where one block must see far: nothing passes beyond a window and its shifted neighbour",
     pyramid=("nano", "micro", "tiny", "small", "base"),
     keywords=_shift,
     cases={

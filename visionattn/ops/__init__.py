@@ -34,6 +34,7 @@ from .recomputed import recomputed
 from .relational_attention import relational_attention
 from .route_blocks import route_blocks
 from .routed_attention import region_pairs, route_regions, routed_attention, routed_self_attention
+from .strip_conv import strip_conv
 from .stripe_attention import stripe_attention
 from .subspace_scores import channel_moments, prefer_subspace_scores, residual_gate, subspace_attention, subspace_scores
 from .summed_attention import summed_attention
@@ -103,6 +104,7 @@ __all__ = [
     "routed_attention",
     "routed_self_attention",
     "score_gate",
+    "strip_conv",
     "stripe_attention",
     "subspace_attention",
     "subspace_scores",

@@ -18,7 +18,7 @@ import torch
 
 from ._modes import is_exporting, transformed
 
-__all__ = ["Choice", "explain", "has_kernel", "use_backend", "wants_torch"]
+__all__ = ["Choice", "explain", "has_kernel", "use_backend", "wants_kernels", "wants_torch"]
 
 BACKENDS = ("auto", "torch", "triton")
 # Under this many bytes a map stays in the GPU's cache, and what counts is the number of launches.
@@ -65,6 +65,11 @@ def use_backend(backend: str) -> Iterator[None]:
 def wants_torch() -> bool:
     """Whether `use_backend("torch")` holds: only PyTorch's own operations are wanted, as where they are looked at."""
     return _default == "torch"
+
+
+def wants_kernels() -> bool:
+    """Whether `use_backend("triton")` holds: kernels are wanted wherever there are some."""
+    return _default == "triton"
 
 
 def explain(op: Callable[..., Any], *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:

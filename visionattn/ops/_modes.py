@@ -3,7 +3,7 @@
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["is_exporting", "needs_formula", "traced", "transformed", "use_eager_kernel"]
+__all__ = ["compiling", "is_exporting", "needs_formula", "traced", "transformed", "use_eager_kernel"]
 
 # PyTorch 2.6 can only say that an exporter or a compiler reads the code.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -22,6 +22,11 @@ def transformed() -> bool:
     Such tensors cannot be written into, and a pass by hand has no rule for them.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def compiling() -> bool:
+    """Whether `torch.compile` traces the code: the one reader that makes few loops of a formula and its gradient."""
+    return torch.compiler.is_compiling() and not is_exporting() and not transformed()
 
 
 def needs_formula() -> bool:

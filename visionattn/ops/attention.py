@@ -74,8 +74,13 @@ def loses_digits(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, sc
     most = 1e-3 / torch.finfo(wide(q)).eps
     factor = q.size(-1) ** -0.5 if scale is None else scale
     # The largest entries say enough nearly always, and nothing has to be written for them.
-    largest = [max(abs(float(entry)) for entry in part.detach().aminmax()) for part in (q, k)]
-    if largest[0] * largest[1] * q.size(-1) * abs(factor) <= most:
+    if _largest(q) * _largest(k) * q.size(-1) * abs(factor) <= most:
         return False
     longest = (part.detach().float().square().sum(-1).amax() for part in (q, k))
     return bool(torch.stack(list(longest)).prod().sqrt() * factor > most)
+
+
+def _largest(heads: torch.Tensor) -> float:
+    """The largest magnitude; heads that lie side by side in tokens are read in that order, or they would be copied."""
+    low, high = (heads if heads.is_contiguous() else heads.transpose(-3, -2)).detach().aminmax()
+    return max(-float(low), float(high))

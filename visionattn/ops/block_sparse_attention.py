@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ._dispatch import has_kernel
+from ._modes import transformed
 from .attention import softmax_attention
 from .window_attention import WIDEST, padded_size, partition_windows
 
@@ -102,6 +103,9 @@ def block_sparse_attention(
     mask = None
     if table.size(2) * table.size(3) > tokens:
         held = (table < tokens).unsqueeze(-1)
+        if transformed():  # tangents may ask where tokens come from: nothing comes from an empty slot
+            q = torch.where(held, q, 0)
+            k = k if pad_kv is not None else torch.where((seen < tokens).unsqueeze(-1), k, 0)
         if pad_kv is None:
             # What the queries of empty slots see does not matter, but they must see something.
             mask = (seen < tokens).unsqueeze(-2) | ~held

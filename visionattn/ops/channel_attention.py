@@ -5,12 +5,15 @@ tokens it is cheaper to take the moments once, to do everything else on matrices
 layer of its own for each image, than to project the tokens to queries, keys and values.
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
 from ._autocast import wide, without_autocast
 from ._modes import needs_formula
 from .eager.token_moments import TokenMoments
+from .projection import split_heads
 
 __all__ = ["channel_attention", "prefer_moments", "projected_channel_attention"]
 
@@ -32,11 +35,11 @@ def channel_attention(
             runs, and which is mixed.
         dropout_p: Probability of dropping an attention weight.
     """
-    parts = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    parts = split_heads(qkv, num_heads)
     rows, columns, values = (parts[role] for role in roles)
     with without_autocast(qkv):
         # Heads that lie one after another need no copies inside the product, not even transposed.
-        dense = {"dtype": wide(qkv), "memory_format": torch.contiguous_format}
+        dense: dict[str, Any] = {"dtype": wide(qkv), "memory_format": torch.contiguous_format}
         rows, columns = (part.to(**dense).contiguous() for part in (rows, columns))
         weights = _weights(rows.mT @ columns, scale, dropout_p)
     out = values @ weights.to(qkv.dtype).mT

@@ -11,8 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from ._autocast import wide, without_autocast
+from ._dispatch import wants_kernels
 from ._modes import needs_formula
 from .attention import attention, softmax_attention
+from .flex_masks import flex_masked_attention
 
 __all__ = ["Blocks", "masked_attention", "pair_mask", "token_rows"]
 
@@ -103,6 +105,8 @@ def masked_attention(
             most = int(seen.sum(-2).amax())
             if _QUERIES_SHARE * most <= seen.size(-2):
                 return _gather_queries(q, k, v, seen, keys, prefix, scale, most)
+    if q.is_cuda and wants_kernels() and bias is None and dropout_p == 0 and alone and not needs_formula():
+        return flex_masked_attention(q, k, v, seen, queries=queries, keys=keys, prefix=prefix, scale=scale)
     mask = pair_mask(seen, queries, keys, prefix)
     if not alone:
         held = mask.any(-1, keepdim=True)

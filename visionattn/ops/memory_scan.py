@@ -102,7 +102,7 @@ def memory_scan(
 class _Left(NamedTuple):
     """The retention factors at each token of a block.
 
-    Args:
+    Attributes:
         memory: In the memory, of the memory at the start of the block, `(..., tokens, 1)`.
         momentum: In the memory, of the momentum at the start, `(..., tokens, 1)`.
         weight: In the memory, of the gradient of each token, with its learning rate, `(..., tokens, tokens)`.

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from ._modes import is_exporting
 from .attention import softmax_attention
-from .recomputed import recomputed
+from .query_tiles import in_tiles
 
 __all__ = ["RELATIONS", "relational_attention"]
 
@@ -22,6 +23,8 @@ RELATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 # Weights and relations of an image that are held at a time, in numbers.
 _HELD = 1 << 22
+# Up to so many of a batch relations are formed although nothing is done to them, which is quicker.
+_FEW = 1 << 22
 
 
 def relational_attention(
@@ -38,8 +41,8 @@ def relational_attention(
     """Means over the keys of the values and of the relations. `-> (B, heads, N, d), (B, heads, N, R)`.
 
     The weights are the softmax of `q k / sqrt(d)`, the R relations of a query and a key `act(q_rel k_rel / sqrt(p))`.
-    Nothing of the size of all relations is held: without an activation the mean of the relations is the relation to
-    the mean of `k_rel`, and plain attention gives that; otherwise some queries at a time meet all keys.
+    Nothing of the size of all relations of many tokens is held: without an activation the mean of the relations is the
+    relation to the mean of `k_rel`, and plain attention gives that; otherwise some queries at a time meet all keys.
 
     Args:
         q: Queries, `(B, heads, N, d)`.
@@ -52,18 +55,16 @@ def relational_attention(
         mask: Added to the scores, or False where a key is not seen; broadcasts to `(B, heads, N, M)`.
         dropout_p: Probability of dropping a weight.
     """
-    if activation == "identity" and v.ndim == 4:
+    pairs = q.size(0) * (q.size(1) + q_rel.size(1)) * q.size(2) * k.size(2)
+    if activation == "identity" and v.ndim == 4 and (is_exporting() or pairs > _FEW):
         return _without_relations(q, k, v, q_rel, k_rel, mask, dropout_p)
-    rows = max(1, _HELD // ((q.size(1) + q_rel.size(1)) * k.size(2)))
-    parts = []
-    for start in range(0, q.size(2), rows):
-        some = slice(start, start + rows)
+
+    def some_queries(some: slice, q: torch.Tensor, q_rel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         own = mask if mask is None or mask.ndim < 2 or mask.size(-2) == 1 else mask[..., some, :]
-        arguments = (q[:, :, some], k, v, q_rel[:, :, some], k_rel, own, activation, start, dropout_p)
-        if rows >= q.size(2):  # what all queries need at once may be kept
-            parts.append(_some_queries(*arguments))
-        else:
-            parts.append(recomputed(_some_queries, *arguments, random=dropout_p > 0))
+        return _some_queries(q, k, v, q_rel, k_rel, own, activation, some.start, dropout_p)
+
+    numbers = (q.size(1) + q_rel.size(1)) * k.size(2)
+    parts = in_tiles(some_queries, (q, q_rel), numbers, held=_HELD, random=dropout_p > 0)
     values, relations = zip(*parts, strict=True)
     return torch.cat(values, 2), torch.cat(relations, 2)
 

@@ -9,14 +9,14 @@ from ._dispatch import has_kernel, wants_torch
 from ._modes import use_eager_kernel
 from .attention import attention, loses_digits, softmax_attention
 from .eager.routed_attention import RoutedAttention, attend_regions, local_values, pick_regions
-from .projection import project_apart
+from .projection import project_apart, split_heads
 from .window_attention import WIDEST, merge_windows, partition_windows
 
 __all__ = ["region_pairs", "route_regions", "routed_attention", "routed_self_attention"]
 
 Pair = tuple[int, int]
 # Where regions see so large a share of so many tokens at most, a mask for all pairs is quicker than copies of the keys.
-_SHARE, _MOST = 4, 1024
+_SHARE, _MOST = 8, 1024
 
 
 def route_regions(
@@ -183,7 +183,7 @@ def _masked(
     """Attention over all pairs of tokens, with a mask instead of gathered copies. `-> (B, H, W, C)`."""
     size = (qkv.size(1), qkv.size(2))
     mask = region_pairs(table, size, region).unsqueeze(1) if table.size(2) < table.size(1) else None
-    q, k, v = qkv.flatten(1, 2).unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = split_heads(qkv.flatten(1, 2), num_heads)
     out = attention(q, k, v, mask=mask, scale=scale, dropout_p=dropout_p)
     return out.unflatten(1, size)
 

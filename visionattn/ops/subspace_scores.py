@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from ._axis import refuses_map
 from ._dispatch import explain, has_kernel
-from ._modes import use_eager_kernel
+from ._fused_scores import FusedScores, fused_moments
+from ._modes import compiling, use_eager_kernel
 from .eager import subspace_scores as eager
 from .eager.axis_gate import AxisGate
 from .eager.nested_gate import pays
@@ -25,7 +26,11 @@ __all__ = [
 
 def prefer_subspace_scores(x: torch.Tensor) -> bool:
     """Whether `channel_moments` and `subspace_scores` are faster here than convolution, normalisation and pool."""
-    return use_eager_kernel(x) or explain(channel_moments, x).backend == "triton"
+    return use_eager_kernel(x) or _fuses(x) or explain(channel_moments, x).backend == "triton"
+
+
+def _fuses(x: torch.Tensor) -> bool:
+    return compiling() and x.dtype in (torch.float32, torch.float64) and min(x.shape[2:]) > 2
 
 
 @has_kernel("subspace", refuses_map)
@@ -34,7 +39,9 @@ def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     The variance is taken around the mean, so large means do no harm.
     """
-    return eager.ChannelMoments.apply(_moments, x)[:2] if use_eager_kernel(x) else _moments(x)
+    if use_eager_kernel(x):
+        return eager.ChannelMoments.apply(_moments, x)[:2]
+    return fused_moments(x) if _fuses(x) else _moments(x)
 
 
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,6 +69,8 @@ def subspace_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, w
     scale, shift, weight = (part.to(x.dtype) for part in (scale, shift, weight))
     if use_eager_kernel(x):
         return eager.SubspaceScores.apply(scores_formula, x, scale, shift, weight)
+    if _fuses(x):
+        return FusedScores.apply(x, scale, shift, weight)
     return scores_formula(x, scale, shift, weight)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ._dispatch import has_kernel
 from .attention import attention
+from .projection import split_heads
 
 __all__ = ["merge_windows", "padded_size", "partition_windows", "relative_position_bias", "window_attention"]
 
@@ -21,18 +22,16 @@ Pair = tuple[int, int]
 WIDEST = 128
 
 
+# What is done to each token of a map; None: nothing.
+Layer = Callable[[torch.Tensor], torch.Tensor] | None
+
+
 def _refuses(
-    x: torch.Tensor,
-    qkv: Callable[[torch.Tensor], torch.Tensor],
-    proj: Callable[[torch.Tensor], torch.Tensor],
-    *,
-    num_heads: int,
-    dropout_p: float = 0.0,
-    **settings: object,
+    x: torch.Tensor, qkv: Layer, proj: Layer, *, num_heads: int, dropout_p: float = 0.0, **settings: object
 ) -> str:
     if dropout_p > 0:
         return "attention weights are dropped"
-    if x.size(-1) > WIDEST * num_heads:
+    if x.size(-1) > WIDEST * num_heads * (3 if qkv is None else 1):
         return f"heads are wider than {WIDEST}"
     return ""
 
@@ -40,8 +39,8 @@ def _refuses(
 @has_kernel("block_sparse", _refuses)
 def window_attention(
     x: torch.Tensor,
-    qkv: Callable[[torch.Tensor], torch.Tensor],
-    proj: Callable[[torch.Tensor], torch.Tensor],
+    qkv: Layer,
+    proj: Layer,
     *,
     num_heads: int,
     window: Pair,
@@ -58,7 +57,8 @@ def window_attention(
     Args:
         x: The map.
         qkv: The projection of each token to its query, key and value, `(..., C) -> (..., 3 * C')`, split [3, heads, d].
-        proj: The projection of each result, `(..., C') -> (..., C'')`.
+            None: the map holds them already.
+        proj: The projection of each result, `(..., C') -> (..., C'')`. None: none.
         num_heads: Number of heads.
         window: Height and width of a window.
         shift: How far down and to the right the windows lie from where they would otherwise: the map is rolled, and
@@ -69,7 +69,7 @@ def window_attention(
     """
     size = (x.size(1), x.size(2))
     windows = partition_windows(x, window, shift)
-    q, k, v = qkv(windows).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = split_heads(windows if qkv is None else qkv(windows), num_heads)
     visible = _visible(size, window, shift, mask_padding, x.device)
     mask = None
     if visible is not None:
@@ -79,7 +79,8 @@ def window_attention(
         mask = mask.expand(x.size(0), *mask.shape).flatten(0, 1)
     elif bias is not None:
         mask = bias.to(q.dtype).unsqueeze(0)
-    return merge_windows(proj(attention(q, k, v, mask=mask, dropout_p=dropout_p)), size, window, shift)
+    out = attention(q, k, v, mask=mask, dropout_p=dropout_p)
+    return merge_windows(out if proj is None else proj(out), size, window, shift)
 
 
 def partition_windows(x: torch.Tensor, window: Pair, shift: Pair = (0, 0)) -> torch.Tensor:

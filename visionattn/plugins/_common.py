@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Floor
-from visionattn.ops import plane_conv
+from visionattn.ops import plane_conv, strip_conv
 from visionattn.utils.arguments import check_odd
 from visionattn.utils.factory import FactoryKwargs
 
@@ -127,6 +127,6 @@ class StripGates(nn.Module):
     def strips(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Means `(B, C, H), (B, C, W)` to gates between 0 and 1, `(B, C, H, 1), (B, C, 1, W)`."""
         strips = torch.cat((rows, columns), dim=2).unsqueeze(3)
-        strips = self.act(self.bn1(self.conv1(strips)))
+        strips = self.act(self.bn1(strip_conv(strips, self.conv1)))
         rows, columns = strips.split((rows.shape[2], columns.shape[2]), dim=2)
-        return self.conv_h(rows).sigmoid(), self.conv_w(columns.transpose(2, 3)).sigmoid()
+        return strip_conv(rows, self.conv_h).sigmoid(), strip_conv(columns, self.conv_w).sigmoid().transpose(2, 3)

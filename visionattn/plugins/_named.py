@@ -29,7 +29,7 @@ class _Part(NamedTuple):
 class NamedPlace(NamedTuple):
     """An insertion point that was named.
 
-    Args:
+    Attributes:
         name: Of the module that was meant.
         called_as: Where the dry run has this module: one that stands in several places is known by the first.
         path: The innermost module that gives the same map.

@@ -220,6 +220,7 @@ CARDS = (
             "sum -> leaky ReLU, 1x1 conv) -> +"
         ),
         placement="as the residual block of a super-resolution network",
+        avoid="in classifiers: it is a block of super-resolution, whose convolutions have the full width of the map",
         hosts=("narrow",),
         cases={"": {}, "A2N-M": {"plain_size": 1, "temperature": 4.0}},
         maps=True,
@@ -235,6 +236,7 @@ CARDS = (
         summary="gate of every value by a pointwise convolution",
         flow="(. | 1x1 conv -> sigmoid) -> *",
         placement="behind the convolutions of a super-resolution network's upsampler",
+        avoid="where the surroundings should decide: the gate of a position follows from that position alone",
         maps=True,
         reference="a2n",
         paper="arXiv:2104.09497",

@@ -216,6 +216,7 @@ CARD = Card(
     paper="arXiv:2303.15421",
     code="https://github.com/alessandro-f/ACAT",
     placement="behind the first three stages of a ResNet, and one mask of all three behind the last",
+    avoid="without a saliency map for each picture, which takes a second network or a counterfactual to make",
     further_inputs=("saliency",),
     reference="acat",
 )

@@ -128,6 +128,7 @@ CARD = Card(
     code="https://github.com/Jongchan/attention-module",
     license="MIT",
     placement="after each stage of a network but the last",
+    avoid="in training with one picture a step: its channel gate normalises one vector a picture over the batch",
     floor=Floor(3, 5, "both scores R, gate R and W; back R dy, R x, then R dy, W dx, and R x for the convolution"),
     maps=True,
     reference="bam",

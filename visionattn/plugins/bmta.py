@@ -107,6 +107,8 @@ CARD = Card(
     code="https://github.com/virAditya/satellite-image-classification-eurosat",
     license="MIT",
     placement="in every residual block, before the addition",
+    avoid="where one of its halves does: it computes coordinate attention and squeeze-and-excitation, and was "
+    "tried on one set of satellite pictures",
     hosts=("resnet", "mobilenet", "narrow"),
     floor=ONE_POOL,
     maps=True,

@@ -170,6 +170,7 @@ CARD = Card(
     code="https://github.com/Jongchan/attention-module",
     license="MIT",
     placement="in every residual block, before the addition",
+    avoid="where time counts: the spatial gate waits for the channel gate, and each goes over the whole map",
     hosts=("resnet", "mobilenet", "narrow"),
     floor=Floor(4, 6, "the second pool needs the first gate, the product both: R, R, R and W; back R dy, R x twice"),
     maps=True,

@@ -67,6 +67,8 @@ CARD = Card(
     code="https://github.com/houqb/CoordAttention",
     license="MIT",
     placement="in every inverted residual, on the expanded width, after the depthwise convolution",
+    avoid="where two objects lie at opposite corners: a gate of rows times a gate of columns opens the other two "
+    "corners as well",
     hosts=("resnet", "mobilenet", "narrow"),
     floor=ONE_POOL,
     maps=True,

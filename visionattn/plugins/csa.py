@@ -115,6 +115,8 @@ CARD = Card(
     flow="(. | (mean, MLP, sigmoid | convs, sigmoid) -> +) -> *",
     paper="arXiv:2109.02613",
     placement="on the encoded features of a detector of actions, before the localisation encoder",
+    avoid="to reproduce the paper: no code is published, and widths, kernels and how both gates are joined are "
+    "our reading",
     cases={"": {}, "wide": {"hidden": 24}},
     hosts=("narrow",),
     maps=True,

@@ -192,6 +192,8 @@ CARD = Card(
     code="https://github.com/cmsflash/efficient-attention",
     license="MIT",
     placement="behind the last stages of a ResNet and in the levels of a feature pyramid, as a non-local block",
+    avoid="where positions must read different things: all draw on the same sums over the whole map, only in "
+    "other mixtures",
     hosts=("narrow",),
     cases={
         "": {"head_count": 2},

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from visionattn.catalog import Card
-from visionattn.ops import axis_attention
+from visionattn.ops import axis_attention, strip_conv
 from visionattn.utils.arguments import check_odd, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
@@ -99,7 +99,7 @@ class EfficientLocalAttention(nn.Module):
     def _gate(self, strip: torch.Tensor) -> torch.Tensor:
         # Not through the module: it refuses groups of a single value, which a map of one row can have.
         gn = self.gn
-        return torch.group_norm(self.conv(strip), gn.num_groups, gn.weight, gn.bias, gn.eps).sigmoid()
+        return torch.group_norm(strip_conv(strip, self.conv), gn.num_groups, gn.weight, gn.bias, gn.eps).sigmoid()
 
 
 def _largest_divisor(number: int, limit: int) -> int:
@@ -123,6 +123,8 @@ CARDS = tuple(
         paper="arXiv:2403.01123",
         code="https://github.com/Xuwei86/ELA_Code",
         placement="on the expanded maps of MobileNetV2's blocks, after the depthwise convolution",
+        avoid="on maps of a few positions a side: its kernels along rows and columns then see padding for the "
+        "most part",
         hosts=("resnet", "mobilenet", "narrow"),
         floor=ONE_POOL,
         maps=True,

@@ -175,5 +175,6 @@ CARD = Card(
     paper="arXiv:2308.03594",
     code="https://github.com/khurramHashmi/FeatEnHancer",
     placement="before the backbone of a detector or a segmentor, which it learns with",
+    avoid="on bright pictures: it was published for dark ones, and works at full resolution in front of the backbone",
     reference="featenhancer",
 )

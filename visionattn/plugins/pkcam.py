@@ -251,5 +251,6 @@ CARD = Card(
     paper="arXiv:2211.07521",
     code="https://github.com/eslambakr/EMCA",
     placement="in every residual block of a ResNet, before the addition; descriptors go from block to block",
+    avoid="where blocks must stand by themselves, or stages have one block: it reads the descriptors of earlier layers",
     further_inputs=("stage", "block"),
 )

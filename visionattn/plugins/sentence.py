@@ -100,6 +100,7 @@ CARD = Card(
     paper="arXiv:2309.11593",
     code="https://github.com/khoshsirat/embedding-attention-blocks",
     placement="behind each stage of an EfficientNet, before the maps go into a top-down decoder",
+    avoid="without a sentence: the gate follows from its embedding alone, and the picture has no say",
     further_inputs=("sentence",),
     reference="sentence",
 )

@@ -77,6 +77,7 @@ CARD = Card(
     paper="ICML 2021, PMLR 139, pages 11863 to 11874",
     code="https://github.com/ZjjConan/SimAM",
     placement="in every residual block, after its 3x3 convolution (of two, the second)",
+    avoid="to shut something out: its factors never fall below sigmoid(1/2), which is 0.62",
     hosts=("resnet", "mobilenet", "narrow"),
     floor=Floor(3, 5, "statistics R, then R and W; back two reductions of dy and x: R, R, then R, R and W dx"),
     maps=True,

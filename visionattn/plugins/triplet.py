@@ -110,6 +110,7 @@ CARD = Card(
     code="https://github.com/landskape-ai/triplet-attention",
     license="MIT",
     placement="in every residual block, before the addition",
+    avoid="where time counts: it pools and convolves over three pairs of axes, two of them across the channels",
     hosts=("resnet", "mobilenet", "narrow"),
     floor=ONE_POOL,
     maps=True,

@@ -204,6 +204,8 @@ CARD = Card(
     code="https://github.com/znxlwm/UGATIT-pytorch",
     license="MIT",
     placement="between the encoder and the decoder of a generator, and before the last layer of a discriminator",
+    avoid="without two domains: its weights are those of two classifiers of domains, whose loss has to be "
+    "trained with it",
     cases={"": {}, "discriminator": {"negative_slope": 0.2, "normalize": True}},
     hosts=("narrow",),
     reference="ugatit",

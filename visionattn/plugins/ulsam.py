@@ -178,6 +178,7 @@ CARD = Card(
     paper="arXiv:2006.15102",
     code="https://github.com/Nandan91/ULSAM",
     placement="after or in the place of whole layers of MobileNets",
+    avoid="where a gate should change much: a softmax over all positions leaves each a factor of about 1 + 1 / (H W)",
     hosts=("resnet", "mobilenet", "narrow"),
     floor=Floor(3, 6, "statistics R (training), scores R, gate W; back two reductions of dy and x, then R and W"),
     maps=True,

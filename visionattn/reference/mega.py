@@ -10,6 +10,8 @@ from ._literal import Literal
 
 __all__ = ["attend", "gated_layer", "mega", "moving_average", "naive_of"]
 
+LOOPS = True
+
 
 def moving_average(x: torch.Tensor, average: Any) -> torch.Tensor:
     """`s_t = (1 - p a) s_{t-1} + p beta x_t` along the second axis of `(B, L, C)`, from each end that it has."""

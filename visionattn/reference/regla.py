@@ -10,6 +10,8 @@ from ._literal import Literal
 
 __all__ = ["gated_recurrence", "naive_of", "regla"]
 
+LOOPS = True
+
 
 def gated_recurrence(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
     """`S_t = diag(decay_t) S_{t-1} + k_t v_t^T`, `o_t = q_t S_t`, one token after the other. `(..., N, e)`."""

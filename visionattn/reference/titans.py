@@ -10,6 +10,8 @@ from ._literal import Literal
 
 __all__ = ["memory_recurrence", "naive_of", "titans"]
 
+LOOPS = True
+
 
 def memory_recurrence(
     q: torch.Tensor,

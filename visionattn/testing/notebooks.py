@@ -35,7 +35,7 @@ NOTEBOOKS = ("compare", "detector", "explain", "segmentor")
 class Cell(NamedTuple):
     """A part of a script.
 
-    Args:
+    Attributes:
         kind: `markdown` or `code`.
         source: Its text.
     """

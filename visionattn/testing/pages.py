@@ -5,6 +5,7 @@ The build of the site (`mkdocs build`, through docs/hooks.py) makes them; none i
 
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from inspect import getdoc, getsource
@@ -22,6 +23,8 @@ from visionattn.profiling.cost import count_macs
 from .evidence import fixtures_of, golden_of, has_kernels
 from .flow import draw_flow
 from .generated import ROOT
+from .measured import losses, speed
+from .pictures import picture
 
 __all__ = ["drawing", "mechanism_pages", "path_of", "usage"]
 
@@ -39,13 +42,16 @@ _WIDTH, _SIDE = 96, 28
 _KINDS = {"plugin": "plug-in for feature maps", "mixer": "token mixer", "frontend": "front-end for pictures"}
 _SHAPES = {"plugin": "(B, C, H, W)", "mixer": "(B, H, W, C)", "frontend": "(B, 3, H, W)"}
 _YES = {True: "yes", False: "no"}
-_MODES = {"fwd": "inference", "f+b": "training"}
 
 
-def mechanism_pages() -> dict[str, str]:
-    """Markdown of the index of all mechanisms and of the page of each, by path in the site."""
+def mechanism_pages(profile: Callable[[str], str | None] = lambda name: None) -> dict[str, str]:
+    """Markdown of the index of all mechanisms and of the page of each, by path in the site.
+
+    Args:
+        profile: Draws the results of a mechanism in the diagnostics as SVG; none where it has no row.
+    """
     networks = {card.kind: networks_of(cards(card.kind)) for card in cards()}
-    pages = {path_of(card): _page(card, networks[card.kind][card.name]) for card in cards()}
+    pages = {path_of(card): _page(card, networks[card.kind][card.name], profile) for card in cards()}
     return {"mechanisms/index.md": _index(), **pages}
 
 
@@ -111,7 +117,7 @@ def drawing(card: Card) -> str:
     return draw_flow(card.flow, f"Data flow of {card.title}", f"x {inside}", outside)
 
 
-def _page(card: Card, networks: list[str]) -> str:
+def _page(card: Card, networks: list[str], profile: Callable[[str], str | None]) -> str:
     module = module_of(card)
     kind = _KINDS.get(card.kind, card.kind)
     lines = [f"# {card.title}", "", f"`{card.name}`, a {kind}: {card.summary}.", "", _paper(card), ""]
@@ -133,10 +139,13 @@ def _page(card: Card, networks: list[str]) -> str:
     if len(networks) > 1:
         lines += ['??? note "All networks with it"', "", *(f"    - `{name}`" for name in networks), ""]
     lines += ["## Cost", "", *_costs(card, networks), ""]
-    lines += _formula(card)
+    lines += picture(card)
+    lines += ["## When not to use it", "", *_limits(card, networks), ""]
     lines += ["## Proof", "", *_proof(card, module), ""]
-    lines += _speed(card, networks)
+    lines += speed(card, networks)
+    lines += _profile(profile(card.name))
     lines += _trained(networks)
+    lines += _formula(card)
     return "\n".join(lines)
 
 
@@ -210,6 +219,42 @@ def _costs(card: Card, networks: list[str]) -> list[str]:
     return lines
 
 
+def _limits(card: Card, networks: list[str]) -> list[str]:
+    """Where a mechanism is out of place: the sentence of its card, what follows from the card, what was measured."""
+    facts = []
+    if card.further_inputs:
+        facts.append(f"It needs more than a map: {', '.join(card.further_inputs)}.")
+    if "N^2" in card.cost:
+        facts.append(f"Time grows with the number of positions N as {card.cost}.")
+    if card.kind == "mixer" and card.factory is not None and not card.keeps_weights:
+        facts.append("In a pretrained transformer it starts with new weights: it has no place for softmax attention's.")
+    if card.discrete:
+        facts.append("It chooses (clusters, largest scores), so rounding may change a result in jumps.")
+    if card.kind != "baseline" and not has_kernels(card):
+        facts.append("It has no Triton kernel; on a GPU it runs as PyTorch's own operations.")
+    if card.kind in ("plugin", "mixer") and not card.maps:
+        facts.append("It gives neither an attention map nor a spatial gate to look at.")
+    if card.code is None:
+        facts.append("There is no official code that it could be compared with.")
+    return [f"Not {card.avoid}.", "", *(f"- {fact}" for fact in (*facts, *losses(card, networks)))]
+
+
+def _profile(drawn: str | None) -> list[str]:
+    """What a mechanism makes easy to learn, if the diagnostics have a row of it."""
+    if drawn is None:
+        return []
+    said = "Points more than the baseline of its host on small generated tasks, and how sure they are"
+    link = "[Which attention for what](../../guides/diagnostics.md)"
+    return [
+        "## Diagnostics profile",
+        "",
+        f"{said}. {link} says what each asks.",
+        "",
+        f'<div class="profile">{drawn[drawn.index("<svg") :]}</div>',
+        "",
+    ]
+
+
 def _proof(card: Card, module: ModuleType) -> list[str]:
     file = module.__name__.replace(".", "/").removeprefix("visionattn/")
     stem = file.rpartition("/")[2]
@@ -230,8 +275,6 @@ def _proof(card: Card, module: ModuleType) -> list[str]:
             f"- Contract tests of {'its ' + str(variants) + ' variants' if variants > 1 else 'it'} (any size, layout, "
             f"batch and dtype, gradients, export): `pytest tests/contracts -k {card.name}`."
         )
-    if card.discrete:
-        lines.append("- It chooses (clusters, largest scores), so rounding may change a result in jumps.")
     if has_kernels(card):
         lines.append("- Its Triton kernels are tested in Triton's interpreter; see [kernels](../../guides/kernels.md).")
     return [*lines, "", *_differences(module)]
@@ -243,32 +286,6 @@ def _differences(module: ModuleType) -> list[str]:
         return []
     items = found[1] if found[1].startswith("- ") else f"- {found[1]}"
     return ["Differs from the official code in:", "", *items.splitlines()]
-
-
-def _speed(card: Card, networks: list[str]) -> list[str]:
-    """Rows of the recorded speed of a mechanism and of its networks, the largest maps first."""
-    record = _record()
-    title = card.name.replace("_", " ")
-    rows = [row for row in record["rows"] if "contenders" in row]
-    own = [row for row in rows if row["name"].casefold() in (card.name, title) or row["name"] in networks]
-    if not own:
-        return []
-    lines = [
-        "## Speed",
-        "",
-        "| | input | layout | | ours, ms | times as fast | as the |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in own:
-        ratio = row["contenders"][row["reference"]]["ratio"]
-        shape = "x".join(map(str, row["shape"]))
-        ours = 1e3 * row["contenders"]["ours"]["seconds"]["p50"]
-        lines.append(
-            f"| {row['name']} | {shape} | {row['layout']} | {_MODES[row['mode']]} | {ours:.3g} | "
-            f"{ratio['p50']:.2f} ({ratio['p10']:.2f}-{ratio['p90']:.2f}) | {row['reference']} |"
-        )
-    where = f"{record['device']['name']}, one thread, torch {record['versions']['torch']}"
-    return [*lines, "", f"Measured on {where}; [every row, and how](../../results/cpu.md).", ""]
 
 
 def _trained(networks: list[str]) -> list[str]:
@@ -296,13 +313,6 @@ def _network_cost(name: str) -> tuple[int, int]:
     network = timm.create_model(name, device="meta")
     cfg: Any = network.pretrained_cfg
     return _size(network), count_macs(network, cfg["input_size"], batch=2)
-
-
-@cache
-def _record() -> dict[str, Any]:
-    path = ROOT / "docs" / "results" / "cpu.json"
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
 
 
 def _width(card: Card) -> int:

@@ -19,7 +19,7 @@ _BACKBONE = "backbone."
 
 
 def unwrap(checkpoint: dict[str, Any], source: str = "the checkpoint") -> StateDict:
-    """The flat state dict in a checkpoint, in float32 where it was stored in eight bits.
+    """The flat state dict in a checkpoint, in float32 where it was stored in eight bits or four.
 
     Args:
         checkpoint: A state dict, or a dict with one under `state_dict` or `model`.

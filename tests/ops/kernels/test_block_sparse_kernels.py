@@ -305,6 +305,15 @@ def test_what_kernels_do_not_take_is_said():
         block_sparse_attention(rows(1, 4, 1, 129), order, backend="triton")
 
 
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_maps_that_are_projected_already(mask_padding):
+    x, settings = random(1, 3, 5, 3 * 64), {"num_heads": 1, "window": (2, 3), "mask_padding": mask_padding}
+    assert explain(window_attention, x, None, None, **settings, backend="triton").backend == "triton"
+    check(window_attention, x, None, None, **settings)
+    wide = explain(window_attention, random(1, 2, 2, 3 * 129), None, None, **settings, backend="triton")
+    assert wide.reason == "asked for triton, but heads are wider than 128"
+
+
 def test_wide_heads_of_a_projection_are_refused_by_name():
     # What only the projection knows.
     with pytest.raises(ValueError, match="heads are at most 128 wide in kernels, got 200"):

@@ -14,9 +14,9 @@ from torch import nn
 from visionattn.catalog import Card, cards, get
 from visionattn.models.families.va_stm import STM
 from visionattn.models.families.va_vit import vit
-from visionattn.models.layers import BatchNorm, PatchConv
 from visionattn.plugins import attach
 
+from ..stems import conv_stem
 from .recipe import Recipe
 
 __all__ = ["Row", "choose_rows", "list_rows"]
@@ -126,18 +126,9 @@ class Row:
         common = {"num_classes": classes, "img_size": recipe.size, **dd}
         if self.host == "pyramid":
             pyramid = STM(card, **recipe.pyramid, layer_scale=1.0, **common)
-            pyramid.stem = _stem(3, recipe.pyramid["dims"][0], **dd)
+            pyramid.stem = conv_stem(3, recipe.pyramid["dims"][0], **dd)
             return pyramid
-        return vit(card, **recipe.columnar, stem=_stem, global_pool="avg", **common)
-
-
-def _stem(in_chans: int, dim: int, **dd: Any) -> nn.Sequential:
-    """Patches of 4x4 by four convolutions (arXiv 2106.14881): with coarser stems mixers learn little in few steps."""
-    conv: Callable[..., nn.Module] = partial(PatchConv, kernel_size=3, padding=1, bias=False, norm=BatchNorm, **dd)
-    layers = []
-    for width, out, stride in ((in_chans, dim // 2, 2), (dim // 2, dim, 1), (dim, dim, 2), (dim, dim, 1)):
-        layers += [conv(width, out, stride=stride), nn.ReLU()]
-    return nn.Sequential(*layers)
+        return vit(card, **recipe.columnar, stem=conv_stem, global_pool="avg", **common)
 
 
 # Plug-ins that have no card: none, timm's squeeze-and-excitation, and the null.

@@ -68,6 +68,12 @@ class HistoryPKCAM(PKCAM):
         """The scaled map and the own descriptor."""
         return super().forward(x, *self._seen(history))
 
+    def gates(  # type: ignore[override]
+        self, x: torch.Tensor, history: Sequence[Sequence[torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """The factor of the channels, `(B, C, 1, 1)`. Arguments as for a call."""
+        return super().gates(x, *self._seen(history))
+
     def _seen(self, history: Sequence[Sequence[Any]]) -> tuple[Sequence[Any], Sequence[Any]]:
         """The descriptors of earlier stages and of the same stage; the first block of a stage sees neither."""
         of_stages, within = _VARIANTS[self.earlier]

@@ -36,7 +36,7 @@ State = Any  # nested tuples, lists or dictionaries of tensors
 class Tokens(NamedTuple):
     """The state passed from block to block.
 
-    Args:
+    Attributes:
         x: `(B, prefix + H * W, C)`.
         grid: `(H, W)`.
         states: For each mixer of a block what it returned in the block before.
@@ -199,6 +199,7 @@ class Columnar(Backbone[Tokens]):
         self.in_chans = in_chans
         height, width = (-(-side // patch_size) for side in to_2tuple(img_size))
         patches = partial(PatchConv, kernel_size=patch_size, stride=patch_size, pad_to_stride=True)
+        self.patch_size = patch_size
         self.stem = (stem or patches)(in_chans, dim, **dd)
         self.position = PositionEmbedding(dim, (height, width), mode="bicubic", **dd) if position else nn.Identity()
         has_class = global_pool == "token" if class_token is None else class_token

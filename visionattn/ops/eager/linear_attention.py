@@ -3,18 +3,16 @@
 The features are made again, a part of the images at a time so that they stay in the cache.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 
+from ._chunks import chunks
 from ._function import EagerFunction, Tensors
 
 __all__ = ["EPS", "LinearAttention", "heads", "multiply", "normaliser"]
 
 EPS = 1e-6
-# Numbers in what is worked on at a time: 1 MB in float32; half of it backward, where there is more to keep in cache.
-_CHUNK = 2**18
 # Numbers in an image from which on products take one at a time: the heads of several are copied for a common product.
 _SMALL = 2**14
 
@@ -34,12 +32,12 @@ class LinearAttention(EagerFunction):
     ) -> tuple[torch.Tensor, ...]:
         out = torch.empty_like(q)
         kv, mean = _zero_means(q, num_heads)
-        for images, rows in _chunks(k, _CHUNK):
+        for images, rows in chunks(k):
             keys = heads(_features(k[images, rows] + positions[rows], factor, power), num_heads)
             _add_product(keys.mT, heads(v[images, rows], num_heads), kv[images])
             mean[images] += keys.sum(2).unsqueeze(3)
         kv, mean = kv.div_(k.size(1)), mean.div_(k.size(1))
-        for images, rows in _chunks(q, _CHUNK):
+        for images, rows in chunks(q):
             queries = heads(_features(q[images, rows], factor, power), num_heads)
             queries *= normaliser(queries, mean[images])
             multiply(queries, kv[images], heads(out[images, rows], num_heads))
@@ -52,7 +50,7 @@ class LinearAttention(EagerFunction):
         q_grad, k_grad, v_grad = (torch.empty_like(part) for part in (q, k, v))
         kv_grad, mean_grad = _zero_means(q, num_heads)
         factor_grad = torch.zeros_like(factor)
-        for at in _chunks(q, _CHUNK // 2):
+        for at in chunks(q, share=2):
             focused = _focus_by_hand(q[at], factor, power)
             queries, some_grad, target = (heads(t, num_heads) for t in (focused.features, grad[at], q_grad[at]))
             z = normaliser(queries, mean[at[0]])
@@ -64,7 +62,7 @@ class LinearAttention(EagerFunction):
             mean_grad[at[0]] -= (queries * from_z).sum(2).unsqueeze(3)
             factor_grad += _focus_backward(q_grad[at], q[at], factor, focused, power)
         kv_grad, mean_grad = kv_grad.div_(k.size(1)), mean_grad.div_(k.size(1))
-        for at in _chunks(k, _CHUNK // 2):
+        for at in chunks(k, share=2):
             some_k = k[at] + positions[at[1]]
             focused = _focus_by_hand(some_k, factor, power)
             multiply(heads(focused.features, num_heads), kv_grad[at[0]], heads(v_grad[at], num_heads))
@@ -167,11 +165,3 @@ def _times_power(target: torch.Tensor, t: torch.Tensor, power: int) -> torch.Ten
     for _ in range(power):
         target *= t
     return target
-
-
-def _chunks(t: torch.Tensor, numbers: int) -> Iterator[tuple[slice, slice]]:
-    """Runs of images, or of rows of one image, of `(B, N, C)`."""
-    images, rows = (max(1, numbers // size) for size in (t.size(1) * t.size(2), t.size(2)))
-    for image in range(0, len(t), images):
-        for row in range(0, t.size(1), rows):
-            yield slice(image, image + images), slice(row, row + rows)

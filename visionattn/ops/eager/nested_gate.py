@@ -1,8 +1,8 @@
 """Pooling of whole maps and the nested gate, without storing the map between the two gates.
 
-What is needed of that map is computed again, a few images at a time so that it stays in the cache. The map goes
-*through* the pools, so their gradients are added in place to that of the gates: the sums of whole maps that PyTorch
-would make instead cost more than the gates.
+What is needed of that map is computed again, a part at a time so that it stays in the cache. The map goes *through* the
+pools, so their gradients are added in place to that of the gates: the sums of whole maps that PyTorch would make
+instead cost more than the gates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,12 @@ from torch.nn import functional as F
 from visionattn.ops._modes import use_eager_kernel
 from visionattn.ops.layout import as_rows, memory_format
 
+from ._chunks import NUMBERS, chunks, room_of
 from ._function import EagerFunction, Tensors
 from .axis_pools import axis_mean
 
 __all__ = ["GatedPools", "MapPools", "gated_pools", "pays", "whole_max", "whole_mean"]
 
-# Numbers in what is worked on at a time: 2 MB in float32.
-_CHUNK = 2**19
 # Maps of fewer numbers gain less than the calls from Python cost.
 _WORTHWHILE = 2**17
 # Positions that float32 can count.
@@ -43,9 +42,10 @@ class MapPools(EagerFunction):
             maximum, index = F.max_pool2d(x, x.shape[2:], return_indices=True)
             return x.view_as(x), whole_mean(x), maximum.flatten(1), index.flatten(1)
         rows, _ = as_rows(x)
-        maximum = rows.amax(2, keepdim=True)
-        scratch = _scratch(rows)
-        index = torch.cat([_first_index(scratch[: len(a)].copy_(a), b, 2) for a, b in _chunks(rows, maximum)])
+        maximum, room = rows.amax(2, keepdim=True), room_of(rows)
+        index = torch.empty(maximum.shape, dtype=torch.int64)
+        for at in chunks(rows):
+            index[at] = _first_index(rows[at], maximum[at], 2, _part(room, rows[at]))
         return x.view_as(x), whole_mean(x), maximum.squeeze(2), index.squeeze(2)
 
     @staticmethod
@@ -99,14 +99,22 @@ def gated_pools(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The maximum and mean of `x * channel` over the channels, `(B, H, W)`, and optionally the maximum's index."""
     rows, axis = as_rows(x)
-    found: list[tuple[torch.Tensor, ...]] = []
-    scratch = _scratch(rows)
-    for part, gate in _chunks(rows, channel):
-        y = torch.mul(part, gate.unsqueeze(3 - axis), out=scratch[: len(part)])
-        maximum, mean = y.amax(axis, keepdim=True), y.mean(axis, keepdim=True)
-        found.append((maximum, mean, *([_first_index(y, maximum, axis)] if with_index else [])))
-    maximum, mean, *index = (torch.cat(part).view(len(x), *x.shape[2:]) for part in zip(*found, strict=True))
-    return maximum, mean, (index[0] if index else None)
+    gate, room = channel.unsqueeze(3 - axis), room_of(rows)
+    shape = [1 if dim == axis else size for dim, size in enumerate(rows.shape)]
+    maximum, mean = x.new_full(shape, float("-inf")), x.new_zeros(shape)
+    index = torch.zeros(shape, dtype=torch.int64) if with_index else None
+    for at in chunks(rows):
+        to = _within(maximum, at)
+        y = torch.mul(rows[at], gate[_within(gate, at)], out=_part(room, rows[at]))
+        top = y.amax(axis, keepdim=True)
+        mean[to] += y.sum(axis, keepdim=True)
+        if index is not None:
+            first = _first_index(y, top, axis, y) + (at[1].start if axis == 1 else 0)
+            index[to] = torch.where(top > maximum[to], first, index[to])
+        maximum[to] = torch.maximum(maximum[to], top)
+    mean /= x.size(1)
+    size = (len(x), *x.shape[2:])
+    return maximum.view(size), mean.view(size), None if index is None else index.view(size)
 
 
 def _weighted_sum(rows: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.Tensor:
@@ -120,17 +128,21 @@ def _chunks(*tensors: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
     return zip(*(tensor.split(_images(tensors[0])) for tensor in tensors), strict=True)
 
 
-def _scratch(rows: torch.Tensor) -> torch.Tensor:
-    """Scratch memory for the longest chunk."""
-    return torch.empty_like(rows[: _images(rows)])
-
-
 def _images(rows: torch.Tensor) -> int:
-    return max(1, _CHUNK // max(1, rows.shape[1] * rows.shape[2]))
+    return max(1, NUMBERS // max(1, rows.shape[1] * rows.shape[2]))
 
 
-def _first_index(x: torch.Tensor, maximum: torch.Tensor, dim: int) -> torch.Tensor:
-    """The first index of the maximum over one dimension. Overwrites `x`.
+def _within(part: torch.Tensor, at: tuple[slice, slice]) -> tuple[slice, slice]:
+    """Where a part that may have size 1 along the rows meets some rows of a map."""
+    return (at[0], slice(None)) if part.size(1) == 1 else at
+
+
+def _part(room: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return room[: like.size(0), : like.size(1)]
+
+
+def _first_index(x: torch.Tensor, maximum: torch.Tensor, dim: int, out: torch.Tensor) -> torch.Tensor:
+    """The first index of the maximum over one dimension.
 
     `x.max(dim)` takes two to four times as long on the CPU as `amax` and this: three dense passes.
 
@@ -138,6 +150,7 @@ def _first_index(x: torch.Tensor, maximum: torch.Tensor, dim: int) -> torch.Tens
         x: Floats; fewer than 2**24 along `dim`, which float32 can count.
         maximum: `x.amax(dim, keepdim=True)`.
         dim: The dimension.
+        out: Memory to work in, like `x`; may be `x`.
 
     Returns:
         Indices, with `dim` of size 1. Anything within range where the maximum is NaN.
@@ -145,5 +158,5 @@ def _first_index(x: torch.Tensor, maximum: torch.Tensor, dim: int) -> torch.Tens
     size = x.size(dim)
     countdown = torch.arange(size, 0, -1, dtype=x.dtype, device=x.device)
     countdown = countdown.view([-1 if axis == dim else 1 for axis in range(x.ndim)])
-    left = torch.eq(x, maximum, out=x).mul_(countdown).amax(dim, keepdim=True)
+    left = torch.eq(x, maximum, out=out).mul_(countdown).amax(dim, keepdim=True)
     return left.sub_(size).neg_().clamp_(max=size - 1).long()

@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 
+from ._chunks import NUMBERS
 from ._function import EagerFunction, Tensors
 from .linear_attention import EPS, heads, multiply
 
 __all__ = ["RankAugmented"]
-
-# Numbers in the images that are worked on at a time: 1 MB in float32.
-_CHUNK = 2**18
 
 
 class RankAugmented(EagerFunction):
@@ -93,7 +91,7 @@ class RankAugmented(EagerFunction):
 
 def _runs(t: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Chunks of images of `(B, N, C)`, and buffers for three maps of each, since allocation costs as much as a pass."""
-    images = min(len(t), max(1, _CHUNK // (t.size(1) * t.size(2))))
+    images = min(len(t), max(1, NUMBERS // (t.size(1) * t.size(2))))
     room = t.new_empty(3, images, t.size(1), t.size(2))
     for image in range(0, len(t), images):
         yield slice(image, image + images), room[:, : len(t) - image]

@@ -1,20 +1,19 @@
 """Moments, scores and gate of subspaces without max_pool2d, which dominates the cost of such a block.
 
-Here the maxima are taken along the rows, then along the columns, a few images at a time so that what lies between stays
-in the cache, and the backward pass computes it again instead of keeping it.
+Here the maxima are taken along the rows, then along the columns, a few images or subspaces at a time so that what lies
+between stays in the cache, and the backward pass computes it again instead of keeping it.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from visionattn.ops.layout import as_rows
+
+from ._chunks import chunks
 from ._function import EagerFunction, Tensors
 
 __all__ = ["ChannelMoments", "SubspaceScores"]
-
-# Numbers in what is worked on at a time: 2 MB in float32.
-_CHUNK = 2**19
 
 
 class ChannelMoments(EagerFunction):
@@ -25,7 +24,12 @@ class ChannelMoments(EagerFunction):
     @staticmethod
     def compute(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         mean = x.mean((0, 2, 3))
-        squares: Any = sum((part - _column(mean)).square_().sum((0, 2, 3)) for part in _chunks(x))
+        rows, axis = as_rows(x)
+        squares = torch.zeros_like(mean)
+        for at in chunks(rows):
+            channels = at[1] if axis == 1 else slice(None)
+            parts = (rows[at] - mean[channels].unsqueeze(2 - axis)).square_()
+            squares[channels] += parts.sum((0, 3 - axis))
         return mean, squares / (x.numel() // x.shape[1]), mean.clone()
 
     @staticmethod
@@ -33,7 +37,8 @@ class ChannelMoments(EagerFunction):
         x, mean = ctx.saved_tensors
         count = x.numel() // x.shape[1]
         slope = grad_var * (2 / count)
-        return (_affine(x, slope, grad_mean / count - slope * mean),)
+        slope, shift = (part.view(-1, 1, 1) for part in (slope, grad_mean / count - slope * mean))
+        return (torch.addcmul(shift, x, slope),)
 
 
 class SubspaceScores(EagerFunction):
@@ -41,59 +46,51 @@ class SubspaceScores(EagerFunction):
 
     @staticmethod
     def compute(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return torch.cat(
-            [
-                _grouped(_pooled(part, scale, shift)[-1], len(weight)).mul_(weight[..., None, None]).sum(2)
-                for part in _chunks(x)
-            ]
-        )
+        groups, scale, shift = _grouped(x, len(weight)), _column(scale, weight), _column(shift, weight)
+        out = torch.empty_like(x[:, : len(weight)])
+        for at in chunks(groups):
+            pooled = _pooled(groups[at], scale[at[1]], shift[at[1]])[-1]
+            torch.sum(pooled.mul_(weight[at[1], :, None, None]), 2, out=out[at])
+        return out
 
     @staticmethod
     def gradients(ctx: Any, grad: torch.Tensor) -> Tensors:
         x, scale, shift, weight = ctx.saved_tensors
         out = torch.empty_like(x)
-        factor = _column(scale * weight.flatten())
-        total = torch.zeros_like(scale)
-        moment = torch.zeros_like(scale)
-        for part, part_grad, part_out in zip(_chunks(x), _chunks(grad, x), _chunks(out), strict=True):
-            activated, rows, pooled = _pooled(part, scale, shift)
+        groups, target = _grouped(x, len(weight)), _grouped(out, len(weight))
+        factor = _column(scale * weight.flatten(), weight)
+        scales, shifts = _column(scale, weight), _column(shift, weight)
+        total, moment = torch.zeros_like(weight), torch.zeros_like(weight)
+        for at in chunks(groups):
+            part = groups[at]
+            activated, rows, pooled = _pooled(part, scales[at[1]], shifts[at[1]])
             # The weights wait until the end: they are constant within a channel. Masks are numbers: on the CPU a
             # product with one is ten times faster than torch.where.
-            routed = torch.gt(pooled, 0, out=torch.empty_like(pooled))
-            _grouped(routed, len(weight)).mul_(part_grad.unsqueeze(2))
-            routed = _max3_backward(_max3_backward(routed, rows, 2), activated, 3)
-            total += routed.sum((0, 2, 3))
-            torch.mul(routed, factor, out=part_out)
-            moment += routed.mul_(part).sum((0, 2, 3))
+            routed = torch.gt(pooled, 0, out=torch.empty_like(pooled)).mul_(grad[at].unsqueeze(2))
+            routed = _max3_backward(_max3_backward(routed, rows, 3), activated, 4)
+            total[at[1]] += routed.sum((0, 3, 4))
+            torch.mul(routed, factor[at[1]], out=target[at])
+            moment[at[1]] += routed.mul_(part).sum((0, 3, 4))
         # What was routed to a cell is the gradient of the maximum that it won, so sums over the maxima are sums here.
-        weight_grad = (scale * moment + shift * total).view_as(weight)
-        return out, moment * weight.flatten(), total * weight.flatten(), weight_grad
+        weight_grad = scale.view_as(weight) * moment + shift.view_as(weight) * total
+        return out, (moment * weight).flatten(), (total * weight).flatten(), weight_grad
 
 
-def _chunks(x: torch.Tensor, like: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-    """Chunks of images of `x`, of the same length as for `like`, if given."""
-    like = x if like is None else like
-    return iter(x.split(max(1, _CHUNK // max(1, like.shape[1:].numel()))))
-
-
-def _column(x: torch.Tensor) -> torch.Tensor:
-    return x.view(-1, 1, 1)
+def _column(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Values of the channels as they are multiplied onto groups: `(G, C / G, 1, 1)`."""
+    return values.view(*weight.shape, 1, 1)
 
 
 def _grouped(x: torch.Tensor, groups: int) -> torch.Tensor:
     return x.unflatten(1, (groups, -1))
 
 
-def _affine(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    return torch.mul(x, _column(scale)).add_(_column(shift))  # addcmul is slow with repeated operands
-
-
 def _pooled(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The activations, their maxima along the rows, and those along the columns of these."""
     # Rows first: the first of tied values is then the first in reading order.
-    activated = _affine(x, scale, shift).relu_()
-    rows = _max3(activated, 3)
-    return activated, rows, _max3(rows, 2)
+    activated = torch.mul(x, scale).add_(shift).relu_()  # addcmul is slow with repeated operands
+    rows = _max3(activated, 4)
+    return activated, rows, _max3(rows, 3)
 
 
 def _pairs(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Block-sparse attention on GPUs, and the operations that are a case of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from visionattn.ops.block_sparse_attention import Windows, check_arguments
 from visionattn.ops.block_sparse_attention import block_sparse_attention as torch_code
 from visionattn.ops.cluster_attention import siblings
 from visionattn.ops.eager.routed_attention import local_values
-from visionattn.ops.window_attention import WIDEST
+from visionattn.ops.window_attention import WIDEST, Layer
 
 from . import _block_sparse_kernels as kernels
 from ._register import formula_gradients, power_of_2, register, wrap_triton
@@ -35,8 +35,8 @@ def block_sparse_attention(qkv: torch.Tensor, blocks: Windows | torch.Tensor, **
 
 def window_attention(
     x: torch.Tensor,
-    qkv: Callable[[torch.Tensor], torch.Tensor],
-    proj: Callable[[torch.Tensor], torch.Tensor],
+    qkv: Layer,
+    proj: Layer,
     *,
     num_heads: int,
     window: Pair,
@@ -47,12 +47,14 @@ def window_attention(
 ) -> torch.Tensor:
     """As `visionattn.ops.window_attention`, but the map is projected as it stands and never cut."""
     size = (x.size(1), x.size(2))
-    rows = qkv(x).flatten(1, 2).unflatten(-1, (3, num_heads, -1))
+    rows = (x if qkv is None else qkv(x)).flatten(1, 2).unflatten(-1, (3, num_heads, -1))
     pad_kv = None
     if not mask_padding and any(length % side for length, side in zip(size, window, strict=True)):
-        pad_kv = qkv(x.new_zeros(1, x.size(3))).view(3, num_heads, -1)[1:]
+        pad = x.new_zeros(1, x.size(3))
+        pad_kv = (pad if qkv is None else qkv(pad)).view(3, num_heads, -1)[1:]
     out = block_sparse_attention(rows, Windows(size, window, shift), bias=bias, pad_kv=pad_kv)
-    return proj(out.flatten(2).unflatten(1, size))
+    out = out.flatten(2).unflatten(1, size)
+    return out if proj is None else proj(out)
 
 
 def cluster_attention(

@@ -1,14 +1,15 @@
-"""FEAT (arXiv 2506.04956): WKV as the sums of its formula over all pairs, channel attention on maps of channels."""
+"""FEAT's WKV (arXiv 2506.04956) as the sums of its formula over all pairs, channel by channel."""
 
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ._literal import Literal
 
-__all__ = ["channel_attention", "naive_of", "wkv", "wkv_spatial"]
+__all__ = ["naive_of", "wkv", "wkv_spatial"]
+
+LOOPS = True
 
 
 def wkv(k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, first: torch.Tensor, offset: int = 1) -> torch.Tensor:
@@ -37,20 +38,6 @@ def wkv_spatial(module: Any, x: torch.Tensor, first: torch.Tensor | None = None)
     return module.output(out * gate)
 
 
-def channel_attention(module: Any, x: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
-    """The output of `visionattn.mixers.GlobalChannelAttention`."""
-    maps = x.permute(0, 3, 1, 2)
-    q, k, v = module.qkv_dwconv(module.qkv(maps)).chunk(3, 1)
-    added = None
-    if first is not None:
-        seen = first.permute(0, 3, 1, 2)
-        v, added = v + module.alpha[0] * seen, module.alpha[1] * (seen - v)
-    q, k, v = (part.flatten(2).unflatten(1, (module.num_heads, -1)) for part in (q, k, v))
-    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-    out = ((q @ k.mT * module.temperature).softmax(-1) @ v).flatten(1, 2).view(maps.shape)
-    return module.project_out(out if added is None else out + added).permute(0, 2, 3, 1)
-
-
 def naive_of(module: Any) -> nn.Module:
-    """The literal module with the weights of a `WKVSpatialMixer` or a `GlobalChannelAttention`."""
-    return Literal(channel_attention if hasattr(module, "qkv") else wkv_spatial, module)
+    """The literal module with the weights of a `WKVSpatialMixer`."""
+    return Literal(wkv_spatial, module)

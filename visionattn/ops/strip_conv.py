@@ -1,0 +1,35 @@
+"""Convolutions of pooled rows and columns, which compilers get as products."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ._modes import compiling
+
+__all__ = ["strip_conv"]
+
+
+def strip_conv(x: torch.Tensor, conv: Any) -> torch.Tensor:
+    """`conv(x)`. `(B, C, L) -> (B, C', L)`, or with a further axis of length 1 for `nn.Conv2d`.
+
+    A compiler that meets a convolution lays out everything before it with channels last: it would copy the map whose
+    rows and columns were pooled, and read it against its layout.
+
+    Args:
+        x: The strips.
+        conv: An `nn.Conv1d` with zero padding to equal length, or an `nn.Conv2d` of one position.
+    """
+    if not compiling() or type(conv) not in (nn.Conv1d, nn.Conv2d) or conv._forward_hooks or conv._forward_pre_hooks:
+        return conv(x)
+    weight, groups = conv.weight.flatten(2), conv.groups
+    strips = x.flatten(2)
+    pad = weight.size(2) // 2
+    taps = F.pad(strips, (pad, pad)).unfold(2, weight.size(2), 1).unflatten(1, (groups, -1))
+    taps = taps.permute(1, 0, 3, 2, 4).flatten(3).flatten(1, 2)
+    out = taps @ weight.unflatten(0, (groups, -1)).flatten(2).mT
+    out = out.unflatten(1, (len(x), -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    if conv.bias is not None:
+        out = out + conv.bias[:, None]
+    return out.view(*out.shape, *x.shape[3:])
