@@ -93,5 +93,5 @@ def test_sizes_are_worked_out_once():
     with ops.use_backend("triton"), torch.no_grad():
         for _ in range(3):
             ops.axis_gate(x, CHANNEL, POSITION)
-    known = launch._gate_plan.known.cache_info()
+    known = launch._gate_plan.cache_info()
     assert known.misses == 1 and known.hits == 2

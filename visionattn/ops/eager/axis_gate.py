@@ -108,7 +108,8 @@ def _gate(
     gate, *others = gates
     for number, other in enumerate(others):
         combine = torch.add if join == "sum" or (join == "mixed" and number) else torch.mul
-        gate = combine(gate, other, out=to)
+        fills = torch.broadcast_shapes(gate.shape, other.shape) == to.shape
+        gate = combine(gate, other, out=to if fills else None)
     # PyTorch's addcmul takes four times as long where an operand is repeated along the rows.
     added = x if own else residual
     if added is not None and gate.shape == x.shape:

@@ -1,13 +1,13 @@
 """Registering kernels with PyTorch, so that autograd, compilers and mixed precision see one operator each."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any
 
 import torch
 
-from visionattn.ops.eager._function import Function, formula_gradients
+from visionattn.ops.eager._function import formula_gradients
 
 __all__ = [
     "INTERPRETED",
@@ -23,42 +23,30 @@ __all__ = [
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _is_watched() -> bool:
-    """Whether a compiler, a mode or a tracer must see operators and launches."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+def _as_it_is(kernel: Any) -> Any:
+    return kernel
 
 
-def wrap_triton(kernel: Any) -> Any:
-    """How a kernel is launched: `wrap_triton(kernel)[grid](...)`.
-
-    Compilers look into operators for launches of this name.
-    """
-    return torch.library.wrap_triton(kernel) if not INTERPRETED and _is_watched() else kernel
-
+# How a kernel is launched: `wrap_triton(kernel)[grid](...)`. Compilers look into operators for launches of this name.
+wrap_triton = _as_it_is if INTERPRETED else torch.library.wrap_triton
 
 _remembered: list[Any] = []
 
 
 def by_sizes(function: Callable[..., Any]) -> Any:
-    """Remembers what a function of sizes gives: tiles and grids cost more Python than their kernels' launch.
-
-    Where a compiler does not know the sizes it is computed each time.
-    """
+    """Remembers what a function of sizes gives: tiles and grids cost more Python than their kernels' launch."""
     known = lru_cache(maxsize=4096)(function)
     _remembered.append(known)
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return function(*args)
         try:
             return known(*args)
-        except TypeError:  # a size without a number cannot be looked up
+        except TypeError:  # a size that a compiler does not know cannot be looked up
             return function(*args)
 
-    remembering: Any = call
-    remembering.known = known
-    return remembering
+    call.cache_info = known.cache_info  # type: ignore[attr-defined]
+    return call
 
 
 def forget_sizes() -> None:
@@ -75,8 +63,7 @@ def register(
     """Makes `visionattn::<name>` of a function that launches kernels; its annotations are the operator's schema.
 
     On a GPU compilers look inside, so that a launch costs no Python; interpreted, the operator is opaque, for the
-    interpreter needs the data. Eager code that nobody watches runs the function itself: PyTorch's way to an operator
-    written in Python takes longer than all else in a call.
+    interpreter needs the data.
 
     Args:
         fake: With the same arguments, gives empty tensors of the results' shapes, strides and dtypes.
@@ -92,8 +79,6 @@ def register(
         op.run = run  # The launches alone, for tests that compile them without a GPU.
         if backward is not None:
             op.register_autograd(backward, setup_context=setup_context)
-        differentiable = None if backward is None else _differentiable(run, setup_context, backward)
-        op.__class__ = _short_cut(type(op), run, differentiable)
         return op
 
     return decorate
@@ -116,71 +101,3 @@ def unit_of(size: int) -> int:
     while size % unit:
         unit //= 2
     return unit
-
-
-def _short_cut(kind: type, run: Callable[..., Any], differentiable: Any) -> type:
-    """A class of operators that run a function at once where no compiler, mode or kind of tensor must see them."""
-
-    class Operator(kind):
-        def __call__(self, *args: Any) -> Any:
-            if _is_watched():
-                return super().__call__(*args)
-            wanted = False
-            for part in _flat(args):
-                if isinstance(part, torch.Tensor):
-                    if type(part) not in _PLAIN or part.is_meta:
-                        return super().__call__(*args)
-                    wanted = wanted or part.requires_grad
-            if not wanted or not torch.is_grad_enabled():
-                return run(*args)
-            return super().__call__(*args) if differentiable is None else differentiable(*args)
-
-    return Operator
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-def _differentiable(run: Callable[..., Any], setup: Any, backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A function with its gradients for autograd, as `register_autograd` would make it."""
-
-    class Direct(Function):
-        @staticmethod
-        def forward(*parts: Any) -> Any:
-            return run(*_nested(parts[-1], parts))
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            setup(ctx, _nested(inputs[-1], inputs), output)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return *_flat(backward(ctx, *grads)), None
-
-    def call(*args: Any) -> Any:
-        lengths = tuple(len(part) if _is_list(part) else -1 for part in args)
-        return Direct.apply(*_flat(args), lengths)
-
-    return call
-
-
-def _is_list(part: Any) -> bool:
-    """Whether this is a list of tensors, which autograd does not look into."""
-    return isinstance(part, list) and bool(part) and not isinstance(part[0], int)
-
-
-def _flat(args: Sequence[Any]) -> list[Any]:
-    """Arguments with those in lists of tensors one by one."""
-    flat: list[Any] = []
-    for part in args:
-        if _is_list(part):
-            flat += part
-        else:
-            flat.append(part)
-    return flat
-
-
-def _nested(lengths: Sequence[int], parts: Sequence[Any]) -> tuple[Any, ...]:
-    """What `_flat` flattened."""
-    at = iter(parts)
-    return tuple(next(at) if length < 0 else [next(at) for _ in range(length)] for length in lengths)

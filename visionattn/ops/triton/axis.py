@@ -158,10 +158,10 @@ class _Pools(Function):
 
     @staticmethod
     def forward(x: torch.Tensor, uses: _Uses) -> tuple[torch.Tensor, ...]:
-        tickets = [x.new_zeros(()).expand(_without(x, axes)) for axes in uses.broadcast]
+        zero = torch.zeros((), dtype=x.dtype, device=x.device)
+        tickets = [zero.expand(_without(x, axes)) for axes in uses.broadcast]
         if uses.inner:
-            pooled = (x.shape[0], *x.shape[2:])
-            tickets += [x.new_zeros((), dtype=dtype).expand(pooled) for dtype in (x.dtype, x.dtype, torch.float32)]
+            tickets += [part.expand(len(x), *x.shape[2:]) for part in (zero, zero, zero.float())]
         maps = [x.view_as(x) for _ in range(1 + uses.beside)]
         return *maps, *launch.axis_pool(x, None, list(uses.means), list(uses.maxima)), *tickets
 

@@ -104,7 +104,8 @@ class _Uses(Function):
         maps = (x.shape[0], groups, *x.shape[2:])
         means, squares = image_moments(x) if moments else (x.new_empty(0), x.new_empty(0))
         shapes = (maps, maps, (channels,), (channels,), (groups, channels // groups))
-        return x.view_as(x), means, squares, *(x.new_zeros((), dtype=torch.float32).expand(s) for s in shapes)
+        zero = torch.zeros((), device=x.device)
+        return x.view_as(x), means, squares, *(zero.expand(shape) for shape in shapes)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
