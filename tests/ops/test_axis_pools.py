@@ -1,7 +1,5 @@
 """Pools over axes and convolutions of planes against the plain functions they stand for."""
 
-from importlib import import_module
-
 import pytest
 import torch
 
@@ -9,11 +7,6 @@ from visionattn.ops import axis_pools, memory_format, plane_conv
 
 POOLS = [(kind, axis) for axis in (1, 2, 3) for kind in ("max", "mean")]
 SIZES = [(5, 7, 6), (1, 1, 1), (33, 20, 1), (2, 1, 41), (16, 8, 9)]
-
-
-@pytest.fixture(autouse=True)
-def by_hand(monkeypatch):
-    monkeypatch.setattr(import_module("visionattn.ops.eager.axis_pools"), "_WORTHWHILE", 1)
 
 
 def plain(x, pools=POOLS):

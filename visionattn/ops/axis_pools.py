@@ -8,7 +8,6 @@ from ._axis import refuses_map, refuses_maxima
 from ._dispatch import has_kernel
 from ._modes import needs_formula
 from .eager.axis_pools import axis_pools as eager_axis_pools
-from .eager.axis_pools import is_small
 from .max_first import max_first
 
 __all__ = ["axis_pools", "refuses_pools"]
@@ -31,6 +30,6 @@ def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch
     Returns:
         One tensor for each pool, with the other axes in their order.
     """
-    if needs_formula() or is_small(x):
+    if needs_formula():
         return tuple(x.mean(axis) if kind == "mean" else max_first(x, axis) for kind, axis in pools)
     return eager_axis_pools(x, tuple(pools))

@@ -15,16 +15,9 @@ from visionattn.ops.layout import memory_format
 
 from ._function import Function
 
-__all__ = ["axis_mean", "axis_pools", "is_small"]
+__all__ = ["axis_mean", "axis_pools"]
 
 Pools = tuple[tuple[str, int], ...]
-# Maps of fewer numbers gain less than the calls from Python cost.
-_WORTHWHILE = 2**17
-
-
-def is_small(x: torch.Tensor) -> bool:
-    """Whether plain operators are faster for a map on the CPU."""
-    return x.device.type == "cpu" and x.numel() < _WORTHWHILE
 
 
 def axis_pools(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
