@@ -7,6 +7,7 @@ import torch
 
 from ._axis import JOINS, fits_gates, join_gates, refuses_gates, refuses_map
 from ._dispatch import has_kernel
+from ._modes import needs_formula, use_eager_kernel
 from .axis_pools import axis_pools, refuses_pools
 from .eager.axis_gate import AxisGate
 from .eager.nested_gate import pays
@@ -61,7 +62,8 @@ def axis_gate(
     gates = tuple(gate.to(x.dtype).contiguous(memory_format=layout) for gate in gates)
     own = residual is x
     residual = None if residual is None else residual.to(x.dtype)
-    if pays(x):
+    # The pass by hand keeps no joined gate. On the CPU plain operators are faster for small maps, elsewhere for sums.
+    if pays(x) or (join != "sum" and not (use_eager_kernel(x) or needs_formula())):
         rest = None if own else residual
         return AxisGate.apply(x.contiguous(memory_format=layout), rest, join, own, relu, 1, *gates)
     gate = join_gates(gates, join)

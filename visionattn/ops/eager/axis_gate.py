@@ -12,9 +12,10 @@ from visionattn.ops._axis import join_gates
 from visionattn.ops._modes import needs_formula
 from visionattn.ops.layout import as_rows, memory_format
 
+from ._chunks import NUMBERS
 from ._function import Function, formula_gradients
 from .axis_pools import axis_mean
-from .nested_gate import _images, _weighted_sum
+from .nested_gate import weighted_sum
 
 __all__ = ["AxisGate", "gate_formula"]
 
@@ -110,14 +111,11 @@ def _gate(
         combine = torch.add if join == "sum" or (join == "mixed" and number) else torch.mul
         fills = torch.broadcast_shapes(gate.shape, other.shape) == to.shape
         gate = combine(gate, other, out=to if fills else None)
-    # PyTorch's addcmul takes four times as long where an operand is repeated along the rows.
     added = x if own else residual
-    if added is not None and gate.shape == x.shape:
-        torch.addcmul(added, x, gate, out=to)
-    else:
+    if added is None:
         torch.mul(x, gate, out=to)
-        if added is not None:
-            to += added
+    else:
+        torch.addcmul(added, x, gate, out=to)
     if own and residual is not None:
         to += residual
 
@@ -140,9 +138,9 @@ def _share(
     sizes = tuple(weight.shape[1:])
     rows, axis = as_rows(product)
     if axes == [2, 3] and sizes == (1, height, width):
-        return _weighted_sum(rows, weight.flatten(1), 3 - axis)
+        return weighted_sum(rows, weight.flatten(1), 3 - axis)
     if axes == [1] and sizes == (channels, 1, 1):
-        return _weighted_sum(rows, weight.flatten(1), axis)
+        return weighted_sum(rows, weight.flatten(1), axis)
     if axes == [2] and sizes == (channels, height, 1) and axis == 1:
         return weight.view(-1, 1, height) @ product.view(-1, height, width)
     return _sum(torch.mul(product, weight, out=room), axes)
@@ -165,7 +163,8 @@ def _chunks(
     views = [part if part is None or groups == 1 else _grouped(part, groups, nhwc) for part in maps]
     small = [part if groups == 1 else _of_groups(part, nhwc) for part in gates]
     first = next(part for part in views if part is not None)
-    size = _images(first.flatten(2))
+    size = NUMBERS // max(1, first.shape[1:].numel()) if first.device.type == "cpu" else len(first)
+    size = max(1, size)
     for start in range(0, len(first), size):
         yield (
             [None if part is None else part[start : start + size] for part in views],

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from visionattn.ops._axis import spread_pools
-from visionattn.ops._modes import needs_formula, use_eager_kernel
+from visionattn.ops._modes import needs_formula
 from visionattn.ops.layout import memory_format
 
 from ._function import Function
@@ -28,45 +28,36 @@ def axis_pools(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
 
 
 class _AxisPools(Function):
-    """Returns the indices of the maxima after the pools, where they come with these at no cost.
-
-    Elsewhere the backward pass finds the maxima again in the map, which the gate that follows keeps anyway.
-    """
+    """Returns the indices of the maxima after the pools. Saves only these, not the map."""
 
     @staticmethod
-    def forward(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor | None, ...]:
+    def forward(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
         pooled = [(axis_mean(x, axis), None) if kind == "mean" else _max_with_index(x, axis) for kind, axis in pools]
-        return *(value for value, _ in pooled), *(index for _, index in pooled)
+        return *(value for value, _ in pooled), *(index for _, index in pooled if index is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
         x, ctx.pools = inputs
         indices = output[len(ctx.pools) :]
         ctx.shape, ctx.layout = x.shape, memory_format(x)
-        found = [index for index in indices if index is not None]
-        missing = any(kind == "max" and index is None for (kind, _), index in zip(ctx.pools, indices, strict=True))
-        maxima = [value if kind == "max" else None for (kind, _), value in zip(ctx.pools, output, strict=False)]
-        ctx.save_for_backward(x if missing else None, *maxima, *indices)
-        ctx.mark_non_differentiable(*found)
+        ctx.save_for_backward(*indices)
+        ctx.mark_non_differentiable(*indices)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
-        x, *saved = ctx.saved_tensors
-        values, indices = saved[: len(ctx.pools)], saved[len(ctx.pools) :]
+        indices = iter(ctx.saved_tensors)
         means, maxima = [], []
-        for (kind, axis), grad, value, index in zip(ctx.pools, grads, values, indices, strict=False):
-            if grad is not None and kind == "max":
-                maxima.append((axis, grad, value, index))
+        for (kind, axis), grad in zip(ctx.pools, grads, strict=False):
+            index = next(indices) if kind == "max" else None
+            if grad is not None and index is not None:
+                maxima.append((axis, grad, index))
             elif grad is not None:
                 means.append((axis, grad))
         if not means and not maxima:
             return None, None
         if torch.is_grad_enabled() or needs_formula():
-            named = [
-                ((axis,), grad, x.detach().max(axis).indices if index is None else index)
-                for axis, grad, _, index in maxima
-            ]
+            named = [((axis,), grad, index) for axis, grad, index in maxima]
             return spread_pools(None, ctx.shape, [((axis,), grad) for axis, grad in means], named), None
         # Means go everywhere: their sum is the memory that the maxima are added to.
         parts = [(grad.unsqueeze(axis) / ctx.shape[axis]).contiguous(memory_format=ctx.layout) for axis, grad in means]
@@ -78,28 +69,9 @@ class _AxisPools(Function):
             like = (means or maxima)[0][1]
             total = torch.empty(ctx.shape, dtype=like.dtype, device=like.device, memory_format=ctx.layout)
             total = total.copy_(parts[0]) if parts else total.zero_()
-        for axis, grad, value, index in maxima:
-            if index is None:
-                _add_to_first(total, x, value, grad, axis)
-            else:
-                total.scatter_add_(axis, index.unsqueeze(axis), grad.unsqueeze(axis))
+        for axis, grad, index in maxima:
+            total.scatter_add_(axis, index.unsqueeze(axis), grad.unsqueeze(axis))
         return total, None
-
-
-def _add_to_first(total: torch.Tensor, x: torch.Tensor, maximum: torch.Tensor, grad: torch.Tensor, axis: int) -> None:
-    """Adds the gradient of a maximum where the map first has it; an image at a time, in the cache.
-
-    The index of a maximum costs ten times the maximum on the CPU, and is not needed where no values tie.
-    """
-    room = torch.empty_like(x[:1])
-    for image in range(len(x)):
-        part, value = x[image : image + 1], maximum[image : image + 1].unsqueeze(axis)
-        slope, to = grad[image : image + 1].unsqueeze(axis), total[image : image + 1]
-        hits = torch.eq(part, value, out=room)
-        if bool((axis_mean(hits, axis) * x.shape[axis] > 1.5).any()):
-            to.scatter_add_(axis, part.max(axis, keepdim=True).indices, slope)
-        else:
-            to += hits.mul_(slope)  # addcmul is slow with repeated operands
 
 
 def axis_mean(x: torch.Tensor, axis: int) -> torch.Tensor:
@@ -124,9 +96,7 @@ def _max(x: torch.Tensor, axis: int) -> torch.Tensor:
     return x.amax(axis)
 
 
-def _max_with_index(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if use_eager_kernel(x) and (axis == 1 or memory_format(x) != torch.channels_last):
-        return _max(x, axis), None
+def _max_with_index(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
     if x.device.type != "cpu" or axis == 1 or memory_format(x) != torch.channels_last:
         return x.max(axis)
     values, position = F.max_pool2d(x, _window(x, axis), return_indices=True)

@@ -5,7 +5,6 @@ pools, so their gradients are added in place to that of the gates: the sums of w
 instead cost more than the gates.
 """
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ from torch.nn import functional as F
 from visionattn.ops._modes import use_eager_kernel
 from visionattn.ops.layout import as_rows, memory_format
 
-from ._chunks import NUMBERS, chunks, room_of
+from ._chunks import chunks, room_of
 from ._function import EagerFunction, Tensors
 from .axis_pools import axis_mean
 
-__all__ = ["GatedPools", "MapPools", "gated_pools", "pays", "whole_max", "whole_mean"]
+__all__ = ["GatedPools", "MapPools", "gated_pools", "pays", "weighted_sum", "whole_max", "whole_mean"]
 
 # Maps of fewer numbers gain less than the calls from Python cost.
 _WORTHWHILE = 2**17
@@ -77,7 +76,7 @@ class GatedPools(EagerFunction):
         gate = channel.unsqueeze(3 - axis)
         rows.addcmul_(gate, mean.unsqueeze(axis))
         rows.scatter_add_(axis, index, maximum * gate.expand_as(rows).gather(axis, index))
-        channel_grad = _weighted_sum(values, mean, 3 - axis)
+        channel_grad = weighted_sum(values, mean, 3 - axis)
         channel_grad.scatter_add_(1, index.squeeze(axis), (maximum * values.gather(axis, index)).squeeze(axis))
         return grad, channel_grad
 
@@ -117,19 +116,10 @@ def gated_pools(
     return maximum.view(size), mean.view(size), None if index is None else index.view(size)
 
 
-def _weighted_sum(rows: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.Tensor:
+def weighted_sum(rows: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.Tensor:
     """Sums over an axis, 1 or 2, with weights `(B, size of the axis)`."""
     # In this order of the operands; the other is up to twenty times as slow.
     return (weight.unsqueeze(1) @ (rows if axis == 1 else rows.mT)).squeeze(1)
-
-
-def _chunks(*tensors: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
-    """Chunks of images sized for the first tensor."""
-    return zip(*(tensor.split(_images(tensors[0])) for tensor in tensors), strict=True)
-
-
-def _images(rows: torch.Tensor) -> int:
-    return max(1, NUMBERS // max(1, rows.shape[1] * rows.shape[2]))
 
 
 def _within(part: torch.Tensor, at: tuple[slice, slice]) -> tuple[slice, slice]:

@@ -88,7 +88,7 @@ def _grouped(x: torch.Tensor, groups: int) -> torch.Tensor:
 def _pooled(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The activations, their maxima along the rows, and those along the columns of these."""
     # Rows first: the first of tied values is then the first in reading order.
-    activated = torch.mul(x, scale).add_(shift).relu_()  # addcmul is slow with repeated operands
+    activated = torch.addcmul(shift, x, scale).relu_()
     rows = _max3(activated, 4)
     return activated, rows, _max3(rows, 3)
 
