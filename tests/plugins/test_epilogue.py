@@ -10,7 +10,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 
 from visionattn import attach
 from visionattn.plugins import _epilogue, list_plugins
-from visionattn.plugins._epilogue import FusedBasicBlock, FusedBottleneck, fused_block
+from visionattn.plugins._epilogue import FusedBasicBlock, FusedBottleneck, fuse_epilogue
 from visionattn.plugins._resolve import resolve_plugin
 
 FUSING = ["cbam", "triplet", "coord", "bmta", "ulsam", "ela_b"]
@@ -39,7 +39,8 @@ def step(module, x, weight):
 @pytest.mark.parametrize("side", [13, 48], ids=["formula", "passes"])
 def test_blocks_have_timms_numbers(kind, plugin, layout, side):
     plain = block(kind, plugin).to(memory_format=LAYOUTS[layout])
-    ours = fused_block(kind)(32, 32 // kind.expansion, attn_layer=resolve_plugin(plugin)).double()
+    ours = block(kind, plugin, seed=1)
+    fuse_epilogue(ours)
     assert ours.state_dict().keys() == plain.state_dict().keys()
     ours.load_state_dict(plain.state_dict())
     x = torch.randn(2, 32, side, side, dtype=torch.float64).to(memory_format=LAYOUTS[layout])

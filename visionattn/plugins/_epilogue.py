@@ -12,7 +12,7 @@ from torch import nn
 
 from ._attached import AttachedModule
 
-__all__ = ["FusedBasicBlock", "FusedBottleneck", "fuse_epilogue", "fused_block"]
+__all__ = ["FusedBasicBlock", "FusedBottleneck", "fuse_epilogue"]
 
 
 class _FusedEpilogue(nn.Module):
@@ -71,14 +71,9 @@ class FusedBottleneck(_FusedEpilogue, Bottleneck):
 _FUSED: dict[Any, type[nn.Module]] = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}
 
 
-def fused_block(block: Any) -> Any:
-    """The class with a fused epilogue for a class of timm's residual blocks; others as they are."""
-    return _FUSED.get(block, block)
-
-
 def fuse_epilogue(block: nn.Module) -> None:
-    """Gives a residual block of timm that was made already the fused epilogue; leaves other modules as they are."""
-    block.__class__ = fused_block(type(block))
+    """Gives a residual block of timm the fused epilogue; leaves other modules as they are."""
+    block.__class__ = _FUSED.get(type(block), type(block))
 
 
 def _is_watched(module: nn.Module | None) -> bool:

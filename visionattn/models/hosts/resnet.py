@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import ResNet as _ResNet
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from visionattn.plugins import resolve_plugin
-from visionattn.plugins._epilogue import FusedBasicBlock, FusedBottleneck
+from visionattn.plugins._epilogue import fuse_epilogue
 
 __all__ = ["FEATURES", "HOSTS", "ResNet", "resnet_cfg"]
 
@@ -23,7 +24,7 @@ FEATURES = {"out_indices": (1, 2, 3, 4)}
 HOSTS: dict[str, dict[str, Any]] = {
     # "n" for narrow: for images of 28 to 64 px, trained on a CPU in minutes.
     "resnet10n": {
-        "block": FusedBasicBlock,
+        "block": BasicBlock,
         "layers": (1, 1, 1, 1),
         "channels": (16, 32, 64, 128),
         "stem_type": "deep",
@@ -32,19 +33,19 @@ HOSTS: dict[str, dict[str, Any]] = {
     },
     # The narrow host of plug-ins that need a second block in a stage; of resnet10n's size.
     "resnet18n": {
-        "block": FusedBasicBlock,
+        "block": BasicBlock,
         "layers": (2, 2, 2, 2),
         "channels": (10, 20, 40, 80),
         "stem_type": "deep",
         "stem_width": 5,
         "stem_stride": 2,
     },
-    "resnet18": {"block": FusedBasicBlock, "layers": (2, 2, 2, 2)},
-    "resnet34": {"block": FusedBasicBlock, "layers": (3, 4, 6, 3)},
-    "resnet50": {"block": FusedBottleneck, "layers": (3, 4, 6, 3)},
-    "resnet101": {"block": FusedBottleneck, "layers": (3, 4, 23, 3)},
-    "resnext50_32x4d": {"block": FusedBottleneck, "layers": (3, 4, 6, 3), "cardinality": 32, "base_width": 4},
-    "wide_resnet50_2": {"block": FusedBottleneck, "layers": (3, 4, 6, 3), "base_width": 128},
+    "resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
+    "resnet34": {"block": BasicBlock, "layers": (3, 4, 6, 3)},
+    "resnet50": {"block": Bottleneck, "layers": (3, 4, 6, 3)},
+    "resnet101": {"block": Bottleneck, "layers": (3, 4, 23, 3)},
+    "resnext50_32x4d": {"block": Bottleneck, "layers": (3, 4, 6, 3), "cardinality": 32, "base_width": 4},
+    "wide_resnet50_2": {"block": Bottleneck, "layers": (3, 4, 6, 3), "base_width": 128},
 }
 
 
@@ -89,6 +90,8 @@ class ResNet(_ResNet):
         attention = {} if plugin is None else {"attn_layer": resolve_plugin(plugin)}
         kwargs |= {"zero_init_last": zero_init_last, "block_args": {**(block_args or {}), **attention}}
         super().__init__(*args, **kwargs)
+        for module in self.modules():
+            fuse_epilogue(module)
         if stem_stride < 4:
             self.maxpool = nn.Identity()
         if stem_stride == 1:
