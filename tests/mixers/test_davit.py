@@ -131,7 +131,7 @@ def test_half_precision_keeps_the_scores(moments):
     ids=str,
 )
 def test_keeps_little_for_the_backward_pass(size, moments, dtype, share):
-    """By moments the tokens and small matrices alone; in the plain form about what timm keeps, in half precision too."""
+    """By moments the tokens and small matrices; in the plain form about what timm keeps, in half precision too."""
     dim = size[-1]
     modules = (
         davit.ChannelAttention(dim, dim // 16, qkv_bias=True),
