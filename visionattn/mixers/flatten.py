@@ -198,7 +198,7 @@ class FocusedLinearAttention(nn.Module):
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None) -> torch.Tensor:
         weight, bias = self._convolution()
-        reduced = k is not None and k.shape != q.shape
+        reduced = v is not None and v.shape != q.shape
         out = focused_attention(
             *(t if t is None else t.flatten(1, 2) for t in (q, k, v)),
             self.scale.flatten(),
@@ -208,7 +208,7 @@ class FocusedLinearAttention(nn.Module):
             convolution=None if reduced else (weight, bias),
             grid=tuple(q.shape[1:3]),
         ).unflatten(1, q.shape[1:3])
-        if not reduced:
+        if v is None or not reduced:
             return out
         restored = self._restore(v, q.shape)
         return nhwc_conv(restored, weight, bias, padding=weight.size(3) // 2, groups=q.size(3)) + out

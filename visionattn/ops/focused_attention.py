@@ -96,7 +96,11 @@ def focused_attention(
     Raises:
         ValueError: If there is a convolution and no grid of N = M tokens.
     """
+    packed = k is None
     q, k, v = split_parts(q, k, v)
+    if packed:
+        # Both products and the convolution would copy it, and keep all of q for their gradients.
+        v = v.contiguous()
     if convolution is not None and not _fits(grid, q, v):
         raise ValueError(
             "a convolution needs as many queries as values and their grid (rows, columns), "

@@ -10,10 +10,12 @@ from visionattn.ops.triton.balanced_bisection import bisected_tokens
 from visionattn.testing.fixtures import load, relative_error
 
 
-@pytest.mark.parametrize("iterations", [0, 2])
-@pytest.mark.parametrize(("tokens", "width", "size"), [(28, 8, 7), (43, 12, 5), (97, 33, 20), (1, 8, 2), (9, 8, 9)])
+@pytest.mark.parametrize(
+    ("tokens", "width", "size", "iterations"),
+    [(28, 8, 7, 2), (28, 8, 14, 0), (27, 12, 7, 1), (75, 33, 38, 2), (1, 8, 2, 2), (9, 8, 9, 2)],
+)
 def test_order(tokens, width, size, iterations):
-    q = random(2, tokens, 3, 2, width, seed=tokens)[:, :, 0].transpose(1, 2)  # as it lies in a projection
+    q = random(1, tokens, 3, 2, width, seed=tokens)[:, :, 0].transpose(1, 2)  # as it lies in a projection
     orders = [balanced_bisection(q, cluster_size=size, iterations=iterations, backend=b) for b in ("triton", "torch")]
     assert torch.equal(*orders)
 
@@ -29,23 +31,23 @@ def test_order_is_the_official_one():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_compared_in_float32(dtype):
-    q = random(2, 2, 43, 16, dtype=dtype)
+    q = random(1, 2, 27, 16, dtype=dtype)
     expected = balanced_bisection(q.float(), cluster_size=7, backend="torch")
     assert torch.equal(balanced_bisection(q, cluster_size=7, backend="triton"), expected)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_ties_keep_their_order(value):
-    order = balanced_bisection(random(1, 2, 43, 8) * 0 + value, cluster_size=5, backend="triton").flatten(2)
+    order = balanced_bisection(random(1, 2, 27, 8) * 0 + value, cluster_size=7, backend="triton").flatten(2)
     for some in order[0]:
-        assert torch.equal(some[some < 43], torch.arange(43, device=DEVICE))
+        assert torch.equal(some[some < 27], torch.arange(27, device=DEVICE))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, -0.0])
 def test_every_token_has_one_slot(value):
-    q = random(1, 2, 43, 8)
+    q = random(1, 2, 27, 8)
     q[:, 0, 7:9] = value
-    order = balanced_bisection(q, cluster_size=5, backend="triton").flatten(2)
+    order = balanced_bisection(q, cluster_size=7, backend="triton").flatten(2)
     assert torch.equal(order.sort().values, torch.arange(order.size(2), device=DEVICE).expand(1, 2, -1))
 
 
@@ -73,7 +75,7 @@ def test_what_kernels_do_not_take_is_said():
 def test_the_mixer():
     torch.manual_seed(0)
     mixer = FeatureSpaceLocalAttention(16, num_heads=2, cluster_size=8, overlap=3).to(DEVICE)
-    x = random(2, 5, 7, 16).requires_grad_()
+    x = random(1, 5, 3, 16).requires_grad_()
     results = []
     for backend in ("triton", "torch"):
         with use_backend(backend):
