@@ -19,6 +19,7 @@ from torch import nn
 
 from visionattn.mixers import (
     BiLevelRoutingAttention,
+    CrossShapedWindowAttention,
     FeatureSpaceLocalAttention,
     LocallyGroupedAttention,
     SpatialWindowAttention,
@@ -30,6 +31,7 @@ from visionattn.ops import (
     block_sparse_attention,
     cluster_attention,
     explain,
+    stripe_attention,
     use_backend,
     window_attention,
 )
@@ -132,6 +134,27 @@ def test_a_table_of_all_heads_and_images():
     order = torch.tensor([5, 0, 3, 1, 4, 2]).view(1, 1, 2, 3)
     bias = random(2, 3, 5, seed=1)
     check(block_sparse_attention, rows(2, 6, 2, 16), order.to(bias.device), overlap=2, bias=bias)
+
+
+@DTYPES
+@pytest.mark.parametrize("stripe", [(None, 2), (2, None), (None, None)], ids=str)
+def test_stripes(stripe, dtype):
+    # CSwin: stripes that do not divide the map.
+    qkv = rows(2, 15, 2, 24, dtype).view(2, 5, 3, 3, 48)
+    weight, bias = random(48, 1, 3, 3, seed=1, dtype=dtype), random(48, seed=2, dtype=dtype)
+    check(stripe_attention, qkv, weight, bias, num_heads=2, stripe=stripe)
+
+
+def test_halves_of_a_projection():
+    torch.manual_seed(0)
+    mixer = CrossShapedWindowAttention(32, num_heads=2, split_size=2).to(DEVICE)
+    x = random(1, 3, 5, 32).requires_grad_()
+    found = []
+    for backend in ("torch", "triton"):
+        with use_backend(backend):
+            found.append(torch.autograd.grad(mixer(x).sin().sum(), (x, *mixer.parameters())))
+    for actual, expected in zip(*found, strict=True):
+        close("gradient", actual, expected, 1e-5)
 
 
 @DTYPES

@@ -12,12 +12,13 @@ from visionattn.ops.block_sparse_attention import Windows, check_arguments
 from visionattn.ops.block_sparse_attention import block_sparse_attention as torch_code
 from visionattn.ops.cluster_attention import siblings
 from visionattn.ops.eager.routed_attention import local_values
+from visionattn.ops.stripe_attention import convolve_stripes, stripe_sides
 from visionattn.ops.window_attention import WIDEST, Layer
 
 from . import _block_sparse_kernels as kernels
 from ._register import formula_gradients, power_of_2, register, wrap_triton
 
-__all__ = ["block_sparse_attention", "cluster_attention", "routed_attention", "window_attention"]
+__all__ = ["block_sparse_attention", "cluster_attention", "routed_attention", "stripe_attention", "window_attention"]
 
 Pair = tuple[int, int]
 Tensors3 = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -90,6 +91,23 @@ def routed_attention(
     out = out.flatten(2).unflatten(1, size)
     local = local_values(qkv, *(convolution or (None, None)))
     return out if local is None else out + local
+
+
+def stripe_attention(
+    qkv: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    num_heads: int,
+    stripe: tuple[int | None, int | None],
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> torch.Tensor:
+    """As `visionattn.ops.stripe_attention`; only the values are cut, for the convolution."""
+    size, sides = (qkv.size(1), qkv.size(2)), stripe_sides(qkv, stripe)
+    rows = qkv.flatten(1, 2).unflatten(-1, (num_heads, -1))
+    out = block_sparse_attention(rows, Windows(size, sides), scale=scale).flatten(2).unflatten(1, size)
+    return out + convolve_stripes(qkv[..., 2, :], weight, bias, sides)
 
 
 def _attention(
