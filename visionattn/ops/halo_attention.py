@@ -4,14 +4,22 @@ import torch
 from torch.nn import functional as F
 
 from ._autocast import autocast_dtype
-from ._dispatch import wants_torch
+from ._dispatch import has_kernel, wants_torch
 from ._modes import use_eager_kernel
 from .attention import attention
 from .eager.halo_attention import HaloAttention
+from .window_attention import WIDEST
 
 __all__ = ["halo_attention"]
 
 
+def _refuses(q: torch.Tensor, *others: object, dropout_p: float = 0.0, **settings: object) -> str:
+    if dropout_p > 0:
+        return "attention weights are dropped"
+    return f"heads are wider than {WIDEST}" if q.size(-1) > WIDEST else ""
+
+
+@has_kernel("halo_attention", _refuses)
 def halo_attention(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -31,6 +31,7 @@ from visionattn.ops import (
     block_sparse_attention,
     cluster_attention,
     explain,
+    halo_attention,
     stripe_attention,
     use_backend,
     window_attention,
@@ -155,6 +156,26 @@ def test_halves_of_a_projection():
             found.append(torch.autograd.grad(mixer(x).sin().sum(), (x, *mixer.parameters())))
     for actual, expected in zip(*found, strict=True):
         close("gradient", actual, expected, 1e-5)
+
+
+def halos(shape, block, halo, dtype=FLOAT32):
+    q, kv = random(*shape, dtype=dtype), random(*shape[:4], 2, shape[4], seed=1, dtype=dtype)
+    tables = [random(2 * (block + 2 * halo) - 1, shape[4], seed=seed, dtype=dtype) / 4 for seed in (2, 3)]
+    return (q, *kv.unbind(4), *tables), {"block_size": block, "halo_size": halo}
+
+
+@DTYPES
+def test_halos(dtype):
+    # Blocks at all borders, two of them incomplete; keys and values lie side by side.
+    tensors, settings = halos((1, 4, 3, 2, 16), 2, 1, dtype)
+    check(halo_attention, *tensors, **settings, tolerance=4 * TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize(("size", "block", "halo"), [((3, 2), 1, 2), ((2, 5), 3, 0), ((2, 3), 4, 2)], ids=str)
+def test_sizes_of_blocks_and_halos(size, block, halo):
+    # A halo beyond the next block; none; a map smaller than a block.
+    tensors, settings = halos((1, *size, 1, 20), block, halo)
+    check(halo_attention, *tensors, **settings, tolerance=4e-6)
 
 
 @DTYPES

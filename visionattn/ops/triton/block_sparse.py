@@ -18,7 +18,15 @@ from visionattn.ops.window_attention import WIDEST, Layer
 from . import _block_sparse_kernels as kernels
 from ._register import formula_gradients, power_of_2, register, wrap_triton
 
-__all__ = ["block_sparse_attention", "cluster_attention", "routed_attention", "stripe_attention", "window_attention"]
+__all__ = [
+    "block_sparse_attention",
+    "cluster_attention",
+    "place_of",
+    "routed_attention",
+    "stripe_attention",
+    "tiles_of",
+    "window_attention",
+]
 
 Pair = tuple[int, int]
 Tensors3 = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -197,12 +205,12 @@ def block_sparse_forward(
     out = qkv.new_empty(batch, tokens, heads, dim)
     sums = qkv.new_empty(2, batch, heads, tokens, dtype=torch.float32)
     table, block_table, pad_kv = _dense(table, block_table, pad_kv)
-    place = _place(qkv, table, block_table, windows, overlap)
-    tiles = _tiles(place, qkv.element_size())
+    place = place_of(*qkv.unbind(2)[:2], table, block_table, windows, overlap)
+    tiles = tiles_of(place, qkv.element_size())
     bias = _padded(bias, tiles)
     grid = (batch * place["blocks"] * triton.cdiv(place["slots"], tiles["BLOCK_M"]) * heads,)
     wrap_triton(kernels.attend)[grid](
-        qkv, table, block_table, bias, pad_kv, out, *sums.unbind(), scale, **place, **tiles
+        *qkv.unbind(2), table, block_table, bias, pad_kv, None, out, *sums.unbind(), scale, **place, **tiles
     )
     return out, sums, qkv[:, :, 2].clone(memory_format=torch.contiguous_format) if values else out.new_empty(0)
 
@@ -240,9 +248,9 @@ def block_sparse_backward(
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
     table, block_table, pad_kv, grad_values = _dense(table, block_table, pad_kv, grad_values)
-    place = _place(qkv, table, block_table, windows, overlap)
+    place = place_of(*qkv.unbind(2)[:2], table, block_table, windows, overlap)
     place |= dict(zip(("grad_by_image", "grad_by_token", "grad_by_head"), grad.stride()[:3], strict=True))
-    tiles = _tiles(place, qkv.element_size())
+    tiles = tiles_of(place, qkv.element_size())
     padded = _padded(bias, tiles)
     slots, keys, units = place["slots"], place["keys"], batch * place["blocks"]
     down = triton.cdiv(slots, tiles["BLOCK_M"])
@@ -251,14 +259,28 @@ def block_sparse_backward(
     deltas = None if alone and not with_bias else torch.empty_like(sums[0])
     if not alone:
         wrap_triton(kernels.grad_queries)[(units * down * heads,)](
-            qkv, table, block_table, padded, pad_kv, out, *sums.unbind(), grad, deltas, d_qkv, scale, **place, **tiles
+            *qkv.unbind(2),
+            table,
+            block_table,
+            padded,
+            pad_kv,
+            None,
+            out,
+            *sums.unbind(),
+            grad,
+            deltas,
+            d_qkv,
+            None,
+            scale,
+            **place,
+            **tiles,
         )
     seers, starts = (None, None) if block_table is None else _inverse(block_table, place["blocks"])
     pads = None if pad_kv is None else sums.new_empty(units, down, *pad_kv.shape)
     of_slots = {name: value for name, value in tiles.items() if name != "BLOCK_N"}
     wrap_triton(kernels.grad_keys)[(units * down * heads,)](
-        qkv, table, seers, starts, padded, pad_kv, *sums.unbind(), grad, deltas, grad_values, d_qkv, pads, scale,
-        ALONE=alone, **place, **of_slots,
+        *qkv.unbind(2), table, seers, starts, padded, pad_kv, None, *sums.unbind(), grad, deltas, grad_values,
+        d_qkv, pads, scale, ALONE=alone, **place, **of_slots,
     )  # fmt: skip
     d_bias, d_pad_kv = qkv.new_empty(0), qkv.new_empty(0)
     if with_bias:
@@ -268,7 +290,7 @@ def block_sparse_backward(
         per_program = triton.cdiv(units, max(1, PROGRAMS // (heads * down * across)))
         partial = sums.new_empty(triton.cdiv(units, per_program), *padded.shape)
         wrap_triton(kernels.grad_bias)[(partial.size(0) * down * across * heads,)](
-            qkv, table, block_table, padded, pad_kv, *sums.unbind(), grad, deltas, partial, scale,
+            *qkv.unbind(2), table, block_table, padded, pad_kv, *sums.unbind(), grad, deltas, partial, scale,
             units=units, per_program=per_program, **place, **of_bias,
         )  # fmt: skip
         d_bias = partial.sum(0)[:, :slots, :keys].to(bias.dtype, memory_format=torch.contiguous_format)
@@ -288,15 +310,18 @@ def _padded(bias: torch.Tensor | None, tiles: dict[str, int]) -> torch.Tensor | 
     return F.pad(bias, (0, -bias.size(2) % tiles["PAD"], 0, -bias.size(1) % tiles["PAD"])).contiguous()
 
 
-def _place(
-    qkv: torch.Tensor,
+def place_of(
+    q: torch.Tensor,
+    k: torch.Tensor,
     table: torch.Tensor | None,
     block_table: torch.Tensor | None,
     windows: Sequence[int],
-    overlap: int,
+    overlap: int = 0,
+    halo: int = 0,
+    span: int = 0,
 ) -> dict[str, Any]:
-    """What all kernels are told of where things are."""
-    _, tokens, _, heads, dim = qkv.shape
+    """What all kernels are told of where things are; values lie as keys do."""
+    _, tokens, heads, dim = q.shape
     if table is None:
         height, width, tall, wide, down, right = windows
         blocks, slots = triton.cdiv(height, tall) * triton.cdiv(width, wide), tall * wide
@@ -306,7 +331,8 @@ def _place(
         blocks, slots = table.size(2), table.size(3)
         by_image, by_head = (table.stride(axis) if table.size(axis) > 1 else 0 for axis in (0, 1))
     chosen = 0 if block_table is None else block_table.size(2)
-    keys = slots * chosen if chosen else slots + overlap
+    keys = slots * chosen if chosen else (tall + 2 * halo) * (wide + 2 * halo) if halo else slots + overlap
+    terms = tall + wide + 4 * halo if span else 0
     return {
         "tokens": tokens,
         "heads": heads,
@@ -315,7 +341,8 @@ def _place(
         "keys": keys,
         "height": height,
         "width": width,
-        **dict(zip(("by_image", "by_token", "by_part", "by_head"), qkv.stride()[:4], strict=True)),
+        **dict(zip(("q_by_image", "q_by_token", "q_by_head"), q.stride()[:3], strict=True)),
+        **dict(zip(("by_image", "by_token", "by_head"), k.stride()[:3], strict=True)),
         "table_by_image": by_image,
         "table_by_head": by_head,
         "SLOTS": _next_16(slots),
@@ -326,8 +353,12 @@ def _place(
         "WIDE": wide,
         "DOWN": down,
         "RIGHT": right,
+        "HALO": halo,
         "WIDTH": dim,
-        "PRECISION": _precision(qkv.dtype),
+        "SPAN": span,
+        "TERMS": terms,
+        "BLOCK_T": max(16, power_of_2(terms, 1024)),
+        "PRECISION": _precision(q.dtype),
     }
 
 
@@ -345,7 +376,7 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32" if allowed else "ieee"
 
 
-def _tiles(place: dict[str, Any], element_size: int) -> dict[str, int]:
+def tiles_of(place: dict[str, Any], element_size: int) -> dict[str, int]:
     """The sizes of tiles, and the warps that work on one."""
     slots, keys, width = place["SLOTS"], place["KEYS"], max(16, power_of_2(place["WIDTH"], WIDEST))
     longest, warps = next(found for bounds, found in TILES.items() if element_size == bounds[0] and width <= bounds[1])
