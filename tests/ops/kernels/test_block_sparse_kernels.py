@@ -21,6 +21,7 @@ from visionattn.mixers import (
     BiLevelRoutingAttention,
     CrossShapedWindowAttention,
     FeatureSpaceLocalAttention,
+    HaloAttention,
     LocallyGroupedAttention,
     SpatialWindowAttention,
     WindowAttention,
@@ -37,6 +38,7 @@ from visionattn.ops import (
     window_attention,
 )
 from visionattn.ops.triton import block_sparse
+from visionattn.ops.triton.halo_attention import halo_forward
 
 FLOAT32 = torch.float32
 
@@ -146,18 +148,6 @@ def test_stripes(stripe, dtype):
     check(stripe_attention, qkv, weight, bias, num_heads=2, stripe=stripe)
 
 
-def test_halves_of_a_projection():
-    torch.manual_seed(0)
-    mixer = CrossShapedWindowAttention(32, num_heads=2, split_size=2).to(DEVICE)
-    x = random(1, 3, 5, 32).requires_grad_()
-    found = []
-    for backend in ("torch", "triton"):
-        with use_backend(backend):
-            found.append(torch.autograd.grad(mixer(x).sin().sum(), (x, *mixer.parameters())))
-    for actual, expected in zip(*found, strict=True):
-        close("gradient", actual, expected, 1e-5)
-
-
 def halos(shape, block, halo, dtype=FLOAT32):
     q, kv = random(*shape, dtype=dtype), random(*shape[:4], 2, shape[4], seed=1, dtype=dtype)
     tables = [random(2 * (block + 2 * halo) - 1, shape[4], seed=seed, dtype=dtype) / 4 for seed in (2, 3)]
@@ -244,6 +234,14 @@ def test_operators_compilers_and_exporters():
     check_exports(lambda qkv: cluster_attention(qkv, order)[0] + 1, qkv)
 
 
+def test_halo_operators_compilers_and_exporters():
+    tensors, settings = halos((1, 3, 2, 1, 16), 2, 1)
+    check_operator(halo_forward, *(x.clone().requires_grad_() for x in tensors), *settings.values())
+    check_compiles(lambda *x: halo_attention(*x, **settings) + 1, *tensors)
+    check_exports(lambda *x: halo_attention(*x, **settings) + 1, *tensors)
+    check_second_derivatives(halo_attention, *tensors, **settings)
+
+
 MIXERS = {
     "swin": lambda: WindowAttention(32, num_heads=2, window_size=4),
     "swin shifted": lambda: WindowAttention(32, num_heads=2, window_size=4, shift_size=2),
@@ -260,6 +258,8 @@ MIXERS = {
     "davit exact": lambda: SpatialWindowAttention(32, num_heads=2, window_size=4, pad_mask="exact"),
     "biformer": lambda: BiLevelRoutingAttention(32, num_heads=2, n_win=4, topk=3),
     "biformer nchw": lambda: BiLevelRoutingAttention(32, num_heads=2, n_win=3, topk=2, form="nchw", lepe=0),
+    "cswin": lambda: CrossShapedWindowAttention(32, num_heads=4, split_size=2),
+    "halo": lambda: HaloAttention(32, num_heads=2, block_size=4, halo_size=1),
     "boat": lambda: FeatureSpaceLocalAttention(32, num_heads=2, cluster_size=10, overlap=3),
     "boat legacy": lambda: FeatureSpaceLocalAttention(32, num_heads=2, cluster_size=35, overlap=3, legacy=True),
 }
