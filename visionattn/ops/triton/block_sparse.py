@@ -111,11 +111,16 @@ def stripe_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> torch.Tensor:
-    """As `visionattn.ops.stripe_attention`; only the values are cut, for the convolution."""
+    """As `visionattn.ops.stripe_attention`; only the values are cut, for the convolution.
+
+    They come from the attention, which adds their gradient to its own: autograd would pad it to all of `qkv` first.
+    """
     size, sides = (qkv.size(1), qkv.size(2)), stripe_sides(qkv, stripe)
     rows = qkv.flatten(1, 2).unflatten(-1, (num_heads, -1))
-    out = block_sparse_attention(rows, Windows(size, sides), scale=scale).flatten(2).unflatten(1, size)
-    return out + convolve_stripes(qkv[..., 2, :], weight, bias, sides)
+    out, values = (
+        x.flatten(2).unflatten(1, size) for x in _attention(rows, Windows(size, sides), scale=scale, values=True)
+    )
+    return out + convolve_stripes(values, weight, bias, sides)
 
 
 def _attention(
