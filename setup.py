@@ -41,7 +41,7 @@ TRAIN = [
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 # The documentation site; it shows what the whole package says of itself.
 DOCS = [*TRAIN, "mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings>=1.0", "mkdocstrings-python>=2.0"]
-EXPLAIN = [*TRAIN, "grad-cam>=1.5.5"]
+EXPLAIN = [*TRAIN, "grad-cam>=1.5.5", "captum>=0.8"]
 HUB = ["huggingface_hub>=0.34"]
 # Hugging Face's data sets, for `ImageReader`.
 LARGE = [*TRAIN, "datasets>=4"]
@@ -62,7 +62,9 @@ EXTRAS = {
     "test": [
         *TRAIN,
         *EXPORT,
+        "captum>=0.8",
         "datasets>=4",
+        "grad-cam>=1.5.5",
         "pytest>=8",
         "pytest-rerunfailures>=15",
         "pytest-xdist>=3.6",

@@ -15,10 +15,11 @@ ROOT = Path(__file__).parents[1]
 # Modules that only extras bring.
 EXTRA = (
     *("albumentations", "cv2", "faster_coco_eval", "matplotlib", "mmengine", "onnx", "onnxruntime", "onnxscript"),
-    *("rich", "scipy", "segmentation_models_pytorch", "skimage", "sklearn", "tensorboard", "torchmetrics"),
+    *("captum", "pytorch_grad_cam", "rich", "scipy", "segmentation_models_pytorch", "skimage", "sklearn"),
+    *("tensorboard", "torchmetrics"),
 )
 # Packages of extras that tests do without, by their modules.
-NAMES = {"pytorch_grad_cam": "grad-cam", "open_clip": "open-clip-torch", "umap": "umap-learn"}
+NAMES = {"open_clip": "open-clip-torch", "umap": "umap-learn"}
 # Modules that timm or torch bring along, but that the core may not import itself.
 THEIRS = ("torchvision", "huggingface_hub", "yaml")
 BLOCKER = f"""

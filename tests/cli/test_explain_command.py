@@ -99,14 +99,15 @@ def test_a_detection_and_a_segmentation(run_cli, scene, tmp_path):
         assert out.strip() == f"{model}/scene_gates_grid.pdf" and path.read_bytes().startswith(b"%PDF")
 
 
-def test_class_activation_maps_of_a_detection_and_a_segmentation(run_cli, scene, tmp_path):
-    pytest.importorskip("pytorch_grad_cam", reason="grad-cam is an extra, [explain]")
-    for model, task in (("digit_scenes_fcos", "detection"), ("digit_scenes_deeplabv3plus", "segmentation")):
-        run = ("explain", scene, "--model", f"va_resnet10n_cbam.{model}", "--method", "gradcam", "--raw", "--out", task)
-        code, _, err = run_cli(*run)
-        assert code == 0, err
-        found = np.load(tmp_path / task / "scene.npz")["gradcam"]
-        assert found.shape == (128, 128) and found.max() > 0.5
+@pytest.mark.parametrize("model", ["digit_scenes_fcos", "digit_scenes_deeplabv3plus"])
+@pytest.mark.parametrize("method", ["gradcam", "captum:occlusion"])
+def test_methods_of_other_packages_on_a_detection_and_a_segmentation(model, method, run_cli, scene, tmp_path):
+    run = ("explain", scene, "--model", f"va_resnet10n_cbam.{model}", "--method", method, "--raw", "--out", "maps")
+    code, out, err = run_cli(*run)
+    assert code == 0, err
+    assert out.strip() == f"maps/scene_{method.replace(':', '-')}.png"
+    found = np.load(tmp_path / "maps" / "scene.npz")[method]
+    assert found.shape == (128, 128) and found.max() > 0.05
 
 
 def test_list_of_a_detector(run_cli):

@@ -148,6 +148,14 @@ def test_a_map_on_the_evidence_points_at_it():
     assert plain is None and np.isnan(pointing(plain, scenes)[0])
 
 
+def test_rounding_is_no_map():
+    """This gate is the same everywhere at its start, but for the last digit."""
+    torch.manual_seed(0)
+    model = rows_named("cnn/lam")[0].build(RECIPES["small"], 10)
+    for scenes in TASKS["shift"].make("test", 4):
+        assert not look(model, scenes, 4).any()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["clutter", "pointer", "neighbour"])
 def test_shuffled_labels_leave_a_network_at_chance(task, tmp_path):

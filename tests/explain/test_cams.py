@@ -48,7 +48,6 @@ def test_wrong_layers():
 
 
 def test_gradcam_against_its_formula():
-    pytest.importorskip("pytorch_grad_cam", reason="grad-cam comes with the extra `explain`")
     model, x = small("vit_tiny_patch16_224")
     model.requires_grad_(False)
     actual = explain.cam(model, x, 3)
@@ -69,7 +68,6 @@ LAYOUTS = ["resnet10t", "vit_tiny_patch16_224", "va_stm_swin_nano"]  # (B, C, H,
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_method_runs(name):
-    pytest.importorskip("pytorch_grad_cam", reason="grad-cam comes with the extra `explain`")
     model, x = small(name)
     model.train()
     before = {key: id(module) for key, module in model.named_modules()}
@@ -83,7 +81,6 @@ def test_every_method_runs(name):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_ablationcam_against_its_formula(name):
     """A channel's weight is how much of the score is lost without it."""
-    pytest.importorskip("pytorch_grad_cam", reason="grad-cam comes with the extra `explain`")
     model, x = small(name)
     layer, layout = explain.cam_layer(model, x)
     ablated, outputs = None, []
@@ -111,7 +108,6 @@ def test_ablationcam_against_its_formula(name):
 
 
 def test_a_network_that_fails_stays_whole():
-    pytest.importorskip("pytorch_grad_cam", reason="grad-cam comes with the extra `explain`")
     model, x = small("resnet10t")
     with pytest.raises(ValueError, match=r"target must lie in 0\.\.9, got 10"):
         explain.cam(model, x, 10)

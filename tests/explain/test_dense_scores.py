@@ -79,7 +79,6 @@ def test_the_network_within(detector, segmentor):
 
 
 def test_cam_of_a_detection(detector):
-    pytest.importorskip("pytorch_grad_cam", reason="grad-cam is an extra, [explain]")
     task, x = detector
     preds = task(x, [{"size": (64, 64)}], mode="predict")[0]["preds"]
     network = explain.BoxScores(task, preds["boxes"][0])

@@ -228,7 +228,8 @@ def _draw(explained: "Subject", stem: str, options: argparse.Namespace, query: t
             label="gate" if method == "gates" else "weight" if method in ("attention", "rollout") else method,
             outline=explained.outline,
         )
-        path = options.out / f"{stem}_{method}{'_grid' if several else ''}.{options.format}"
+        name = method.replace(":", "-")  # not every file system has colons
+        path = options.out / f"{stem}_{name}{'_grid' if several else ''}.{options.format}"
         _save(drawn, path)
     if options.raw:
         with replacing(options.out / f"{stem}.npz") as temporary:
@@ -281,6 +282,8 @@ def _maps(
         return {"": explain.attention_grad_cam(model, x, target, layer=layer)[0]}
     if method in explain.CAMS:
         return {"": explain.cam(model, x, target, method=method)[0]}
+    if method in explain.ATTRIBUTIONS:
+        return {"": explain.attribution(model, x, target, method=method)[0]}
     if method == "gates":
         return {name: factor[0] for name, factor in explain.spatial_gates(model, x).items()}
     with torch.no_grad(), explain.capture(model, keep=("probs",)) as record:

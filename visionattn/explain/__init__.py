@@ -1,5 +1,6 @@
 """Where a network looks: captures the attention of any network, locates it in the image and turns it into maps."""
 
+from .attributions import ATTRIBUTIONS, attribution
 from .cams import CAMS, cam, cam_layer
 from .capture import capture
 from .clip import EmbeddingTerms, decompose_embedding
@@ -42,6 +43,7 @@ from .towers import open_clip_model, open_clip_tower
 from .viewer import page
 
 __all__ = [
+    "ATTRIBUTIONS",
     "CAMS",
     "AttentionStatistics",
     "BoxScores",
@@ -64,6 +66,7 @@ __all__ = [
     "attention_grad_cam",
     "attention_iou",
     "attention_statistics",
+    "attribution",
     "axial_rope",
     "cam",
     "cam_layer",

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from .attributions import ATTRIBUTIONS
 from .cams import CAMS, cam_layer
 from .capture import capture
 from .gating import spatial_gates
@@ -19,6 +20,9 @@ METHODS = {
     "relevance": "attention times gradient, added up through all layers (Chefer et al.)",
     "attention-gradcam": "Grad-CAM of one layer's attention",
     **dict.fromkeys(CAMS, "class activation map of the package grad-cam"),
+    "captum:integrated-gradients": "the share of each pixel in the score, along the way from the mean colour",
+    "captum:occlusion": "what the score loses where a square is covered",
+    "captum:lime": "the share of each superpixel in a linear model of the score",
     "gates": "spatial gates of plug-ins",
 }
 
@@ -48,4 +52,6 @@ def methods(model: nn.Module, x: torch.Tensor) -> dict[str, str]:
     except ValueError as error:
         gated = str(error)
     reasons = dict.fromkeys(METHODS, placed) | dict.fromkeys(CAMS, layered)
+    missing = "" if find_spec("captum") else "needs captum: pip install 'visionattn[explain]'"
+    reasons |= dict.fromkeys(ATTRIBUTIONS, missing)
     return reasons | {"attention": attention, "gates": gated}

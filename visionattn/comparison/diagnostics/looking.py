@@ -19,7 +19,7 @@ def look(model: nn.Module, scenes: Scenes, count: int) -> torch.Tensor | None:
     """Where attention looks in the first scenes, `(count, H, W)` in 0..1; none where nothing says so.
 
     Of plug-ins the last spatial factor, the mean over its channels; of mixers what all positions look at in the last
-    attention between places, the mean over its heads.
+    attention between places, the mean over its heads. A map that is the same everywhere is 0.
     """
     x = to_inputs(scenes.images[:count], next(model.parameters()).device)
     try:
@@ -28,7 +28,12 @@ def look(model: nn.Module, scenes: Scenes, count: int) -> torch.Tensor | None:
         found = maps[-1] if maps else None
     except ValueError:  # no gates: a mixer, or nothing
         found = _attention(model, x)
-    return None if found is None else min_max(upsample(found, scenes.images.shape[1:3])).cpu()
+    if found is None:
+        return None
+    # Rounding would look like a map when its smallest value is made 0 and its largest 1.
+    flat = found.amax((1, 2)) - found.amin((1, 2)) <= 1e-4 * found.abs().amax((1, 2))
+    found = found.masked_fill(flat[:, None, None], 0)
+    return min_max(upsample(found, scenes.images.shape[1:3])).cpu()
 
 
 def _attention(model: nn.Module, x: torch.Tensor) -> torch.Tensor | None:

@@ -176,6 +176,8 @@ def draw_looks(
 ) -> None:
     """Draws where attention looks in the first scene of each task, a row a line, the scene on top.
 
+    "even": the same everywhere.
+
     Args:
         rows: Down, as far as they have maps.
         scenes: Task -> its scenes.
@@ -192,8 +194,11 @@ def draw_looks(
         grid[0][column].set_title(task, fontsize=8)
         for row, axes in zip(shown, grid[1:, column], strict=True):
             axes.imshow(own.images[0].mean(-1), cmap="gray")
-            if (row.name, task) in looks:
-                axes.imshow(looks[row.name, task][0], cmap="inferno", alpha=0.6)
+            look = looks[row.name, task][0] if (row.name, task) in looks else None
+            if look is not None and np.ptp(look) > 0:
+                axes.imshow(look, cmap="inferno", alpha=0.6)
+            elif look is not None:
+                axes.text(0.5, 0.08, "even", transform=axes.transAxes, **_SMALL, color="white")
     for row, line in zip(shown, grid[1:], strict=True):
         line[0].set_ylabel(row.mechanism, fontsize=6, rotation=0, ha="right")
     save_figure(figure, path)

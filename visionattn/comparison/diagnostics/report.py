@@ -155,6 +155,8 @@ def _status(records: Sequence[Record], rows: Sequence[Row], recipe: Recipe) -> l
 def _explanation(recipe: Recipe, source: str, records: Sequence[Record]) -> list[str]:
     seconds = sum({(r.row, r.trained_on, r.seed): r.train_seconds for r in records}.values())
     facts = sorted({(r.facts["revision"], r.facts["versions"], r.facts["machine"]) for r in records})
+    left = [name for name in TASKS if name not in recipe.tasks]
+    without = f" Left out, since at this scale networks stay at chance there: {', '.join(left)}." if left else ""
     made = "; ".join(f"revision {revision}, {versions}, {machine}" for revision, versions, machine in facts)
     return [
         f"Small generated tasks ({source}) that each ask for one ability. Every plug-in stands in every block of one "
@@ -168,7 +170,7 @@ def _explanation(recipe: Recipe, source: str, records: Sequence[Record]) -> list
         "apart**: a difference within ±x is not excluded. h is Cohen's effect size: 0.2 small, 0.5 medium, 0.8 large.",
         "",
         "These are tiny networks and short trainings: they show what a mechanism makes easy to learn, not what it is "
-        f"worth in a large network. Records: {made}.",
+        f"worth in a large network.{without} Records: {made}.",
     ]
 
 
