@@ -210,7 +210,7 @@ def block_sparse_forward(
     out = qkv.new_empty(batch, tokens, heads, dim)
     sums = qkv.new_empty(2, batch, heads, tokens, dtype=torch.float32)
     table, block_table, pad_kv = _dense(table, block_table, pad_kv)
-    place = place_of(*qkv.unbind(2)[:2], table, block_table, windows, overlap)
+    place = place_of(qkv[:, :, 0], qkv[:, :, 1], table, block_table, windows, overlap)
     tiles = tiles_of(place, qkv.element_size())
     bias = _padded(bias, tiles)
     grid = (batch * place["blocks"] * triton.cdiv(place["slots"], tiles["BLOCK_M"]) * heads,)
@@ -253,7 +253,7 @@ def block_sparse_backward(
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
     table, block_table, pad_kv, grad_values = _dense(table, block_table, pad_kv, grad_values)
-    place = place_of(*qkv.unbind(2)[:2], table, block_table, windows, overlap)
+    place = place_of(qkv[:, :, 0], qkv[:, :, 1], table, block_table, windows, overlap)
     place |= dict(zip(("grad_by_image", "grad_by_token", "grad_by_head"), grad.stride()[:3], strict=True))
     tiles = tiles_of(place, qkv.element_size())
     padded = _padded(bias, tiles)
