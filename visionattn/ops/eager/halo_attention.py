@@ -19,7 +19,7 @@ class _Run(NamedTuple):
     """Blocks side by side along one axis, with as many queries and keys each."""
 
     first: int  # query
-    count: int  # of blocks
+    blocks: int
     queries: int  # of a block
     near: int  # the first key of the first block
     keys: int  # of a block
@@ -29,7 +29,7 @@ class _Run(NamedTuple):
     def part(self, start: int, count: int) -> "_Run":
         """Some of the blocks."""
         by = start * self.step
-        return self._replace(first=self.first + by, near=self.near + by, count=min(count, self.count - start))
+        return self._replace(first=self.first + by, near=self.near + by, blocks=min(count, self.blocks - start))
 
 
 class _Part(NamedTuple):
@@ -52,7 +52,7 @@ class _Part(NamedTuple):
 
     def keys(self, x: torch.Tensor) -> torch.Tensor:
         """The same of keys or values; windows overlap."""
-        end = self.across.near + (self.across.count - 1) * self.across.step + self.across.keys
+        end = self.across.near + (self.across.blocks - 1) * self.across.step + self.across.keys
         x = x[self.images, self.down.near : self.down.near + self.down.keys, self.across.near : end]
         return x.unfold(2, self.across.keys, self.across.step).permute(0, 2, 3, 1, 5, 4)
 
@@ -60,7 +60,7 @@ class _Part(NamedTuple):
         """Adds to a map what its windows have got, `(images * blocks * heads, rows * columns, d)`."""
         windows, apart = self.keys(total), -(-self.across.keys // self.across.step)
         grad = grad.view(windows.shape)
-        for first in range(min(apart, self.across.count)):  # windows that do not overlap at once
+        for first in range(min(apart, self.across.blocks)):  # windows that do not overlap at once
             windows[:, first::apart] += grad[:, first::apart]
 
     def terms(self, distances: torch.Tensor) -> list[torch.Tensor]:
@@ -150,9 +150,9 @@ def _parts(q: torch.Tensor, block: int, halo: int) -> Iterator[_Part]:
     for down, across in product(_runs(height, block, halo), _runs(width, block, halo)):
         places = _key_places(down.keys, across.keys, ones)
         scores = heads * down.queries * down.keys * across.queries * across.keys
-        some = max(1, min(across.count, NUMBERS // scores))
+        some = max(1, min(across.blocks, NUMBERS // scores))
         several = max(1, NUMBERS // (scores * some))
-        for row, column in product(range(down.count), range(0, across.count, some)):
+        for row, column in product(range(down.blocks), range(0, across.blocks, some)):
             runs = down.part(row, 1), across.part(column, some)
             for image in range(0, images, several):
                 yield _Part(slice(image, image + several), *runs, places)
