@@ -64,16 +64,17 @@ class _Part(NamedTuple):
             windows[:, first::apart] += grad[:, first::apart]
 
     def terms(self, distances: torch.Tensor) -> list[torch.Tensor]:
-        """Of a map of the terms of all distances, down and across, those of each query's rows and columns of keys.
+        """Of the terms of all distances, down and across, those of each query's rows and columns of keys.
 
-        `(B, H, W, heads, all distances)` to views `(images, blocks, heads, rows, columns, keys)`, one for each axis.
+        `(images * blocks * heads * queries, all distances)` to views `(..., rows, columns, keys)`, one for each axis.
         """
-        found, half = self.queries(distances), distances.size(-1) // 2
+        found = distances.view(-1, self.down.queries, self.across.queries, distances.size(1))
+        half = distances.size(1) // 2
         views = []
         for axis, run in enumerate(self.runs):
             strides = list(found.stride())
-            strides[3 + axis] -= 1  # a query one row further down is one row nearer to each key
-            first = found.storage_offset() + axis * half + half // 2 + run.cut
+            strides[1 + axis] -= 1  # a query one row further down is one row nearer to each key
+            first = axis * half + half // 2 + run.cut
             views.append(found.as_strided((*found.shape[:-1], run.keys), strides, first))
         return views
 
@@ -91,9 +92,9 @@ class HaloAttention(EagerFunction):
         block: int,
         halo: int,
     ) -> torch.Tensor:
-        out, distances = q.new_empty(q.shape), q @ torch.cat([height_rel, width_rel]).T
+        out, tables = q.new_empty(q.shape), torch.cat([height_rel, width_rel])
         for part in _parts(q, block, halo):
-            weights = _weights(part, _rows(part.queries(q)), _rows(part.keys(k)), distances)
+            weights = _weights(part, _rows(part.queries(q)), _rows(part.keys(k)), tables)
             place = part.queries(out)
             place.copy_((weights @ _rows(part.keys(v))).view(place.shape))
         return out.flatten(3)
@@ -103,30 +104,30 @@ class HaloAttention(EagerFunction):
         q, k, v, height_rel, width_rel = ctx.saved_tensors[:5]
         tables, grad, scale = torch.cat([height_rel, width_rel]), grad.reshape(q.shape), q.size(-1) ** -0.5
         d_q, d_k, d_v = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-        distances = q @ tables.T
-        d_distances = torch.zeros_like(distances)
+        d_tables = torch.zeros_like(tables)
         for part in _parts(q, *ctx.settings):
             queries, keys, d_out = _rows(part.queries(q)), _rows(part.keys(k)), _rows(part.queries(grad))
-            weights = _weights(part, queries, keys, distances)
+            weights = _weights(part, queries, keys, tables)
             part.add_keys(d_v, weights.mT @ d_out)
             d_weights = d_out @ _rows(part.keys(v)).mT
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             part.add_keys(d_k, (d_scores.mT @ queries).mul_(scale))
-            place = part.queries(d_q)
-            torch.mul((d_scores @ keys).view(place.shape), scale, out=place)
             d_terms = (d_scores.flatten(0, 1) @ part.places.T).split([run.keys for run in part.runs], 1)
+            d_distances = d_terms[0].new_zeros(len(d_terms[0]), len(tables))
             for to, found in zip(part.terms(d_distances), d_terms, strict=True):
                 to.copy_(found.view(to.shape))
-        d_distances = d_distances.flatten(0, 3)
-        d_q.flatten(0, 3).addmm_(d_distances, tables)
-        d_tables = d_distances.T @ q.flatten(0, 3)
+            d_queries, place = (d_scores @ keys).mul_(scale), part.queries(d_q)
+            d_queries.flatten(0, 1).addmm_(d_distances, tables)
+            place.copy_(d_queries.view(place.shape))
+            d_tables.addmm_(d_distances.T, queries.flatten(0, 1))
         return d_q, d_k, d_v, *d_tables.split([len(height_rel), len(width_rel)])
 
 
-def _weights(part: _Part, queries: torch.Tensor, keys: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+def _weights(part: _Part, queries: torch.Tensor, keys: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     """The attention weights, `(images * blocks * heads, queries, keys)`."""
     terms = queries.new_empty(queries.size(0) * queries.size(1), len(part.places))
     by_axis = terms.split([run.keys for run in part.runs], 1)
+    distances = queries.flatten(0, 1) @ tables.T
     for to, found in zip(by_axis, part.terms(distances), strict=True):
         to.view(found.shape).copy_(found)
     scores = (terms @ part.places).view(*queries.shape[:2], -1)
