@@ -1,4 +1,4 @@
-"""Block-sparse attention in windows of a Swin, clusters of a BOAT, routed regions of a BiFormer."""
+"""Block-sparse attention in windows of a Swin, stripes of a CSWin, clusters of a BOAT, regions of a BiFormer."""
 
 from collections.abc import Iterator, Sequence
 
@@ -46,6 +46,8 @@ CALLS = [
     *_calls("davit", (128, 3136, 3, 32), torch.bfloat16, (56, 56, 7, 7, 0, 0)),
     *_calls("large-windows", (8, 3136, 4, 32), torch.bfloat16, (56, 56, 14, 14, 7, 7), keys=196, slow=True),
     *_calls("wide-heads", (8, 3136, 2, 128), torch.bfloat16, (56, 56, 14, 14, 7, 7), keys=196, padded=True, slow=True),
+    *_calls("cswin", (128, 3136, 2, 32), torch.bfloat16, (56, 56, 56, 1, 0, 0)),
+    *_calls("cswin-wide", (2, 800, 8, 32), torch.bfloat16, (25, 32, 7, 32, 0, 0), slow=True),
     *_calls("boat", (128, 3136, 3, 32), torch.bfloat16, table=_CLUSTERS, overlap=20),
     *_calls("biformer", (128, 784, 4, 32), torch.bfloat16, (28, 28, 4, 4, 0, 0), block_table=_REGIONS),
     # Without TF32 there are no tensor cores for float32.

@@ -21,7 +21,22 @@ def _calls(channels: int, heads: int, side: int, dtype: torch.dtype = torch.bflo
     means = [meta(128, heads, width, width, **single), meta(128, channels, **single)]
     name, settings = f"{channels}-{heads}-{str(dtype).removeprefix('torch.')}", (side, heads, 3)
     dot = _PRODUCTS if dtype != torch.float32 else False
+    packed = (meta(128, tokens, 3 * channels, dtype=dtype), None, None)
     return [
+        Call(
+            f"{name}-packed",
+            focused_linear_attention,
+            (*packed, *shared, meta(channels, **single), *settings),
+            dot=dot,
+            slow=slow,
+        ),
+        Call(
+            f"{name}-packed-backward",
+            focused_linear_attention_backward,
+            (maps[0], *packed, *shared, *means, *settings),
+            dot=dot,
+            slow=slow,
+        ),
         Call(name, focused_linear_attention, (*maps, *shared, meta(channels, **single), *settings), dot=dot, slow=slow),
         Call(
             f"{name}-backward",

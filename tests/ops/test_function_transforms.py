@@ -195,7 +195,8 @@ def test_batched_gradients_of_plain_calls(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["subspace_scores", "residual_gate", "channel_moments", "large_kernel_conv", "plane_conv"]
+    "name",
+    ["subspace_scores", "residual_gate", "channel_moments", "large_kernel_conv", "plane_conv", "halo_attention"],
 )
 def test_second_derivatives(name):
     x = numbers(1, 8, 4, 3).clone().requires_grad_()

@@ -16,6 +16,7 @@ from launches import Call, constants, launches
 
 from visionattn.ops.triton import _axis_launch, block_sparse, subspace
 from visionattn.ops.triton.focused_attention import focused_linear_attention
+from visionattn.ops.triton.halo_attention import halo_forward
 
 CHANNELS = 32
 
@@ -47,6 +48,11 @@ def windows(height, width, layout):
     return block_sparse.block_sparse_forward, (qkv, None, None, torch.ones(1, 49, 49), None, sizes, 0, 1.0, False)
 
 
+def halos(height, width, layout):
+    q, table = torch.ones(2, height, width, 1, CHANNELS), torch.ones(25, CHANNELS)
+    return halo_forward, (q, q, q, table, table, 7, 3)
+
+
 def clusters(height, width, layout):
     tokens = height * width
     size = next(-(-tokens // 2**n) for n in range(20) if -(-tokens // 2**n) <= 49)
@@ -60,7 +66,7 @@ def focused(height, width, layout):
     return focused_linear_attention, (q, q, q, None, numbers, torch.ones(CHANNELS, 1, 5, 5), numbers, width, 1, 3)
 
 
-OPERATORS = [pools, gate, moments, scores, windows, clusters, focused]
+OPERATORS = [pools, gate, moments, scores, windows, halos, clusters, focused]
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 

@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 from visionattn.catalog import BlockContext, Card, Floor
 from visionattn.ops import focused_attention, focused_features, nhwc_conv
+from visionattn.ops._dispatch import wants_kernels
+from visionattn.ops.focused_attention import split_parts
 from visionattn.utils.arguments import check_heads, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
@@ -147,7 +149,7 @@ class FocusedLinearAttention(nn.Module):
 
         M is N unless keys come from a reduced map.
         """
-        q, k, _ = self._project(x)
+        q, k, _ = split_parts(*self._project(x))
         if self.window_size is None:
             return self._weights(q, k)
         batch, height, width, _ = x.shape
@@ -171,8 +173,10 @@ class FocusedLinearAttention(nn.Module):
         scores = first @ second.mT
         return scores / (scores.sum(-1, keepdim=True) + 1e-6 * scores.shape[-1])
 
-    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values as maps."""
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Queries, keys and values as maps; one map of all three where one product is quicker."""
+        if self.sr is None and (not x.is_cpu or wants_kernels()):
+            return self.qkv(x), None, None
         # Three products: parts of one product are no maps of their own, but would be copied to such.
         weights = self.qkv.weight.chunk(3)
         biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
@@ -180,27 +184,31 @@ class FocusedLinearAttention(nn.Module):
         q, k, v = (F.linear(t, w, b) for t, w, b in zip((x, source, source), weights, biases, strict=True))
         return q, k, v
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Everything between the projections. Maps `(B, H, W, C)`, those of k and v perhaps smaller; as q."""
+    def attend(self, q: torch.Tensor, k: torch.Tensor | None = None, v: torch.Tensor | None = None) -> torch.Tensor:
+        """Everything between the projections. Maps `(B, H, W, C)`, those of k and v perhaps smaller; as q.
+
+        Or q alone, with all three, `(B, H, W, 3 * C)`.
+        """
         if self.window_size is None:
             return self._attend(q, k, v)
+        q, k, v = split_parts(q, k, v)
         size = (min(q.shape[1], self.window_size[0]), min(q.shape[2], self.window_size[1]))
         out = self._attend(_windows(q, size), _windows(k, size, _SHUT), _windows(v, size))
         return _from_windows(out, q.shape)
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _attend(self, q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None) -> torch.Tensor:
         weight, bias = self._convolution()
-        reduced = v.shape != q.shape
+        reduced = v is not None and v.shape != q.shape
         out = focused_attention(
-            *(t.flatten(1, 2) for t in (q, k, v)),
+            *(t if t is None else t.flatten(1, 2) for t in (q, k, v)),
             self.scale.flatten(),
-            self._encoding(k.shape[1:3]),
+            self._encoding((q if k is None else k).shape[1:3]),
             num_heads=self.num_heads,
             focusing_factor=self.focusing_factor,
             convolution=None if reduced else (weight, bias),
             grid=tuple(q.shape[1:3]),
-        ).view(q.shape)
-        if not reduced:
+        ).unflatten(1, q.shape[1:3])
+        if v is None or not reduced:
             return out
         restored = self._restore(v, q.shape)
         return nhwc_conv(restored, weight, bias, padding=weight.size(3) // 2, groups=q.size(3)) + out

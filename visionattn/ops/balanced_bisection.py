@@ -4,10 +4,24 @@ import torch
 from torch.nn import functional as F
 
 from ._autocast import without_autocast
+from ._dispatch import has_kernel
 
-__all__ = ["balanced_bisection"]
+__all__ = ["balanced_bisection", "levels_of"]
+
+# Limits of the kernels: the width of a head, and the tokens that one sorts.
+_WIDEST, _MOST = 128, 8192
 
 
+def _refuses(q: torch.Tensor, *, cluster_size: int, **settings: object) -> str:
+    if q.size(3) > _WIDEST:
+        return f"heads are wider than {_WIDEST}"
+    if q.stride(3) != 1:
+        return "the numbers of a head do not lie side by side"
+    clusters = 1 << levels_of(q.size(2), cluster_size)
+    return f"there are more than {_MOST} tokens" if -(-q.size(2) // clusters) * clusters > _MOST else ""
+
+
+@has_kernel("balanced_bisection", _refuses)
 def balanced_bisection(
     q: torch.Tensor, *, cluster_size: int, iterations: int = 2, temperature: float = 100.0
 ) -> torch.Tensor:
@@ -30,9 +44,7 @@ def balanced_bisection(
         temperature: Factor of the cosines in the softmax.
     """
     batch, heads, tokens, dim = q.shape
-    levels = 0
-    while cluster_size << levels < tokens:
-        levels += 1
+    levels = levels_of(tokens, cluster_size)
     size = -(-tokens // (1 << levels))
     slots = size << levels
     order = torch.arange(slots, device=q.device).expand(batch * heads, slots)
@@ -58,6 +70,14 @@ def balanced_bisection(
                     rows = rank + run * torch.arange(rank.size(0), device=q.device).unsqueeze(1)
                     x = x.view(-1, dim).index_select(0, rows.flatten())
     return order.view(batch, heads, 1 << levels, size)
+
+
+def levels_of(tokens: int, cluster_size: int) -> int:
+    """The smallest number of rounds that leaves no more than `cluster_size` tokens together."""
+    levels = 0
+    while cluster_size << levels < tokens:
+        levels += 1
+    return levels
 
 
 def _nearness(x: torch.Tensor, inverse_norm: torch.Tensor, iterations: int, temperature: float) -> torch.Tensor:

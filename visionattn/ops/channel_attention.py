@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ._autocast import wide, without_autocast
+from ._autocast import autocast_dtype, wide, without_autocast
 from ._modes import needs_formula
-from .eager.token_moments import TokenMoments
+from .eager.projected_channel_attention import ProjectedChannelAttention, image_layers
+from .eager.wide_product import WideProduct
 from .projection import split_heads
 
 __all__ = ["channel_attention", "prefer_moments", "projected_channel_attention"]
@@ -38,12 +39,26 @@ def channel_attention(
     parts = split_heads(qkv, num_heads)
     rows, columns, values = (parts[role] for role in roles)
     with without_autocast(qkv):
-        # Heads that lie one after another need no copies inside the product, not even transposed.
-        dense: dict[str, Any] = {"dtype": wide(qkv), "memory_format": torch.contiguous_format}
-        rows, columns = (part.to(**dense).contiguous() for part in (rows, columns))
-        weights = _weights(rows.mT @ columns, scale, dropout_p)
+        scores = _scores(rows, columns)
+        weights = F.dropout((scores * scale).softmax(-1), dropout_p, training=dropout_p > 0)
     out = values @ weights.to(qkv.dtype).mT
     return out.transpose(1, 2).flatten(2)
+
+
+def _scores(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`rows' columns`, in float32 at least."""
+    if rows.dtype == wide(rows) or needs_formula() or not torch.is_grad_enabled():
+        return _wide_product(rows, columns)
+    # Kept for the backward pass in half precision.
+    scores: torch.Tensor = WideProduct.apply(_wide_product, rows.contiguous(), columns.contiguous())
+    return scores
+
+
+def _wide_product(*parts: torch.Tensor) -> torch.Tensor:
+    # Heads that lie one after another need no copies inside the product, not even transposed.
+    dense: dict[str, Any] = {"dtype": wide(parts[0]), "memory_format": torch.contiguous_format}
+    rows, columns = (part.to(**dense).contiguous() for part in parts)
+    return rows.mT @ columns
 
 
 def projected_channel_attention(
@@ -60,8 +75,8 @@ def projected_channel_attention(
 ) -> torch.Tensor:
     """`channel_attention` between two linear layers, `proj(channel_attention(qkv(x)))`, by the moments of the tokens.
 
-    The same in exact arithmetic and faster where `prefer_moments`; it keeps `x` alone for the backward pass. Everything
-    but the last product over the tokens is float32 at least. `(B, N, C) -> (B, N, C)`.
+    The same in exact arithmetic and faster where `prefer_moments`; for the backward pass it keeps x and three matrices.
+    Everything but the products with the tokens is float32 at least. `(B, N, C) -> (B, N, C)`.
 
     Args:
         x: The tokens.
@@ -74,28 +89,23 @@ def projected_channel_attention(
         roles: As in `channel_attention`.
         dropout_p: Probability of dropping an attention weight.
     """
-    batch, tokens, dim = x.shape
-    shape = (num_heads, dim // num_heads)
+    # Under autocast the tokens are in its precision, as for any linear layer.
+    x = x.to(autocast_dtype(x) or x.dtype)
+    kept = None
+    if dropout_p > 0:
+        side = x.size(2) // num_heads
+        kept = F.dropout(x.new_ones(len(x), num_heads, side, side, dtype=wide(x)), dropout_p)
+    inputs = (x, qkv_weight, qkv_bias, proj_weight, proj_bias, kept, num_heads, scale, roles)
     with without_autocast(x):
-        dtype = wide(x)
-        weights = qkv_weight.to(dtype).view(3, dim, dim)
-        biases = weights.new_zeros(3, dim) if qkv_bias is None else qkv_bias.to(dtype).view(3, dim)
-        (row_weight, column_weight, value_weight), (row_bias, column_bias, value_bias) = (
-            [part[role] for role in roles] for part in (weights, biases)
-        )
-        x, squares, sums = _moments(x)
-        # The sum over the tokens of (row_weight x + row_bias) (column_weight x + column_bias)', head by head.
-        crossed = row_weight @ squares + row_bias.unsqueeze(1) * sums
-        totals = sums @ row_weight.mT + tokens * row_bias
-        scores = crossed.view(batch, *shape, dim) @ column_weight.view(*shape, dim).mT
-        scores = scores + totals.view(batch, *shape, 1) * column_bias.view(shape[0], 1, shape[1])
-        weights = _weights(scores, scale, dropout_p)
-        mixed = (proj_weight.to(dtype).view(dim, *shape).transpose(0, 1) @ weights).transpose(1, 2).flatten(2)
-        bias = mixed @ value_bias
-        if proj_bias is not None:
-            bias = bias + proj_bias
-        weight = mixed @ value_weight
-    return torch.baddbmm(bias.unsqueeze(1).to(x.dtype), x, weight.mT.to(x.dtype))
+        if needs_formula() or not torch.is_grad_enabled():
+            return _projected(*inputs)
+        out: torch.Tensor = ProjectedChannelAttention.apply(_projected, *inputs)[0]
+        return out
+
+
+def _projected(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    layers = image_layers(x, *arguments)[0].to(x.dtype)
+    return torch.baddbmm(layers[..., -1:].mT, x, layers[..., :-1].mT)
 
 
 def prefer_moments(tokens: int, dim: int) -> bool:
@@ -105,19 +115,3 @@ def prefer_moments(tokens: int, dim: int) -> bool:
     one are slower than one large product. At N = 1.5 C it is 1.2 times as fast, 1.4 times with the backward pass.
     """
     return 2 * tokens >= 3 * dim
-
-
-def _weights(scores: torch.Tensor, scale: float, dropout_p: float) -> torch.Tensor:
-    return F.dropout((scores * scale).softmax(-1), dropout_p, training=dropout_p > 0)
-
-
-def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The tokens, to be used in their place, and the sums over them of x x' and of x (as a row)."""
-    if x.requires_grad and torch.is_grad_enabled() and not needs_formula():
-        return TokenMoments.apply(_moments_formula, x)
-    return _moments_formula(x)
-
-
-def _moments_formula(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    values = x.to(wide(x))
-    return x, values.mT @ values, values.sum(1, keepdim=True)

@@ -9,7 +9,7 @@ from ._modes import use_eager_kernel
 from .eager.linear_attention import EPS, LinearAttention, heads, normaliser
 from .nhwc_conv import nhwc_conv
 
-__all__ = ["focused_attention", "focused_features", "formula"]
+__all__ = ["focused_attention", "focused_features", "formula", "split_parts"]
 
 # Limits of the kernels: the width of a head, the side of the convolution, and the power, each step of which is code.
 _WIDEST, _LARGEST, _SHARPEST = 64, 11, 16
@@ -30,8 +30,8 @@ def focused_features(t: torch.Tensor, scale: torch.Tensor, focusing_factor: int 
 
 def _refuses(
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
     scale: torch.Tensor,
     positions: torch.Tensor | None = None,
     *,
@@ -41,6 +41,7 @@ def _refuses(
     convolution: tuple[torch.Tensor, torch.Tensor] | None = None,
     grid: tuple[int, int] | None = None,
 ) -> str:
+    q, k, v = split_parts(q, k, v)
     if quadratic:
         return "only the linear order has one"
     if not q.dtype == k.dtype == v.dtype:
@@ -61,8 +62,8 @@ def _refuses(
 @has_kernel("focused_attention", _refuses)
 def focused_attention(
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
     scale: torch.Tensor,
     positions: torch.Tensor | None = None,
     *,
@@ -78,9 +79,10 @@ def focused_attention(
     autocast too: weights reach from 1e-12 to the squared length of a token.
 
     Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
+        q: Queries. Or queries, keys and values as one projection leaves them, `(B, N, 3 * C)`: where there are kernels,
+            their gradient is then one tensor too, and no sum of three.
+        k: Keys; None where q holds them.
+        v: Values; None where q holds them.
         scale: A number for each channel, see `focused_features`.
         positions: The same for the keys of every image, `(M, C)`.
         num_heads: Divides C.
@@ -94,6 +96,11 @@ def focused_attention(
     Raises:
         ValueError: If there is a convolution and no grid of N = M tokens.
     """
+    packed = k is None
+    q, k, v = split_parts(q, k, v)
+    if packed:
+        # Both products and the convolution would copy it, and keep all of q for their gradients.
+        v = v.contiguous()
     if convolution is not None and not _fits(grid, q, v):
         raise ValueError(
             "a convolution needs as many queries as values and their grid (rows, columns), "
@@ -116,6 +123,15 @@ def focused_attention(
     weight, bias = convolution
     values = nhwc_conv(v.unflatten(1, grid), weight, bias, padding=weight.size(3) // 2, groups=v.size(2))
     return values.flatten(1, 2) + out
+
+
+def split_parts(
+    q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values, where the first holds them all too."""
+    if k is None or v is None:
+        q, k, v = q.chunk(3, -1)
+    return q, k, v
 
 
 def _fits(grid: tuple[int, int] | None, q: torch.Tensor, v: torch.Tensor) -> bool:

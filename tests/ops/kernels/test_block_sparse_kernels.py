@@ -19,7 +19,9 @@ from torch import nn
 
 from visionattn.mixers import (
     BiLevelRoutingAttention,
+    CrossShapedWindowAttention,
     FeatureSpaceLocalAttention,
+    HaloAttention,
     LocallyGroupedAttention,
     SpatialWindowAttention,
     WindowAttention,
@@ -30,10 +32,13 @@ from visionattn.ops import (
     block_sparse_attention,
     cluster_attention,
     explain,
+    halo_attention,
+    stripe_attention,
     use_backend,
     window_attention,
 )
 from visionattn.ops.triton import block_sparse
+from visionattn.ops.triton.halo_attention import halo_forward
 
 FLOAT32 = torch.float32
 
@@ -135,6 +140,35 @@ def test_a_table_of_all_heads_and_images():
 
 
 @DTYPES
+@pytest.mark.parametrize("stripe", [(None, 2), (2, None), (None, None)], ids=str)
+def test_stripes(stripe, dtype):
+    # CSwin: stripes that do not divide the map.
+    qkv = rows(2, 15, 2, 24, dtype).view(2, 5, 3, 3, 48)
+    weight, bias = random(48, 1, 3, 3, seed=1, dtype=dtype), random(48, seed=2, dtype=dtype)
+    check(stripe_attention, qkv, weight, bias, num_heads=2, stripe=stripe)
+
+
+def halos(shape, block, halo, dtype=FLOAT32):
+    q, kv = random(*shape, dtype=dtype), random(*shape[:4], 2, shape[4], seed=1, dtype=dtype)
+    tables = [random(2 * (block + 2 * halo) - 1, shape[4], seed=seed, dtype=dtype) / 4 for seed in (2, 3)]
+    return (q, *kv.unbind(4), *tables), {"block_size": block, "halo_size": halo}
+
+
+@DTYPES
+def test_halos(dtype):
+    # Blocks at all borders, two of them incomplete; keys and values lie side by side.
+    tensors, settings = halos((1, 4, 3, 2, 16), 2, 1, dtype)
+    check(halo_attention, *tensors, **settings, tolerance=4 * TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize(("size", "block", "halo"), [((3, 2), 1, 2), ((2, 5), 3, 0), ((2, 3), 4, 2)], ids=str)
+def test_sizes_of_blocks_and_halos(size, block, halo):
+    # A halo beyond the next block; none; a map smaller than a block.
+    tensors, settings = halos((1, *size, 1, 20), block, halo)
+    check(halo_attention, *tensors, **settings, tolerance=4e-6)
+
+
+@DTYPES
 def test_routed_regions(dtype):
     # BiFormer: regions at two sides are padded, and what pads them counts.
     qkv, fill, bias = rows(1, 15, 1, 16, dtype), random(2, 1, 16, seed=1, dtype=dtype), random(1, 6, 12, seed=2)
@@ -200,6 +234,14 @@ def test_operators_compilers_and_exporters():
     check_exports(lambda qkv: cluster_attention(qkv, order)[0] + 1, qkv)
 
 
+def test_halo_operators_compilers_and_exporters():
+    tensors, settings = halos((1, 3, 2, 1, 16), 2, 1)
+    check_operator(halo_forward, *(x.clone().requires_grad_() for x in tensors), *settings.values())
+    check_compiles(lambda *x: halo_attention(*x, **settings) + 1, *tensors)
+    check_exports(lambda *x: halo_attention(*x, **settings) + 1, *tensors)
+    check_second_derivatives(halo_attention, *tensors, **settings)
+
+
 MIXERS = {
     "swin": lambda: WindowAttention(32, num_heads=2, window_size=4),
     "swin shifted": lambda: WindowAttention(32, num_heads=2, window_size=4, shift_size=2),
@@ -216,6 +258,8 @@ MIXERS = {
     "davit exact": lambda: SpatialWindowAttention(32, num_heads=2, window_size=4, pad_mask="exact"),
     "biformer": lambda: BiLevelRoutingAttention(32, num_heads=2, n_win=4, topk=3),
     "biformer nchw": lambda: BiLevelRoutingAttention(32, num_heads=2, n_win=3, topk=2, form="nchw", lepe=0),
+    "cswin": lambda: CrossShapedWindowAttention(32, num_heads=4, split_size=2),
+    "halo": lambda: HaloAttention(32, num_heads=2, block_size=4, halo_size=1),
     "boat": lambda: FeatureSpaceLocalAttention(32, num_heads=2, cluster_size=10, overlap=3),
     "boat legacy": lambda: FeatureSpaceLocalAttention(32, num_heads=2, cluster_size=35, overlap=3, legacy=True),
 }

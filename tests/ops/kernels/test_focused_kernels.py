@@ -11,6 +11,7 @@ from kernels import (
     check_operator,
     check_second_derivatives,
     close,
+    laid_out,
     random,
 )
 from launches import Call, launches
@@ -69,6 +70,15 @@ def test_fewer_keys_than_queries(positions):
     check(focused_attention, *args[: 4 + positions], tolerance=TOLERANCE[torch.float32], **kwargs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", LIGHT)
+def test_parts_of_one_tensor(case, dtype):
+    (q, k, v, *rest), kwargs = operands(*CASES[case], dtype=dtype)
+    qkv = torch.cat((q, k, v), 2)
+    check(focused_attention, qkv, None, None, *rest, tolerance=TOLERANCE[dtype], **kwargs)
+    check(focused_attention, laid_out(qkv, "sliced"), None, None, *rest, grad=False, tolerance=1e-2, **kwargs)
+
+
 def test_values_far_from_zero_keep_the_gradients():
     (q, k, v, *rest), kwargs = operands(1, 7, 7, 32, 1, 3, None, dtype=torch.bfloat16)
     check(focused_attention, q, k, v + 4, *rest, tolerance=TOLERANCE[torch.bfloat16], **kwargs)
@@ -111,8 +121,9 @@ def test_parts_of_one_projection_are_read_where_they_lie():
 def test_operators(complete):
     (q, k, v, scale, positions), kwargs = operands(1, 2, 3, 12, 2, 2, 3)
     extra = [positions, scale.exp(), *kwargs["convolution"]] if complete else [None, scale.exp(), None, None]
-    args = [t if t is None else t.requires_grad_() for t in (q, k, v, *extra)]
-    check_operator(focused_linear_attention, *args, 3, 2, 2)
+    for parts in ((q, k, v), (torch.cat((q, k, v), 2), None, None)):
+        args = [t if t is None else t.detach().requires_grad_() for t in (*parts, *extra)]
+        check_operator(focused_linear_attention, *args, 3, 2, 2)
 
 
 def test_compilers_and_exporters():
@@ -124,12 +135,15 @@ def test_compilers_and_exporters():
 
     check_compiles(function, weight, bias, *args)
     check_exports(function, weight, bias, *args)
+    check_compiles(lambda qkv, *rest: function(weight, bias, qkv, None, None, *rest), torch.cat(args[:3], 2), *args[3:])
 
 
 @pytest.mark.parametrize("complete", [True, False], ids=["all", "least"])
 def test_second_derivatives(complete):
     args, kwargs = operands(1, 2, 3, 12, 2, 2, 3 if complete else None)
     check_second_derivatives(focused_attention, *args[: 4 + complete], tolerance=1e-3, **kwargs)
+    qkv = torch.cat(args[:3], 2)
+    check_second_derivatives(focused_attention, qkv, None, None, *args[3 : 4 + complete], tolerance=1e-3, **kwargs)
 
 
 def test_what_kernels_do_not_take_is_said():

@@ -66,6 +66,8 @@ def draw_heat_map(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdi
 def draw_profiles(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdict]], path: Path) -> None:
     """Draws bars of each row's differences with their intervals; what is told apart is in colour.
 
+    Lengths grow with the logarithm beyond 1.5 points.
+
     Args:
         rows: One small picture each, but for what the others are compared with.
         verdicts: Task -> row -> verdict.
@@ -92,6 +94,10 @@ def draw_profiles(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdi
         axes.set_yticks(range(len(tasks)), tasks, fontsize=7)
         axes.tick_params(axis="x", labelsize=7)
     grid[0][0].invert_yaxis()
+    # As the colours of the heat map; an interval of three seeds can be wider than there are points.
+    grid[0][0].set_xscale("symlog", linthresh=1.5, linscale=0.5)
+    grid[0][0].set(xlim=(-100, 100), xticks=(-30, -3, 0, 3, 30), xticklabels=("-30", "-3", "0", "+3", "+30"))
+    grid[0][0].minorticks_off()
     save_figure(figure, path)
 
 

@@ -303,8 +303,9 @@ def _which(
                 if listed or not words["unfinished"]:
                     yield f"- {host}, {word} than {first.split('/')[1]}: {listed or 'none'}."
             if apart := words["not told apart"]:
-                least = max(abs(own[n].difference) + own[n].half for n in apart)
-                yield f"- {host}, not told apart: {len(apart)} rows, none by more than {100 * least:.1f} points."
+                least = min(max(abs(own[n].difference) + own[n].half for n in apart), 1.0)
+                count = "1 row" if len(apart) == 1 else f"{len(apart)} rows"
+                yield f"- {host}, not told apart: {count}, none by more than {100 * least:.1f} points."
             if words["unfinished"]:
                 yield f"- {host}, unfinished: {len(words['unfinished'])} rows."
     yield ""

@@ -2,9 +2,12 @@
 
 Names: a block's queries stand in its `slots`, its keys are counted from 0 to `keys`; `SLOTS` and `KEYS` are the next
 multiples of 16, so that blocks of about a size share compiled kernels. Which token stands in a slot is computed for
-windows, of `TALL` rows and `WIDE` columns, and looked up in a table of tokens where `WIDE` is 0. A program goes through
-the keys tile by tile with a running softmax. Backward rebuilds the weights from the largest score of each query, to
-base 2, and one over the sum of its weights: not from one logarithm, which has no digits left where scores are large.
+windows, of `TALL` rows and `WIDE` columns, and looked up in a table of tokens where `WIDE` is 0. Keys of a window may
+reach `HALO` positions beyond it. With `TERMS` there are `distances`, of each query `SPAN` numbers for all distances
+down and as many for those across: the terms that are added to its scores, by the row and the column of the key. A
+program goes through the keys tile by tile with a running softmax. Backward rebuilds the weights from the largest score
+of each query, to base 2, and one over the sum of its weights: not from one logarithm, which has no digits left where
+scores are large.
 Nothing is added up by more than one program: results are the same bits in every run.
 """
 
@@ -71,17 +74,79 @@ def _tokens(
 
 
 @triton.jit
-def _keys(block_table, image, block, j, blocks, slots, keys, OVERLAP: tl.constexpr, CHOSEN: tl.constexpr):
-    """Group and slot of the keys that a block sees, and whether it has so many."""
-    there = j < keys
-    if CHOSEN:
-        seen = tl.load(block_table + (image * blocks + block) * CHOSEN + j // slots, mask=there, other=0)
-        slot = j % slots
+def _keys(
+    table,
+    block_table,
+    image,
+    head,
+    block,
+    j,
+    there,
+    tokens,
+    height,
+    width,
+    blocks,
+    slots,
+    by_image,
+    by_head,
+    OVERLAP: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    TALL: tl.constexpr,
+    WIDE: tl.constexpr,
+    DOWN: tl.constexpr,
+    RIGHT: tl.constexpr,
+    HALO: tl.constexpr,
+):
+    """As `_tokens`, of the keys that a block sees."""
+    if HALO:
+        columns = tl.cdiv(width, WIDE)
+        row = block // columns * TALL + j // (WIDE + 2 * HALO) - HALO
+        column = block % columns * WIDE + j % (WIDE + 2 * HALO) - HALO
+        token = row * width + column
+        held = there & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        part = token * 0
     else:
-        # A slot beyond the block's is one of its sibling, which stands beside it.
-        seen = block
-        slot = j - OVERLAP * (block % 2)
-    return seen, slot, there
+        if CHOSEN:
+            seen = tl.load(block_table + (image * blocks + block) * CHOSEN + j // slots, mask=there, other=0)
+            slot = j % slots
+        else:
+            # A slot beyond the block's is one of its sibling, which stands beside it.
+            seen = block
+            slot = j - OVERLAP * (block % 2)
+        token, held, part = _tokens(table, image, head, seen, slot, there, tokens, height, width, by_image, by_head,
+                                    slots, TALL, WIDE, DOWN, RIGHT)  # fmt: skip
+    return token, held, part
+
+
+@triton.jit
+def _terms(
+    distances,
+    token,
+    held,
+    slot,
+    heads,
+    WIDE: tl.constexpr,
+    SPAN: tl.constexpr,
+    ROWS: tl.constexpr,
+    TERMS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """Where each query's terms stand, those of the rows of its keys before those of their columns, and which there are.
+
+    A query one row further down is one row nearer to each key.
+    """
+    at = tl.arange(0, BLOCK_T)[None, :]
+    of_row = SPAN // 2 + at - (slot // WIDE)[:, None]
+    of_column = SPAN + SPAN // 2 + at - ROWS - (slot % WIDE)[:, None]
+    place = token.to(tl.int64)[:, None] * (2 * heads * SPAN) + tl.where(at < ROWS, of_row, of_column)
+    return distances + place, held[:, None] & (at < TERMS)
+
+
+@triton.jit
+def _of_keys(j, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_T: tl.constexpr, dtype: tl.constexpr):
+    """Ones where a key stands in a row, and in a column, of its window: by these its terms are picked."""
+    at = tl.arange(0, BLOCK_T)[:, None]
+    return ((at == (j // COLUMNS)[None, :]) | (at == (ROWS + j % COLUMNS)[None, :])).to(tl.float32).to(dtype)
 
 
 @triton.jit
@@ -95,10 +160,10 @@ def _rows(base, token, held, stride, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr)
 
 
 @triton.jit
-def _pair_of_rows(base, apart, token, held, stride, pad_kv, head, heads, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+def _pair_of_rows(k_base, v_base, token, held, stride, pad_kv, head, heads, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     """Keys and values, with those of `pad_kv` where there is no token."""
-    k = _rows(base, token, held, stride, WIDTH, BLOCK_D)
-    v = _rows(base + apart, token, held, stride, WIDTH, BLOCK_D)
+    k = _rows(k_base, token, held, stride, WIDTH, BLOCK_D)
+    v = _rows(v_base, token, held, stride, WIDTH, BLOCK_D)
     if pad_kv is not None:
         at = tl.arange(0, BLOCK_D)
         row = pad_kv + head * WIDTH + at
@@ -166,36 +231,47 @@ def _weights(s, top, inverse):
 
 @triton.jit
 def attend(
-    qkv, table, block_table, bias, pad_kv, out, tops, inverses, scale,
+    q_map, k_map, v_map, table, block_table, bias, pad_kv, distances, out, tops, inverses, scale,
     tokens, heads, blocks, slots, keys, height, width,
-    by_image, by_token, by_part, by_head, table_by_image, table_by_head,
+    q_by_image, q_by_token, q_by_head, by_image, by_token, by_head, table_by_image, table_by_head,
     SLOTS: tl.constexpr, KEYS: tl.constexpr, OVERLAP: tl.constexpr, CHOSEN: tl.constexpr,
-    TALL: tl.constexpr, WIDE: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr, HALO: tl.constexpr,
+    WIDTH: tl.constexpr, SPAN: tl.constexpr, TERMS: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     """The results of a tile of queries, the largest score of each, and one over the sum of its weights."""
     if WIDE > 0:  # Known sizes take fewer registers.
         slots = TALL * WIDE
-        keys = slots * CHOSEN if CHOSEN else slots
+        keys = slots * CHOSEN if CHOSEN else (TALL + 2 * HALO) * (WIDE + 2 * HALO)
     head, tile, block, image = _program(heads, blocks, tl.cdiv(SLOTS, BLOCK_M))
-    base = qkv + image * by_image + head * by_head
+    q_base = q_map + image * q_by_image + head * q_by_head
+    k_base = k_map + image * by_image + head * by_head
+    v_base = v_map + image * by_image + head * by_head
 
     i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     token, held, part = _tokens(table, image, head, block, i, i < slots, tokens, height, width, table_by_image,
                                 table_by_head, slots, TALL, WIDE, DOWN, RIGHT)  # fmt: skip
-    q = _rows(base, token, held, by_token, WIDTH, BLOCK_D)
+    q = _rows(q_base, token, held, q_by_token, WIDTH, BLOCK_D)
+    if TERMS:
+        at = (image * tokens * heads + head) * (2 * SPAN)
+        t_at, t_there = _terms(distances + at, token, held, i, heads, WIDE, SPAN, TALL + 2 * HALO, TERMS, BLOCK_T)
+        t = tl.load(t_at, mask=t_there, other=0.0)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     mix = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for start in range(0, KEYS, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        k_block, k_slot, there = _keys(block_table, image, block, j, blocks, slots, keys, OVERLAP, CHOSEN)
-        k_token, k_held, k_part = _tokens(table, image, head, k_block, k_slot, there, tokens, height, width,
-                                          table_by_image, table_by_head, slots, TALL, WIDE, DOWN, RIGHT)  # fmt: skip
-        k, v = _pair_of_rows(base + by_part, by_part, k_token, k_held, by_token, pad_kv, head, heads, WIDTH, BLOCK_D)
+        there = j < keys
+        k_token, k_held, k_part = _keys(table, block_table, image, head, block, j, there, tokens, height, width, blocks,
+                                        slots, table_by_image, table_by_head, OVERLAP, CHOSEN, TALL, WIDE, DOWN, RIGHT,
+                                        HALO)  # fmt: skip
+        k, v = _pair_of_rows(k_base, v_base, k_token, k_held, by_token, pad_kv, head, heads, WIDTH, BLOCK_D)
         seen = _seen(held, part, there, k_held, k_part, pad_kv, DOWN, RIGHT)
         pair = _pairs(i, j, head, SLOTS, KEYS, PAD)
         s = _scores(q, k, bias, pair, seen, scale, True, PRECISION)
+        if TERMS:
+            places = _of_keys(j, TALL + 2 * HALO, WIDE + 2 * HALO, BLOCK_T, t.dtype)
+            s += _dot(t, places, PRECISION) * LOG2E
         highest = tl.maximum(top, tl.max(s, 1))
         # Until a query has seen a key, nothing is subtracted: infinities must not meet.
         level = tl.where(highest == float("-inf"), 0.0, highest)
@@ -215,24 +291,34 @@ def attend(
 
 @triton.jit
 def grad_queries(
-    qkv, table, block_table, bias, pad_kv, out, tops, inverses, grad, deltas, d_qkv, scale,
+    q_map, k_map, v_map, table, block_table, bias, pad_kv, distances, out, tops, inverses, grad, deltas, d_qkv,
+    d_distances, scale,
     tokens, heads, blocks, slots, keys, height, width,
-    by_image, by_token, by_part, by_head, grad_by_image, grad_by_token, grad_by_head, table_by_image, table_by_head,
+    q_by_image, q_by_token, q_by_head, by_image, by_token, by_head,
+    grad_by_image, grad_by_token, grad_by_head, table_by_image, table_by_head,
     SLOTS: tl.constexpr, KEYS: tl.constexpr, OVERLAP: tl.constexpr, CHOSEN: tl.constexpr,
-    TALL: tl.constexpr, WIDE: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr, HALO: tl.constexpr,
+    WIDTH: tl.constexpr, SPAN: tl.constexpr, TERMS: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of queries, and `deltas`: of each, the product of its result and the gradient of that."""
     if WIDE > 0:  # Known sizes take fewer registers.
         slots = TALL * WIDE
-        keys = slots * CHOSEN if CHOSEN else slots
+        keys = slots * CHOSEN if CHOSEN else (TALL + 2 * HALO) * (WIDE + 2 * HALO)
     head, tile, block, image = _program(heads, blocks, tl.cdiv(SLOTS, BLOCK_M))
-    base = qkv + image * by_image + head * by_head
+    q_base = q_map + image * q_by_image + head * q_by_head
+    k_base = k_map + image * by_image + head * by_head
+    v_base = v_map + image * by_image + head * by_head
 
     i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     token, held, part = _tokens(table, image, head, block, i, i < slots, tokens, height, width, table_by_image,
                                 table_by_head, slots, TALL, WIDE, DOWN, RIGHT)  # fmt: skip
-    q = _rows(base, token, held, by_token, WIDTH, BLOCK_D)
+    q = _rows(q_base, token, held, q_by_token, WIDTH, BLOCK_D)
+    if TERMS:
+        at = (image * tokens * heads + head) * (2 * SPAN)
+        t_at, t_there = _terms(distances + at, token, held, i, heads, WIDE, SPAN, TALL + 2 * HALO, TERMS, BLOCK_T)
+        t = tl.load(t_at, mask=t_there, other=0.0)
+        dt = tl.zeros((BLOCK_M, BLOCK_T), tl.float32)
     do = _rows(grad + image * grad_by_image + head * grad_by_head, token, held, grad_by_token, WIDTH, BLOCK_D)
     o = _rows(out + (image * tokens * heads + head) * WIDTH, token, held, heads * WIDTH, WIDTH, BLOCK_D)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
@@ -242,28 +328,41 @@ def grad_queries(
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for start in range(0, KEYS, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        k_block, k_slot, there = _keys(block_table, image, block, j, blocks, slots, keys, OVERLAP, CHOSEN)
-        k_token, k_held, k_part = _tokens(table, image, head, k_block, k_slot, there, tokens, height, width,
-                                          table_by_image, table_by_head, slots, TALL, WIDE, DOWN, RIGHT)  # fmt: skip
-        k, v = _pair_of_rows(base + by_part, by_part, k_token, k_held, by_token, pad_kv, head, heads, WIDTH, BLOCK_D)
+        there = j < keys
+        k_token, k_held, k_part = _keys(table, block_table, image, head, block, j, there, tokens, height, width, blocks,
+                                        slots, table_by_image, table_by_head, OVERLAP, CHOSEN, TALL, WIDE, DOWN, RIGHT,
+                                        HALO)  # fmt: skip
+        k, v = _pair_of_rows(k_base, v_base, k_token, k_held, by_token, pad_kv, head, heads, WIDTH, BLOCK_D)
         seen = _seen(held, part, there, k_held, k_part, pad_kv, DOWN, RIGHT)
         pair = _pairs(i, j, head, SLOTS, KEYS, PAD)
         s = _scores(q, k, bias, pair, seen, scale, True, PRECISION)
+        if TERMS:
+            places = _of_keys(j, TALL + 2 * HALO, WIDE + 2 * HALO, BLOCK_T, t.dtype)
+            s += _dot(t, places, PRECISION) * LOG2E
         p = _weights(s, top, inverse)
         ds = p * (_dot(do, tl.trans(v), PRECISION) - delta[:, None])
         dq += _dot(ds.to(k.dtype), k, PRECISION)
+        if TERMS:
+            dt += _dot(ds.to(t.dtype), tl.trans(places), PRECISION)
     at = (image * tokens * 3 * heads + head) * WIDTH
     _write(d_qkv + at, dq * scale, token, held, 3 * heads * WIDTH, WIDTH, BLOCK_D)
+    if TERMS:
+        at = (image * tokens * heads + head) * (2 * SPAN)
+        t_at, t_there = _terms(d_distances + at, token, held, i, heads, WIDE, SPAN, TALL + 2 * HALO, TERMS, BLOCK_T)
+        tl.store(t_at, dt.to(d_distances.dtype.element_ty), mask=t_there)
 
 
 @triton.jit
 def grad_keys(
-    qkv, table, seers, starts, bias, pad_kv, tops, inverses, grad, deltas, grad_values, d_qkv, d_pad_kv, scale,
+    q_map, k_map, v_map, table, seers, starts, bias, pad_kv, distances, tops, inverses, grad, deltas, grad_values,
+    d_qkv, d_pad_kv, scale,
     tokens, heads, blocks, slots, keys, height, width,
-    by_image, by_token, by_part, by_head, grad_by_image, grad_by_token, grad_by_head, table_by_image, table_by_head,
+    q_by_image, q_by_token, q_by_head, by_image, by_token, by_head,
+    grad_by_image, grad_by_token, grad_by_head, table_by_image, table_by_head,
     SLOTS: tl.constexpr, KEYS: tl.constexpr, OVERLAP: tl.constexpr, CHOSEN: tl.constexpr,
-    TALL: tl.constexpr, WIDE: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr, ALONE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr, HALO: tl.constexpr,
+    WIDTH: tl.constexpr, SPAN: tl.constexpr, TERMS: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
+    ALONE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of keys and values, from the queries of all blocks that see it.
 
@@ -272,20 +371,26 @@ def grad_keys(
     """
     if WIDE > 0:  # Known sizes take fewer registers.
         slots = TALL * WIDE
-        keys = slots * CHOSEN if CHOSEN else slots
+        keys = slots * CHOSEN if CHOSEN else (TALL + 2 * HALO) * (WIDE + 2 * HALO)
     head, tile, block, image = _program(heads, blocks, tl.cdiv(SLOTS, BLOCK_M))
-    base = qkv + image * by_image + head * by_head
+    q_base = q_map + image * q_by_image + head * q_by_head
+    k_base = k_map + image * by_image + head * by_head
+    v_base = v_map + image * by_image + head * by_head
     d_base = d_qkv + (image * tokens * 3 * heads + head) * WIDTH
     slot = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     there = slot < slots
     token, held, part = _tokens(table, image, head, block, slot, there, tokens, height, width, table_by_image,
                                 table_by_head, slots, TALL, WIDE, DOWN, RIGHT)  # fmt: skip
-    k, v = _pair_of_rows(base + by_part, by_part, token, held, by_token, pad_kv, head, heads, WIDTH, BLOCK_D)
+    k, v = _pair_of_rows(k_base, v_base, token, held, by_token, pad_kv, head, heads, WIDTH, BLOCK_D)
     dk = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     first, last = 0, 1
     if OVERLAP:
         last = 2
+    if HALO:  # from the blocks above to those below, and from left to right
+        ABOVE: tl.constexpr = (HALO + TALL - 1) // TALL
+        LEFT: tl.constexpr = (HALO + WIDE - 1) // WIDE
+        last = (2 * ABOVE + 1) * (2 * LEFT + 1)
     if CHOSEN:
         first = tl.load(starts + image * (blocks + 1) + block).to(tl.int32)
         last = tl.load(starts + image * (blocks + 1) + block + 1).to(tl.int32)
@@ -299,18 +404,35 @@ def grad_keys(
             q_block = block ^ seer
             j = (block - q_block) * slots + slot + OVERLAP * (q_block % 2)
             k_there = there & (j >= 0) & (j < keys)
+        exists = True
+        if HALO:
+            down, right = seer // (2 * LEFT + 1) - ABOVE, seer % (2 * LEFT + 1) - LEFT
+            columns = tl.cdiv(width, WIDE)
+            q_row, q_column = block // columns + down, block % columns + right
+            exists = (q_row >= 0) & (q_row < tl.cdiv(height, TALL)) & (q_column >= 0) & (q_column < columns)
+            q_block = q_row * columns + q_column
+            k_row, k_column = slot // WIDE - down * TALL + HALO, slot % WIDE - right * WIDE + HALO
+            j = k_row * (WIDE + 2 * HALO) + k_column
+            k_there = there & (k_row >= 0) & (k_row < TALL + 2 * HALO)
+            k_there = k_there & (k_column >= 0) & (k_column < WIDE + 2 * HALO)
         for start in range(0, SLOTS, BLOCK_M):
             i = start + tl.arange(0, BLOCK_M)
-            q_token, q_held, q_part = _tokens(table, image, head, q_block, i, i < slots, tokens, height, width,
-                                              table_by_image, table_by_head, slots, TALL, WIDE, DOWN,
+            q_token, q_held, q_part = _tokens(table, image, head, q_block, i, (i < slots) & exists, tokens, height,
+                                              width, table_by_image, table_by_head, slots, TALL, WIDE, DOWN,
                                               RIGHT)  # fmt: skip
-            q = _rows(base, q_token, q_held, by_token, WIDTH, BLOCK_D)
+            q = _rows(q_base, q_token, q_held, q_by_token, WIDTH, BLOCK_D)
             do_base = grad + image * grad_by_image + head * grad_by_head
             do = _rows(do_base, q_token, q_held, grad_by_token, WIDTH, BLOCK_D)
             at = (image * heads + head) * tokens + q_token
             seen = _seen(q_held, q_part, k_there, held, part, pad_kv, DOWN, RIGHT)
             pair = _pairs(i, j, head, SLOTS, KEYS, PAD)
             s = _scores(q, k, bias, pair, seen, scale, CHOSEN + OVERLAP == 0, PRECISION)
+            if TERMS:
+                t_at = distances + (image * tokens * heads + head) * (2 * SPAN)
+                t_at, t_there = _terms(t_at, q_token, q_held, i, heads, WIDE, SPAN, TALL + 2 * HALO, TERMS, BLOCK_T)
+                t = tl.load(t_at, mask=t_there, other=0.0)
+                places = _of_keys(j, TALL + 2 * HALO, WIDE + 2 * HALO, BLOCK_T, t.dtype)
+                s += _dot(t, places, PRECISION) * LOG2E
             # In this order all fit the registers.
             dp = _dot(do, tl.trans(v), PRECISION)
             top, inverse = _softmax_of(tops, inverses, at, q_held)
@@ -343,18 +465,20 @@ def grad_keys(
 
 @triton.jit
 def grad_bias(
-    qkv, table, block_table, bias, pad_kv, tops, inverses, grad, deltas, d_bias, scale,
+    q_map, k_map, v_map, table, block_table, bias, pad_kv, tops, inverses, grad, deltas, d_bias, scale,
     tokens, heads, blocks, slots, keys, height, width, units,
     per_program,
-    by_image, by_token, by_part, by_head, grad_by_image, grad_by_token, grad_by_head, table_by_image, table_by_head,
+    q_by_image, q_by_token, q_by_head, by_image, by_token, by_head,
+    grad_by_image, grad_by_token, grad_by_head, table_by_image, table_by_head,
     SLOTS: tl.constexpr, KEYS: tl.constexpr, OVERLAP: tl.constexpr, CHOSEN: tl.constexpr,
-    TALL: tl.constexpr, WIDE: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
+    TALL: tl.constexpr, WIDE: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr, HALO: tl.constexpr,
+    WIDTH: tl.constexpr, SPAN: tl.constexpr, TERMS: tl.constexpr, BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of the bias, added over `per_program` blocks."""
     if WIDE > 0:  # Known sizes take fewer registers.
         slots = TALL * WIDE
-        keys = slots * CHOSEN if CHOSEN else slots
+        keys = slots * CHOSEN if CHOSEN else (TALL + 2 * HALO) * (WIDE + 2 * HALO)
     number = tl.program_id(0)
     head = number % heads
     number = number // heads
@@ -366,18 +490,21 @@ def grad_bias(
     for unit in range(chunk * per_program, tl.minimum(chunk * per_program + per_program, units)):
         block = unit % blocks
         image = (unit // blocks).to(tl.int64)
-        base = qkv + image * by_image + head * by_head
+        q_base = q_map + image * q_by_image + head * q_by_head
+        k_base = k_map + image * by_image + head * by_head
+        v_base = v_map + image * by_image + head * by_head
         token, held, part = _tokens(table, image, head, block, i, i < slots, tokens, height, width, table_by_image,
                                     table_by_head, slots, TALL, WIDE, DOWN, RIGHT)  # fmt: skip
-        q = _rows(base, token, held, by_token, WIDTH, BLOCK_D)
+        q = _rows(q_base, token, held, q_by_token, WIDTH, BLOCK_D)
         do = _rows(grad + image * grad_by_image + head * grad_by_head, token, held, grad_by_token, WIDTH, BLOCK_D)
         at = (image * heads + head) * tokens + token
         top, inverse = _softmax_of(tops, inverses, at, held)
         delta = tl.load(deltas + at, mask=held, other=0.0)
-        k_block, k_slot, there = _keys(block_table, image, block, j, blocks, slots, keys, OVERLAP, CHOSEN)
-        k_token, k_held, k_part = _tokens(table, image, head, k_block, k_slot, there, tokens, height, width,
-                                          table_by_image, table_by_head, slots, TALL, WIDE, DOWN, RIGHT)  # fmt: skip
-        k, v = _pair_of_rows(base + by_part, by_part, k_token, k_held, by_token, pad_kv, head, heads, WIDTH, BLOCK_D)
+        there = j < keys
+        k_token, k_held, k_part = _keys(table, block_table, image, head, block, j, there, tokens, height, width, blocks,
+                                        slots, table_by_image, table_by_head, OVERLAP, CHOSEN, TALL, WIDE, DOWN, RIGHT,
+                                        HALO)  # fmt: skip
+        k, v = _pair_of_rows(k_base, v_base, k_token, k_held, by_token, pad_kv, head, heads, WIDTH, BLOCK_D)
         seen = _seen(held, part, there, k_held, k_part, pad_kv, DOWN, RIGHT)
         pair = _pairs(i, j, head, SLOTS, KEYS, PAD)
         s = _scores(q, k, bias, pair, seen, scale, True, PRECISION)

@@ -32,8 +32,8 @@ def _query_of_head(
 
 @triton.jit
 def _store_gradients(
-    grad, features, t, opened, y, along, factor, x_grad, factor_grad, head, rows, valid, largest, length, power_length,
-    D: tl.constexpr, C: tl.constexpr, POWER: tl.constexpr, BLOCK_D: tl.constexpr,
+    grad, features, t, opened, y, along, factor, x_grad, factor_grad, head, rows, valid, x_grad_token, largest, length,
+    power_length, D: tl.constexpr, POWER: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     columns = head * D + tl.arange(0, BLOCK_D)
     within = tl.arange(0, BLOCK_D) < D
@@ -41,7 +41,7 @@ def _store_gradients(
     grad, of_factor = focus_backward(
         grad, t, opened, y, features, along, some_factor, valid, largest, length, power_length, POWER
     )
-    at = x_grad + rows[:, None] * C + columns[None, :]
+    at = x_grad + rows[:, None] * x_grad_token + columns[None, :]
     tl.store(at, grad.to(x_grad.dtype.element_ty), mask=valid[:, None] & within[None, :])
     tl.store(factor_grad + columns, of_factor, mask=within)
 
@@ -62,6 +62,8 @@ def queries_backward_kernel(
     q_token,
     grad_image,
     grad_token,
+    q_grad_image,
+    q_grad_token,
     HEADS: tl.constexpr,
     D: tl.constexpr,
     POWER: tl.constexpr,
@@ -79,7 +81,7 @@ def queries_backward_kernel(
     grad += image * grad_image + first.to(tl.int64) * grad_token
     kv += image * C * D
     mean += image * C
-    q_grad += (image * tokens + first) * C
+    q_grad += image * q_grad_image + first.to(tl.int64) * q_grad_token
     factor_grad += tl.program_id(0).to(tl.int64) * C
     z += (image * tokens + first) * HEADS
     from_z += (image * tokens + first) * HEADS
@@ -98,7 +100,7 @@ def queries_backward_kernel(
         if HEADS == 1:
             _store_gradients(
                 some_grad, features, t, opened, y, along / length / length, factor, q_grad, factor_grad, head, rows,
-                valid, largest, length, power_length, D, C, POWER, BLOCK_D,
+                valid, q_grad_token, largest, length, power_length, D, POWER, BLOCK_D,
             )  # fmt: skip
     if HEADS > 1:
         along = along / length / length
@@ -109,7 +111,7 @@ def queries_backward_kernel(
             )  # fmt: skip
             _store_gradients(
                 some_grad, features, t, opened, y, along, factor, q_grad, factor_grad, head, rows,
-                valid, largest, length, power_length, D, C, POWER, BLOCK_D,
+                valid, q_grad_token, largest, length, power_length, D, POWER, BLOCK_D,
             )  # fmt: skip
 
 
@@ -152,6 +154,10 @@ def keys_backward_kernel(
     v_token,
     grad_image,
     grad_token,
+    k_grad_image,
+    k_grad_token,
+    v_grad_image,
+    v_grad_token,
     HEADS: tl.constexpr,
     D: tl.constexpr,
     POWER: tl.constexpr,
@@ -173,8 +179,8 @@ def keys_backward_kernel(
     grad += image * grad_image
     kv_grad += image * C * D
     mean_grad += image * C
-    k_grad += (image * tokens + first) * C
-    v_grad += (image * tokens + first) * C
+    k_grad += image * k_grad_image + first.to(tl.int64) * k_grad_token
+    v_grad += image * v_grad_image + first.to(tl.int64) * v_grad_token
     factor_grad += tl.program_id(0).to(tl.int64) * C
     valid = first + rows < tokens
     largest, length, power_length = lengths(k, positions, factor, rows, valid, k_token, C, C, POWER, BLOCK_N, BLOCK_C)
@@ -188,7 +194,7 @@ def keys_backward_kernel(
         if HEADS == 1:
             _store_gradients(
                 some_grad, features, t, opened, y, along / length / length, factor, k_grad, factor_grad, head, rows,
-                valid, largest, length, power_length, D, C, POWER, BLOCK_D,
+                valid, k_grad_token, largest, length, power_length, D, POWER, BLOCK_D,
             )  # fmt: skip
         columns = head * D + tl.arange(0, BLOCK_D)
         within = tl.arange(0, BLOCK_D) < D
@@ -198,7 +204,7 @@ def keys_backward_kernel(
                 grad, weight, first, rows, valid, columns, within, grad_token, tokens, width, SIDE, True, BLOCK_N,
                 BLOCK_D,
             )  # fmt: skip
-        at = v_grad + rows[:, None] * C + columns[None, :]
+        at = v_grad + rows[:, None] * v_grad_token + columns[None, :]
         tl.store(at, result.to(v_grad.dtype.element_ty), mask=valid[:, None] & within[None, :])
     if HEADS > 1:
         along = along / length / length
@@ -209,5 +215,5 @@ def keys_backward_kernel(
             )  # fmt: skip
             _store_gradients(
                 some_grad, features, t, opened, y, along, factor, k_grad, factor_grad, head, rows,
-                valid, largest, length, power_length, D, C, POWER, BLOCK_D,
+                valid, k_grad_token, largest, length, power_length, D, POWER, BLOCK_D,
             )  # fmt: skip

@@ -12,12 +12,21 @@ from visionattn.ops.block_sparse_attention import Windows, check_arguments
 from visionattn.ops.block_sparse_attention import block_sparse_attention as torch_code
 from visionattn.ops.cluster_attention import siblings
 from visionattn.ops.eager.routed_attention import local_values
+from visionattn.ops.stripe_attention import convolve_stripes, stripe_sides
 from visionattn.ops.window_attention import WIDEST, Layer
 
 from . import _block_sparse_kernels as kernels
 from ._register import formula_gradients, power_of_2, register, wrap_triton
 
-__all__ = ["block_sparse_attention", "cluster_attention", "routed_attention", "window_attention"]
+__all__ = [
+    "block_sparse_attention",
+    "cluster_attention",
+    "place_of",
+    "routed_attention",
+    "stripe_attention",
+    "tiles_of",
+    "window_attention",
+]
 
 Pair = tuple[int, int]
 Tensors3 = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -90,6 +99,28 @@ def routed_attention(
     out = out.flatten(2).unflatten(1, size)
     local = local_values(qkv, *(convolution or (None, None)))
     return out if local is None else out + local
+
+
+def stripe_attention(
+    qkv: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    num_heads: int,
+    stripe: tuple[int | None, int | None],
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> torch.Tensor:
+    """As `visionattn.ops.stripe_attention`; only the values are cut, for the convolution.
+
+    They come from the attention, which adds their gradient to its own: autograd would pad it to all of `qkv` first.
+    """
+    size, sides = (qkv.size(1), qkv.size(2)), stripe_sides(qkv, stripe)
+    rows = qkv.flatten(1, 2).unflatten(-1, (num_heads, -1))
+    out, values = (
+        x.flatten(2).unflatten(1, size) for x in _attention(rows, Windows(size, sides), scale=scale, values=True)
+    )
+    return out + convolve_stripes(values, weight, bias, sides)
 
 
 def _attention(
@@ -179,12 +210,12 @@ def block_sparse_forward(
     out = qkv.new_empty(batch, tokens, heads, dim)
     sums = qkv.new_empty(2, batch, heads, tokens, dtype=torch.float32)
     table, block_table, pad_kv = _dense(table, block_table, pad_kv)
-    place = _place(qkv, table, block_table, windows, overlap)
-    tiles = _tiles(place, qkv.element_size())
+    place = place_of(qkv[:, :, 0], qkv[:, :, 1], table, block_table, windows, overlap)
+    tiles = tiles_of(place, qkv.element_size())
     bias = _padded(bias, tiles)
     grid = (batch * place["blocks"] * triton.cdiv(place["slots"], tiles["BLOCK_M"]) * heads,)
     wrap_triton(kernels.attend)[grid](
-        qkv, table, block_table, bias, pad_kv, out, *sums.unbind(), scale, **place, **tiles
+        *qkv.unbind(2), table, block_table, bias, pad_kv, None, out, *sums.unbind(), scale, **place, **tiles
     )
     return out, sums, qkv[:, :, 2].clone(memory_format=torch.contiguous_format) if values else out.new_empty(0)
 
@@ -222,9 +253,9 @@ def block_sparse_backward(
     if grad.stride(-1) != 1:
         grad = grad.contiguous()
     table, block_table, pad_kv, grad_values = _dense(table, block_table, pad_kv, grad_values)
-    place = _place(qkv, table, block_table, windows, overlap)
+    place = place_of(qkv[:, :, 0], qkv[:, :, 1], table, block_table, windows, overlap)
     place |= dict(zip(("grad_by_image", "grad_by_token", "grad_by_head"), grad.stride()[:3], strict=True))
-    tiles = _tiles(place, qkv.element_size())
+    tiles = tiles_of(place, qkv.element_size())
     padded = _padded(bias, tiles)
     slots, keys, units = place["slots"], place["keys"], batch * place["blocks"]
     down = triton.cdiv(slots, tiles["BLOCK_M"])
@@ -233,14 +264,28 @@ def block_sparse_backward(
     deltas = None if alone and not with_bias else torch.empty_like(sums[0])
     if not alone:
         wrap_triton(kernels.grad_queries)[(units * down * heads,)](
-            qkv, table, block_table, padded, pad_kv, out, *sums.unbind(), grad, deltas, d_qkv, scale, **place, **tiles
+            *qkv.unbind(2),
+            table,
+            block_table,
+            padded,
+            pad_kv,
+            None,
+            out,
+            *sums.unbind(),
+            grad,
+            deltas,
+            d_qkv,
+            None,
+            scale,
+            **place,
+            **tiles,
         )
     seers, starts = (None, None) if block_table is None else _inverse(block_table, place["blocks"])
     pads = None if pad_kv is None else sums.new_empty(units, down, *pad_kv.shape)
     of_slots = {name: value for name, value in tiles.items() if name != "BLOCK_N"}
     wrap_triton(kernels.grad_keys)[(units * down * heads,)](
-        qkv, table, seers, starts, padded, pad_kv, *sums.unbind(), grad, deltas, grad_values, d_qkv, pads, scale,
-        ALONE=alone, **place, **of_slots,
+        *qkv.unbind(2), table, seers, starts, padded, pad_kv, None, *sums.unbind(), grad, deltas, grad_values,
+        d_qkv, pads, scale, ALONE=alone, **place, **of_slots,
     )  # fmt: skip
     d_bias, d_pad_kv = qkv.new_empty(0), qkv.new_empty(0)
     if with_bias:
@@ -250,7 +295,7 @@ def block_sparse_backward(
         per_program = triton.cdiv(units, max(1, PROGRAMS // (heads * down * across)))
         partial = sums.new_empty(triton.cdiv(units, per_program), *padded.shape)
         wrap_triton(kernels.grad_bias)[(partial.size(0) * down * across * heads,)](
-            qkv, table, block_table, padded, pad_kv, *sums.unbind(), grad, deltas, partial, scale,
+            *qkv.unbind(2), table, block_table, padded, pad_kv, *sums.unbind(), grad, deltas, partial, scale,
             units=units, per_program=per_program, **place, **of_bias,
         )  # fmt: skip
         d_bias = partial.sum(0)[:, :slots, :keys].to(bias.dtype, memory_format=torch.contiguous_format)
@@ -270,15 +315,18 @@ def _padded(bias: torch.Tensor | None, tiles: dict[str, int]) -> torch.Tensor | 
     return F.pad(bias, (0, -bias.size(2) % tiles["PAD"], 0, -bias.size(1) % tiles["PAD"])).contiguous()
 
 
-def _place(
-    qkv: torch.Tensor,
+def place_of(
+    q: torch.Tensor,
+    k: torch.Tensor,
     table: torch.Tensor | None,
     block_table: torch.Tensor | None,
     windows: Sequence[int],
-    overlap: int,
+    overlap: int = 0,
+    halo: int = 0,
+    span: int = 0,
 ) -> dict[str, Any]:
-    """What all kernels are told of where things are."""
-    _, tokens, _, heads, dim = qkv.shape
+    """What all kernels are told of where things are; values lie as keys do."""
+    _, tokens, heads, dim = q.shape
     if table is None:
         height, width, tall, wide, down, right = windows
         blocks, slots = triton.cdiv(height, tall) * triton.cdiv(width, wide), tall * wide
@@ -288,7 +336,8 @@ def _place(
         blocks, slots = table.size(2), table.size(3)
         by_image, by_head = (table.stride(axis) if table.size(axis) > 1 else 0 for axis in (0, 1))
     chosen = 0 if block_table is None else block_table.size(2)
-    keys = slots * chosen if chosen else slots + overlap
+    keys = slots * chosen if chosen else (tall + 2 * halo) * (wide + 2 * halo) if halo else slots + overlap
+    terms = tall + wide + 4 * halo if span else 0
     return {
         "tokens": tokens,
         "heads": heads,
@@ -297,7 +346,8 @@ def _place(
         "keys": keys,
         "height": height,
         "width": width,
-        **dict(zip(("by_image", "by_token", "by_part", "by_head"), qkv.stride()[:4], strict=True)),
+        **dict(zip(("q_by_image", "q_by_token", "q_by_head"), q.stride()[:3], strict=True)),
+        **dict(zip(("by_image", "by_token", "by_head"), k.stride()[:3], strict=True)),
         "table_by_image": by_image,
         "table_by_head": by_head,
         "SLOTS": _next_16(slots),
@@ -308,8 +358,12 @@ def _place(
         "WIDE": wide,
         "DOWN": down,
         "RIGHT": right,
+        "HALO": halo,
         "WIDTH": dim,
-        "PRECISION": _precision(qkv.dtype),
+        "SPAN": span,
+        "TERMS": terms,
+        "BLOCK_T": max(16, power_of_2(terms, 1024)),
+        "PRECISION": _precision(q.dtype),
     }
 
 
@@ -327,7 +381,7 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32" if allowed else "ieee"
 
 
-def _tiles(place: dict[str, Any], element_size: int) -> dict[str, int]:
+def tiles_of(place: dict[str, Any], element_size: int) -> dict[str, int]:
     """The sizes of tiles, and the warps that work on one."""
     slots, keys, width = place["SLOTS"], place["KEYS"], max(16, power_of_2(place["WIDTH"], WIDEST))
     longest, warps = next(found for bounds, found in TILES.items() if element_size == bounds[0] and width <= bounds[1])

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from visionattn.ops.focused_attention import formula
+from visionattn.ops.focused_attention import formula, split_parts
 from visionattn.ops.nhwc_conv import nhwc_conv
 
 from ._depthwise import depthwise_weight_gradients
@@ -22,8 +22,8 @@ __all__ = ["focused_attention"]
 
 def focused_attention(
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
     scale: torch.Tensor,
     positions: torch.Tensor | None = None,
     *,
@@ -127,8 +127,8 @@ def _means(
 def _fake_backward(
     grad: torch.Tensor,
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
     positions: torch.Tensor | None,
     factor: torch.Tensor,
     weight: torch.Tensor | None,
@@ -138,15 +138,22 @@ def _fake_backward(
     heads: int,
     power: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), torch.empty_like(factor)
+    return *_empty_parts(q, k, v), torch.empty_like(factor)
+
+
+def _empty_parts(
+    q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    first, second, third = (q.new_empty((0,) if t is None else t.shape) for t in (q, k, v))
+    return first, second, third
 
 
 @register(_fake_backward)
 def focused_linear_attention_backward(
     grad: torch.Tensor,
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
     positions: torch.Tensor | None,
     factor: torch.Tensor,
     weight: torch.Tensor | None,
@@ -156,9 +163,11 @@ def focused_linear_attention_backward(
     heads: int,
     power: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k, v and factor."""
+    """Gradients of q, k, v and factor; where q holds all three, so does its gradient, and the next two are empty."""
+    grads = _empty_parts(q, k, v)
+    q_grad, k_grad, v_grad = grads if k is not None else split_parts(grads[0], None, None)
+    q, k, v = split_parts(q, k, v)
     shapes = _shapes(q, heads, power)
-    q_grad, k_grad, v_grad = (t.new_empty(t.shape) for t in (q, k, v))
     z, from_z = torch.empty(2, *q.shape[:2], heads, dtype=torch.float32, device=q.device).unbind()
     q_tiles, k_tiles = (len(t) * triton.cdiv(t.size(1), shapes["BLOCK_N"]) for t in (q, k))
     factor_grads = torch.empty(q_tiles + k_tiles, q.size(2), dtype=torch.float32, device=q.device)
@@ -177,6 +186,8 @@ def focused_linear_attention_backward(
         q.stride(1),
         grad.stride(0),
         grad.stride(1),
+        q_grad.stride(0),
+        q_grad.stride(1),
         num_warps=_warps(q),
         num_stages=1,
         **shapes,
@@ -202,18 +213,22 @@ def focused_linear_attention_backward(
         v.stride(1),
         grad.stride(0),
         grad.stride(1),
+        k_grad.stride(0),
+        k_grad.stride(1),
+        v_grad.stride(0),
+        v_grad.stride(1),
         SIDE=1 if weight is None else weight.size(3),
         num_warps=_warps(q),
         num_stages=1,
         **shapes,
     )
-    return q_grad, k_grad, v_grad, factor_grads.sum(0)
+    return *grads, factor_grads.sum(0)
 
 
 def _fake(
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
     positions: torch.Tensor | None,
     factor: torch.Tensor,
     weight: torch.Tensor | None,
@@ -222,10 +237,10 @@ def _fake(
     heads: int,
     power: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    images, _, channels = q.shape
+    images, tokens, channels = split_parts(q, k, v)[0].shape
     side = channels // heads
     kv = q.new_empty(images, heads, side, side, dtype=torch.float32)
-    return q.new_empty(q.shape), kv, q.new_empty(images, channels, dtype=torch.float32)
+    return q.new_empty(images, tokens, channels), kv, q.new_empty(images, channels, dtype=torch.float32)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -247,10 +262,14 @@ def _backward(ctx: Any, grad: torch.Tensor, *_: None) -> tuple[torch.Tensor | No
     )
     positions_grad = weight_grad = bias_grad = None
     if ctx.needs_input_grad[3]:
-        positions_grad = k_grad.sum(0, dtype=torch.float32).to(positions.dtype)
+        of_keys = split_parts(q_grad, None, None)[1] if k is None else k_grad
+        positions_grad = of_keys.sum(0, dtype=torch.float32).to(positions.dtype)
     if ctx.needs_input_grad[5] or ctx.needs_input_grad[6]:
-        weight_grad, bias_grad = depthwise_weight_gradients(v, grad, ctx.width, weight.size(3))
+        values = split_parts(q, k, v)[2]
+        weight_grad, bias_grad = depthwise_weight_gradients(values, grad, ctx.width, weight.size(3))
         weight_grad, bias_grad = weight_grad.to(weight.dtype), bias_grad.to(ctx.bias)
+    if k is None:
+        k_grad = v_grad = None
     return q_grad, k_grad, v_grad, positions_grad, factor_grad, weight_grad, bias_grad, None, None, None
 
 
@@ -259,12 +278,13 @@ def _differentiable_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor
 
     def torch_code(
         q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
         positions: torch.Tensor | None,
         factor: torch.Tensor,
         weight: torch.Tensor | None,
     ) -> torch.Tensor:
+        q, k, v = split_parts(q, k, v)
         positions = k.new_zeros(()) if positions is None else positions
         parts = q.float(), k.float(), v.float(), positions.float()
         out = formula(*parts, factor, ctx.heads, ctx.power).to(v.dtype)
@@ -281,8 +301,8 @@ def _differentiable_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor
 @register(_fake, _setup, _backward)
 def focused_linear_attention(
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    k: torch.Tensor | None,
+    v: torch.Tensor | None,
     positions: torch.Tensor | None,
     factor: torch.Tensor,
     weight: torch.Tensor | None,
@@ -292,6 +312,7 @@ def focused_linear_attention(
     power: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The result, and the means over the keys of key times value and of key, for the backward pass alone."""
+    q, k, v = split_parts(q, k, v)
     shapes = _shapes(q, heads, power)
     out = q.new_empty(q.shape)
     kv, mean = _means(k, positions, factor, v, (None, None), k.size(1), shapes)
