@@ -17,6 +17,7 @@ WITHOUT = (
     *(
         "net",
         "balanced",
+        "convnext",
         "lkca",
         "pool",
         "linear",
