@@ -17,7 +17,7 @@ WITHOUT = (
     *(
         "net",
         "balanced",
-        "convnext",
+        "next",
         "lkca",
         "pool",
         "linear",
