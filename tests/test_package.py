@@ -191,3 +191,35 @@ def test_docs_name_every_network():
         parts = [part.split(",") for part in re.split(r"[{}]", pattern)]
         named |= {"".join(choice) for choice in itertools.product(*parts)}
     assert named == set(timm.list_models("va_*"))
+
+
+def documented_arguments(node):
+    """Names under `Args:` of a function's or class's docstring."""
+    section = re.search(r"^Args:\n((?:    .*\n|\n)+)", (ast.get_docstring(node) or "") + "\n", re.MULTILINE)
+    names = re.findall(r"^    (?! )(\**\w+(?:, \**\w+)*):", section[1], re.MULTILINE) if section else []
+    return [name.strip(" *") for entry in names for name in entry.split(",")]
+
+
+def declared_arguments(node):
+    """Those of a function; of a class those of `__init__`, or the fields of a dataclass."""
+    if isinstance(node, ast.ClassDef):
+        made = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+        if made:
+            return declared_arguments(made[0])
+        if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+            return [part.target.id for part in node.body if isinstance(part, ast.AnnAssign)]
+        return None if node.bases and ast.unparse(node.bases[0]) != "NamedTuple" else []
+    every = node.args
+    return [one.arg for one in (*every.posonlyargs, *every.args, *every.kwonlyargs, every.vararg, every.kwarg) if one]
+
+
+def test_docstrings_name_arguments_that_there_are():
+    """Otherwise the API reference of the site does not build."""
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and (names := documented_arguments(node)):
+                declared = declared_arguments(node)  # none: inherited
+                unknown = [] if declared is None else [name for name in names if name not in declared]
+                wrong += [f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {name}" for name in unknown]
+    assert not wrong, "\n".join(wrong)

@@ -17,6 +17,7 @@ WITHOUT = (
     *(
         "net",
         "balanced",
+        "next",
         "lkca",
         "pool",
         "linear",

@@ -22,30 +22,15 @@ def _calls(channels: int, heads: int, side: int, dtype: torch.dtype = torch.bflo
     name, settings = f"{channels}-{heads}-{str(dtype).removeprefix('torch.')}", (side, heads, 3)
     dot = _PRODUCTS if dtype != torch.float32 else False
     packed = (meta(128, tokens, 3 * channels, dtype=dtype), None, None)
-    return [
-        Call(
-            f"{name}-packed",
-            focused_linear_attention,
-            (*packed, *shared, meta(channels, **single), *settings),
-            dot=dot,
-            slow=slow,
-        ),
-        Call(
-            f"{name}-packed-backward",
-            focused_linear_attention_backward,
-            (maps[0], *packed, *shared, *means, *settings),
-            dot=dot,
-            slow=slow,
-        ),
-        Call(name, focused_linear_attention, (*maps, *shared, meta(channels, **single), *settings), dot=dot, slow=slow),
-        Call(
-            f"{name}-backward",
-            focused_linear_attention_backward,
-            (maps[0], *maps, *shared, *means, *settings),
-            dot=dot,
-            slow=slow,
-        ),
-    ]
+    factor = meta(channels, **single)
+    calls = []
+    for label, parts in ((name, maps), (f"{name}-packed", packed)):
+        forward, backward = (*parts, *shared, factor, *settings), (maps[0], *parts, *shared, *means, *settings)
+        calls += [
+            Call(label, focused_linear_attention, forward, dot=dot, slow=slow),
+            Call(f"{label}-backward", focused_linear_attention_backward, backward, dot=dot, slow=slow),
+        ]
+    return calls
 
 
 CALLS = [

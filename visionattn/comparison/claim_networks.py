@@ -1,7 +1,8 @@
 """Small networks for claims about mixers, and how they are trained and tested."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -21,7 +22,8 @@ __all__ = ["Mixer", "Recipe", "TwoPictures", "accuracy", "fit", "network", "rota
 Mixer = tuple[str, Mapping[str, Any]]
 
 
-class Recipe(NamedTuple):
+@dataclass(frozen=True)
+class Recipe:
     """How long a network is trained.
 
     Args:

@@ -1,6 +1,7 @@
 """How each claim is tried: networks of one seed that differ in the mechanism alone, and what came of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,7 @@ def neighbours(seed: int, recipe: Recipe) -> Values:
     stem = partial(KnownTiles, encoder=known.stem, side=8)
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "num_classes": 2, "heads": 2, "stem": stem}
     builds = {name: partial(network, [(name, {})], **sizes) for name in ("mta", "softmax")}
-    half = _compare(builds, task, test, recipe._replace(steps=recipe.steps // 2), seed)
+    half = _compare(builds, task, test, replace(recipe, steps=recipe.steps // 2), seed)
     return _compare(builds, task, test, recipe, seed) | {f"{name}, half the steps": v for name, v in half.items()}
 
 

@@ -5,7 +5,7 @@ python -m visionattn.comparison.claims --seeds 0 1 2 --out docs/results/claims.m
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -188,7 +188,7 @@ def run(name: str, seed: int, kept: KeptRuns, steps: int | None = None) -> Value
 
 def _recipe(name: str, steps: int | None) -> Recipe:
     recipe = CLAIMS[name].recipe
-    return recipe._replace(steps=steps) if steps else recipe
+    return replace(recipe, steps=steps) if steps else recipe
 
 
 def write(results: Mapping[str, Sequence[Values]], out: Path, command: str, steps: int | None = None) -> str:

@@ -10,9 +10,6 @@ Understanding Convolutional Networks (ECCV 2014, arXiv 1311.2901). LIME: "Why Sh
 where it compares the choices; the linear model is ridge regression as there.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -23,14 +20,62 @@ from ._target import Score, Target, class_of_each, is_score
 
 __all__ = ["ATTRIBUTIONS", "attribution"]
 
-# Our names and the package's classes.
-ATTRIBUTIONS = {
-    "captum:integrated-gradients": "IntegratedGradients",
-    "captum:occlusion": "Occlusion",
-    "captum:lime": "Lime",
-}
 # Perturbed pictures that the network gets at once.
 _BATCH = 16
+
+
+def _integrated_gradients(score: Score, x: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
+    from captum.attr import IntegratedGradients
+
+    return IntegratedGradients(score).attribute(x, target=classes, internal_batch_size=max(_BATCH, len(x)))
+
+
+@torch.no_grad()
+def _occlusion(score: Score, x: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
+    from captum.attr import Occlusion
+
+    side = max(min(x.shape[-2:]) // 8, 1)
+    step = max(side // 2, 1)
+    return Occlusion(score).attribute(
+        x,
+        sliding_window_shapes=(x.shape[1], side, side),
+        strides=(x.shape[1], step, step),
+        target=classes,
+        perturbations_per_eval=max(_BATCH // len(x), 1),
+    )
+
+
+@torch.no_grad()
+def _lime(score: Score, x: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
+    from captum._utils.models.linear_model import SkLearnRidge
+    from captum.attr import Lime
+    from skimage.segmentation import slic
+
+    # The authors' linear model; the package's own, a lasso, gives nothing where scores are small.
+    tool = Lime(score, interpretable_model=SkLearnRidge(alpha=1.0))
+    found = []
+    with torch.random.fork_rng([]):
+        for index, image in enumerate(x):
+            torch.manual_seed(0)
+            parts = slic(image.movedim(0, -1).cpu().float().numpy(), n_segments=50, start_label=0, channel_axis=-1)
+            found.append(
+                tool.attribute(
+                    image[None],
+                    target=None if classes is None else classes[index : index + 1],
+                    feature_mask=torch.from_numpy(parts).to(x.device)[None, None],
+                    n_samples=200,
+                    perturbations_per_eval=_BATCH,
+                )
+            )
+    return torch.cat(found)
+
+
+# How each method attributes a score to pixels.
+ATTRIBUTIONS = {
+    "captum:integrated-gradients": _integrated_gradients,
+    "captum:occlusion": _occlusion,
+    "captum:lime": _lime,
+}
 
 
 def attribution(
@@ -52,74 +97,21 @@ def attribution(
         ModuleNotFoundError: If captum is not installed.
     """
     check_choice("method", method, ATTRIBUTIONS)
-    import captum.attr
-
     with evaluating(model):
-        with torch.no_grad():
-            output = model(x)
-        score: Callable[[torch.Tensor], torch.Tensor] = model
-        classes = None
         if is_score(target):
-            score = _after(model, target)
-        elif not isinstance(output, torch.Tensor) or output.ndim != 2:
-            raise ValueError("target must be a function of the network's output, which is no (B, classes)")
+            found = ATTRIBUTIONS[method](_after(model, target), x.detach(), None)
         else:
-            classes = output.argmax(1) if target is None else class_of_each(target, len(x), output.shape[1], x.device)
-        options = {"interpretable_model": _ridge()} if method == "captum:lime" else {}
-        tool = getattr(captum.attr, ATTRIBUTIONS[method])(score, **options)
-        return _METHODS[method](tool, x.detach(), classes).detach().sum(1)
+            found = ATTRIBUTIONS[method](model, x.detach(), _classes(model, x, target))
+    return found.detach().sum(1)
 
 
 def _after(model: nn.Module, target: Score) -> Score:
     return lambda images: target(model(images))
 
 
-def _ridge() -> Any:
-    """The authors' linear model; the package's own, a lasso, gives nothing where scores are small."""
-    from captum._utils.models.linear_model import SkLearnRidge
-
-    return SkLearnRidge(alpha=1.0)
-
-
-def _integrated_gradients(tool: Any, x: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
-    return tool.attribute(x, target=classes, internal_batch_size=max(_BATCH, len(x)))
-
-
-def _occlusion(tool: Any, x: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
-    side = max(min(x.shape[-2:]) // 8, 1)
-    step = max(side // 2, 1)
-    with torch.no_grad():
-        return tool.attribute(
-            x,
-            sliding_window_shapes=(x.shape[1], side, side),
-            strides=(x.shape[1], step, step),
-            target=classes,
-            perturbations_per_eval=max(_BATCH // len(x), 1),
-        )
-
-
-def _lime(tool: Any, x: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
-    from skimage.segmentation import slic
-
-    found = []
-    with torch.no_grad(), torch.random.fork_rng([]):
-        for index, image in enumerate(x):
-            torch.manual_seed(0)
-            parts = slic(image.movedim(0, -1).cpu().float().numpy(), n_segments=50, start_label=0, channel_axis=-1)
-            found.append(
-                tool.attribute(
-                    image[None],
-                    target=None if classes is None else classes[index : index + 1],
-                    feature_mask=torch.from_numpy(parts).to(x.device)[None, None],
-                    n_samples=200,
-                    perturbations_per_eval=_BATCH,
-                )
-            )
-    return torch.cat(found)
-
-
-_METHODS = {
-    "captum:integrated-gradients": _integrated_gradients,
-    "captum:occlusion": _occlusion,
-    "captum:lime": _lime,
-}
+@torch.no_grad()
+def _classes(model: nn.Module, x: torch.Tensor, target: Target) -> torch.Tensor:
+    output = model(x)
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
+        raise ValueError("target must be a function of the network's output, which is no (B, classes)")
+    return output.argmax(1) if target is None else class_of_each(target, len(x), output.shape[1], x.device)

@@ -6,19 +6,19 @@ from torch.nn import functional as F
 from ._autocast import without_autocast
 from ._dispatch import has_kernel
 
-__all__ = ["balanced_bisection", "levels_of"]
+__all__ = ["MOST", "WIDEST", "balanced_bisection", "levels_of"]
 
 # Limits of the kernels: the width of a head, and the tokens that one sorts.
-_WIDEST, _MOST = 128, 8192
+WIDEST, MOST = 128, 8192
 
 
 def _refuses(q: torch.Tensor, *, cluster_size: int, **settings: object) -> str:
-    if q.size(3) > _WIDEST:
-        return f"heads are wider than {_WIDEST}"
+    if q.size(3) > WIDEST:
+        return f"heads are wider than {WIDEST}"
     if q.stride(3) != 1:
         return "the numbers of a head do not lie side by side"
     clusters = 1 << levels_of(q.size(2), cluster_size)
-    return f"there are more than {_MOST} tokens" if -(-q.size(2) // clusters) * clusters > _MOST else ""
+    return f"there are more than {MOST} tokens" if -(-q.size(2) // clusters) * clusters > MOST else ""
 
 
 @has_kernel("balanced_bisection", _refuses)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ._autocast import autocast_dtype, wide, without_autocast
 from ._modes import needs_formula
-from .eager.projected_channel_attention import ProjectedChannelAttention, image_layers
+from .eager.projected_channel_attention import ProjectedChannelAttention, image_layers, through_layers
 from .eager.wide_product import WideProduct
 from .projection import split_heads
 
@@ -104,8 +104,7 @@ def projected_channel_attention(
 
 
 def _projected(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    layers = image_layers(x, *arguments)[0].to(x.dtype)
-    return torch.baddbmm(layers[..., -1:].mT, x, layers[..., :-1].mT)
+    return through_layers(x, image_layers(x, *arguments)[0].to(x.dtype))
 
 
 def prefer_moments(tokens: int, dim: int) -> bool:

@@ -3,11 +3,8 @@
 import torch
 from torch.nn import functional as F
 
-from ._autocast import autocast_dtype
-from ._dispatch import has_kernel, wants_torch
-from ._modes import use_eager_kernel
+from ._dispatch import has_kernel
 from .attention import attention
-from .eager.halo_attention import HaloAttention
 from .window_attention import WIDEST
 
 __all__ = ["halo_attention"]
@@ -47,22 +44,6 @@ def halo_attention(
         halo_size: Positions that a window reaches beyond its block, to each side.
         dropout_p: Share of the attention weights that is dropped.
     """
-    if dropout_p == 0 and use_eager_kernel(q) and autocast_dtype(q) is None and not wants_torch():
-        out: torch.Tensor = HaloAttention.apply(_formula, q, k, v, height_rel, width_rel, block_size, halo_size)
-        return out
-    return _formula(q, k, v, height_rel, width_rel, block_size, halo_size, dropout_p)
-
-
-def _formula(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    height_rel: torch.Tensor,
-    width_rel: torch.Tensor,
-    block_size: int,
-    halo_size: int,
-    dropout_p: float = 0.0,
-) -> torch.Tensor:
     height, width = q.shape[1:3]
     # A block beyond the map would only hold more padding: what a query sees is the same.
     block = min(block_size, height), min(block_size, width)

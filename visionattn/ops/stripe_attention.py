@@ -6,8 +6,9 @@ import torch
 
 from ._dispatch import has_kernel
 from .attention import attention
+from .block_sparse_attention import refuses_rows
 from .nhwc_conv import nhwc_conv
-from .window_attention import WIDEST, merge_windows, partition_windows
+from .window_attention import merge_windows, partition_windows
 
 __all__ = ["convolve_stripes", "stripe_attention", "stripe_sides"]
 
@@ -23,13 +24,7 @@ def _refuses(
     dropout_p: float = 0.0,
     **settings: object,
 ) -> str:
-    if dropout_p > 0:
-        return "attention weights are dropped"
-    if qkv.size(-1) > WIDEST * num_heads:
-        return f"heads are wider than {WIDEST}"
-    if qkv.stride(-1) != 1:
-        return "the numbers of a head do not lie side by side"
-    return ""
+    return "attention weights are dropped" if dropout_p > 0 else refuses_rows(qkv.unflatten(-1, (num_heads, -1)))
 
 
 @has_kernel("block_sparse", _refuses)

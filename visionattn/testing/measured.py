@@ -51,7 +51,12 @@ def losses(card: Card, networks: Sequence[str]) -> Iterator[str]:
         )
     for page, row in _comparisons(networks):
         points, times = 100 * float(row["difference"]), float(row["training_time"])
-        verdict = {"noise": "not significant", "worse": "significantly worse", "better": "significantly better"}
+        verdict = {
+            "noise": "not significant",
+            "one seed": "one seed, which decides nothing",
+            "worse": "significantly worse",
+            "better": "significantly better",
+        }
         yield (
             f"`{row['network']}` scored {points:+.1f} points from `{row['baseline']}` "
             f"({verdict[row['verdict']]}), and a training step took {times:.2f} times as long "

@@ -97,7 +97,6 @@ class Row:
     """A mechanism in the network that all of its kind share.
 
     Args:
-        name: `<host>/<mechanism>`.
         host: `cnn` for plug-ins; `pyramid` or `columnar` for mixers, by their cards.
         mechanism: Its name; `plain` for the network without any.
         baseline: Whether it is one of the baselines that stand first.
@@ -111,6 +110,7 @@ class Row:
 
     @property
     def name(self) -> str:
+        """`<host>/<mechanism>`."""
         return f"{self.host}/{self.mechanism}"
 
     def build(self, recipe: Recipe, classes: int, **dd: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from visionattn.ops.token_products import mixed_tokens, token_products
 
 from ._function import EagerFunction, Tensors
 
-__all__ = ["ProjectedChannelAttention", "image_layers"]
+__all__ = ["ProjectedChannelAttention", "image_layers", "through_layers"]
 
 
 class ProjectedChannelAttention(EagerFunction):
@@ -21,7 +21,7 @@ class ProjectedChannelAttention(EagerFunction):
     def compute(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
         layers, moments, attention = image_layers(x, *arguments)
         layers = layers.to(x.dtype)
-        return torch.baddbmm(layers[..., -1:].mT, x, layers[..., :-1].mT), layers, moments, attention
+        return through_layers(x, layers), layers, moments, attention
 
     @staticmethod
     def gradients(ctx: Any, grad: torch.Tensor) -> Tensors:
@@ -98,6 +98,11 @@ def image_layers(
     if proj_bias is not None:
         layers = torch.cat((layers[..., :-1], layers[..., -1:] + proj_bias.unsqueeze(1)), -1)
     return layers, moments, attention
+
+
+def through_layers(x: torch.Tensor, layers: torch.Tensor) -> torch.Tensor:
+    """The tokens of each image through its linear layer, both of one dtype."""
+    return torch.baddbmm(layers[..., -1:].mT, x, layers[..., :-1].mT)
 
 
 def _parts(

@@ -1,11 +1,22 @@
 """Features of focused attention inside kernels, for tiles of tokens; all numbers in float32."""
 
+import torch
 import triton
 import triton.language as tl
 
-__all__ = ["EPS", "chunk", "dot", "feature", "focus_backward", "lengths", "operand", "power_of"]
+__all__ = ["EPS", "chunk", "dot", "feature", "focus_backward", "lengths", "operand", "power_of", "precision"]
 
 EPS = tl.constexpr(1e-6)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """That of `dot` for tensors of this type."""
+    if dtype == torch.bfloat16:
+        return "bf16"
+    if dtype == torch.float16:
+        # What float16 holds, tf32 holds too, and features have a range that float16 has not.
+        return "tf32"
+    return "tf32x3" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @triton.jit

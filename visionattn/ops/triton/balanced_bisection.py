@@ -6,7 +6,7 @@ the first reads memory.
 
 import torch
 
-from visionattn.ops.balanced_bisection import levels_of
+from visionattn.ops.balanced_bisection import MOST, WIDEST, levels_of
 
 from ._bisection_kernels import scores_kernel, splitting_kernel
 from ._register import power_of_2, register, wrap_triton
@@ -56,13 +56,13 @@ def bisected_tokens(q: torch.Tensor, levels: int, iterations: int, temperature: 
             ITERATIONS=iterations,
             D=dim,
             BLOCK_N=64,
-            BLOCK_D=power_of_2(dim, 128),
+            BLOCK_D=power_of_2(dim, WIDEST),
             num_warps=4,
         )
         # What is passed on between rounds takes half the room.
         dtype = torch.int64 if level == levels - 1 else torch.int32
         found = torch.empty(batch, heads, slots, dtype=dtype, device=q.device)
-        block = power_of_2(run, 8192)
+        block = power_of_2(run, MOST)
         wrap_triton(splitting_kernel)[(programs,)](
             scores, order, found, run, BLOCK=block, num_warps=max(1, min(16, block // 256))
         )

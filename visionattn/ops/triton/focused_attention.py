@@ -13,6 +13,7 @@ from visionattn.ops.focused_attention import formula, split_parts
 from visionattn.ops.nhwc_conv import nhwc_conv
 
 from ._depthwise import depthwise_weight_gradients
+from ._focus import precision
 from ._focused_backward import keys_backward_kernel, queries_backward_kernel
 from ._focused_forward import means_kernel, result_kernel
 from ._register import formula_gradients, power_of_2, register, wrap_triton
@@ -42,16 +43,6 @@ def focused_attention(
     return focused_linear_attention(q, k, v, positions, factor, weight, bias, width, num_heads, focusing_factor)[0]
 
 
-def _precision(dtype: torch.dtype) -> str:
-    if dtype == torch.bfloat16:
-        return "bf16"
-    if dtype == torch.float16:
-        # Features have a range that float16 has not.
-        return "tf32"
-    wish = torch.backends.cuda.matmul.fp32_precision
-    return "tf32x3" if wish == "tf32" else "ieee"
-
-
 def _shapes(t: torch.Tensor, heads: int, power: int) -> dict[str, Any]:
     """The constants of a kernel that owns tiles of tokens."""
     side = t.size(2) // heads
@@ -59,7 +50,7 @@ def _shapes(t: torch.Tensor, heads: int, power: int) -> dict[str, Any]:
         "HEADS": heads,
         "D": side,
         "POWER": power,
-        "PRECISION": _precision(t.dtype),
+        "PRECISION": precision(t.dtype),
         "BLOCK_N": 16 if t.dtype.itemsize == 4 else 64 if side <= 32 else 32,
         "BLOCK_C": 64,
         "BLOCK_D": max(16, power_of_2(side, 64)),

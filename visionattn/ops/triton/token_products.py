@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import triton
 
+from ._focus import precision
 from ._register import power_of_2, register, wrap_triton
 from ._token_kernels import mixing_kernel, products_kernel
 
@@ -24,14 +25,6 @@ def mixed_tokens(
     a, b, bias = (t.to(x.dtype).contiguous() for t in (a, b, bias))
     mixed: torch.Tensor = mixture_of_tokens(x, a, y, b, bias)
     return mixed
-
-
-def _precision(dtype: torch.dtype) -> str:
-    if dtype == torch.bfloat16:
-        return "bf16"
-    wish = torch.backends.cuda.matmul.fp32_precision
-    # What float16 holds, tf32 holds too.
-    return "tf32" if dtype == torch.float16 else "tf32x3" if wish == "tf32" else "ieee"
 
 
 def _fake_sums(x: torch.Tensor, y: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +71,7 @@ def sums_of_products(x: torch.Tensor, y: torch.Tensor | None) -> tuple[torch.Ten
         split_tokens,
         splits,
         C=channels,
-        PRECISION=_precision(x.dtype),
+        PRECISION=precision(x.dtype),
         BLOCK_N=block,
         BLOCK_C=block_c,
         num_warps=8 if block_c == 128 else 4,
@@ -115,7 +108,7 @@ def mixture_of_tokens(
         y.stride(0),
         y.stride(1),
         C=channels,
-        PRECISION=_precision(x.dtype),
+        PRECISION=precision(x.dtype),
         BLOCK_N=block,
         BLOCK_C=block_c,
         BLOCK_K=32,
