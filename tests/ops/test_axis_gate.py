@@ -68,7 +68,13 @@ def test_attention_is_pools_and_gate(layout):
         return rows.sigmoid().unsqueeze(3), columns.tanh().unsqueeze(2)
 
     y = axis_attention(x, POOLS, [(3,), (2,)], gates, residual=x)
-    torch.testing.assert_close(y, x + x * x.mean(3, keepdim=True).sigmoid() * x.amax(2, keepdim=True).tanh())
+    expected = x + x * x.mean(3, keepdim=True).sigmoid() * x.amax(2, keepdim=True).tanh()
+    torch.testing.assert_close(y, expected)
+    weight = torch.randn_like(y)
+    torch.testing.assert_close(*(torch.autograd.grad(out, x, weight) for out in (y, expected)))
+    assert torch.autograd.gradgradcheck(
+        lambda x: axis_attention(x, POOLS, [(3,), (2,)], gates, residual=x), (x,), fast_mode=True
+    )
     assert len(axis_pools(x, POOLS)) == 2
 
 

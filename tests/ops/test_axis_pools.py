@@ -39,6 +39,8 @@ def test_values_and_gradients(layout, size):
 
 def test_gradients_of_some_pools():
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    (actual,) = torch.autograd.grad(sum(part.sum() for part in axis_pools(x, [("mean", 2), ("mean", 2)])), x)
+    torch.testing.assert_close(actual, torch.full_like(x, 2 / 4))
     for index, pool in enumerate(POOLS):
         (actual,) = torch.autograd.grad(axis_pools(x, POOLS)[index].square().sum(), x)
         (expected,) = torch.autograd.grad(plain(x, [pool])[0].square().sum(), x)

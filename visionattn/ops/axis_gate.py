@@ -10,6 +10,7 @@ from ._dispatch import has_kernel
 from ._modes import needs_formula, use_eager_kernel
 from .axis_pools import axis_pools, refuses_pools
 from .eager.axis_gate import AxisGate
+from .eager.axis_pools import map_and_pools
 from .eager.nested_gate import pays
 from .layout import memory_format
 
@@ -99,4 +100,8 @@ def axis_attention(
         residual: As there.
         relu: As there.
     """
-    return axis_gate(x, *gates(*axis_pools(x, pools)), join=join, residual=residual, relu=relu)
+    if not pays(x):
+        return axis_gate(x, *gates(*axis_pools(x, pools)), join=join, residual=residual, relu=relu, backend="torch")
+    through, *pooled = map_and_pools(x, tuple(pools))
+    residual = through if residual is x else residual
+    return axis_gate(through, *gates(*pooled), join=join, residual=residual, relu=relu, backend="torch")

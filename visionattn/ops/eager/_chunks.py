@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["NUMBERS", "chunks", "room_of"]
+__all__ = ["NUMBERS", "chunks", "images_of", "room_of"]
 
 # Numbers in a part: 1 MB in float32. Twice as much is as fast while nothing else runs, and slower where other processes
 # use the cache, too.
@@ -23,6 +23,11 @@ def chunks(rows: torch.Tensor, share: int = 1) -> Iterator[tuple[slice, slice]]:
     for image in range(0, len(rows), images):
         for row in range(0, rows.size(1), some):
             yield slice(image, image + images), slice(row, row + some)
+
+
+def images_of(x: torch.Tensor) -> int:
+    """How many images are in a part, one at least; all on devices without a cache to think of."""
+    return max(1, NUMBERS // max(1, x.shape[1:].numel()) if x.device.type == "cpu" else len(x))
 
 
 def room_of(rows: torch.Tensor) -> torch.Tensor:

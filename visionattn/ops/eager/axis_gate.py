@@ -12,7 +12,7 @@ from visionattn.ops._axis import join_gates
 from visionattn.ops._modes import needs_formula
 from visionattn.ops.layout import as_rows, memory_format
 
-from ._chunks import NUMBERS
+from ._chunks import images_of
 from ._function import Function, formula_gradients
 from .axis_pools import axis_mean
 from .nested_gate import weighted_sum
@@ -109,7 +109,7 @@ def _gate(
     gate, *others = gates
     for number, other in enumerate(others):
         combine = torch.add if join == "sum" or (join == "mixed" and number) else torch.mul
-        fills = torch.broadcast_shapes(gate.shape, other.shape) == to.shape
+        fills = all(max(sizes) == size for *sizes, size in zip(gate.shape, other.shape, to.shape, strict=True))
         gate = combine(gate, other, out=to if fills else None)
     added = x if own else residual
     if added is None:
@@ -160,16 +160,16 @@ def _chunks(
     """Chunks of images of maps and of gates, with groups of channels as images or as maps of their own."""
     x = next(part for part in maps if part is not None)
     nhwc = memory_format(x) == torch.channels_last
-    views = [part if part is None or groups == 1 else _grouped(part, groups, nhwc) for part in maps]
-    small = [part if groups == 1 else _of_groups(part, nhwc) for part in gates]
-    first = next(part for part in views if part is not None)
-    size = NUMBERS // max(1, first.shape[1:].numel()) if first.device.type == "cpu" else len(first)
-    size = max(1, size)
+    if groups > 1:
+        maps = [None if part is None else _grouped(part, groups, nhwc) for part in maps]
+        gates = [_of_groups(part, nhwc) for part in gates]
+    every = [*maps, *gates]
+    first = next(part for part in maps if part is not None)
+    size = images_of(first)
     for start in range(0, len(first), size):
-        yield (
-            [None if part is None else part[start : start + size] for part in views],
-            [part[start : start + size] for part in small],
-        )
+        at = slice(start, start + size)
+        parts = [None if part is None else part[at] for part in every]
+        yield parts[: len(maps)], parts[len(maps) :]
 
 
 def _grouped(x: torch.Tensor, groups: int, nhwc: bool) -> torch.Tensor:

@@ -13,39 +13,45 @@ from visionattn.ops._axis import spread_pools
 from visionattn.ops._modes import needs_formula
 from visionattn.ops.layout import memory_format
 
+from ._chunks import images_of
 from ._function import Function
 
-__all__ = ["axis_mean", "axis_pools"]
+__all__ = ["axis_mean", "axis_pools", "map_and_pools"]
 
 Pools = tuple[tuple[str, int], ...]
 
 
 def axis_pools(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
     """As `visionattn.ops.axis_pools`."""
+    return map_and_pools(x, pools)[1:]
+
+
+def map_and_pools(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
+    """The map itself, whose gradient those of the pools are added to in place, and the pools."""
     if x.requires_grad and torch.is_grad_enabled():
-        return _AxisPools.apply(x, pools)[: len(pools)]
-    return tuple(axis_mean(x, axis) if kind == "mean" else _max(x, axis) for kind, axis in pools)
+        return _AxisPools.apply(x, pools)[: 1 + len(pools)]
+    return x, *(axis_mean(x, axis) if kind == "mean" else _max(x, axis) for kind, axis in pools)
 
 
 class _AxisPools(Function):
-    """Returns the indices of the maxima after the pools. Saves only these, not the map."""
+    """Returns the map before the pools, the indices of the maxima after them. Saves only these, not the map."""
 
     @staticmethod
     def forward(x: torch.Tensor, pools: Pools) -> tuple[torch.Tensor, ...]:
         pooled = [(axis_mean(x, axis), None) if kind == "mean" else _max_with_index(x, axis) for kind, axis in pools]
-        return *(value for value, _ in pooled), *(index for _, index in pooled if index is not None)
+        return x.view_as(x), *(value for value, _ in pooled), *(index for _, index in pooled if index is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
         x, ctx.pools = inputs
-        indices = output[len(ctx.pools) :]
+        indices = output[1 + len(ctx.pools) :]
         ctx.shape, ctx.layout = x.shape, memory_format(x)
         ctx.save_for_backward(*indices)
         ctx.mark_non_differentiable(*indices)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
+    def backward(ctx: Any, total: torch.Tensor | None, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
         indices = iter(ctx.saved_tensors)
         means, maxima = [], []
         for (kind, axis), grad in zip(ctx.pools, grads, strict=False):
@@ -55,20 +61,19 @@ class _AxisPools(Function):
             elif grad is not None:
                 means.append((axis, grad))
         if not means and not maxima:
-            return None, None
+            return total, None
         if torch.is_grad_enabled() or needs_formula():
             named = [((axis,), grad, index) for axis, grad, index in maxima]
-            return spread_pools(None, ctx.shape, [((axis,), grad) for axis, grad in means], named), None
-        # Means go everywhere: their sum is the memory that the maxima are added to.
+            return spread_pools(total, ctx.shape, [((axis,), grad) for axis, grad in means], named), None
         parts = [(grad.unsqueeze(axis) / ctx.shape[axis]).contiguous(memory_format=ctx.layout) for axis, grad in means]
-        if len(parts) > 1:
-            total = (parts[0] + parts[1]).expand(ctx.shape).contiguous(memory_format=ctx.layout)
-            for part in parts[2:]:
-                total.add_(part)
-        else:
-            like = (means or maxima)[0][1]
-            total = torch.empty(ctx.shape, dtype=like.dtype, device=like.device, memory_format=ctx.layout)
-            total = total.copy_(parts[0]) if parts else total.zero_()
+        if total is None:
+            # Means go everywhere: the sum of two is the memory that the rest is added to.
+            first = parts[0] + parts[1] if len(parts) > 1 else parts[0] if parts else maxima[0][1].new_zeros(())
+            total, parts = first.expand(ctx.shape), parts[2:]
+        total = total.contiguous(memory_format=ctx.layout)
+        for image, *shares in zip(*(part.split(images_of(total)) for part in (total, *parts)), strict=True):
+            for share in shares:
+                image += share
         for axis, grad, index in maxima:
             total.scatter_add_(axis, index.unsqueeze(axis), grad.unsqueeze(axis))
         return total, None

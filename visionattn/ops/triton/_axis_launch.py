@@ -73,7 +73,7 @@ class _Map(NamedTuple):
 
     def dense(self, x: torch.Tensor, axes: int) -> torch.Tensor:
         """A tensor without some axes with its memory in the order of the map; small, if it must be copied."""
-        if not self.nhwc or x.ndim < 3 or axes & 8 >> 1:  # without C the order is the same
+        if not self.nhwc or axes & 4:  # without C the order is the same
             return x.contiguous()
         kept = [axis for axis in self.order if not axes & (8 >> axis)]
         return x.permute(0, *(1 + sorted(kept).index(axis) for axis in kept)).contiguous()
@@ -438,20 +438,9 @@ def _launch_gate_backward(
             open_.append((outs[-1], None, grad, None, None))
     outs += [None] * (3 - len(gates))
     wrap_triton(gate_backward)[grid](
-        dy,
-        y,
-        x,
-        other,
-        *_pointers(lies, gates),
-        *pointers,
-        dx,
-        dz,
-        *outs,
-        lies.shape[0],
-        *lies.run_time,
-        chunk,
+        dy, y, x, other, *_pointers(lies, gates), *pointers, dx, dz, *outs, lies.shape[0], *lies.run_time, chunk,
         **names,
-    )
+    )  # fmt: skip
     for parts in open_:
         _finish(*parts)
 

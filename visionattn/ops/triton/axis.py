@@ -129,7 +129,7 @@ def nested_attention(
 class _Uses(NamedTuple):
     """What is done with a map that is pooled, so that the gradient of all of it is one pass.
 
-    Args:
+    Attributes:
         means: Sets of axes.
         maxima: Likewise.
         broadcast: Of each gate that multiplies the map, the axes that it lacks.
