@@ -65,8 +65,9 @@ def test_convolutions_of_planes(size):
         (torch.nn.Conv1d(8, 4, 5, padding=2, groups=2), (3, 8, 6)),
         (torch.nn.Conv1d(8, 8, 3, padding=1, groups=8, bias=False), (3, 8, 1)),
         (torch.nn.Conv2d(8, 6, 1), (3, 8, 5, 1)),
+        (torch.nn.Conv2d(8, 6, 1, bias=False), (3, 8, 1, 1)),
     ],
-    ids=["groups", "depthwise", "pointwise"],
+    ids=["groups", "depthwise", "pointwise", "one position"],
 )
 def test_convolutions_of_strips(conv, size):
     conv.double()
@@ -76,8 +77,10 @@ def test_convolutions_of_strips(conv, size):
         out = function(x, conv)
         return [out, *torch.autograd.grad(out.sin().sum(), (x, *conv.parameters()))]
 
-    for actual, expected in zip(results(compiled(strip_conv)), results(strip_conv), strict=True):
-        torch.testing.assert_close(actual, expected)
+    expected = results(lambda x, conv: conv(x))
+    for function in (compiled(strip_conv), strip_conv):
+        for actual, plain in zip(results(function), expected, strict=True):
+            torch.testing.assert_close(actual, plain)
 
 
 @pytest.mark.parametrize("plugin", [CBAM, CoordinateAttention, EfficientLocalAttention, TripletAttention, ULSAM])

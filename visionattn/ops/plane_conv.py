@@ -1,5 +1,7 @@
 """Convolution of a few planes to one, as used by spatial gates."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
@@ -15,12 +17,13 @@ _LONGEST = 128
 def plane_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`conv2d(x, weight, padding=K // 2)` at equal size. `(B, I, H, W), (1, I, K, K) -> (B, 1, H, W)`, K odd."""
     if use_eager_kernel(x) and not torch.is_autocast_enabled("cpu"):
-        return eager_plane_conv(x, weight)
-    if compiling() and x.device.type == "cpu" and min(x.shape[2:]) <= _LONGEST:
-        if x.size(2) < x.size(3):
-            return _by_products(x.mT, weight.mT).mT
-        return _by_products(x, weight)
-    return F.conv2d(x, weight, padding=weight.size(-1) // 2)
+        conv: Callable[..., torch.Tensor] = eager_plane_conv
+    elif compiling() and x.device.type == "cpu" and min(x.shape[2:]) <= _LONGEST:
+        conv = _by_products
+    else:
+        return F.conv2d(x, weight, padding=weight.size(-1) // 2)
+    # Both are faster, up to four times, along the longer side.
+    return conv(x.mT, weight.mT).mT if x.size(2) < x.size(3) else conv(x, weight)
 
 
 def _by_products(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
