@@ -3,43 +3,36 @@
 The goal is 1.1 of the official module's time; the bound leaves room for a busy machine, where calls cost unevenly.
 """
 
-import statistics
-from functools import partial
-
 import pytest
-import torch
 
-from visionattn.benchmark.contenders import literal
-from visionattn.benchmark.timing import cpu_clock, one_thread, take_turns
+from visionattn.benchmark import small_maps, steps
 from visionattn.catalog import get
 
-BOUND = 1.5
-LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+WORST = 1.5
 
 
-def step(module, x, _):
-    module.zero_grad()
-    module(x).sum().backward()
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", small_maps.LAYOUTS)
 @pytest.mark.parametrize("name", ["bam", "bmta", "cbam", "coord", "ela_b", "triplet", "ulsam"])
 def test_training_on_small_maps(name, layout):
-    card = get("plugin", name)
-    ours = card.constructor(32).train()
-    official = literal(card)(ours).train()
-    x = torch.randn(4, 32, 14, 14).to(memory_format=LAYOUTS[layout]).requires_grad_()
-    steps = [partial(step, module, x) for module in (ours, official)]
-    with one_thread():
-        rounds = take_turns(steps, cpu_clock, seconds=0.15, min_rounds=20, burst=0.004)
-    ratio = statistics.median(a / b for a, b in rounds)
+    ratio = small_maps.measure(get("plugin", name), 32, 14, layout, "training", batch=4)
     print(f"{name} {layout}: {ratio:.2f} of the official formulation's time")
-    assert ratio < BOUND
+    assert ratio < WORST
 
 
-def test_steps_of_networks_are_compared(capsys):
-    from visionattn.benchmark import steps
+def test_small_maps_make_a_page(tmp_path, capsys):
+    page = tmp_path / "small-maps.md"
+    small_maps.main(["coord", "--channels", "16", "--sides", "7", "--seconds", "0", "--out", str(page)])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| coord")]
+    assert row.split(" | ")[1] == "16x7x7" and row in page.read_text()
+    assert {"coord", "cbam", "simam"} <= {*small_maps.names()}
 
-    steps.main(["coord", "--batch", "2", "--size", "32", "--rounds", "7"])
-    out = capsys.readouterr().out.splitlines()
-    assert len(out) == 3 and out[1].split()[:2] == ["plain", "1.000"] and out[2].startswith("coord")
+
+def test_steps_of_networks_are_compared_with_their_floor(tmp_path, capsys):
+    page = tmp_path / "steps.md"
+    steps.main(["coord", "one-pool", "--layout", "NCHW", "--size", "32", "--rounds", "7", "--out", str(page)])
+    head, plain, coord, bare = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head[0] == "NCHW" and plain[:2] == ["plain", "1.000"] and bare[0] == "one-pool"
+    assert coord[0] == "coord" and 1 < float(coord[-1]) < float(coord[1])
+    assert f"| coord | {coord[1]} |" in page.read_text()
+    with pytest.raises(ValueError, match="the card of pkcam states no floor"):
+        steps.measure_steps(["pkcam"], size=32, rounds=2)
