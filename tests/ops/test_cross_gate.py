@@ -1,11 +1,19 @@
 """Gating by channel and position scores: values, gradients, second derivatives and layouts, against the formula."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
 from visionattn.ops import cross_gate
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["by hand", "plain"])
+def by_hand(request, monkeypatch):
+    if request.param:
+        monkeypatch.setattr(import_module("visionattn.ops.eager.nested_gate"), "_WORTHWHILE", 1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

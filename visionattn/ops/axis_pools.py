@@ -12,6 +12,9 @@ from .max_first import max_first
 
 __all__ = ["axis_pools", "refuses_pools"]
 
+# Maps of fewer numbers gain less by passes of our own than these cost in calls from Python.
+_WORTHWHILE = 2**15
+
 
 def refuses_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> str:
     """Why kernels cannot pool a map so, or ""."""
@@ -30,6 +33,6 @@ def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch
     Returns:
         One tensor for each pool, with the other axes in their order.
     """
-    if needs_formula():
+    if needs_formula() or x.numel() < _WORTHWHILE:
         return tuple(x.mean(axis) if kind == "mean" else max_first(x, axis) for kind, axis in pools)
     return eager_axis_pools(x, tuple(pools))

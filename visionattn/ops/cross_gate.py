@@ -6,8 +6,9 @@ import torch
 
 from ._axis import join_gates, refuses_gates, refuses_map
 from ._dispatch import has_kernel
-from ._modes import needs_formula
+from ._modes import needs_formula, use_eager_kernel
 from .eager.cross_gate import CrossGate
+from .eager.nested_gate import pays
 
 __all__ = ["cross_gate", "score_gate"]
 
@@ -32,7 +33,7 @@ def cross_gate(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, mo
     if mode not in ("product", "sum"):
         raise ValueError(f"mode must be product or sum, got {mode!r}")
     channel, spatial = channel.to(x.dtype), spatial.to(x.dtype)
-    if needs_formula():
+    if needs_formula() or (use_eager_kernel(x) and not pays(x)):
         return _formula(x, channel, spatial, mode)
     return CrossGate.apply(_formula, x, channel, spatial, mode)[0]
 
