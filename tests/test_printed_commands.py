@@ -96,6 +96,8 @@ NOT_RUN = {
     "visionattn convert RESNET50_CBAM_new_name_wrap.pth": (
         "needs the author's file; tests/checkpoints/test_conversion.py converts files made on the spot"
     ),
+    "python -m visionattn.benchmark.small_maps": "measures for minutes; tests/benchmark/test_small_maps.py",
+    "python -m visionattn.benchmark.steps": "trains ResNets for minutes; tests/benchmark/test_small_maps.py",
     "python -m visionattn.comparison.budgets": "trains a network and changes it; tests/comparison/test_budgets.py",
     "python -m visionattn.comparison.claims": "trains dozens of networks; tests/comparison/test_claims.py",
     "python -m visionattn.comparison.clicks": "trains with three seeds; tests/comparison/test_clicks.py",

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("plugins", nargs="*", default=names(), help="names")
     parser.add_argument("--channels", type=int, nargs="+", default=[16, 64, 256], help="widths")
     parser.add_argument("--sides", type=int, nargs="+", default=[7, 14], help="of the maps")
-    parser.add_argument("--seconds", type=float, default=0.1, help="to measure each of two contenders")
+    parser.add_argument("--seconds", type=float, default=0.05, help="to measure each of two contenders")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args(arguments)
     around = surroundings("cpu")

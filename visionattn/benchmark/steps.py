@@ -56,7 +56,7 @@ class OnePool(nn.Module):
 
 
 def measure_steps(
-    plugins: Sequence[str] = PLUGINS, *, batch: int = 2, size: int = 224, layout: str = "NCHW", rounds: int = 15
+    plugins: Sequence[str] = PLUGINS, *, batch: int = 2, size: int = 224, layout: str = "NCHW", rounds: int = 9
 ) -> dict[str, Row]:
     """Quantiles of a step's time over the plain network's, by network; one thread of the CPU.
 
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=2, help="images")
     parser.add_argument("--size", type=int, default=224, help="side of the images")
     parser.add_argument("--layout", choices=LAYOUTS, nargs="+", default=[*LAYOUTS], help="of the images and weights")
-    parser.add_argument("--rounds", type=int, default=15, help="steps of each network")
+    parser.add_argument("--rounds", type=int, default=9, help="steps of each network")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args(arguments)
     tables = {}

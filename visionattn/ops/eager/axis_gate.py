@@ -17,7 +17,7 @@ from ._function import Function, formula_gradients
 from .axis_pools import axis_mean
 from .nested_gate import weighted_sum
 
-__all__ = ["AxisGate", "gate_formula"]
+__all__ = ["AxisGate", "gate_of_groups", "grouped"]
 
 
 class AxisGate(Function):
@@ -59,14 +59,14 @@ class AxisGate(Function):
         if torch.is_grad_enabled() or needs_formula():
             dz = dy if y is None else dy * (y > 0)
             dx, *grads = formula_gradients(
-                lambda x, *gates: gate_formula(x, gates, ctx.join, ctx.own, ctx.groups), (x, *gates), (dz,)
+                lambda x, *gates: _formula(x, gates, ctx.join, ctx.own, ctx.groups), (x, *gates), (dz,)
             )
         else:
             dx, dz, *grads = _gradients(ctx, dy.contiguous(memory_format=memory_format(x)), x, y, gates)
         return dx, dz if ctx.needs_input_grad[1] else None, None, None, None, None, *grads
 
 
-def gate_formula(x: torch.Tensor, gates: Sequence[torch.Tensor], join: str, own: bool, groups: int) -> torch.Tensor:
+def _formula(x: torch.Tensor, gates: Sequence[torch.Tensor], join: str, own: bool, groups: int) -> torch.Tensor:
     """What `AxisGate` adds a residual to, in PyTorch's operators."""
     gate = join_gates(gates, join)
     if groups > 1:
@@ -161,24 +161,24 @@ def _chunks(
     x = next(part for part in maps if part is not None)
     nhwc = memory_format(x) == torch.channels_last
     if groups > 1:
-        maps = [None if part is None else _grouped(part, groups, nhwc) for part in maps]
-        gates = [_of_groups(part, nhwc) for part in gates]
+        maps = [None if part is None else grouped(part, groups, nhwc) for part in maps]
+        gates = [gate_of_groups(part, nhwc) for part in gates]
     every = [*maps, *gates]
     first = next(part for part in maps if part is not None)
     size = images_of(first)
     for start in range(0, len(first), size):
         at = slice(start, start + size)
-        parts = [None if part is None else part[at] for part in every]
+        parts: list[Any] = [None if part is None else part[at] for part in every]
         yield parts[: len(maps)], parts[len(maps) :]
 
 
-def _grouped(x: torch.Tensor, groups: int, nhwc: bool) -> torch.Tensor:
+def grouped(x: torch.Tensor, groups: int, nhwc: bool) -> torch.Tensor:
     """A view with each group of channels as an image; of an NHWC map, `(B, H W, G, C / G)`."""
     if nhwc:
         return x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).flatten(1, 2)
     return x.unflatten(1, (groups, -1)).flatten(0, 1)
 
 
-def _of_groups(gate: torch.Tensor, nhwc: bool) -> torch.Tensor:
+def gate_of_groups(gate: torch.Tensor, nhwc: bool) -> torch.Tensor:
     """The view of a gate `(B, G, H, W)` that fits."""
     return gate.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(3) if nhwc else gate.flatten(0, 1).unsqueeze(1)

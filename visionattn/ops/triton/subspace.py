@@ -10,6 +10,7 @@ import torch
 import triton
 
 from visionattn.ops.eager._function import Function
+from visionattn.ops.eager.axis_gate import gate_of_groups, grouped
 from visionattn.ops.subspace_scores import scores_formula
 
 from ._axis_launch import PROGRAMS, axis_gate, axis_gate_backward, is_nhwc
@@ -61,9 +62,9 @@ def subspace_attention(
 def residual_gate(
     x: torch.Tensor, attention: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False
 ) -> torch.Tensor:
-    groups = attention.shape[1]
-    added = None if residual is None else _grouped(_lying_as(residual, x), groups)
-    out = axis_gate(_grouped(x, groups), [_gate_view(attention, x)], added, "product", True, False, relu)
+    groups, nhwc = attention.shape[1], is_nhwc(x)
+    added = None if residual is None else grouped(_lying_as(residual, x), groups, nhwc)
+    out = axis_gate(grouped(x, groups, nhwc), [gate_of_groups(attention, nhwc)], added, "product", True, False, relu)
     return _ungrouped(out, x)
 
 
@@ -76,20 +77,6 @@ def _ungrouped(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if is_nhwc(like):
         return x.flatten(2).unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
     return x.view_as(like)
-
-
-def _grouped(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """A view of a map with the groups of channels as images, or as channels of `(B, H W, G, C / G)` for NHWC."""
-    if is_nhwc(x):
-        return x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).flatten(1, 2)
-    return x.reshape(len(x) * groups, x.shape[1] // groups, *x.shape[2:])
-
-
-def _gate_view(attention: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The attention of groups as a gate of such a view."""
-    if is_nhwc(x):
-        return attention.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(3)
-    return attention.reshape(-1, 1, *x.shape[2:])
 
 
 class _Uses(Function):
@@ -205,13 +192,13 @@ class _ResidualGate(Function):
             dz = dy if y is None else dy * (y > 0)
             d_attention = (dz * x).unflatten(1, (groups, -1)).sum(2)
         else:
-            dy = _lying_as(dy, x)
-            rows, gate = _grouped(x, groups), _gate_view(attention, x)
-            slopes = (_grouped(dy, groups), None if y is None else _grouped(y, groups))
+            dy, nhwc = _lying_as(dy, x), is_nhwc(x)
+            rows, gate = grouped(x, groups, nhwc), gate_of_groups(attention, nhwc)
+            slopes = (grouped(dy, groups, nhwc), None if y is None else grouped(y, groups, nhwc))
             _, dz, d_gate = axis_gate_backward(*slopes, rows, [gate], "product", True, False, False, y is not None)
             dz = dy if y is None else _ungrouped(dz, x)
             maps = (len(x), *x.shape[2:], groups)
-            d_attention = d_gate.view(maps).permute(0, 3, 1, 2) if is_nhwc(x) else d_gate.view_as(attention)
+            d_attention = d_gate.view(maps).permute(0, 3, 1, 2) if nhwc else d_gate.view_as(attention)
         return dz, None, dz if ctx.residual else None, None, d_attention, attention.float()
 
 
