@@ -14,7 +14,7 @@ from visionattn.comparison.diagnostics.looking import look, pointing
 from visionattn.comparison.diagnostics.plots import draw_heat_map, draw_profile, draw_profiles
 from visionattn.comparison.diagnostics.recipe import RECIPES, Effort
 from visionattn.comparison.diagnostics.records import Record, export, load_records, restore
-from visionattn.comparison.diagnostics.report import collect_hits, summary
+from visionattn.comparison.diagnostics.report import collect_hits, power_plan, summary
 from visionattn.comparison.diagnostics.rows import choose_rows, first_of, list_rows
 from visionattn.comparison.diagnostics.suite import train_row
 from visionattn.comparison.diagnostics.training import evaluate, fit, load_scenes
@@ -213,6 +213,30 @@ def test_the_page_names_winners_and_losers():
     assert "at any task: cnn/bam." in text
     # One seed says nothing, whatever its difference.
     assert "swin" not in text
+
+
+def test_a_task_that_is_left_out_in_a_host_is_not_waited_for():
+    verdicts = {
+        "pointer": {"cnn/cbam": verdict(0.1, 0.02), "pyramid/swin": verdict(-0.3, 0.1)},
+        "long way": {"cnn/cbam": verdict(0.0, 0.01)},
+    }
+    text = "\n".join(summary(verdicts, rows_named("cnn/plain", "pyramid/pool", *verdicts["pointer"])))
+    assert "| cnn/cbam | pointer (+10.0) |  | 1 of 2 |" in text
+    assert "| pyramid/swin |  | pointer (-30.0) | 0 of 1 |" in text
+
+
+def test_the_plan_counts_the_tasks_that_tell_a_small_difference():
+    """Rows that agree need two seeds; no number will do where every second scene is answered differently."""
+    rng, recipe = np.random.default_rng(0), replace(SMOKE, tasks=("pointer", "count"), seeds=(0, 1, 2), test=5_000)
+    rows = rows_named("cnn/plain", "cnn/cbam", "cnn/coord")
+    steady = {row.name: rng.random((3, 5_000)) < 0.99 for row in rows}
+    unsteady = {name: rng.random((3, 5_000)) < [[0.4], [0.6], [0.8]] for name in steady}
+    unsteady["cnn/plain"] = steady["cnn/plain"]
+    lines = power_plan({"pointer": unsteady, "count": steady}, rows, recipe)
+    assert "- cnn: 1.5 points are told at 1 of 2 tasks: count." in lines
+    (_, _, _, spread, _, seeds, _), (*_, needed, here) = (line.strip("| ").split(" | ") for line in lines[2:4])
+    assert float(spread) == pytest.approx(20, abs=3) and seeds == "no number"
+    assert (needed, here) == ("2", "3")
 
 
 @pytest.mark.filterwarnings("error")

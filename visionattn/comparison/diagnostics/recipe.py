@@ -93,7 +93,7 @@ class Recipe:
 # What a CNN learns in 400 steps takes mixers up to twice as many.
 _MIXERS = {
     "": Effort(250, 3),
-    "clutter": Effort(600, 4),
+    "clutter": Effort(600, 3),
     "pointer": Effort(800, 3),
     "neighbour": Effort(600, 3),
     "long way": Effort(800, 3),
@@ -106,7 +106,7 @@ _SMALL = Recipe(
     efforts={
         "cnn": {
             "": Effort(250, 3),
-            "clutter": Effort(400, 4),
+            "clutter": Effort(400, 3),
             "pointer": Effort(400, 3),
             "neighbour": Effort(500, 3),
             "long way": Effort(400, 3),

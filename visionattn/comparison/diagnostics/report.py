@@ -120,7 +120,7 @@ def power_plan(hits: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[Row]
         "| task | host | steps | spread between seeds | scenes that rows differ on | seeds for 1.5 points | here |"
     ]
     lines += ["|---|---|---|---|---|---|---|"]
-    enough: dict[str, list[str]] = {}
+    enough: dict[str, dict[str, bool]] = {}
     for task, own in hits.items():
         for host in dict.fromkeys(row.host for row in rows):
             first = first_of(host).name
@@ -137,7 +137,7 @@ def power_plan(hits: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[Row]
             wanted = "no number" if seeds is None else f"{seeds}"
             numbers = f"{100 * math.sqrt(between):.2f} | {100 * over:.1f} % | {wanted} | {planned}"
             lines.append(f"| {task} | {host} | {recipe.effort(host, task).steps:,} | {numbers} |")
-            enough.setdefault(host, []).extend([task] if seeds is not None and seeds <= planned else [])
+            enough.setdefault(host, {})[task] = seeds is not None and seeds <= planned
     if len(lines) == 2:
         return ["No row has two seeds yet, so the spread between seeds is not known."]
     return [
@@ -148,7 +148,8 @@ def power_plan(hits: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[Row]
         "from its baseline beyond its own interval is told with any number of seeds.",
         "",
         *(
-            f"- {host}: 1.5 points are told at {len(own)} tasks: {', '.join(own) or 'none'}."
+            f"- {host}: 1.5 points are told at {sum(own.values())} of {len(own)} tasks: "
+            f"{', '.join(task for task, told in own.items() if told) or 'none'}."
             for host, own in enough.items()
         ),
     ]
@@ -211,15 +212,17 @@ def _table(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdict]]) -
     yield f"| row | {' | '.join(verdicts)} |"
     yield f"|---|{'---|' * len(verdicts)}"
     for row in rows:
-        cells = [_cell(own.get(row.name), row) for own in verdicts.values()]
+        cells = [
+            _cell(own.get(row.name), row, any(n.startswith(f"{row.host}/") for n in own)) for own in verdicts.values()
+        ]
         yield f"| {'**' + row.name + '**' if row.baseline else row.name} | {' | '.join(cells)} |"
     yield ""
     yield "Baselines in bold. Points of difference, with the half of the interval, h, and the verdict."
 
 
-def _cell(verdict: Verdict | None, row: Row) -> str:
+def _cell(verdict: Verdict | None, row: Row, asked: bool) -> str:
     if verdict is None:
-        return "baseline" if row == first_of(row.host) else ""
+        return "baseline" if asked and row == first_of(row.host) else ""
     points = f"{100 * verdict.difference:+.1f}"
     if verdict.word == "unfinished":
         plural = "seed" if verdict.seeds == 1 else "seeds"
@@ -330,8 +333,12 @@ def summary(verdicts: Mapping[str, Mapping[str, Verdict]], rows: Sequence[Row]) 
     """Who gains somewhere, who only loses, and who cannot be told from the first row of the host anywhere."""
     sides: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        judged = {task: found[row.name] for task, found in verdicts.items() if row.name in found}
-        if len(judged) == len(verdicts) and all(one.word != "unfinished" for one in judged.values()):
+        # A task may be left out in a host.
+        asked = [
+            task for task, found in verdicts.items() if any(one.name in found for one in rows if one.host == row.host)
+        ]
+        judged = {task: verdicts[task][row.name] for task in asked if row.name in verdicts[task]}
+        if judged and len(judged) == len(asked) and all(one.word != "unfinished" for one in judged.values()):
             sides[row.name] = {
                 word: [f"{task} ({100 * one.difference:+.1f})" for task, one in judged.items() if one.word == word]
                 for word in ("better", "worse", "not told apart")
@@ -346,7 +353,11 @@ def summary(verdicts: Mapping[str, Mapping[str, Verdict]], rows: Sequence[Row]) 
         sides.items(),
         key=lambda item: (hosts.index(item[0].partition("/")[0]), len(item[1]["worse"]) - len(item[1]["better"])),
     ):
-        cells = [", ".join(own["better"]), ", ".join(own["worse"]), f"{len(own['not told apart'])} of {len(verdicts)}"]
+        cells = [
+            ", ".join(own["better"]),
+            ", ".join(own["worse"]),
+            f"{len(own['not told apart'])} of {sum(map(len, own.values()))}",
+        ]
         yield f"| {name} | {' | '.join(cells)} |"
     groups = {
         "Better at something and worse at nothing": [n for n, o in sides.items() if o["better"] and not o["worse"]],
