@@ -12,9 +12,9 @@ import torch
 from visionattn.comparison.diagnostics import dry_run, run_diagnostics, train_again
 from visionattn.comparison.diagnostics.looking import look, pointing
 from visionattn.comparison.diagnostics.plots import draw_heat_map, draw_profile, draw_profiles
-from visionattn.comparison.diagnostics.recipe import RECIPES
+from visionattn.comparison.diagnostics.recipe import RECIPES, Effort
 from visionattn.comparison.diagnostics.records import Record, export, load_records, restore
-from visionattn.comparison.diagnostics.report import collect_hits, summary
+from visionattn.comparison.diagnostics.report import collect_hits, power_plan, summary
 from visionattn.comparison.diagnostics.rows import choose_rows, first_of, list_rows
 from visionattn.comparison.diagnostics.suite import train_row
 from visionattn.comparison.diagnostics.training import evaluate, fit, load_scenes
@@ -60,8 +60,8 @@ def test_rows_are_chosen_by_mechanism_with_their_baseline():
 def test_a_dry_run_builds_every_row(scale):
     text = dry_run(scale, tasks=["pointer"])
     assert all(row.name in text for row in list_rows())
-    recipe = RECIPES[scale]
-    assert f"{len(list_rows()) * len(recipe.seeds):,} trainings of {recipe.steps:,} steps" in text
+    effort = RECIPES[scale].effort("cnn", "pointer")
+    assert f"{len(list_rows()) * effort.seeds:,} trainings" in text and f"{effort.steps:,}" in text
 
 
 @pytest.mark.parametrize("name", ["cnn/ela_t", "pyramid/swin", "columnar/dual_attention"])
@@ -69,7 +69,7 @@ def test_a_second_training_gives_the_same(name, tmp_path):
     (row,) = rows_named(name)
     first = train_row(row, "clutter", 5, SMOKE, "digits", tmp_path / "a")
     again = train_row(row, "clutter", 5, SMOKE, "digits", tmp_path / "b")
-    assert [r.task for r in first] == ["clutter", "shift", "corruption"]
+    assert [r.task for r in first] == ["clutter", "shift", "corruption", "far shift"]
     for one, other in zip(first, again, strict=True):
         assert np.array_equal(one.hits, other.hits)
         assert one.facts == other.facts and one.facts["source"] == "digits"
@@ -78,8 +78,11 @@ def test_a_second_training_gives_the_same(name, tmp_path):
 
 def test_seeds_and_settings_tell_trainings_apart():
     assert SMOKE.digest("digits") != SMOKE.digest("digits+fashion")
-    assert SMOKE.digest("digits") != replace(SMOKE, steps=5).digest("digits")
-    assert SMOKE.digest("digits") == replace(SMOKE, seeds=(7,), tasks=("pointer",)).digest("digits")
+    assert SMOKE.digest("digits") != replace(SMOKE, efforts={**SMOKE.efforts, "cnn": {"": Effort(5, 2)}}).digest(
+        "digits"
+    )
+    more = {host: {"": Effort(SMOKE.effort(host, "pointer").steps, 20)} for host in SMOKE.efforts}
+    assert SMOKE.digest("digits") == replace(SMOKE, seeds=(7,), tasks=("pointer",), efforts=more).digest("digits")
 
 
 def test_a_table_is_restored_as_it_was(tmp_path):
@@ -159,13 +162,13 @@ def test_rounding_is_no_map():
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["clutter", "pointer", "neighbour"])
 def test_shuffled_labels_leave_a_network_at_chance(task, tmp_path):
-    recipe = replace(RECIPES["small"], train=6_000, test=2_000, steps=200)
+    recipe = replace(RECIPES["small"], train=6_000, test=2_000)
     (scenes,) = load_scenes(TASKS[task], "train", recipe, "digits", tmp_path)
     (test,) = load_scenes(TASKS[task], "test", recipe, "digits", tmp_path)
     torch.manual_seed(0)
     labels = np.random.default_rng(0).permutation(scenes.labels)
     model = first_of("cnn").build(recipe, TASKS[task].classes)
-    fit(model, Scenes(scenes.images, labels, scenes.evidence, scenes.places), recipe, recipe.rates["cnn"], seed=0)
+    fit(model, Scenes(scenes.images, labels, scenes.evidence, scenes.places), recipe, 200, recipe.rates["cnn"], seed=0)
     assert evaluate(model, test, recipe).mean() == pytest.approx(TASKS[task].chance, abs=0.05)
 
 
@@ -210,6 +213,30 @@ def test_the_page_names_winners_and_losers():
     assert "at any task: cnn/bam." in text
     # One seed says nothing, whatever its difference.
     assert "swin" not in text
+
+
+def test_a_task_that_is_left_out_in_a_host_is_not_waited_for():
+    verdicts = {
+        "pointer": {"cnn/cbam": verdict(0.1, 0.02), "pyramid/swin": verdict(-0.3, 0.1)},
+        "long way": {"cnn/cbam": verdict(0.0, 0.01)},
+    }
+    text = "\n".join(summary(verdicts, rows_named("cnn/plain", "pyramid/pool", *verdicts["pointer"])))
+    assert "| cnn/cbam | pointer (+10.0) |  | 1 of 2 |" in text
+    assert "| pyramid/swin |  | pointer (-30.0) | 0 of 1 |" in text
+
+
+def test_the_plan_counts_the_tasks_that_tell_a_small_difference():
+    """Rows that agree need two seeds; no number will do where every second scene is answered differently."""
+    rng, recipe = np.random.default_rng(0), replace(SMOKE, tasks=("pointer", "count"), seeds=(0, 1, 2), test=5_000)
+    rows = rows_named("cnn/plain", "cnn/cbam", "cnn/coord")
+    steady = {row.name: rng.random((3, 5_000)) < 0.99 for row in rows}
+    unsteady = {name: rng.random((3, 5_000)) < [[0.4], [0.6], [0.8]] for name in steady}
+    unsteady["cnn/plain"] = steady["cnn/plain"]
+    lines = power_plan({"pointer": unsteady, "count": steady}, rows, recipe)
+    assert "- cnn: 1.5 points are told at 1 of 2 tasks: count." in lines
+    (_, _, _, spread, _, seeds, _), (*_, needed, here) = (line.strip("| ").split(" | ") for line in lines[2:4])
+    assert float(spread) == pytest.approx(20, abs=3) and seeds == "no number"
+    assert (needed, here) == ("2", "3")
 
 
 @pytest.mark.filterwarnings("error")

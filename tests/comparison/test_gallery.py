@@ -9,11 +9,12 @@ import torch
 
 from visionattn.catalog import cards, get
 from visionattn.comparison import gallery
+from visionattn.comparison.diagnostics.recipe import Effort
 from visionattn.comparison.diagnostics.training import to_inputs
 from visionattn.explain import gates
 from visionattn.testing.pictures import PLACE, photograph
 
-TINY = replace(gallery.RECIPE, train=26, test=26, batch=4, steps=2)
+TINY = replace(gallery.RECIPE, train=26, test=26, batch=4, efforts={"photograph": Effort(2, 1)})
 
 
 def untrained(card):

@@ -100,8 +100,10 @@ def test_scenes_grow_with_their_size():
     (part,) = TASKS["pointer"].make("test", 4, size=64)
     assert part.images.shape == (4, 64, 64, 3)
     assert part.places[0, 0, 2] == 16
-    sizes = [part.images.shape[1] for part in TASKS["shift"].make("test", 8)]
-    assert sizes == [48, 64]
+    for name, side, larger in (("shift", 48, 14), ("far shift", 64, 18)):
+        (part,) = TASKS[name].make("test", 8)
+        assert part.images.shape[1] == side
+        assert [place[0][2] for place in part.places] == [12, larger] * 4
 
 
 def test_harder_scenes_have_more():

@@ -30,13 +30,14 @@ from visionattn.explain import capture, gates, mixer_weights
 from visionattn.testing.pictures import PLACE, photograph
 from visionattn.utils.files import replacing
 
-from .diagnostics.recipe import RECIPES, Recipe
+from .diagnostics.recipe import RECIPES, Effort, Recipe
 from .diagnostics.rows import Host, Row
 from .diagnostics.training import evaluate, fit, to_inputs
 
 __all__ = ["RECIPE", "Shown", "build", "look", "pieces", "run", "save"]
 
-RECIPE = replace(RECIPES["small"], size=48, train=4000, test=195, batch=32, steps=80, seeds=(0,))
+RECIPE = replace(RECIPES["small"], size=48, train=4000, test=195, batch=32, efforts={"photograph": Effort(80, 1)})
+_SEED = 0
 # Side of the photograph for the network: twice a training piece, so that maps are finer.
 _SIDE = 96
 # The largest side of a stored map.
@@ -130,12 +131,13 @@ def run(card: Card, recipe: Recipe = RECIPE) -> Shown | None:
         card: The mechanism.
         recipe: Sizes of the networks and of the training.
     """
-    torch.manual_seed(recipe.seeds[0])
+    torch.manual_seed(_SEED)
     built = build(card, recipe)
     if built is None:
         return None
     model, host = built
-    fit(model, pieces("train", recipe.train, recipe.size), recipe, recipe.rates[host], recipe.seeds[0])
+    steps = recipe.efforts["photograph"].steps
+    fit(model, pieces("train", recipe.train, recipe.size), recipe, steps, recipe.rates[host], _SEED)
     accuracy = float(evaluate(model, pieces("test", recipe.test, recipe.size), recipe).mean())
     maps = look(card, model.eval(), to_inputs(photograph(_SIDE)[None], "cpu"))
     ends = dict.fromkeys((next(iter(maps)), [*maps][-1]))
@@ -318,7 +320,12 @@ def save(shown: dict[str, Shown], recipe: Recipe, path: Path) -> None:
     Raises:
         ValueError: If the file that is there was made by another recipe.
     """
-    about: dict[str, Any] = {"steps": recipe.steps, "batch": recipe.batch, "size": recipe.size, "place": [*PLACE]}
+    about: dict[str, Any] = {
+        "steps": recipe.efforts["photograph"].steps,
+        "batch": recipe.batch,
+        "size": recipe.size,
+        "place": [*PLACE],
+    }
     facts: dict[str, Any] = {}
     arrays: dict[str, Any] = {}
     for name, one in shown.items():
@@ -357,13 +364,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Trains all mechanisms, or some, and writes their maps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="mechanisms; all without it")
-    parser.add_argument("--steps", type=int, default=RECIPE.steps)
+    parser.add_argument("--steps", type=int, default=RECIPE.efforts["photograph"].steps)
     parser.add_argument("--out", type=Path, default=Path("gallery.npz"))
     options = parser.parse_args(arguments)
     known = list(cards())
     if unknown := set(options.names) - {card.name for card in known}:
         parser.error(f"unknown mechanisms: {', '.join(sorted(unknown))}")
-    recipe = replace(RECIPE, steps=options.steps)
+    recipe = replace(RECIPE, efforts={"photograph": Effort(options.steps, 1)})
     chosen = [card for card in known if not options.names or card.name in options.names]
     for name, shown in _run_all(chosen, recipe):
         save({name: shown}, recipe, options.out)

@@ -50,7 +50,7 @@ def write_report(
         The text of both pages.
     """
     hits = collect_hits(records, recipe)
-    verdicts = {task: _verdicts(own, rows, recipe) for task, own in hits.items()}
+    verdicts = {task: _verdicts(own, rows, task, recipe) for task, own in hits.items()}
     shown = [row for row in rows if any(row.name in own for own in hits.values())]
     costs: dict[str, RowCost] = {}
     for host in dict.fromkeys(row.host for row in shown):
@@ -93,7 +93,7 @@ def collect_hits(records: Sequence[Record], recipe: Recipe) -> dict[str, dict[st
     for task in recipe.tasks:
         for row in dict.fromkeys(record.row for record in records):
             own = []
-            for seed in recipe.seeds:
+            for seed in recipe.seeds_of(row.partition("/")[0], task):
                 if (record := by_key.get(f"{row}|{task}|{seed}")) is None:
                     break
                 own.append(record.hits)
@@ -102,22 +102,25 @@ def collect_hits(records: Sequence[Record], recipe: Recipe) -> dict[str, dict[st
     return found
 
 
-def _verdicts(hits: Mapping[str, np.ndarray], rows: Sequence[Row], recipe: Recipe) -> dict[str, Verdict]:
+def _verdicts(hits: Mapping[str, np.ndarray], rows: Sequence[Row], task: str, recipe: Recipe) -> dict[str, Verdict]:
     """Of all rows whose baseline has been trained."""
     found: dict[str, Verdict] = {}
     for host in dict.fromkeys(row.host for row in rows):
         first = first_of(host).name
         names = [row.name for row in rows if row.host == host and row.name in hits and row.name != first]
         if first in hits and names:
-            known = len(hits[first])
-            found |= judge({name: hits[name][:known] for name in names}, hits[first], len(recipe.seeds))
+            known, planned = len(hits[first]), len(recipe.seeds_of(host, task))
+            found |= judge({name: hits[name][:known] for name in names}, hits[first], planned)
     return found
 
 
 def power_plan(hits: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[Row], recipe: Recipe) -> list[str]:
     """How many seeds tell a difference of 1.5 points on each task, from the spread among the rows so far."""
-    lines = ["| task | host | spread between seeds | scenes that rows differ on | seeds for 1.5 points |"]
-    lines += ["|---|---|---|---|---|"]
+    lines = [
+        "| task | host | steps | spread between seeds | scenes that rows differ on | seeds for 1.5 points | here |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    enough: dict[str, dict[str, bool]] = {}
     for task, own in hits.items():
         for host in dict.fromkeys(row.host for row in rows):
             first = first_of(host).name
@@ -130,25 +133,37 @@ def power_plan(hits: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[Row]
             over = float(np.median([gain[0].var() for gain in gains]))
             compared = sum(row.host == host for row in rows) - 1
             seeds = plan_seeds(between, over, recipe.test, compared, DIFFERENCE)
+            planned = len(recipe.seeds_of(host, task))
             wanted = "no number" if seeds is None else f"{seeds}"
-            lines.append(f"| {task} | {host} | {100 * math.sqrt(between):.2f} | {100 * over:.1f} % | {wanted} |")
+            numbers = f"{100 * math.sqrt(between):.2f} | {100 * over:.1f} % | {wanted} | {planned}"
+            lines.append(f"| {task} | {host} | {recipe.effort(host, task).steps:,} | {numbers} |")
+            enough.setdefault(host, {})[task] = seeds is not None and seeds <= planned
     if len(lines) == 2:
         return ["No row has two seeds yet, so the spread between seeds is not known."]
-    note = f"At 95 % for all rows of a host at once, told in four of five cases; this run has {len(recipe.seeds)} seeds"
     return [
         *lines,
         "",
-        f"{note} and {recipe.test:,} test scenes a task. The spread is the standard deviation, in points.",
+        "Of the row in the middle, at 95 % for all rows of a host at once, told in four of five cases, with "
+        f"{recipe.test:,} test scenes a task. The spread is the standard deviation, in points. What a row differs by "
+        "from its baseline beyond its own interval is told with any number of seeds.",
+        "",
+        *(
+            f"- {host}: 1.5 points are told at {sum(own.values())} of {len(own)} tasks: "
+            f"{', '.join(task for task, told in own.items() if told) or 'none'}."
+            for host, own in enough.items()
+        ),
     ]
 
 
 def _status(records: Sequence[Record], rows: Sequence[Row], recipe: Recipe) -> list[str]:
-    total = len(rows) * len(recipe.tasks) * len(recipe.seeds)
-    if len(records) == total:
-        return [f"Complete: {len(rows)} rows, {len(recipe.tasks)} tasks, {len(recipe.seeds)} seeds."]
+    counts = [len(recipe.seeds_of(row.host, task)) for row in rows for task in recipe.tasks]
+    trained = sorted({count for count in counts if count})
+    seeds = f"{trained[0]}" if len(trained) == 1 else f"{trained[0]} to {trained[-1]}"
+    if len(records) == sum(counts):
+        return [f"Complete: {len(rows)} rows, {len(recipe.tasks)} tasks, {seeds} seeds."]
     return [
-        f"**Unfinished: {len(records):,} of {total:,} results.** Rows with fewer than {len(recipe.seeds)} seeds have "
-        "no verdict, whatever their means say."
+        f"**Unfinished: {len(records):,} of {sum(counts):,} results.** Rows with fewer seeds than planned have no "
+        "verdict, whatever their means say."
     ]
 
 
@@ -156,13 +171,14 @@ def _explanation(recipe: Recipe, source: str, records: Sequence[Record]) -> list
     seconds = sum({(r.row, r.trained_on, r.seed): r.train_seconds for r in records}.values())
     facts = sorted({(r.facts["revision"], r.facts["versions"], r.facts["machine"]) for r in records})
     left = [name for name in TASKS if name not in recipe.tasks]
+    left += [f"{name} in {host}" for host, names in recipe.left_out.items() for name in names if name in recipe.tasks]
     without = f" Left out, since at this scale networks stay at chance there: {', '.join(left)}." if left else ""
     made = "; ".join(f"revision {revision}, {versions}, {machine}" for revision, versions, machine in facts)
     return [
         f"Small generated tasks ({source}) that each ask for one ability. Every plug-in stands in every block of one "
         "narrow ResNet, every mixer in one pyramid or, where its card names none, in one plain transformer. Scenes of "
-        f"{recipe.size} px; {recipe.steps} steps of {recipe.batch}, AdamW with one cycle of the rate; one recipe for "
-        f"all. {seconds / 3600:.1f} hours of processor time for training.",
+        f"{recipe.size} px, {recipe.batch} a step; AdamW with one cycle of the rate; one recipe for all rows of a "
+        f"host. {seconds / 3600:.1f} hours of processor time for training.",
         "",
         "A difference is that of the share of right test scenes from the first row of the host, at equal seeds and "
         "scenes. Its interval holds for all rows of the host and task at once (95 %, Bonferroni), over other seeds and "
@@ -196,15 +212,17 @@ def _table(rows: Sequence[Row], verdicts: Mapping[str, Mapping[str, Verdict]]) -
     yield f"| row | {' | '.join(verdicts)} |"
     yield f"|---|{'---|' * len(verdicts)}"
     for row in rows:
-        cells = [_cell(own.get(row.name), row) for own in verdicts.values()]
+        cells = [
+            _cell(own.get(row.name), row, any(n.startswith(f"{row.host}/") for n in own)) for own in verdicts.values()
+        ]
         yield f"| {'**' + row.name + '**' if row.baseline else row.name} | {' | '.join(cells)} |"
     yield ""
     yield "Baselines in bold. Points of difference, with the half of the interval, h, and the verdict."
 
 
-def _cell(verdict: Verdict | None, row: Row) -> str:
+def _cell(verdict: Verdict | None, row: Row, asked: bool) -> str:
     if verdict is None:
-        return "baseline" if row == first_of(row.host) else ""
+        return "baseline" if asked and row == first_of(row.host) else ""
     points = f"{100 * verdict.difference:+.1f}"
     if verdict.word == "unfinished":
         plural = "seed" if verdict.seeds == 1 else "seeds"
@@ -315,8 +333,12 @@ def summary(verdicts: Mapping[str, Mapping[str, Verdict]], rows: Sequence[Row]) 
     """Who gains somewhere, who only loses, and who cannot be told from the first row of the host anywhere."""
     sides: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        judged = {task: found[row.name] for task, found in verdicts.items() if row.name in found}
-        if len(judged) == len(verdicts) and all(one.word != "unfinished" for one in judged.values()):
+        # A task may be left out in a host.
+        asked = [
+            task for task, found in verdicts.items() if any(one.name in found for one in rows if one.host == row.host)
+        ]
+        judged = {task: verdicts[task][row.name] for task in asked if row.name in verdicts[task]}
+        if judged and len(judged) == len(asked) and all(one.word != "unfinished" for one in judged.values()):
             sides[row.name] = {
                 word: [f"{task} ({100 * one.difference:+.1f})" for task, one in judged.items() if one.word == word]
                 for word in ("better", "worse", "not told apart")
@@ -331,7 +353,11 @@ def summary(verdicts: Mapping[str, Mapping[str, Verdict]], rows: Sequence[Row]) 
         sides.items(),
         key=lambda item: (hosts.index(item[0].partition("/")[0]), len(item[1]["worse"]) - len(item[1]["better"])),
     ):
-        cells = [", ".join(own["better"]), ", ".join(own["worse"]), f"{len(own['not told apart'])} of {len(verdicts)}"]
+        cells = [
+            ", ".join(own["better"]),
+            ", ".join(own["worse"]),
+            f"{len(own['not told apart'])} of {sum(map(len, own.values()))}",
+        ]
         yield f"| {name} | {' | '.join(cells)} |"
     groups = {
         "Better at something and worse at nothing": [n for n, o in sides.items() if o["better"] and not o["worse"]],

@@ -66,15 +66,22 @@ def run_diagnostics(
     if restored := restore(out.with_suffix(".csv"), folder / "records"):
         print(f"took {restored} results from {out.with_suffix('.csv')}", flush=True)
     done = load_records(folder / "records", settings)
-    pending = [
+    trainings = [
         (row, task.name, seed)
-        for seed in recipe.seeds
+        for seed in sorted(
+            {seed for row in chosen for task in recipe.trained for seed in recipe.seeds_of(row.host, task.name)}
+        )
         for row in chosen
         for task in recipe.trained
-        if any(f"{row.name}|{tested.name}|{seed}" not in done for tested in recipe.tested(task))
+        if seed in recipe.seeds_of(row.host, task.name)
     ]
-    total = len(chosen) * len(recipe.trained) * len(recipe.seeds)
-    print(f"{total - len(pending)} of {total} trainings are finished, {len(pending)} to go", flush=True)
+    pending = [
+        (row, task, seed)
+        for row, task, seed in trainings
+        if any(f"{row.name}|{tested.name}|{seed}" not in done for tested in recipe.tested(TASKS[task]))
+    ]
+    done_before = len(trainings) - len(pending)
+    print(f"{done_before} of {len(trainings)} trainings are finished, {len(pending)} to go", flush=True)
     print("\n".join(power_plan(collect_hits([*done.values()], recipe), chosen, recipe)), flush=True)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     if jobs == 1:
@@ -88,7 +95,12 @@ def run_diagnostics(
             running = [pool.submit(train_row, *one, recipe, source, folder, deadline) for one in pending]
             for future in as_completed(running):
                 _tell(future.result())
-    wanted = {f"{row.name}|{task}|{seed}" for row in chosen for task in recipe.tasks for seed in recipe.seeds}
+    wanted = {
+        f"{row.name}|{task}|{seed}"
+        for row in chosen
+        for task in recipe.tasks
+        for seed in recipe.seeds_of(row.host, task)
+    }
     everything = load_records(folder / "records", settings)
     records = [record for key, record in everything.items() if key in wanted]
     if not records:
@@ -138,7 +150,7 @@ def train_again(
     done = load_records(folder / "records", recipe.digest(source))
     finished = {}
     for row in choose_rows(rows):
-        keys = [(task, seed) for task in recipe.trained for seed in recipe.seeds]
+        keys = [(task, seed) for task in recipe.trained for seed in recipe.seeds_of(row.host, task.name)]
         if own := [key for key in keys if f"{row.name}|{key[0].name}|{key[1]}" in done]:
             finished[row] = own
     if len(finished) < count:
@@ -173,7 +185,9 @@ def choose(scale: str, tasks: Sequence[str], seeds: Sequence[int]) -> Recipe:
             raise ValueError(f"--tasks: there is no task {name!r}; there are: {', '.join(TASKS)}")
         if (needed := TASKS[name].trained_on) and needed not in tasks:
             raise ValueError(f"--tasks: {name} tests the networks of {needed}: name that too")
-    return replace(recipe, tasks=tuple(tasks) or recipe.tasks, seeds=tuple(seeds) or recipe.seeds)
+    if tasks:
+        recipe = replace(recipe, tasks=tuple(tasks), left_out={})
+    return replace(recipe, seeds=tuple(seeds))
 
 
 def train_row(
@@ -201,7 +215,7 @@ def train_row(
     records = []
     for tested, hits in outcome.hits.items():
         score, chance = float("nan"), float("nan")
-        if seed == recipe.seeds[0]:
+        if seed == recipe.seeds_of(row.host, task)[0]:
             scenes = load_scenes(TASKS[tested], "test", recipe, source, folder / "scenes")[0]
             maps = look(model, scenes, LOOKED)
             score, chance = pointing(maps, scenes)
@@ -232,10 +246,15 @@ def dry_run(scale: str, rows: Sequence[str] = (), tasks: Sequence[str] = (), see
             model = row.build(recipe, 10)
         macs = count_macs(model, (3, recipe.size, recipe.size), batch=2)
         table.append((row.name, f"{sum(p.numel() for p in model.parameters()):,}", f"{macs / 1e6:.1f}"))
-    count = len(chosen) * len(recipe.trained) * len(recipe.seeds)
-    facts = f"{len(chosen)} rows, {len(recipe.trained)} tasks to train and {len(recipe.tasks)} to test, "
-    facts += f"{len(recipe.seeds)} seeds: {count:,} trainings of {recipe.steps:,} steps of {recipe.batch} scenes of "
-    return f"{format_table(table)}\n{facts}{recipe.size} px on {recipe.device}"
+    efforts, count = [("host", "task", "steps", "seeds")], 0
+    for host in dict.fromkeys(row.host for row in chosen):
+        for task in recipe.trained:
+            planned = len(recipe.seeds_of(host, task.name))
+            count += planned * sum(row.host == host for row in chosen)
+            efforts += [(host, task.name, f"{recipe.effort(host, task.name).steps:,}", f"{planned}")]
+    facts = f"{len(chosen)} rows, {len(recipe.trained)} tasks to train and {len(recipe.tasks)} to test: {count:,} "
+    facts += f"trainings with {recipe.batch} scenes of {recipe.size} px a step on {recipe.device}"
+    return f"{format_table(table)}\n{format_table(efforts)}\n{facts}"
 
 
 def _keep_look(folder: Path, row: str, task: str, maps: np.ndarray) -> None:

@@ -61,7 +61,7 @@ def train(row: Row, task: Task, seed: int, recipe: Recipe, source: str, folder: 
     model = row.build(recipe, task.classes).to(recipe.device).to(memory_format=torch.channels_last)
     (scenes,) = load_scenes(task, "train", recipe, source, folder)
     started = time.process_time()
-    losses = fit(model, scenes, recipe, recipe.rates[row.host], seed)
+    losses = fit(model, scenes, recipe, recipe.effort(row.host, task.name).steps, recipe.rates[row.host], seed)
     train_seconds = time.process_time() - started
     hits, seconds = {}, {}
     for tested in recipe.tested(task):
@@ -72,7 +72,7 @@ def train(row: Row, task: Task, seed: int, recipe: Recipe, source: str, folder: 
     return model, Outcome(hits, losses, train_seconds, seconds[task.name])
 
 
-def fit(model: nn.Module, scenes: Scenes, recipe: Recipe, rate: float, seed: int) -> np.ndarray:
+def fit(model: nn.Module, scenes: Scenes, recipe: Recipe, steps: int, rate: float, seed: int) -> np.ndarray:
     """Trains by AdamW and one cycle of the learning rate; returns the mean loss of each twentieth of the steps.
 
     All networks of a seed meet the scenes in one order, however many random numbers their weights took.
@@ -81,13 +81,13 @@ def fit(model: nn.Module, scenes: Scenes, recipe: Recipe, rate: float, seed: int
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, recipe.steps, pct_start=0.2)
-    generator, passes = torch.Generator().manual_seed(seed), -(-recipe.steps * recipe.batch // len(scenes))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
+    generator, passes = torch.Generator().manual_seed(seed), -(-steps * recipe.batch // len(scenes))
     order = torch.cat([torch.randperm(len(scenes), generator=generator) for _ in range(passes)])
     labels = torch.from_numpy(scenes.labels)
     losses = []
     model.train()
-    for numbers in order[: recipe.steps * recipe.batch].split(recipe.batch):
+    for numbers in order[: steps * recipe.batch].split(recipe.batch):
         logits = model(to_inputs(scenes.images[numbers.numpy()], recipe.device))
         loss = F.cross_entropy(logits, labels[numbers].to(recipe.device))
         optimizer.zero_grad()

@@ -91,21 +91,24 @@ def free_places(count: int, size: int, side: int, rng: np.random.Generator, marg
     raise ValueError(f"{count} objects of {side} px hardly fit into a scene of {size} px: take fewer or smaller ones")
 
 
-def corrupt(image: np.ndarray, how: str, severity: float, rng: np.random.Generator) -> np.ndarray:
+def corrupt(image: np.ndarray, how: str, severity: float, place: Place, rng: np.random.Generator) -> np.ndarray:
     """A scene with noise, blur or occlusion.
 
     Args:
         image: `(H, W, 3)` uint8.
         how: A name in `CORRUPTIONS`.
-        severity: 1 is noise of 60 grey levels, a blur of 1.2 px, or dark bars over a quarter of the scene.
-        rng: Draws noise and bars.
+        severity: 1 is noise of 20 grey levels, a blur of 0.5 px, or a square of background that covers a quarter of
+            the object's side.
+        place: The object.
+        rng: Draws the noise and where the square lies.
     """
     if how == "noise":
-        return (image + rng.normal(0, 60 * severity, image.shape)).clip(0, 255).astype(np.uint8)
+        return (image + rng.normal(0, 20 * severity, image.shape)).clip(0, 255).astype(np.uint8)
     if how == "blur":
-        return cv2.GaussianBlur(image, (0, 0), 1.2 * severity)
+        return cv2.GaussianBlur(image, (0, 0), 0.5 * severity)
     image = image.copy()
-    width = max(round(2 * severity), 1)
-    for start in range(int(rng.integers(8)), len(image), 8):
-        image[start : start + width] = 20
+    left, top, side = place
+    hole = min(max(round(side * severity / 4), 1), side)
+    x, y = np.array((left, top)) + rng.integers(0, side - hole + 1, 2)
+    image[y : y + hole, x : x + hole] = blank(hole, rng)
     return image

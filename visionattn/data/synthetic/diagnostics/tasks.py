@@ -16,7 +16,7 @@ from .scenes import CORRUPTIONS, MARK, Place, Scenes, blank, corrupt, draw, fram
 __all__ = ["TASKS", "VERSION", "Task"]
 
 # Changes whenever scenes do, so that results of other scenes are not taken for those of these.
-VERSION = 3
+VERSION = 4
 
 Way = list[tuple[int, int]]
 Part = tuple[np.ndarray, int, list[Place], list[Place]]
@@ -355,13 +355,15 @@ def _shift(
     *,
     object_px: int,
     fragments: int,
+    scene: float,
+    larger: float,
     **kinds: int,
 ) -> Part:
-    """Clutter on larger scenes, with the object as large as in training or as much larger. Places: the digit."""
-    canvas, side = ((3, 2), (4, 2), (3, 3), (4, 4))[index % 4]
-    grown = round(fragments * canvas**2 / side**2)
-    larger = {"object_px": object_px * side // 2, "fragments": grown, **kinds}
-    return _clutter(split, index, rng, size * canvas // 2, source, **larger)
+    """Clutter on larger scenes, every second time with a larger object, as dense as in training. Places: the digit."""
+    grown = larger if index % 2 else 1.0
+    fragments = round(fragments * (scene / grown) ** 2)
+    own = {"object_px": round(object_px * grown), "fragments": fragments, **kinds}
+    return _clutter(split, index, rng, round(size * scene), source, **own)
 
 
 def _corruption(
@@ -377,7 +379,7 @@ def _corruption(
     """Clutter with noise, blur or occlusion in turn. Places: the digit."""
     image, label, places, evidence = _clutter(split, index, rng, size, source, **clutter)
     if severity > 0:
-        image = corrupt(image, CORRUPTIONS[index % 3], severity, rng)
+        image = corrupt(image, CORRUPTIONS[index % 3], severity, places[0], rng)
     return image, label, places, evidence
 
 
@@ -435,8 +437,8 @@ TASKS = {
         ),
         Task(
             "shift",
-            "clutter on larger scenes and of larger objects than in training",
-            *(10, 1 / 5, 1 / 5, _shift, _CLUTTER),
+            "clutter on scenes of one and a half times the side, with larger objects",
+            *(10, 1 / 5, 1 / 5, _shift, {**_CLUTTER, "scene": 1.5, "larger": 7 / 6}),
             trained_on="clutter",
             units=("object_px",),
         ),
@@ -444,6 +446,13 @@ TASKS = {
             "corruption",
             "clutter under noise, blur and occlusion, unseen in training",
             *(10, 1 / 5, 1 / 5, _corruption, {**_CLUTTER, "severity": 1.0}),
+            trained_on="clutter",
+            units=("object_px",),
+        ),
+        Task(
+            "far shift",
+            "clutter on scenes of twice the side, with much larger objects",
+            *(10, 1 / 5, 1 / 5, _shift, {**_CLUTTER, "scene": 2.0, "larger": 1.5}),
             trained_on="clutter",
             units=("object_px",),
         ),
