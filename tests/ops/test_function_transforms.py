@@ -159,6 +159,24 @@ def test_operations(name):
     check(OPS[name], operand(name))
 
 
+@pytest.mark.parametrize("name", OPS)
+def test_gradients_that_others_share_are_left_alone(name):
+    """An addition hands the same gradient to both of its sides, so that an operation may not write to it."""
+    function = ops.map_pools if name == "map_pools" else OPS[name]
+    x = operand(name)[0].clone().requires_grad_()
+    parts = function(x.detach())
+    parts = parts if isinstance(parts, tuple) else (parts,)
+    leaves = [torch.zeros_like(part, requires_grad=True) for part in parts]
+    # Made before the operation runs, so that its gradient is computed first.
+    others = [leaf * 1 for leaf in leaves]
+    results = function(x)
+    weights = [numbers(*part.shape) for part in parts]
+    sums = zip(results if isinstance(results, tuple) else (results,), others, weights, strict=True)
+    sum(((result + other) * weight).sum() for result, other, weight in sums).backward()
+    for leaf, weight in zip(leaves, weights, strict=True):
+        torch.testing.assert_close(leaf.grad, weight, rtol=0, atol=0)
+
+
 def test_every_operation_is_here():
     others = {"axis_pools", "memory_format", "merge_windows", "partition_windows", "relative_position_bias", "explain"}
     others |= {"interpolate_kernel", "toeplitz_matrix", "focused_features", "max_first", "nhwc_conv", "use_backend"}

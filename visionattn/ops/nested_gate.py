@@ -21,8 +21,7 @@ def _refuses_pools(x: torch.Tensor) -> str:
 def map_pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The map itself, to be used in its place, and the mean and maximum of each channel.
 
-    `(B, C, H, W) -> (B, C, H, W), (B, C), (B, C)`. Where values tie, the gradient goes to the first. The map that is
-    given back may only go to operators whose gradients are tensors of their own, such as products.
+    `(B, C, H, W) -> (B, C, H, W), (B, C), (B, C)`. Where values tie, the gradient goes to the first.
     """
     if not eager.pays(x):
         return _pools(x)

@@ -50,9 +50,9 @@ class MapPools(EagerFunction):
     @staticmethod
     def gradients(ctx: Any, grad: torch.Tensor, mean: torch.Tensor, maximum: torch.Tensor) -> Tensors:
         x, index = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=memory_format(x))
+        # Not in place: an addition hands the same gradient to both of its sides.
+        grad = grad.contiguous(memory_format=memory_format(x)) + (mean / x[0, 0].numel())[:, :, None, None]
         rows, axis = as_rows(grad)
-        rows += (mean / rows.size(3 - axis)).unsqueeze(3 - axis)
         rows.scatter_add_(3 - axis, index.unsqueeze(3 - axis), maximum.unsqueeze(3 - axis))
         return (grad,)
 
