@@ -73,16 +73,25 @@ def test_a_second_training_gives_the_same(name, tmp_path):
     for one, other in zip(first, again, strict=True):
         assert np.array_equal(one.hits, other.hits)
         assert one.facts == other.facts and one.facts["source"] == "digits"
-    assert load_records(tmp_path / "a" / "records", SMOKE.digest("digits")).keys() == {r.key for r in first}
+    kept = load_records(tmp_path / "a" / "records", lambda record: True)
+    assert kept.keys() == {r.key for r in first}
+    assert all(r.facts["settings"] == SMOKE.digest("digits", row.host, r.task) for r in kept.values())
 
 
-def test_seeds_and_settings_tell_trainings_apart():
-    assert SMOKE.digest("digits") != SMOKE.digest("digits+fashion")
-    assert SMOKE.digest("digits") != replace(SMOKE, efforts={**SMOKE.efforts, "cnn": {"": Effort(5, 2)}}).digest(
-        "digits"
-    )
-    more = {host: {"": Effort(SMOKE.effort(host, "pointer").steps, 20)} for host in SMOKE.efforts}
-    assert SMOKE.digest("digits") == replace(SMOKE, seeds=(7,), tasks=("pointer",), efforts=more).digest("digits")
+def test_settings_tell_trainings_apart_and_nothing_else_does():
+    def digest(source="digits", host="cnn", task="shift", **changes):
+        return replace(SMOKE, **changes).digest(source, host, task)
+
+    def efforts(host, task, effort):
+        return {"efforts": {**SMOKE.efforts, host: {**SMOKE.efforts[host], task: effort}}}
+
+    others = [digest("digits+fashion"), digest(host="pyramid"), digest(task="clutter"), digest(batch=5)]
+    others.append(digest(**efforts("cnn", "clutter", Effort(5, 2))))  # the task that *shift* tests the networks of
+    assert len({digest(), *others}) == 6
+    for changes in (efforts("cnn", "pointer", Effort(5, 2)), efforts("pyramid", "clutter", Effort(5, 2))):
+        assert digest(**changes) == digest()
+    more = {"seeds": (7,), "tasks": ("clutter", "shift"), **efforts("cnn", "clutter", Effort(4, 20))}
+    assert digest(**more) == digest()
 
 
 def test_a_table_is_restored_as_it_was(tmp_path):
@@ -91,12 +100,21 @@ def test_a_table_is_restored_as_it_was(tmp_path):
     lines = list(csv.DictReader((tmp_path / "d.csv").open()))
     assert [line["row"] for line in lines] == ["cnn/cbam", "cnn/cbam", "cnn/plain"]
     assert lines[0]["accuracy"] == "0.6364" and lines[0]["revision"] == "r"
-    assert restore(tmp_path / "d.csv", tmp_path / "records") == 3
-    assert restore(tmp_path / "d.csv", tmp_path / "records") == 0
-    found = load_records(tmp_path / "records", "s")
+    assert restore(tmp_path / "d.csv", tmp_path / "records", lambda record: True) == 3
+    assert restore(tmp_path / "d.csv", tmp_path / "records", lambda record: True) == 0
+    found = load_records(tmp_path / "records", lambda record: record.facts["settings"] == "s")
     for one in records:
         assert np.array_equal(found[one.key].hits, one.hits) and found[one.key].facts == one.facts
-    assert load_records(tmp_path / "records", "other") == {}
+    assert load_records(tmp_path / "records", lambda record: False) == {}
+
+
+def test_a_table_of_other_settings_replaces_nothing(tmp_path):
+    """The table of an earlier run lies beside the report, and the folder has a new result of the same row."""
+    export([record()], tmp_path / "d.csv")
+    record(right=3, settings="new").save(tmp_path / "records")
+    assert restore(tmp_path / "d.csv", tmp_path / "records", lambda one: one.facts["settings"] == "new") == 0
+    (kept,) = load_records(tmp_path / "records", lambda one: True).values()
+    assert kept.hits.sum() == 3
 
 
 def test_a_table_of_other_results_is_refused(tmp_path):
@@ -104,7 +122,7 @@ def test_a_table_of_other_results_is_refused(tmp_path):
     text = (tmp_path / "d.csv").read_text().replace("0.6364", "0.7000")
     (tmp_path / "d.csv").write_text(text)
     with pytest.raises(ValueError, match="do not belong together"):
-        restore(tmp_path / "d.csv", tmp_path / "records")
+        restore(tmp_path / "d.csv", tmp_path / "records", lambda record: True)
 
 
 def test_seeds_after_a_gap_do_not_count():

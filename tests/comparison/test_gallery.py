@@ -14,7 +14,7 @@ from visionattn.comparison.diagnostics.training import to_inputs
 from visionattn.explain import gates
 from visionattn.testing.pictures import PLACE, photograph
 
-TINY = replace(gallery.RECIPE, train=26, test=26, batch=4, efforts={"photograph": Effort(2, 1)})
+TINY = replace(gallery.RECIPE, train=26, test=26, batch=4, efforts={"cnn": {"": Effort(2, 1)}})
 
 
 def untrained(card):

@@ -36,7 +36,7 @@ from .diagnostics.training import evaluate, fit, to_inputs
 
 __all__ = ["RECIPE", "Shown", "build", "look", "pieces", "run", "save"]
 
-RECIPE = replace(RECIPES["small"], size=48, train=4000, test=195, batch=32, efforts={"photograph": Effort(80, 1)})
+RECIPE = replace(RECIPES["small"], size=48, train=4000, test=195, batch=32, efforts={"cnn": {"": Effort(80, 1)}})
 _SEED = 0
 # Side of the photograph for the network: twice a training piece, so that maps are finer.
 _SIDE = 96
@@ -136,7 +136,7 @@ def run(card: Card, recipe: Recipe = RECIPE) -> Shown | None:
     if built is None:
         return None
     model, host = built
-    steps = recipe.efforts["photograph"].steps
+    steps = _steps(recipe)
     fit(model, pieces("train", recipe.train, recipe.size), recipe, steps, recipe.rates[host], _SEED)
     accuracy = float(evaluate(model, pieces("test", recipe.test, recipe.size), recipe).mean())
     maps = look(card, model.eval(), to_inputs(photograph(_SIDE)[None], "cpu"))
@@ -321,7 +321,7 @@ def save(shown: dict[str, Shown], recipe: Recipe, path: Path) -> None:
         ValueError: If the file that is there was made by another recipe.
     """
     about: dict[str, Any] = {
-        "steps": recipe.efforts["photograph"].steps,
+        "steps": _steps(recipe),
         "batch": recipe.batch,
         "size": recipe.size,
         "place": [*PLACE],
@@ -346,6 +346,11 @@ def save(shown: dict[str, Shown], recipe: Recipe, path: Path) -> None:
         np.savez_compressed(file, about=json.dumps(about), **arrays)
 
 
+def _steps(recipe: Recipe) -> int:
+    """Training steps, the same in every host here."""
+    return recipe.efforts["cnn"][""].steps
+
+
 def _run_all(chosen: Sequence[Card], recipe: Recipe) -> Iterator[tuple[str, Shown]]:
     for card in chosen:
         started = time.process_time()
@@ -364,13 +369,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Trains all mechanisms, or some, and writes their maps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="mechanisms; all without it")
-    parser.add_argument("--steps", type=int, default=RECIPE.efforts["photograph"].steps)
+    parser.add_argument("--steps", type=int, default=_steps(RECIPE))
     parser.add_argument("--out", type=Path, default=Path("gallery.npz"))
     options = parser.parse_args(arguments)
     known = list(cards())
     if unknown := set(options.names) - {card.name for card in known}:
         parser.error(f"unknown mechanisms: {', '.join(sorted(unknown))}")
-    recipe = replace(RECIPE, efforts={"photograph": Effort(options.steps, 1)})
+    recipe = replace(RECIPE, efforts={"cnn": {"": Effort(options.steps, 1)}})
     chosen = [card for card in known if not options.names or card.name in options.names]
     for name, shown in _run_all(chosen, recipe):
         save({name: shown}, recipe, options.out)

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,13 @@ class Record:
             np.savez(file, bits=np.packbits(self.hits), line=json.dumps(self.line()))
 
 
-def load_records(folder: Path, settings: str) -> dict[str, Record]:
-    """The records in a folder that were made with these settings, by key; others are passed over."""
+def load_records(folder: Path, fits: Callable[[Record], bool]) -> dict[str, Record]:
+    """The records in a folder that fit a run, by key; others are passed over."""
     found = {}
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as kept:
             record = _record(json.loads(str(kept["line"])), kept["bits"])
-        if record.facts["settings"] == settings:
+        if fits(record):
             found[record.key] = record
     return found
 
@@ -85,8 +85,8 @@ def export(records: Iterable[Record], path: Path) -> None:
         np.savez_compressed(file, keys=np.array([record.key for record in ordered]), bits=np.stack(bits))
 
 
-def restore(path: Path, folder: Path) -> int:
-    """Puts the records of an exported table into a folder that lacks them; returns how many.
+def restore(path: Path, folder: Path, fits: Callable[[Record], bool]) -> int:
+    """Puts the records of an exported table that fit a run into a folder that lacks them; returns how many.
 
     Raises:
         ValueError: If the table and the file beside it do not belong together.
@@ -100,9 +100,8 @@ def restore(path: Path, folder: Path) -> int:
         for record, line, key in zip(records, lines, kept["keys"], strict=True):
             if record.key != key or f"{record.hits.mean():.4f}" != line["accuracy"]:
                 raise ValueError(f"{path} and {_hits_of(path).name} do not belong together: they differ in {key}")
-    settings = {record.facts["settings"] for record in records}
-    present = {key for one in settings for key in load_records(folder, one)}
-    lacking = [record for record in records if record.key not in present]
+    present = load_records(folder, fits)
+    lacking = [record for record in records if fits(record) and record.key not in present]
     for record in lacking:
         record.save(folder)
     return len(lacking)

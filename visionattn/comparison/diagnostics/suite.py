@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -62,10 +62,10 @@ def run_diagnostics(
     recipe = choose(scale, tasks, seeds)
     chosen = choose_rows(rows)
     source = source or find_source()
-    settings, folder = recipe.digest(source), work_dir / scale
-    if restored := restore(out.with_suffix(".csv"), folder / "records"):
+    fits, folder = partial(_fits, recipe, source), work_dir / scale
+    if restored := restore(out.with_suffix(".csv"), folder / "records", fits):
         print(f"took {restored} results from {out.with_suffix('.csv')}", flush=True)
-    done = load_records(folder / "records", settings)
+    done = load_records(folder / "records", fits)
     trainings = [
         (row, task.name, seed)
         for seed in sorted(
@@ -101,7 +101,7 @@ def run_diagnostics(
         for task in recipe.tasks
         for seed in recipe.seeds_of(row.host, task)
     }
-    everything = load_records(folder / "records", settings)
+    everything = load_records(folder / "records", fits)
     records = [record for key, record in everything.items() if key in wanted]
     if not records:
         raise ValueError("nothing is finished yet: give more minutes")
@@ -146,8 +146,9 @@ def train_again(
     recipe = choose(scale, tasks, seeds)
     source = source or find_source()
     folder = work_dir / scale
-    restore(out.with_suffix(".csv"), folder / "records")
-    done = load_records(folder / "records", recipe.digest(source))
+    fits = partial(_fits, recipe, source)
+    restore(out.with_suffix(".csv"), folder / "records", fits)
+    done = load_records(folder / "records", fits)
     finished = {}
     for row in choose_rows(rows):
         keys = [(task, seed) for task in recipe.trained for seed in recipe.seeds_of(row.host, task.name)]
@@ -210,7 +211,7 @@ def train_row(
     if deadline is not None and time.monotonic() > deadline:
         return []
     torch.set_num_threads(1)  # sums come in one order however many cores there are
-    facts = {**_facts(recipe.device), "settings": recipe.digest(source), "source": source}
+    facts = {**_facts(recipe.device), "source": source}
     model, outcome = train(row, TASKS[task], seed, recipe, source, folder / "scenes")
     records = []
     for tested, hits in outcome.hits.items():
@@ -221,7 +222,8 @@ def train_row(
             score, chance = pointing(maps, scenes)
             if maps is not None:
                 _keep_look(folder / "looks", row.name, tested, maps[:SHOWN].numpy())
-        records.append(Record(row.name, tested, task, seed, hits, outcome.train_seconds, score, chance, facts))
+        own = {**facts, "settings": recipe.digest(source, row.host, tested)}
+        records.append(Record(row.name, tested, task, seed, hits, outcome.train_seconds, score, chance, own))
         records[-1].save(folder / "records")
     return records
 
@@ -255,6 +257,12 @@ def dry_run(scale: str, rows: Sequence[str] = (), tasks: Sequence[str] = (), see
     facts = f"{len(chosen)} rows, {len(recipe.trained)} tasks to train and {len(recipe.tasks)} to test: {count:,} "
     facts += f"trainings with {recipe.batch} scenes of {recipe.size} px a step on {recipe.device}"
     return f"{format_table(table)}\n{format_table(efforts)}\n{facts}"
+
+
+def _fits(recipe: Recipe, source: str, record: Record) -> bool:
+    """Whether a record was made with the settings of a run."""
+    host = record.row.partition("/")[0]
+    return record.task in TASKS and record.facts["settings"] == recipe.digest(source, host, record.task)
 
 
 def _keep_look(folder: Path, row: str, task: str, maps: np.ndarray) -> None:
