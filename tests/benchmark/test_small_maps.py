@@ -6,12 +6,13 @@ The goal is 1.1 of the official module's time; the bound leaves room for a busy 
 import pytest
 
 from visionattn.benchmark import small_maps, steps
+from visionattn.benchmark.cases import LAYOUTS
 from visionattn.catalog import get
 
 WORST = 1.5
 
 
-@pytest.mark.parametrize("layout", small_maps.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["bam", "bmta", "cbam", "coord", "ela_b", "triplet", "ulsam"])
 def test_training_on_small_maps(name, layout):
     ratio = small_maps.measure(get("plugin", name), 32, 14, layout, "training", batch=4)

@@ -20,7 +20,7 @@ from visionattn.catalog import BlockContext, Card, cards, get
 from visionattn.profiling.peak_memory import peak_bytes
 from visionattn.testing.contracts import perturbed
 
-from .record import later_revisions, load, own_revision, save, surroundings
+from .record import later_revisions, load, own_revision, save, surroundings, versions_of
 from .timing import clock_of, one_thread, quantiles, take_turns
 
 __all__ = ["SIDES", "SLACK", "degree", "degrees", "format_growth", "growth", "measured_degree"]
@@ -151,7 +151,7 @@ def format_growth(record: Record) -> str:
     names = {row["name"] for row in record["rows"]}
     missing = [f"`{card.name}`" for card in cards("mixer") if card.standalone and card.name not in names]
     tokens = sorted({row["tokens"] for row in record["rows"]})
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    versions = versions_of(record)
     lines = [
         "# Growth of time and memory with the number of tokens",
         "",

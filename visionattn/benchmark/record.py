@@ -14,7 +14,7 @@ import torch
 from visionattn.utils.files import replacing
 
 __all__ = ["SCHEMA", "compare", "extended", "key", "label", "later_revisions", "load", "own_revision", "save"]
-__all__ += ["surroundings"]
+__all__ += ["surroundings", "versions_of"]
 
 SCHEMA = 2
 Row = dict[str, Any]
@@ -38,6 +38,11 @@ def surroundings(device: str) -> Record:
         except importlib.metadata.PackageNotFoundError:
             versions["triton"] = "none"
     return {"schema": SCHEMA, "device": facts, "versions": versions, "revision": _revision()}
+
+
+def versions_of(record: Record) -> str:
+    """The versions of a record in a line."""
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())
 
 
 def save(record: Record, path: Path) -> None:

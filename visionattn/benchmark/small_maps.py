@@ -14,14 +14,14 @@ from torch import nn
 
 from visionattn.catalog import Card, cards, get
 
+from .cases import LAYOUTS
 from .contenders import literal
-from .record import surroundings
+from .record import surroundings, versions_of
 from .timing import cpu_clock, one_thread, quantiles, take_turns
 
-__all__ = ["LAYOUTS", "main", "measure", "names"]
+__all__ = ["main", "measure", "names"]
 
 BOUND = 1.1
-LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 MODES = ("forward", "training")
 
 
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args(arguments)
     around = surroundings("cpu")
-    versions = ", ".join(f"{name} {version}" for name, version in around["versions"].items())
+    versions = versions_of(around)
     head = ["plug-in", "map", *(f"{layout} {mode}" for layout in LAYOUTS for mode in MODES)]
     lines = [
         "# Plug-ins on small maps",

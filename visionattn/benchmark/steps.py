@@ -23,13 +23,13 @@ from visionattn.plugins._epilogue import fuse_epilogue
 from visionattn.profiling.operator_counter import count_traffic
 from visionattn.utils.tables import format_table
 
-from .record import surroundings
+from .cases import LAYOUTS
+from .record import surroundings, versions_of
 from .timing import cpu_clock, measure_ceilings, one_thread, quantiles, take_turns
 
 __all__ = ["main", "measure_steps"]
 
 PLUGINS = ("cbam", "coord", "ulsam", "triplet", "bmta", "ela_l")
-LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 # What a plain block moves after its branch, in T: sum R, R, W; ReLU R, W; its gradient R, R, W. A plug-in that does
 # this in its own passes reads the residual and the result and writes their gradient.
 _PLAIN, _FUSED = 8, 3
@@ -137,7 +137,7 @@ def _step(network: nn.Module, x: torch.Tensor, _: int) -> None:
 def _page(tables: dict[str, dict[str, Row]], batch: int, size: int) -> str:
     """The tables of both layouts in Markdown."""
     around = surroundings("cpu")
-    versions = ", ".join(f"{name} {version}" for name, version in around["versions"].items())
+    versions = versions_of(around)
     lines = [
         "# Training steps of a ResNet-50 with a plug-in in each block",
         "",
