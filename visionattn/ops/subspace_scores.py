@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from ._axis import refuses_map
 from ._dispatch import explain, has_kernel
-from ._fused_scores import FusedScores, fused_moments
 from ._modes import compiling, use_eager_kernel
 from .eager import subspace_scores as eager
 from .eager.axis_gate import AxisGate
@@ -26,11 +25,11 @@ __all__ = [
 
 def prefer_subspace_scores(x: torch.Tensor) -> bool:
     """Whether `channel_moments` and `subspace_scores` are faster here than convolution, normalisation and pool."""
-    return use_eager_kernel(x) or _fuses(x) or explain(channel_moments, x).backend == "triton"
+    return use_eager_kernel(x) or _compiled(x) or explain(channel_moments, x).backend == "triton"
 
 
-def _fuses(x: torch.Tensor) -> bool:
-    return compiling() and x.dtype in (torch.float32, torch.float64) and min(x.shape[2:]) > 2
+def _compiled(x: torch.Tensor) -> bool:
+    return compiling() and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 @has_kernel("subspace", refuses_map)
@@ -41,12 +40,19 @@ def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if use_eager_kernel(x):
         return eager.ChannelMoments.apply(_moments, x)[:2]
-    return fused_moments(x) if _fuses(x) else _moments(x)
+    return _two_sums(x) if _compiled(x) else _moments(x)
 
 
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     return mean, var
+
+
+def _two_sums(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For compilers: two sums instead of a running update at each value."""
+    mean = x.mean((0, 2, 3))
+    # What the variance is taken around has no influence on it, to first order.
+    return mean, (x - mean.detach()[:, None, None]).square().mean((0, 2, 3))
 
 
 def _refuses_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> str:
@@ -69,8 +75,8 @@ def subspace_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, w
     scale, shift, weight = (part.to(x.dtype) for part in (scale, shift, weight))
     if use_eager_kernel(x):
         return eager.SubspaceScores.apply(scores_formula, x, scale, shift, weight)
-    if _fuses(x):
-        return FusedScores.apply(x, scale, shift, weight)
+    if _compiled(x):
+        return eager.opaque_scores(x, scale, shift, weight)
     return scores_formula(x, scale, shift, weight)
 
 
@@ -110,7 +116,12 @@ def residual_gate(
         dense = x.contiguous(memory_format=layout)
         return AxisGate.apply(dense, residual, "product", True, relu, attention.shape[1], gate)
     groups = x.unflatten(1, (attention.shape[1], -1))
-    y = torch.addcmul(groups, groups, attention.unsqueeze(2)).flatten(1, 2)
+    if compiling():
+        # In the map's own shape: a compiler would lay the groups out as NCHW.
+        gate = attention.unsqueeze(2).expand(groups.shape).flatten(1, 2)
+        y = torch.addcmul(x, x, gate)
+    else:
+        y = torch.addcmul(groups, groups, attention.unsqueeze(2)).flatten(1, 2)
     y = y if residual is None else y + residual
     return y.relu() if relu else y
 

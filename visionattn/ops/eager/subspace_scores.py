@@ -12,8 +12,9 @@ from visionattn.ops.layout import as_rows
 
 from ._chunks import chunks
 from ._function import EagerFunction, Tensors
+from ._opaque import opaque
 
-__all__ = ["ChannelMoments", "SubspaceScores"]
+__all__ = ["ChannelMoments", "SubspaceScores", "opaque_scores"]
 
 
 class ChannelMoments(EagerFunction):
@@ -47,7 +48,7 @@ class SubspaceScores(EagerFunction):
     @staticmethod
     def compute(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         groups, scale, shift = _grouped(x, len(weight)), _column(scale, weight), _column(shift, weight)
-        out = torch.empty_like(x[:, : len(weight)])
+        out = _scores_like(x, scale, shift, weight)
         for at in chunks(groups):
             pooled = _pooled(groups[at], scale[at[1]], shift[at[1]])[-1]
             torch.sum(pooled.mul_(weight[at[1], :, None, None]), 2, out=out[at])
@@ -55,25 +56,39 @@ class SubspaceScores(EagerFunction):
 
     @staticmethod
     def gradients(ctx: Any, grad: torch.Tensor) -> Tensors:
-        x, scale, shift, weight = ctx.saved_tensors
-        out = torch.empty_like(x)
-        groups, target = _grouped(x, len(weight)), _grouped(out, len(weight))
-        factor = _column(scale * weight.flatten(), weight)
-        scales, shifts = _column(scale, weight), _column(shift, weight)
-        total, moment = torch.zeros_like(weight), torch.zeros_like(weight)
-        for at in chunks(groups):
-            part = groups[at]
-            activated, rows, pooled = _pooled(part, scales[at[1]], shifts[at[1]])
-            # The weights wait until the end: they are constant within a channel. Masks are numbers: on the CPU a
-            # product with one is ten times faster than torch.where.
-            routed = torch.gt(pooled, 0, out=torch.empty_like(pooled)).mul_(grad[at].unsqueeze(2))
-            routed = _max3_backward(_max3_backward(routed, rows, 3), activated, 4)
-            total[at[1]] += routed.sum((0, 3, 4))
-            torch.mul(routed, factor[at[1]], out=target[at])
-            moment[at[1]] += routed.mul_(part).sum((0, 3, 4))
-        # What was routed to a cell is the gradient of the maximum that it won, so sums over the maxima are sums here.
-        weight_grad = scale.view_as(weight) * moment + shift.view_as(weight) * total
-        return out, (moment * weight).flatten(), (total * weight).flatten(), weight_grad
+        return _gradients(grad, *ctx.saved_tensors)
+
+
+def _gradients(
+    grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the map, the factors, the summands and the weights."""
+    out = torch.empty_like(x)
+    groups, target = _grouped(x, len(weight)), _grouped(out, len(weight))
+    factor = _column(scale * weight.flatten(), weight)
+    scales, shifts = _column(scale, weight), _column(shift, weight)
+    total, moment = torch.zeros_like(weight), torch.zeros_like(weight)
+    for at in chunks(groups):
+        part = groups[at]
+        activated, rows, pooled = _pooled(part, scales[at[1]], shifts[at[1]])
+        # The weights wait until the end: they are constant within a channel. Masks are numbers: on the CPU a product
+        # with one is ten times faster than torch.where.
+        routed = torch.gt(pooled, 0, out=torch.empty_like(pooled)).mul_(grad[at].unsqueeze(2))
+        routed = _max3_backward(_max3_backward(routed, rows, 3), activated, 4)
+        total[at[1]] += routed.sum((0, 3, 4))
+        torch.mul(routed, factor[at[1]], out=target[at])
+        moment[at[1]] += routed.mul_(part).sum((0, 3, 4))
+    # What was routed to a cell is the gradient of the maximum that it won, so sums over the maxima are sums here.
+    weight_grad = scale.view_as(weight) * moment + shift.view_as(weight) * total
+    return out, (moment * weight).flatten(), (total * weight).flatten(), weight_grad
+
+
+def _scores_like(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x[:, : len(weight)])
+
+
+# No compiler makes a loop of the pool that is as fast.
+opaque_scores = opaque("subspace_scores", SubspaceScores.compute, _scores_like, _gradients)
 
 
 def _column(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
