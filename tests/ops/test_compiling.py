@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from visionattn.ops import channel_moments, max_first, plane_conv, strip_conv, subspace_scores
+from visionattn.ops import axis_pools, channel_moments, max_first, plane_conv, strip_conv, subspace_scores
 from visionattn.plugins import CBAM, ULSAM, CoordinateAttention, EfficientLocalAttention, TripletAttention
 from visionattn.testing.contracts import perturbed
 
@@ -93,3 +93,63 @@ def test_training_steps_of_plugins(plugin):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     for name, value in ours.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, msg=name)
+
+
+@pytest.mark.parametrize("plugin", [CBAM, CoordinateAttention, EfficientLocalAttention, TripletAttention, ULSAM])
+def test_large_maps_as_nhwc(plugin):
+    """The layout stays; outputs and gradients are those of eager mode."""
+    ours = perturbed(plugin(64)).train()
+    x = levels(2, 64, 33, 32, dtype=torch.float32)
+    expected = gradients(ours, x)
+    actual = gradients(compiled(ours), x.contiguous(memory_format=torch.channels_last))
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def called(function, *inputs):
+    """The names of our operators in the graph."""
+    names = []
+
+    def backend(graph, _):
+        names.extend(str(node.target) for node in graph.graph.nodes if "visionattn" in str(node.target))
+        return graph.forward
+
+    torch.compile(function, fullgraph=True, backend=backend, dynamic=False)(*inputs)
+    return names
+
+
+def test_scores_of_subspaces_stay_one_operator():
+    inputs = levels(2, 6, 9, 7), levels(6), levels(6), levels(2, 3)
+    assert called(subspace_scores, *inputs) == ["visionattn.subspace_scores_by_hand.default"]
+    program = torch.export.export(_Scores(), inputs)
+    assert not any("visionattn" in str(node.target) for node in program.graph.nodes)
+
+
+class _Scores(torch.nn.Module):
+    def forward(self, *inputs):
+        return subspace_scores(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "copies"),
+    [
+        ((2, 64, 33, 32), torch.channels_last, 3),
+        ((2, 64, 33, 32), torch.contiguous_format, 0),
+        ((2, 64, 8, 8), torch.channels_last, 0),
+    ],
+    ids=["large NHWC", "NCHW", "small"],
+)
+def test_pools_of_large_maps_as_nhwc_are_stored_so(shape, layout, copies):
+    x = levels(*shape).contiguous(memory_format=layout)
+    pools = (("max", 2), ("mean", 3), ("max", 1))
+    assert called(lambda x: axis_pools(x, pools), x) == ["visionattn.channels_last.default"] * copies
+
+
+def test_operators_of_compiled_graphs():
+    """Their shapes, strides and gradients are those that compilers are told."""
+    inputs = levels(2, 6, 9, 7), levels(6).abs() + 0.5, levels(6) / 4, levels(2, 3) + 0.25
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x, *rest = (part.detach().clone().requires_grad_() for part in inputs)
+        x = x.detach().contiguous(memory_format=layout).requires_grad_()
+        torch.library.opcheck(torch.ops.visionattn.subspace_scores_by_hand, (x, *rest))
+    torch.library.opcheck(torch.ops.visionattn.channels_last, (levels(2, 6, 9, 1).requires_grad_(),))
