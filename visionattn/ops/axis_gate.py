@@ -12,7 +12,7 @@ from .axis_pools import axis_pools, refuses_pools
 from .eager.axis_gate import AxisGate
 from .eager.axis_pools import map_and_pools
 from .eager.nested_gate import pays
-from .layout import memory_format, stored_for
+from .layout import memory_format, to_layout_of
 
 __all__ = ["axis_attention", "axis_gate"]
 
@@ -60,7 +60,7 @@ def axis_gate(
             raise ValueError(f"gates must have sizes of the map or 1, got {tuple(gate.shape)} for {tuple(x.shape)}")
     # In the map's layout, so that the products over all positions run densely.
     layout = memory_format(x)
-    gates = tuple(stored_for(x, gate.to(x.dtype).contiguous(memory_format=layout)) for gate in gates)
+    gates = tuple(to_layout_of(x, gate.to(x.dtype).contiguous(memory_format=layout)) for gate in gates)
     own = residual is x
     residual = None if residual is None else residual.to(x.dtype)
     # The pass by hand keeps no joined gate. On the CPU plain operators are faster for small maps, elsewhere for sums.

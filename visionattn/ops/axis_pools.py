@@ -8,7 +8,7 @@ from ._axis import refuses_map, refuses_maxima
 from ._dispatch import has_kernel
 from ._modes import needs_formula
 from .eager.axis_pools import axis_pools as eager_axis_pools
-from .layout import stored_for, stores_channels_last
+from .layout import from_layout_of, stores_channels_last
 from .max_first import max_first
 
 __all__ = ["axis_pools", "refuses_pools"]
@@ -35,12 +35,12 @@ def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch
         One tensor for each pool, with the other axes in their order.
     """
     if needs_formula() or x.numel() < _WORTHWHILE:
-        return tuple(stored_for(x, _pool(x, kind, axis)) for kind, axis in pools)
+        return tuple(_pool(x, kind, axis) for kind, axis in pools)
     return eager_axis_pools(x, tuple(pools))
 
 
 def _pool(x: torch.Tensor, kind: str, axis: int) -> torch.Tensor:
     if stores_channels_last(x) and axis != 1:
-        # A maximum is stored as NCHW whatever lies how, unless its axes have the order of memory.
-        return _pool(x.permute(0, 2, 3, 1), kind, axis - 1).transpose(1, 2)
+        # A maximum is stored as NCHW, however the map lies, unless its axes have the order of memory.
+        return from_layout_of(x, _pool(x.permute(0, 2, 3, 1), kind, axis - 1).transpose(1, 2))
     return x.mean(axis) if kind == "mean" else max_first(x, axis)

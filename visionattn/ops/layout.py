@@ -6,9 +6,9 @@ import torch
 
 from ._modes import compiling, needs_formula
 
-__all__ = ["as_rows", "memory_format", "stored_for", "stores_channels_last"]
+__all__ = ["as_rows", "from_layout_of", "memory_format", "stores_channels_last", "to_layout_of"]
 
-# Maps of fewer numbers are done before the copies of `stored_for` pay.
+# Maps of fewer numbers are done before copies of what meets them pay.
 _WORTHWHILE = 2**17
 
 
@@ -34,25 +34,33 @@ def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def stores_channels_last(x: torch.Tensor) -> bool:
-    """Whether a compiler reads the code, and the map is worth what `stored_for` does: a large one that lies as NHWC."""
+    """Whether a compiler reads the code, and a map is worth copies of what meets it: a large one that lies as NHWC."""
     large = compiling() and x.device.type == "cpu" and x.numel() >= _WORTHWHILE
     return large and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def stored_for(x: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """What was pooled of a map or is to gate it, `(B, C, ...)`; for compilers stored in the layout of a map as NHWC.
-
-    They store it as NCHW otherwise, and run through a map of another layout one number at a time.
-    """
-    stored: torch.Tensor = _channels_last(part) if stores_channels_last(x) else part
+def to_layout_of(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """A gate `(B, C, ...)` stored as the map that it meets lies: a compiler's loops run through both densely."""
+    stored: torch.Tensor = _stored(gate, True) if stores_channels_last(x) and gate.size(1) > 1 else gate
     return stored
 
 
-def _with_channels_last(x: torch.Tensor) -> torch.Tensor:
+def from_layout_of(x: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
+    """The reverse, for what was pooled of a map, `(B, C, ...)`: its gradient is stored as the map lies."""
+    stored: torch.Tensor = _stored(pool, False) if stores_channels_last(x) else pool
+    return stored
+
+
+def _in_layout(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    if not channels_last:
+        return x.clone(memory_format=torch.contiguous_format)
     return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
-_channels_last: Any = torch.library.custom_op("visionattn::channels_last", _with_channels_last, mutates_args=())
-_channels_last.register_fake(_with_channels_last)
-# The gradient meets the map, too.
-_channels_last.register_autograd(lambda ctx, grad: _channels_last(grad))
+def _save_layout(ctx: Any, inputs: tuple[torch.Tensor, bool], output: torch.Tensor) -> None:
+    ctx.channels_last = inputs[1]
+
+
+_stored: Any = torch.library.custom_op("visionattn::stored", _in_layout, mutates_args=())
+_stored.register_fake(_in_layout)
+_stored.register_autograd(lambda ctx, grad: (_stored(grad, not ctx.channels_last), None), setup_context=_save_layout)
