@@ -131,7 +131,7 @@ def _records(scenes: Sequence[Scene], kind: str, classes: int) -> tuple[list[dic
             corners = part["boxes"]
             boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
             for place, label in enumerate(part["labels"].tolist()):
-                record = {"image_id": image, "category_id": label}
+                record: dict[str, Any] = {"image_id": image, "category_id": label}
                 if kind == "bbox":
                     record["bbox"] = boxes[place]
                 else:
