@@ -102,6 +102,7 @@ class DetectionScores(PictureMetric, MeanAveragePrecision):
         """All `groundtruth` or `detection` objects as the evaluator takes them, with one more attribute."""
         from faster_coco_eval.core import mask
 
+        shapes: list[Any]
         labels = getattr(self, f"{part}_labels")
         images: list[dict[str, Any]] = [{"id": number} for number in range(len(labels))]
         if "segm" in self.iou_type:
@@ -115,7 +116,7 @@ class DetectionScores(PictureMetric, MeanAveragePrecision):
             areas = mask.area(shapes)
         else:
             shape, shapes = "bbox", _join([boxes.reshape(-1, 4) for boxes in getattr(self, f"{part}_box")])
-            areas = [width * height for _, _, width, height in shapes]
+            areas = [box[2] * box[3] for box in shapes]
         places = [number for number, objects in enumerate(labels) for _ in range(len(objects))]
         columns = zip(places, _join(labels), areas, shapes, _join(values), strict=True)
         annotations = [
