@@ -192,6 +192,52 @@ def test_nothing_found_and_nothing_to_find(kind):
     assert math.isnan(values["x/map"]) and metric.metrics["x"].precision.shape == (10, 101, 0)
 
 
+def test_each_kind_is_evaluated_once(monkeypatch):
+    """Scores of masks evaluate no boxes, and no data set is built twice."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    kinds, indexed = [], []
+    evaluate_, index = COCOeval_faster.evaluate, COCO.createIndex
+    monkeypatch.setattr(COCOeval_faster, "evaluate", lambda self: (kinds.append(self.params.iouType), evaluate_(self)))
+    monkeypatch.setattr(COCO, "createIndex", lambda self: (indexed.append(len(self.dataset["images"])), index(self)))
+    samples, metric = scenes(), TorchMetrics({k: {"type": "DetectionScores", "iou_type": k} for k in ("bbox", "segm")})
+    metric.process(None, samples)
+    assert not metric.results[0]["segm"]["detection_box"] and not metric.results[0]["bbox"]["detection_mask"]
+    values = metric.evaluate(len(samples))
+    assert kinds == ["bbox", "segm"] and indexed == [len(samples)] * 4
+    for kind in kinds:
+        assert values[f"{kind}/map"] == pytest.approx(reference(samples, kind)[0][0], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_classes_without_objects_and_pictures_without_detections(kind):
+    samples = scenes(9)
+    for sample in samples[::3]:
+        sample["preds"] = {key: value[:0] for key, value in sample["preds"].items()}
+    samples[1]["preds"]["labels"][:1] = 3  # a unicorn, which no picture shows
+    samples[2]["target"]["iscrowd"][:] = True
+    values, metric = evaluate({"type": "DetectionScores", "iou_type": kind}, samples)
+    expected, by_class = reference(samples, kind)
+    assert [values[f"x/{name}"] for name in NAMES] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert {name: values[f"x/ap/{name}"] for name in by_class} == pytest.approx(by_class, abs=1e-6)
+    assert math.isnan(values["x/ap/unicorn"]) and metric.metrics["x"].classes == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_objects_without_an_area_have_that_of_their_shape(kind):
+    samples = scenes(6)
+    config = {"type": "DetectionScores", "iou_type": kind}
+    for sample in samples:
+        target = sample["target"]
+        corners, pixels = target["boxes"], target["masks"].sum((1, 2))
+        target["area"] = (corners[:, 2:] - corners[:, :2]).prod(1) if kind == "bbox" else pixels
+    known, _ = evaluate(config, samples)
+    for sample in samples:
+        del sample["target"]["area"]
+    assert known["x/map_small"] != known["x/map_medium"]
+    assert evaluate(config, samples)[0] == pytest.approx(known, nan_ok=True)
+
+
 def test_curves_are_there_after_the_evaluation():
     _, metric = evaluate({"type": "DetectionScores"}, scenes())
     scores = metric.metrics["x"]
@@ -256,6 +302,8 @@ def test_wrong_masks_and_arguments():
         TorchMetrics({"x": {"type": "SegmentationScores", "num_classes": 1}})
     with pytest.raises(ValueError, match=r"metric 'x': DetectionScores.*iou_type"):
         TorchMetrics({"x": {"type": "DetectionScores", "iou_type": "boxes"}})
+    with pytest.raises(ValueError, match=r"metric 'x': DetectionScores.*average"):
+        TorchMetrics({"x": {"type": "DetectionScores", "average": "micro"}})
 
 
 def test_what_is_kept_does_not_grow_with_the_pictures():

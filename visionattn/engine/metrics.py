@@ -1,6 +1,7 @@
 """Every metric, through one adapter to torchmetrics."""
 
 import warnings
+from collections import UserDict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -72,7 +73,7 @@ class TorchMetrics(BaseMetric):
                 name: metric.digest(preds, target) if isinstance(metric, own.PictureMetric) else (preds, target)
                 for name, metric in self.metrics.items()
             }
-            self.results.append(kept)
+            self.results.append(UserDict(kept))  # no dict, or mmengine would walk through all that is in it
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Computes all metrics over all samples."""

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.registry import Registry
 from torchmetrics import Metric
@@ -15,7 +14,8 @@ __all__ = ["SCORES", "DetectionScores", "PictureMetric", "SegmentationScores"]
 # Open to files of one's own: torchmetrics' metrics, or `PictureMetric`s, which keep a digest of each picture only.
 SCORES = Registry("score", scope="visionattn")
 
-_NAMES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
+# Places among the evaluator's numbers.
+_STATS = {0: "map", 1: "map_50", 2: "map_75", 3: "map_small", 4: "map_medium", 5: "map_large", 8: "mar_100"}
 
 
 class PictureMetric(Metric):
@@ -42,14 +42,14 @@ class PictureMetric(Metric):
 
 @SCORES.register_module()
 class DetectionScores(PictureMetric, MeanAveragePrecision):
-    """COCO's average precision of boxes or masks, computed by faster-coco-eval.
+    """COCO's average precision of boxes or masks, computed in one run of faster-coco-eval.
 
     Gives `map` (over IoU 0.50 to 0.95), `map_50`, `map_75`, `map_small`, `map_medium`, `map_large`, `mar_100` and the
     average precision of each class, `ap/<class>`; NaN where there is nothing to find. `precision` then holds the
     curves, `(10 IoU, 101 recalls, classes)` with -1 for such, and `classes` the class numbers in it.
 
-    Predictions are dicts of `boxes` `(N, 4)`, `scores`, `labels` and for masks `masks` `(N, H, W)`; targets too,
-    without scores, with `iscrowd` and `area`.
+    Predictions are dicts of `scores`, `labels` and, as `iou_type` says, `boxes` `(N, 4)` or `masks` `(N, H, W)`;
+    targets too, without scores, with `iscrowd` and `area`. Without an area, or with 0, that of the box or mask counts.
 
     Args:
         iou_type: `bbox` or `segm`.
@@ -61,35 +61,70 @@ class DetectionScores(PictureMetric, MeanAveragePrecision):
     def __init__(self, iou_type: str = "bbox", **kwargs: Any) -> None:
         if iou_type not in ("bbox", "segm"):
             raise ValueError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
-        # Of masks alone torchmetrics forgets the pictures without objects, and with them the false alarms there.
-        kinds: Any = "bbox" if iou_type == "bbox" else ("bbox", "segm")
-        # Its own thresholds are rounded to 32 bits, and a recall that hits one would fall on its other side.
+        kind: Any = iou_type
+        # Given here so that no config can set what compute() doesn't read.
         super().__init__(
-            iou_type=kinds,
-            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
-            rec_thresholds=np.linspace(0, 1, 101).tolist(),
-            extended_summary=True,
+            iou_type=kind,
+            iou_thresholds=None,
+            rec_thresholds=None,
+            max_detection_thresholds=None,
+            class_metrics=False,
+            extended_summary=False,
+            average="macro",
             backend="faster_coco_eval",
             **kwargs,
         )
-        self.prefix = "" if iou_type == "bbox" else "segm_"
         self.warn_on_many_detections = False
 
     def compute(self) -> dict[str, Any]:
         """The scores by name."""
-        result = super().compute()
-        self.classes = result["classes"].reshape(-1).tolist()
-        # Without any picture there are no curves.
-        shape = (len(self.iou_thresholds), len(self.rec_thresholds), len(self.classes))
-        curves = result.get(f"{self.prefix}precision")
-        self.precision = torch.full(shape, -1.0) if curves is None else curves[..., 0, -1]
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        labels = [*self.groundtruth_labels, *self.detection_labels]
+        self.classes = torch.cat(labels).unique().tolist() if labels else []
+        truth = self._in_coco_format("groundtruth", "iscrowd", self.groundtruth_crowds)
+        for annotation, area in zip(truth["annotations"], _join(self.groundtruth_area), strict=True):
+            annotation["area"] = area if area > 0 else annotation["area"]
+        found = self._in_coco_format("detection", "score", self.detection_scores)
+        evaluator = COCOeval_faster(COCO(truth), COCO(found), *self.iou_type)
+        evaluator.run()
+        self.precision = torch.tensor(evaluator.eval["precision"][..., 0, -1])
         ap = {}
         for number, values in zip(self.classes, self.precision.unbind(-1), strict=True):
             known = values[values > -1]
             ap[number] = known.mean() if known.numel() else torch.tensor(math.nan)
         # COCO's -1 is no score.
-        means = {name: result[self.prefix + name] for name in _NAMES}
-        return {name: value if value >= 0 else torch.tensor(math.nan) for name, value in means.items()} | {"ap": ap}
+        stats = torch.tensor(evaluator.stats, dtype=torch.float32)
+        stats = stats.where(stats >= 0, math.nan)
+        return {name: stats[place] for place, name in _STATS.items()} | {"ap": ap}
+
+    def _in_coco_format(self, part: str, attribute: str, values: list[torch.Tensor]) -> dict[str, list[dict[str, Any]]]:
+        """All `groundtruth` or `detection` objects as the evaluator takes them, with one more attribute."""
+        from faster_coco_eval.core import mask
+
+        shapes: list[Any]
+        labels = getattr(self, f"{part}_labels")
+        images: list[dict[str, Any]] = [{"id": number} for number in range(len(labels))]
+        if "segm" in self.iou_type:
+            outlines = getattr(self, f"{part}_mask")
+            for image, found in zip(images, outlines, strict=True):
+                image["height"], image["width"] = found[0][0] if found else (0, 0)
+            shape, shapes = (
+                "segmentation",
+                [{"size": size, "counts": runs} for found in outlines for size, runs in found],
+            )
+            areas = mask.area(shapes)
+        else:
+            shape, shapes = "bbox", _join([boxes.reshape(-1, 4) for boxes in getattr(self, f"{part}_box")])
+            areas = [box[2] * box[3] for box in shapes]
+        places = [number for number, objects in enumerate(labels) for _ in range(len(objects))]
+        columns = zip(places, _join(labels), areas, shapes, _join(values), strict=True)
+        annotations = [
+            {"id": number, "image_id": place, "category_id": label, "area": area, shape: outline, attribute: value}
+            for number, (place, label, area, outline, value) in enumerate(columns, 1)  # 0 would stand for no match
+        ]
+        categories = [{"id": number} for number in self.classes]
+        return {"images": images, "annotations": annotations, "categories": categories}
 
 
 @SCORES.register_module()
@@ -165,3 +200,7 @@ class SegmentationScores(PictureMetric):
             name: {number: value for number, value in enumerate(values) if not value.isnan()}
             for name, values in by_class.items()
         }
+
+
+def _join(parts: list[torch.Tensor]) -> list[Any]:
+    return torch.cat(parts).tolist() if parts else []
