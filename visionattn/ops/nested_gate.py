@@ -23,16 +23,13 @@ def map_pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
     `(B, C, H, W) -> (B, C, H, W), (B, C), (B, C)`. Where values tie, the gradient goes to the first.
     """
-    if not eager.pays(x):
-        return _pools(x)
-    if x.requires_grad and torch.is_grad_enabled():
+    if eager.pays(x) and x.requires_grad and torch.is_grad_enabled():
         return eager.MapPools.apply(_pools, x)[:3]
-    return x, eager.whole_mean(x), eager.whole_max(x)
+    return _pools(x)
 
 
 def _pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    flat = x.flatten(2)
-    return x, flat.mean(2), max_first(flat, 2)
+    return x, x.mean((2, 3)), eager.whole_max(x)
 
 
 def _refuses_gate(
