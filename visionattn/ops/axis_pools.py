@@ -10,9 +10,9 @@ from ._modes import needs_formula
 from .eager.axis_pools import axis_pools as eager_axis_pools
 from .max_first import max_first
 
-__all__ = ["axis_pools", "refuses_pools"]
+__all__ = ["axis_pools", "pools_of", "refuses_pools"]
 
-# Maps of fewer numbers gain less by passes of our own than these cost in calls from Python.
+# The joint gradient of maps of fewer numbers gains less than it costs in calls from Python.
 _WORTHWHILE = 2**15
 
 
@@ -33,6 +33,11 @@ def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch
     Returns:
         One tensor for each pool, with the other axes in their order.
     """
-    if needs_formula() or x.numel() < _WORTHWHILE:
+    return pools_of(x, pools)
+
+
+def pools_of(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
+    """`axis_pools` for operations that have chosen PyTorch's code: small maps pay for asking again."""
+    if needs_formula() or (x.numel() < _WORTHWHILE and x.requires_grad and torch.is_grad_enabled()):
         return tuple(x.mean(axis) if kind == "mean" else max_first(x, axis) for kind, axis in pools)
     return eager_axis_pools(x, tuple(pools))

@@ -6,7 +6,7 @@ import torch
 
 from ._axis import refuses_gates, refuses_map, refuses_maxima
 from ._dispatch import has_kernel
-from .axis_gate import axis_gate
+from .axis_gate import gate_by
 from .eager import nested_gate as eager
 from .max_first import max_first
 
@@ -71,7 +71,7 @@ def nested_gate(
     else:
         maximum, mean, _ = eager.gated_pools(x, channel, with_index=False)
     gate = spatial(torch.stack((maximum, mean), dim=1)).to(x.dtype)
-    return axis_gate(x, channel[:, :, None, None], gate, residual=residual, relu=relu, backend="torch")
+    return gate_by(x, (channel[:, :, None, None], gate), residual=residual, relu=relu)
 
 
 def gated_pools(x: torch.Tensor, channel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
