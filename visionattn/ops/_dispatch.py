@@ -43,6 +43,9 @@ class Choice(NamedTuple):
     reason: str
 
 
+_ON_CPU = Choice("torch", "kernels run on CUDA devices only")
+
+
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
     """Sets the backend of all operations called without `backend`, for the whole process.
@@ -139,11 +142,13 @@ def _choose(
     wish = _default if backend is None else _checked(backend, "backend")
     if wish == "torch" or not args:  # without a map the torch code says what is missing
         return Choice("torch", "asked for"), False
+    x = args[0]
+    if wish == "auto" and x.is_cpu:  # first, as the calls of small maps pay for every question
+        return _ON_CPU, False
     if torch.jit.is_tracing() or is_exporting():
         return Choice("torch", "exporters get the torch code"), False
     if transformed():
         return Choice("torch", "torch.func and forward-mode differentiation get the torch code"), False
-    x = args[0]
     reason = _cannot_run(x, forced=wish == "triton") or refuses(*args, **kwargs)
     if not reason and wish == "auto" and x.numel() * x.element_size() < WORTHWHILE:
         reason = "the map is smaller than 4 MB, where launches count more than bytes"
@@ -158,7 +163,7 @@ def _cannot_run(x: torch.Tensor, forced: bool) -> str:
     elif x.device.type == "cpu" and forced and _interpreting():
         reason = ""
     else:
-        reason = "kernels run on CUDA devices only"
+        reason = _ON_CPU.reason
     if not reason and x.dtype not in DTYPES:
         reason = "kernels take float16, bfloat16 and float32 only"
     return reason

@@ -39,4 +39,4 @@ def use_eager_kernel(x: torch.Tensor) -> bool:
 
     Half precision does not: PyTorch's own operators accumulate it in float32.
     """
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not needs_formula()
+    return x.is_cpu and x.dtype in (torch.float32, torch.float64) and not needs_formula()

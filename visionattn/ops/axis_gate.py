@@ -8,13 +8,13 @@ import torch
 from ._axis import JOINS, fits_gates, join_gates, refuses_gates, refuses_map
 from ._dispatch import has_kernel
 from ._modes import needs_formula, use_eager_kernel
-from .axis_pools import axis_pools, refuses_pools
+from .axis_pools import pools_of, refuses_pools
 from .eager.axis_gate import AxisGate
 from .eager.axis_pools import map_and_pools
 from .eager.nested_gate import pays
 from .layout import memory_format, to_layout_of
 
-__all__ = ["axis_attention", "axis_gate"]
+__all__ = ["axis_attention", "axis_gate", "gate_by"]
 
 
 def _refuses_gate(
@@ -52,6 +52,17 @@ def axis_gate(
     Raises:
         ValueError: If `join` is unknown or takes another number of gates, or a gate has another shape.
     """
+    return gate_by(x, gates, join, residual, relu)
+
+
+def gate_by(
+    x: torch.Tensor,
+    gates: Sequence[torch.Tensor],
+    join: str = "product",
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+) -> torch.Tensor:
+    """`axis_gate` for operations that have chosen PyTorch's code: small maps pay for asking again."""
     if len(gates) not in JOINS.get(join, ()):
         known = "product (1 to 3 gates), sum (2 or 3) or mixed (3)"
         raise ValueError(f"join must be {known}, got {join!r} for {len(gates)} gates")
@@ -59,10 +70,10 @@ def axis_gate(
         if not fits_gates(x, gate):
             raise ValueError(f"gates must have sizes of the map or 1, got {tuple(gate.shape)} for {tuple(x.shape)}")
     # In the map's layout, so that the products over all positions run densely.
-    layout = memory_format(x)
-    gates = tuple(to_layout_of(x, gate.to(x.dtype).contiguous(memory_format=layout)) for gate in gates)
+    dtype, layout = x.dtype, memory_format(x)
+    gates = [to_layout_of(x, gate.to(dtype).contiguous(memory_format=layout)) for gate in gates]
     own = residual is x
-    residual = None if residual is None else residual.to(x.dtype)
+    residual = None if residual is None else residual.to(dtype)
     # The pass by hand keeps no joined gate. On the CPU plain operators are faster for small maps, elsewhere for sums.
     if pays(x) or (join != "sum" and not (use_eager_kernel(x) or needs_formula())):
         rest = None if own else residual
@@ -101,7 +112,7 @@ def axis_attention(
         relu: As there.
     """
     if not pays(x):
-        return axis_gate(x, *gates(*axis_pools(x, pools)), join=join, residual=residual, relu=relu, backend="torch")
+        return gate_by(x, gates(*pools_of(x, pools)), join, residual, relu)
     through, *pooled = map_and_pools(x, tuple(pools))
     residual = through if residual is x else residual
-    return axis_gate(through, *gates(*pooled), join=join, residual=residual, relu=relu, backend="torch")
+    return gate_by(through, gates(*pooled), join, residual, relu)

@@ -11,9 +11,9 @@ from .eager.axis_pools import axis_pools as eager_axis_pools
 from .layout import from_layout_of, stores_channels_last
 from .max_first import max_first
 
-__all__ = ["axis_pools", "refuses_pools"]
+__all__ = ["axis_pools", "pools_of", "refuses_pools"]
 
-# Maps of fewer numbers gain less by passes of our own than these cost in calls from Python.
+# The joint gradient of maps of fewer numbers gains less than it costs in calls from Python.
 _WORTHWHILE = 2**15
 
 
@@ -34,7 +34,12 @@ def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch
     Returns:
         One tensor for each pool, with the other axes in their order.
     """
-    if needs_formula() or x.numel() < _WORTHWHILE:
+    return pools_of(x, pools)
+
+
+def pools_of(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
+    """`axis_pools` for operations that have chosen PyTorch's code: small maps pay for asking again."""
+    if needs_formula() or (x.numel() < _WORTHWHILE and x.requires_grad and torch.is_grad_enabled()):
         return tuple(_pool(x, kind, axis) for kind, axis in pools)
     return eager_axis_pools(x, tuple(pools))
 

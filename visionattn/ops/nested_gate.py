@@ -6,7 +6,7 @@ import torch
 
 from ._axis import refuses_gates, refuses_map, refuses_maxima
 from ._dispatch import has_kernel
-from .axis_gate import axis_gate
+from .axis_gate import gate_by
 from .eager import nested_gate as eager
 from .max_first import max_first
 
@@ -23,16 +23,13 @@ def map_pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
     `(B, C, H, W) -> (B, C, H, W), (B, C), (B, C)`. Where values tie, the gradient goes to the first.
     """
-    if not eager.pays(x):
-        return _pools(x)
-    if x.requires_grad and torch.is_grad_enabled():
+    if eager.pays(x) and x.requires_grad and torch.is_grad_enabled():
         return eager.MapPools.apply(_pools, x)[:3]
-    return x, eager.whole_mean(x), eager.whole_max(x)
+    return _pools(x)
 
 
 def _pools(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    flat = x.flatten(2)
-    return x, flat.mean(2), max_first(flat, 2)
+    return x, x.mean((2, 3)), eager.whole_max(x)
 
 
 def _refuses_gate(
@@ -74,7 +71,7 @@ def nested_gate(
     else:
         maximum, mean, _ = eager.gated_pools(x, channel, with_index=False)
     gate = spatial(torch.stack((maximum, mean), dim=1)).to(x.dtype)
-    return axis_gate(x, channel[:, :, None, None], gate, residual=residual, relu=relu, backend="torch")
+    return gate_by(x, (channel[:, :, None, None], gate), residual=residual, relu=relu)
 
 
 def gated_pools(x: torch.Tensor, channel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,13 +10,16 @@ from .eager.plane_conv import plane_conv as eager_plane_conv
 
 __all__ = ["plane_conv"]
 
+# Convolutions of fewer multiplications gain less by the pass of our own than its seven slices and sums cost: of eight
+# planes of 14x14 and a kernel of 7 PyTorch's takes 0.67 of the time, 0.87 in training; at 64x7 1.5 times in training.
+_WORTHWHILE = 2**18
 # The shorter side of the planes up to which a compiler gets products, which grow with it.
 _LONGEST = 128
 
 
 def plane_conv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`conv2d(x, weight, padding=K // 2)` at equal size. `(B, I, H, W), (1, I, K, K) -> (B, 1, H, W)`, K odd."""
-    if use_eager_kernel(x) and not torch.is_autocast_enabled("cpu"):
+    if use_eager_kernel(x) and x.numel() * weight.size(-1) ** 2 >= _WORTHWHILE and not torch.is_autocast_enabled("cpu"):
         conv: Callable[..., torch.Tensor] = eager_plane_conv
     elif compiling() and x.device.type == "cpu" and min(x.shape[2:]) <= _LONGEST:
         conv = _by_products

@@ -10,6 +10,10 @@ from ._modes import compiling, use_eager_kernel
 
 __all__ = ["strip_conv"]
 
+# Products of fewer multiplications gain less than their six further calls cost: of eight strips of 28 positions and 16
+# channels to 8 a convolution takes 0.6 of the time, 0.8 in training; of 7 positions and 8 channels to 256 2.2 times.
+_WORTHWHILE = 2**16
+
 
 def strip_conv(x: torch.Tensor, conv: Any) -> torch.Tensor:
     """`conv(x)`. `(B, C, L) -> (B, C', L)`, or with a further axis of length 1 for `nn.Conv2d`.
@@ -25,7 +29,7 @@ def strip_conv(x: torch.Tensor, conv: Any) -> torch.Tensor:
     if type(conv) not in (nn.Conv1d, nn.Conv2d) or conv._forward_hooks or conv._forward_pre_hooks:
         return conv(x)
     if use_eager_kernel(x) and isinstance(conv, nn.Conv2d) and conv.groups == 1:
-        return _of_positions(x, conv)
+        return _of_positions(x, conv) if x.numel() * conv.out_channels >= _WORTHWHILE else conv(x)
     if not compiling():
         return conv(x)
     weight, groups = conv.weight.flatten(2), conv.groups

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from visionattn.ops._modes import use_eager_kernel
 from visionattn.ops.layout import as_rows, memory_format
+from visionattn.ops.max_first import max_first
 
 from ._chunks import chunks, room_of
 from ._function import EagerFunction, Tensors
-from .axis_pools import axis_mean
 
-__all__ = ["GatedPools", "MapPools", "gated_pools", "pays", "weighted_sum", "whole_max", "whole_mean"]
+__all__ = ["GatedPools", "MapPools", "gated_pools", "pays", "weighted_sum", "whole_max"]
 
 # Maps of fewer numbers gain less than the calls from Python cost.
 _WORTHWHILE = 2**17
@@ -39,13 +39,13 @@ class MapPools(EagerFunction):
     def compute(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if memory_format(x) == torch.channels_last:
             maximum, index = F.max_pool2d(x, x.shape[2:], return_indices=True)
-            return x.view_as(x), whole_mean(x), maximum.flatten(1), index.flatten(1)
+            return x.view_as(x), x.mean((2, 3)), maximum.flatten(1), index.flatten(1)
         rows, _ = as_rows(x)
         maximum, room = rows.amax(2, keepdim=True), room_of(rows)
         index = torch.empty(maximum.shape, dtype=torch.int64)
         for at in chunks(rows):
             index[at] = _first_index(rows[at], maximum[at], 2, _part(room, rows[at]))
-        return x.view_as(x), whole_mean(x), maximum.squeeze(2), index.squeeze(2)
+        return x.view_as(x), x.mean((2, 3)), maximum.squeeze(2), index.squeeze(2)
 
     @staticmethod
     def gradients(ctx: Any, grad: torch.Tensor, mean: torch.Tensor, maximum: torch.Tensor) -> Tensors:
@@ -81,16 +81,12 @@ class GatedPools(EagerFunction):
         return grad, channel_grad
 
 
-def whole_mean(x: torch.Tensor) -> torch.Tensor:
-    """The mean of each channel, `(B, C)`."""
-    return axis_mean(x, 3).mean(2) if memory_format(x) == torch.channels_last else x.mean((2, 3))
-
-
 def whole_max(x: torch.Tensor) -> torch.Tensor:
-    """The maximum of each channel, `(B, C)`."""
-    if memory_format(x) == torch.channels_last:
+    """The maximum of each channel, `(B, C)`; where values tie, the gradient goes to the first."""
+    # `amax` of an NHWC map takes up to eight times as long where the channels are no multiple of 32.
+    if x.is_cpu and memory_format(x) == torch.channels_last:
         return F.max_pool2d(x, x.shape[2:]).flatten(1)
-    return x.flatten(2).amax(2)
+    return max_first(x.flatten(2), 2)
 
 
 def gated_pools(
