@@ -94,8 +94,8 @@ class Recipe:
 # What a CNN learns in 400 steps takes mixers up to four times as many.
 _MIXERS = {
     "": Effort(250, 3),
-    "clutter": Effort(600, 4),
-    "pointer": Effort(800, 4),
+    "clutter": Effort(600, 3),
+    "pointer": Effort(800, 3),
     "neighbour": Effort(600, 3),
     "long way": Effort(800, 3),
 }
@@ -107,12 +107,12 @@ _SMALL = Recipe(
     efforts={
         "cnn": {
             "": Effort(250, 3),
-            "clutter": Effort(400, 8),  # so many for the tests under corruption
+            "clutter": Effort(400, 5),  # so many for the tests under corruption
             "pointer": Effort(400, 3),
             "neighbour": Effort(500, 3),
             "long way": Effort(700, 3),
         },
-        "pyramid": {**_MIXERS, "clutter": Effort(600, 12), "pointer": Effort(1_500, 3)},
+        "pyramid": {**_MIXERS, "clutter": Effort(600, 4), "pointer": Effort(1_500, 3)},
         "columnar": _MIXERS,
     },
     # The last stages keep 8x8 positions: with fewer the network learns little in so few steps.

@@ -445,7 +445,7 @@ TASKS = {
         Task(
             "corruption",
             "clutter under noise, blur and occlusion, unseen in training",
-            *(10, 1 / 5, 1 / 5, _corruption, {**_CLUTTER, "severity": 1.0}),
+            *(10, 1 / 5, 1 / 5, _corruption, {**_CLUTTER, "severity": 0.75}),
             trained_on="clutter",
             units=("object_px",),
         ),
