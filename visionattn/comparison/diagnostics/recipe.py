@@ -107,7 +107,7 @@ _SMALL = Recipe(
     efforts={
         "cnn": {
             "": Effort(250, 3),
-            "clutter": Effort(400, 5),  # so many for the tests under corruption
+            "clutter": Effort(400, 4),
             "pointer": Effort(400, 3),
             "neighbour": Effort(500, 3),
             "long way": Effort(700, 3),
