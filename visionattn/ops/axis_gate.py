@@ -112,7 +112,7 @@ def axis_attention(
         relu: As there.
     """
     if not pays(x):
-        return gate_by(x, gates(*pools_of(x, pools)), join, residual, relu)
+        return gate_by(x, tuple(gates(*pools_of(x, pools))), join, residual, relu)
     through, *pooled = map_and_pools(x, tuple(pools))
     residual = through if residual is x else residual
-    return gate_by(through, gates(*pooled), join, residual, relu)
+    return gate_by(through, tuple(gates(*pooled)), join, residual, relu)
