@@ -98,6 +98,7 @@ def test_training_steps_of_plugins(plugin):
 @pytest.mark.parametrize("plugin", [CBAM, CoordinateAttention, EfficientLocalAttention, TripletAttention, ULSAM])
 def test_large_maps_as_nhwc(plugin):
     """The layout stays; outputs and gradients are those of eager mode."""
+    torch.manual_seed(0)  # rare weights have maxima so close that rounding decides between them
     ours = perturbed(plugin(64)).train()
     x = levels(2, 64, 33, 32, dtype=torch.float32)
     expected = gradients(ours, x)
