@@ -9,7 +9,7 @@ from visionattn.utils.files import replacing
 from visionattn.utils.marks import put_between
 
 from .growth import degrees, format_growth
-from .record import later_revisions
+from .record import later_revisions, versions_of
 
 __all__ = ["COMMAND", "PAGE_MARKS", "format_record", "headlines", "page_block", "update_page"]
 __all__ += ["crossings", "write_report"]
@@ -60,7 +60,7 @@ def format_record(record: Record) -> str:
     """The Markdown text of a record: how it was measured, and every row."""
     if record["suite"] == "growth":
         return format_growth(record)
-    device, versions = record["device"], record["versions"]
+    device = record["device"]
     gpu = device["kind"] == "cuda"
     measured = [row for row in record["rows"] if "contenders" in row]
     errors = [c["error"] for row in measured for c in row["contenders"].values() if "error" in c]
@@ -85,7 +85,7 @@ def format_record(record: Record) -> str:
         "  speed measured here, over ours. **kept**: memory kept for the backward pass, over the reference's.",
         f"  **operators**: {'kernels launched' if gpu else 'operators of PyTorch'}, ours / the reference's.",
         "",
-        f"{', '.join(f'{name} {version}' for name, version in versions.items())}; {device['name']}"
+        f"{versions_of(record)}; {device['name']}"
         + ("" if gpu else "; one thread")
         + f"; revision {record['revision']}.",
     ]

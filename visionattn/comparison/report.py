@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from visionattn.benchmark.record import surroundings
+from visionattn.benchmark.record import surroundings, versions_of
 from visionattn.utils.files import replacing
 
 from .plots import draw_costs, draw_learning
@@ -50,7 +50,7 @@ def write_report(
     draw_learning(results, path.with_name(f"{path.stem}-learning.png"))
     _write_csv(results, seeds, path.with_suffix(".csv"))
     facts = surroundings("cpu")
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    versions = versions_of(facts)
     plural = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     lines = [f"# {title}", "", *_findings(results, len(seeds)), ""]
     lines += [f"{len(results)} networks, one recipe, {plural} ({', '.join(map(str, seeds))}):", ""]

@@ -109,13 +109,12 @@ class DetectionScores(PictureMetric, MeanAveragePrecision):
             outlines = getattr(self, f"{part}_mask")
             for image, found in zip(images, outlines, strict=True):
                 image["height"], image["width"] = found[0][0] if found else (0, 0)
-            shape, shapes = (
-                "segmentation",
-                [{"size": size, "counts": runs} for found in outlines for size, runs in found],
-            )
+            shape = "segmentation"
+            shapes = [{"size": size, "counts": runs} for found in outlines for size, runs in found]
             areas = mask.area(shapes)
         else:
-            shape, shapes = "bbox", _join([boxes.reshape(-1, 4) for boxes in getattr(self, f"{part}_box")])
+            shape = "bbox"
+            shapes = _join([boxes.reshape(-1, 4) for boxes in getattr(self, f"{part}_box")])
             areas = [box[2] * box[3] for box in shapes]
         places = [number for number, objects in enumerate(labels) for _ in range(len(objects))]
         columns = zip(places, _join(labels), areas, shapes, _join(values), strict=True)
@@ -196,7 +195,7 @@ class SegmentationScores(PictureMetric):
             "accuracy": hit.sum() / true.sum(),
         }
         by_class = {"iou": iou, "acc": acc, "dice": dice}
-        return {**means, "accuracy": hit.sum() / true.sum()} | {
+        return means | {
             name: {number: value for number, value in enumerate(values) if not value.isnan()}
             for name, values in by_class.items()
         }

@@ -18,9 +18,13 @@ def memory_format(x: torch.Tensor) -> torch.memory_format:
     Always the latter where plain formulas run: compilers choose their own loops, and what `torch.func` maps over does
     not say how it lies.
     """
-    if needs_formula() or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+    if needs_formula() or not _lies_as_nhwc(x):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def _lies_as_nhwc(x: torch.Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -35,8 +39,7 @@ def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 def stores_channels_last(x: torch.Tensor) -> bool:
     """Whether a compiler reads the code, and a map is worth copies of what meets it: a large one that lies as NHWC."""
-    large = compiling() and x.device.type == "cpu" and x.numel() >= _WORTHWHILE
-    return large and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return compiling() and x.device.type == "cpu" and x.numel() >= _WORTHWHILE and _lies_as_nhwc(x)
 
 
 def to_layout_of(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
