@@ -19,7 +19,8 @@ JOINS = {
 @pytest.fixture(autouse=True, params=[True, False], ids=["by hand", "plain"])
 def by_hand(request, monkeypatch):
     if request.param:
-        monkeypatch.setattr(import_module("visionattn.ops.eager.nested_gate"), "_WORTHWHILE", 1)
+        for module in ("axis_gate", "eager.nested_gate"):
+            monkeypatch.setattr(import_module(f"visionattn.ops.{module}"), "_WORTHWHILE", 1)
 
 
 def inputs(layout="nchw", *broadcast_dims):

@@ -13,7 +13,8 @@ LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last
 @pytest.fixture(autouse=True, params=[True, False], ids=["by hand", "plain"])
 def by_hand(request, monkeypatch):
     if request.param:
-        monkeypatch.setattr(import_module("visionattn.ops.eager.nested_gate"), "_WORTHWHILE", 1)
+        for module in ("axis_gate", "eager.nested_gate"):
+            monkeypatch.setattr(import_module(f"visionattn.ops.{module}"), "_WORTHWHILE", 1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -15,7 +15,8 @@ SIZES = [(5, 7, 6), (1, 1, 1), (33, 20, 1), (2, 1, 41), (16, 8, 9)]
 @pytest.fixture(autouse=True, params=[True, False], ids=["by hand", "plain"])
 def by_hand(request, monkeypatch):
     if request.param:
-        monkeypatch.setattr(import_module("visionattn.ops.eager.nested_gate"), "_WORTHWHILE", 1)
+        for module in ("axis_gate", "eager.nested_gate"):
+            monkeypatch.setattr(import_module(f"visionattn.ops.{module}"), "_WORTHWHILE", 1)
 
 
 def spatial(pools):

@@ -24,7 +24,8 @@ FIXTURES = {
 def by_hand(request, monkeypatch):
     """Small maps take the plain formulas otherwise."""
     if request.param:
-        monkeypatch.setattr(import_module("visionattn.ops.eager.nested_gate"), "_WORTHWHILE", 1)
+        for module in ("axis_gate", "eager.nested_gate"):
+            monkeypatch.setattr(import_module(f"visionattn.ops.{module}"), "_WORTHWHILE", 1)
 
 
 @pytest.mark.usefixtures("by_hand")

@@ -11,7 +11,8 @@ is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compili
 
 def traced() -> bool:
     """Whether a compiler or exporter traces the code: these fuse and translate plain formulas themselves."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    # `torch.jit.is_tracing` asks once more whether scripts are compiled, as the first question did.
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
 # Compilers ask while they trace, with the same transforms under way.
@@ -31,7 +32,8 @@ def compiling() -> bool:
 
 def needs_formula() -> bool:
     """Whether the plain formula must run, as for compilers, exporters and transforms."""
-    return traced() or transformed()
+    # As `traced`, and asked for too often to go through it.
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or transformed()
 
 
 def use_eager_kernel(x: torch.Tensor) -> bool:

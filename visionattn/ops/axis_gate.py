@@ -11,10 +11,13 @@ from ._modes import needs_formula, use_eager_kernel
 from .axis_pools import pools_of, refuses_pools
 from .eager.axis_gate import AxisGate
 from .eager.axis_pools import map_and_pools
-from .eager.nested_gate import pays
-from .layout import memory_format, to_layout_of
+from .layout import memory_format, stores_channels_last, to_layout_of
 
 __all__ = ["axis_attention", "axis_gate", "gate_by"]
+
+# The passes by hand are slower on maps of fewer numbers; without gradients, on NCHW maps, where PyTorch's own operators
+# are at their best, of fewer than four times as many.
+_WORTHWHILE = 2**17
 
 
 def _refuses_gate(
@@ -66,21 +69,27 @@ def gate_by(
     if len(gates) not in JOINS.get(join, ()):
         known = "product (1 to 3 gates), sum (2 or 3) or mixed (3)"
         raise ValueError(f"join must be {known}, got {join!r} for {len(gates)} gates")
-    for gate in gates:
-        if not fits_gates(x, gate):
-            raise ValueError(f"gates must have sizes of the map or 1, got {tuple(gate.shape)} for {tuple(x.shape)}")
+    if not fits_gates(x, *gates):
+        sizes = ", ".join(str(tuple(gate.shape)) for gate in gates)
+        raise ValueError(f"gates must have sizes of the map or 1, got {sizes} for {tuple(x.shape)}")
     # In the map's layout, so that the products over all positions run densely.
     dtype, layout = x.dtype, memory_format(x)
-    gates = [to_layout_of(x, gate.to(dtype).contiguous(memory_format=layout)) for gate in gates]
+    gates = [(gate if gate.dtype == dtype else gate.to(dtype)).contiguous(memory_format=layout) for gate in gates]
+    if stores_channels_last(x):
+        gates = [to_layout_of(x, gate) for gate in gates]
     own = residual is x
     residual = None if residual is None else residual.to(dtype)
     # The pass by hand keeps no joined gate. On the CPU plain operators are faster for small maps, elsewhere for sums.
-    if pays(x) or (join != "sum" and not (use_eager_kernel(x) or needs_formula())):
+    if _is_large(x, layout) if use_eager_kernel(x) else join != "sum" and not needs_formula():
         rest = None if own else residual
         return AxisGate.apply(x.contiguous(memory_format=layout), rest, join, own, relu, 1, *gates)
     gate = join_gates(gates, join)
     y = x * gate if residual is None else torch.addcmul(residual, x, gate)
     return y.relu() if relu else y
+
+
+def _is_large(x: torch.Tensor, layout: torch.memory_format) -> bool:
+    return x.numel() >= (_WORTHWHILE if layout == torch.channels_last or torch.is_grad_enabled() else 4 * _WORTHWHILE)
 
 
 def _refuses_attention(x: torch.Tensor, pools: Sequence[tuple[str, int]], *args: Any, **kwargs: Any) -> str:
@@ -111,7 +120,7 @@ def axis_attention(
         residual: As there.
         relu: As there.
     """
-    if not pays(x):
+    if not use_eager_kernel(x) or not _is_large(x, memory_format(x)):
         return gate_by(x, gates(*pools_of(x, pools)), join, residual, relu)
     through, *pooled = map_and_pools(x, tuple(pools))
     residual = through if residual is x else residual
