@@ -32,7 +32,7 @@ def refuses_gates(x: torch.Tensor, gates: Sequence[torch.Tensor], residual: torc
     """Why kernels cannot gate a map by these, or ""."""
     if reason := refuses_map(x):
         return reason
-    if not 1 <= len(gates) <= 3 or not all(fits_gates(x, gate) for gate in gates):
+    if not 1 <= len(gates) <= 3 or not fits_gates(x, *gates):
         return "kernels take one to three gates for each image, of size 1 or the map's along each axis"
     tensors = [*gates, *([] if residual is None else [residual])]
     if not all(part.device == x.device and part.is_floating_point() and part.dtype.itemsize < 8 for part in tensors):
@@ -42,12 +42,17 @@ def refuses_gates(x: torch.Tensor, gates: Sequence[torch.Tensor], residual: torc
     return ""
 
 
-def fits_gates(x: torch.Tensor, gate: torch.Tensor) -> bool:
-    """Whether a gate has the map's batch, and size 1 or the map's along each other axis."""
-    sizes, full = gate.shape, x.shape
-    if len(sizes) != len(full) or sizes[0] != full[0]:
-        return False
-    return all(size == 1 or size == full[axis] for axis, size in enumerate(sizes))
+def fits_gates(x: torch.Tensor, *gates: torch.Tensor) -> bool:
+    """Whether gates have the map's batch, and size 1 or the map's along each other axis."""
+    full = x.shape
+    for gate in gates:
+        sizes = gate.shape
+        if len(sizes) != len(full) or sizes[0] != full[0]:
+            return False
+        for axis, size in enumerate(sizes):  # a generator takes twice as long
+            if size != 1 and size != full[axis]:
+                return False
+    return True
 
 
 def join_gates(gates: Sequence[torch.Tensor], join: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ from .axis_pools import pools_of, refuses_pools
 from .eager.axis_gate import AxisGate
 from .eager.axis_pools import map_and_pools
 from .eager.nested_gate import pays
-from .layout import memory_format, to_layout_of
+from .layout import memory_format, stores_channels_last, to_layout_of
 
 __all__ = ["axis_attention", "axis_gate", "gate_by"]
 
@@ -66,16 +66,18 @@ def gate_by(
     if len(gates) not in JOINS.get(join, ()):
         known = "product (1 to 3 gates), sum (2 or 3) or mixed (3)"
         raise ValueError(f"join must be {known}, got {join!r} for {len(gates)} gates")
-    for gate in gates:
-        if not fits_gates(x, gate):
-            raise ValueError(f"gates must have sizes of the map or 1, got {tuple(gate.shape)} for {tuple(x.shape)}")
+    if not fits_gates(x, *gates):
+        sizes = ", ".join(str(tuple(gate.shape)) for gate in gates)
+        raise ValueError(f"gates must have sizes of the map or 1, got {sizes} for {tuple(x.shape)}")
     # In the map's layout, so that the products over all positions run densely.
     dtype, layout = x.dtype, memory_format(x)
-    gates = [to_layout_of(x, gate.to(dtype).contiguous(memory_format=layout)) for gate in gates]
+    gates = [(gate if gate.dtype == dtype else gate.to(dtype)).contiguous(memory_format=layout) for gate in gates]
+    if stores_channels_last(x):
+        gates = [to_layout_of(x, gate) for gate in gates]
     own = residual is x
     residual = None if residual is None else residual.to(dtype)
     # The pass by hand keeps no joined gate. On the CPU plain operators are faster for small maps, elsewhere for sums.
-    if pays(x) or (join != "sum" and not (use_eager_kernel(x) or needs_formula())):
+    if pays(x) if use_eager_kernel(x) else join != "sum" and not needs_formula():
         rest = None if own else residual
         return AxisGate.apply(x.contiguous(memory_format=layout), rest, join, own, relu, 1, *gates)
     gate = join_gates(gates, join)

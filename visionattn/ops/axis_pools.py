@@ -8,12 +8,13 @@ from ._axis import refuses_map, refuses_maxima
 from ._dispatch import has_kernel
 from ._modes import needs_formula
 from .eager.axis_pools import axis_pools as eager_axis_pools
-from .layout import from_layout_of, stores_channels_last
+from .layout import from_layout_of, memory_format, stores_channels_last
 from .max_first import max_first
 
 __all__ = ["axis_pools", "pools_of", "refuses_pools"]
 
-# The joint gradient of maps of fewer numbers gains less than it costs in calls from Python.
+# The joint gradient of NHWC maps of fewer numbers gains less than it costs in calls from Python; so does that of NCHW
+# maps of fewer than four times as many.
 _WORTHWHILE = 2**15
 
 
@@ -39,9 +40,17 @@ def axis_pools(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch
 
 def pools_of(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
     """`axis_pools` for operations that have chosen PyTorch's code: small maps pay for asking again."""
-    if needs_formula() or (x.numel() < _WORTHWHILE and x.requires_grad and torch.is_grad_enabled()):
-        return tuple(_pool(x, kind, axis) for kind, axis in pools)
+    if needs_formula():
+        return _plain(x, pools)
+    if x.requires_grad and torch.is_grad_enabled():
+        least = _WORTHWHILE if memory_format(x) == torch.channels_last else 4 * _WORTHWHILE
+        if x.numel() < least:
+            return _plain(x, pools)
     return eager_axis_pools(x, tuple(pools))
+
+
+def _plain(x: torch.Tensor, pools: Sequence[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
+    return tuple(_pool(x, kind, axis) for kind, axis in pools)
 
 
 def _pool(x: torch.Tensor, kind: str, axis: int) -> torch.Tensor:

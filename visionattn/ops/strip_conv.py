@@ -28,7 +28,7 @@ def strip_conv(x: torch.Tensor, conv: Any) -> torch.Tensor:
     """
     if type(conv) not in (nn.Conv1d, nn.Conv2d) or conv._forward_hooks or conv._forward_pre_hooks:
         return conv(x)
-    if use_eager_kernel(x) and isinstance(conv, nn.Conv2d) and conv.groups == 1:
+    if isinstance(conv, nn.Conv2d) and conv.groups == 1 and use_eager_kernel(x):
         return _of_positions(x, conv) if x.numel() * conv.out_channels >= _WORTHWHILE else conv(x)
     if not compiling():
         return conv(x)

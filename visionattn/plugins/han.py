@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.catalog import Card
-from visionattn.ops._autocast import wide, without_autocast
+from visionattn.ops._autocast import widened, without_autocast
 from visionattn.ops.layout import memory_format
 from visionattn.utils.arguments import check_choice, check_positive
 
@@ -95,7 +95,8 @@ class LayerAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         stack = self._stacked(x)
-        out = torch.baddbmm(stack, (self.gamma * self._weights(stack)).to(stack.dtype), stack)
+        weights = self.gamma * self._weights(stack)
+        out = torch.baddbmm(stack, weights if weights.dtype == stack.dtype else weights.to(stack.dtype), stack)
         if x.ndim == 5:
             return out.view(x.shape[0], -1, *x.shape[3:])
         return out.view(x.shape).contiguous(memory_format=memory_format(x))
@@ -110,18 +111,18 @@ class LayerAttention(nn.Module):
             raise ValueError(
                 f"layers come as a map (B, C, H, W) or a stack (B, N, C, H, W), got a tensor of shape {(*x.shape,)}"
             )
-        width = x.shape[1]
+        batch, width, *size = x.shape
         layers = self.layers or max(count for count in range(1, _LAYERS + 1) if width % count == 0)
         if width % layers:
             raise ValueError(f"layers must divide the width of the map, got layers={layers} and {width} channels")
-        return x.unflatten(1, (layers, -1)).flatten(2)
+        return x.reshape(batch, layers, width // layers * size[0] * size[1])
 
     def _weights(self, stack: torch.Tensor) -> torch.Tensor:
         with without_autocast(stack):
-            stack = stack.to(wide(stack))
+            stack = widened(stack)
             if self.energy == "cosine":
                 stack = F.normalize(stack, dim=2)
-            energy = stack @ stack.mT
+            energy = torch.bmm(stack, stack.mT)
             if self.energy == "mean":
                 energy = energy / stack.shape[2]
             if self.favour == "unlike":

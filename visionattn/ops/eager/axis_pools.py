@@ -81,7 +81,7 @@ class _AxisPools(Function):
 
 def axis_mean(x: torch.Tensor, axis: int) -> torch.Tensor:
     """`x.mean(axis)` for axis 1, 2 or 3 of a map `(B, C, H, W)`, formulated for its layout."""
-    if memory_format(x) != torch.channels_last:
+    if x.is_contiguous() or memory_format(x) != torch.channels_last:
         return x.mean(axis)
     if axis == 3 and x.device.type == "cpu":
         return F.avg_pool2d(x, (1, x.size(3))).squeeze(3)

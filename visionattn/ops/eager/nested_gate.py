@@ -27,7 +27,7 @@ _COUNTABLE = 2**24
 
 def pays(x: torch.Tensor) -> bool:
     """Whether these passes are faster for a map."""
-    return use_eager_kernel(x) and x.numel() >= _WORTHWHILE and x[0, 0].numel() < _COUNTABLE
+    return use_eager_kernel(x) and x.numel() >= _WORTHWHILE and x.shape[2:].numel() < _COUNTABLE
 
 
 class MapPools(EagerFunction):
