@@ -13,6 +13,13 @@ FIXTURES = [
 ]
 
 
+@pytest.fixture(autouse=True, params=[True, False], ids=["small maps fold, too", "as chosen"])
+def small_maps_fold(request, monkeypatch):
+    if request.param:
+        monkeypatch.setattr("visionattn.plugins.efficient_attention._WORTHWHILE", 0)
+    return request.param
+
+
 @pytest.mark.parametrize("name", FIXTURES)
 def test_golden(name):
     golden = load(name)
@@ -28,13 +35,13 @@ def test_golden(name):
 @pytest.mark.parametrize(("heads", "residual"), [(1, True), (4, False)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("size", [(7, 5), (1, 2)], ids=["folded", "unfolded"])
-def test_all_gradients_are_those_of_the_steps(normalization, heads, residual, layout, size):
+def test_all_gradients_are_those_of_the_steps(normalization, heads, residual, layout, size, small_maps_fold):
     torch.manual_seed(0)
     arguments = {"head_count": heads, "residual": residual, "normalization": normalization, "value_channels": 12}
     module = EfficientAttention(20, key_channels=8, **arguments).double()
     naive = naive_of(module)
-    assert module._folds(size[0] * size[1]) == (size == (7, 5))
     x = torch.randn(3, 20, *size, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    assert module._folds(x.flatten(2), 1) == (small_maps_fold and size == (7, 5))
     out, expected = module(x), naive(x)
     assert out.is_contiguous(memory_format=layout)
     weight = torch.randn_like(out)

@@ -181,14 +181,15 @@ class ChannelSpatialAttention(nn.Module):
         batch, channels, height, width = x.shape
         slabs = -(-channels // _SLAB)
         deep = -(-channels // slabs)
-        padded = F.pad(x, (0, 0, 0, 0, 1, slabs * deep - channels + 1))
-        pictures = padded.unfold(1, deep + 2, deep).permute(0, 1, 4, 2, 3).reshape(-1, deep + 2, height, width)
+        pictures = F.pad(x, (0, 0, 0, 0, 1, slabs * deep - channels + 1))
+        if slabs > 1:
+            pictures = pictures.unfold(1, deep + 2, deep).permute(0, 1, 4, 2, 3).reshape(-1, deep + 2, height, width)
         # Repeating the planes with one zero more than a row has entries moves them on by one in each row.
         planes = F.pad(self.conv.weight[0].flatten(1), (0, 0, 0, deep)).repeat(deep, 1)
         band = planes[: deep * (deep + 2)].view(deep, deep + 2, 3, 3)
         bias = None if self.conv.bias is None else self.conv.bias.expand(deep)
         out = F.conv2d(pictures, band, bias, padding=1)
-        return out.view(batch, slabs * deep, height, width)[:, :channels]
+        return out if slabs == 1 else out.view(batch, slabs * deep, height, width)[:, :channels]
 
 
 def _flatten_kernel(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
