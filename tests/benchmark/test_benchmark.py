@@ -1,6 +1,7 @@
 """The benchmark: equality before speed, the stopwatch, contenders, records, tables."""
 
 import json
+import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,7 +24,7 @@ from visionattn.benchmark.cases import (
     window_cases,
 )
 from visionattn.benchmark.contenders import PlainOps, literal, with_baseline_blocks
-from visionattn.benchmark.report import COMMAND, crossings, format_record, headlines
+from visionattn.benchmark.report import COMMAND, crossings, format_record, headlines, page_block
 from visionattn.benchmark.rows import CompileBudget
 from visionattn.benchmark.timing import cpu_clock, cuda_clock, measure_ceilings, quantiles, take_turns
 from visionattn.catalog import cards, get
@@ -446,6 +447,36 @@ def test_command_writes_record_tables_and_pictures(run_cli, tmp_path):
     assert (tmp_path / "speed-plugins.png").stat().st_size < 100_000
 
 
+def test_loaded_runs_have_another_process_copy_meanwhile(run_cli, tmp_path, monkeypatch):
+    started = []
+
+    class Watched(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    def watched(*args, **kwargs):
+        assert any(process.poll() is None for process in started), "the other process has ended"
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr("visionattn.benchmark.timing.subprocess.Popen", Watched)
+    monkeypatch.setattr("visionattn.benchmark.runs.measure", watched)
+    code, out, _ = run_cli("benchmark", "--plugins", "coord", *QUICK, "--loaded", "--json", "loaded.json")
+    assert code == 0 and "Another process copied memory all the time" in out
+    assert load(tmp_path / "loaded.json")["loaded"] and all(process.poll() is not None for process in started)
+    code, _, err = run_cli("benchmark", "--plugins", "coord", *QUICK, "--update", "--json", "loaded.json")
+    assert code == 2 and "a record of loaded True can't be extended with loaded False" in err
+
+
+def test_a_page_shows_the_lower_of_quiet_and_loaded():
+    quiet = fake_record(3.0)
+    loaded = fake_record(2.0, ("cbam",)) | {"loaded": True}
+    text = page_block([quiet, loaded])
+    assert "each the lower of a quiet and a loaded machine:" in text and "lower" not in page_block([quiet])
+    assert "| cbam | official | 8x256x56x56 | 2.00, 2.00 | 2.00, 2.00 |" in text
+    assert "| triplet | official | 8x256x56x56 | 3.00, 3.00 | 3.00, 3.00 |" in text
+
+
 def test_command_compares_and_fails_on_regressions(run_cli, tmp_path):
     slow, fast = fake_record(2.0), fake_record(3.0)
     for name, record in (("slow.json", slow), ("fast.json", fast)):
@@ -560,6 +591,7 @@ def test_a_limit_of_time_leaves_rows_out(run_cli, tmp_path):
         (["--shapes", "8x256x56", "--json", "a.json"], "--shapes must be like 8x256x56x56"),
         (["--json", "a.json", "--from", "b.json"], "either --json"),
         (["--update"], "--update needs --json"),
+        (["--loaded", "--suite", "growth"], "--loaded is for runs of contenders in turns"),
         (["--json", "nowhere.json", "--update"], "nowhere.json"),
         (["--from", "nowhere.json"], "nowhere.json"),
         (["--json", "a.json", "--compare", "nowhere.json"], "nowhere.json"),

@@ -91,7 +91,7 @@ def extended(base: Record | None, new: Record) -> Record:
         new: That of the later run.
 
     Raises:
-        ValueError: If they are not of one machine with the same versions: then all has to be measured again.
+        ValueError: If they are not of one machine with the same versions and load: then all has to be measured again.
     """
     if base is None:
         return new
@@ -106,11 +106,13 @@ def own_revision(base: Record, new: Record) -> Row:
     """What rows of a later run say of its revision: nothing where it is the record's.
 
     Raises:
-        ValueError: If they are not of one machine with the same versions.
+        ValueError: If they are not of one machine with the same versions and load.
     """
-    for fact in ("device", "versions"):
-        if base[fact] != new[fact]:
-            raise ValueError(f"a record of {fact} {base[fact]} can't be extended with {fact} {new[fact]}")
+    for fact in ("device", "versions", "loaded"):
+        if base.get(fact, False) != new.get(fact, False):
+            raise ValueError(
+                f"a record of {fact} {base.get(fact, False)} can't be extended with {fact} {new.get(fact, False)}"
+            )
     return {} if new["revision"] == base["revision"] else {"revision": new["revision"]}
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from .record import Record, extended, label, save, surroundings
 from .rows import CompileBudget, Unequal, measure
 from .suites import Plan
-from .timing import measure_ceilings, one_thread
+from .timing import measure_ceilings, one_thread, streaming
 
 __all__ = ["run"]
 
@@ -39,10 +40,10 @@ def run(plan: Plan, out: Path, base: Record | None = None) -> Record:
     budget = CompileBudget(plan.compilers)
     # Rounding to 10 bits of the fraction would hide errors; a matrix product does so on request only.
     torch.backends.cudnn.allow_tf32 = False
-    with one_thread():
+    with one_thread(), streaming() if plan.loaded else nullcontext():
         dtypes = list(dict.fromkeys([torch.float32, *(case.dtype for case, _ in plan.rows)]))
         record = surroundings(device) | {"seconds": plan.seconds, "ceilings": measure_ceilings(device, dtypes)}
-        record |= {"suite": plan.suite, "rows": [], "left_out": []}
+        record |= {"suite": plan.suite, "loaded": plan.loaded, "rows": [], "left_out": []}
         extended(base, record)  # which fails before anything is measured, if at all
         for number, (case, mode) in enumerate(plan.rows, 1):
             if time.monotonic() - started > plan.limit:

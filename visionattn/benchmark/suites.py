@@ -36,6 +36,7 @@ class Plan:
         seconds: Of each contender in each row, on average.
         limit: Seconds after which no further row is begun.
         compilers: Seconds that compilers may take.
+        loaded: Whether another process copies memory meanwhile.
     """
 
     suite: str
@@ -44,6 +45,7 @@ class Plan:
     seconds: float
     limit: float
     compilers: float
+    loaded: bool = False
 
     def __str__(self) -> str:
         contenders = sum(2 + len(case.baselines) + len(case.compiled) for case, _ in self.rows)
@@ -64,10 +66,18 @@ class Plan:
 
 
 def make_plan(
-    suite: str, device: str, cases: Sequence[Case], *, seconds: float, limit: float, compilers: float
+    suite: str,
+    device: str,
+    cases: Sequence[Case],
+    *,
+    seconds: float,
+    limit: float,
+    compilers: float,
+    loaded: bool = False,
 ) -> Plan:
     """Every mode of every case."""
-    return Plan(suite, device, [(case, mode) for case in cases for mode in case.modes], seconds, limit, compilers)
+    rows = [(case, mode) for case in cases for mode in case.modes]
+    return Plan(suite, device, rows, seconds, limit, compilers, loaded)
 
 
 def suite_cases(

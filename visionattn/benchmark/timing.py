@@ -5,6 +5,8 @@ alike, and each round gives one ratio. Such ratios can be trusted on a machine t
 """
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,8 @@ from itertools import count
 
 import torch
 
-__all__ = ["Clock", "clock_of", "cpu_clock", "cuda_clock", "measure_ceilings", "one_thread", "quantiles", "take_turns"]
+__all__ = ["Clock", "clock_of", "cpu_clock", "cuda_clock", "measure_ceilings", "one_thread", "quantiles", "streaming"]
+__all__ += ["take_turns"]
 
 # Gives the seconds that a call takes on the device.
 Clock = Callable[[Callable[[], object]], float]
@@ -21,6 +24,13 @@ Clock = Callable[[Callable[[], object]], float]
 MIN_ROUNDS = 7
 # What a measurement on a GPU lasts at least, in seconds: much longer than it takes to start one.
 BURST = 0.002
+# Copies 240 MB again and again, as long as there is somebody to disturb.
+_STREAM = """
+import os, numpy
+parent, a, b = os.getppid(), numpy.zeros(30_000_000), numpy.ones(30_000_000)
+while os.getppid() == parent:
+    numpy.copyto(a, b)
+"""
 
 
 def cpu_clock(run: Callable[[], object]) -> float:
@@ -116,6 +126,17 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def streaming() -> Iterator[None]:
+    """Has another process copy more than caches hold inside a `with` block, as on a machine that others use."""
+    process = subprocess.Popen([sys.executable, "-c", _STREAM])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _square(matrix: torch.Tensor, _: int) -> torch.Tensor:

@@ -9,13 +9,14 @@ SUMMARY = "compare the speed of plug-ins, mixers and networks with other impleme
 EXAMPLES = (
     "--plugins cbam --shapes 4x128x28x28              # a table on the terminal",
     "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, an hour",
+    "--loaded --json docs/results/cpu-loaded.json     # plug-ins beside a process that copies memory",
     "--suite growth --json docs/results/growth.json   # time and memory of mixers over the tokens, 10 minutes",
     "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
     "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
     "--suite mixers --mixers biformer --shapes 2x56x56x64",
     "--suite mixers --json new.json --compare old.json --fail-below 0.9",
     "--plugins lam csam --json docs/results/cpu.json --update  # measure these rows of a record anew",
-    "--from docs/results/[cg]pu.json --page docs/results/overview.md        # tables and pictures of earlier runs",
+    "--from docs/results/[cg]pu*.json --page docs/results/overview.md       # tables and pictures of earlier runs",
 )
 
 
@@ -74,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="time budget of all compilations (default: 150 on a GPU, 3600 on the CPU)",
     )
+    parser.add_argument(
+        "--loaded",
+        action="store_true",
+        help="run beside a process that copies memory all the time, as on a machine that others use",
+    )
     parser.add_argument("--page", type=Path, help="update the speed tables between the two markers of this page")
     parser.add_argument("--compare", type=Path, help="an earlier record: print the speed-up of each row")
     parser.add_argument(
@@ -92,6 +98,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("give either --json, the file of a new run, or --from, the files of earlier runs, not both")
     if options.update and not options.json:
         raise ValueError("--update needs --json, the record that is updated")
+    if options.loaded and (options.records or options.suite == "growth"):
+        raise ValueError("--loaded is for runs of contenders in turns: neither for --from nor for --suite growth")
     base = bench.load(options.compare) if options.compare else None
     if options.records:
         records = {path: bench.load(path) for path in options.records}
@@ -116,7 +124,15 @@ def run(options: argparse.Namespace) -> None:
         compilers = options.compile_seconds
         if compilers is None:
             compilers = {"cpu": 3600.0, "cuda": 150.0}[device]
-        plan = bench.make_plan(options.suite, device, cases, seconds=seconds, limit=limit, compilers=compilers)
+        plan = bench.make_plan(
+            options.suite,
+            device,
+            cases,
+            seconds=seconds,
+            limit=limit,
+            compilers=compilers,
+            loaded=options.loaded,
+        )
         with TemporaryDirectory() as folder:
             earlier = bench.load(options.json) if options.update else None
             record = bench.run(plan, options.json or Path(folder) / "record.json", earlier)
