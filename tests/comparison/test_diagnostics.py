@@ -25,8 +25,8 @@ SMOKE = RECIPES["smoke"]
 FACTS = {"settings": "s", "source": "digits", "revision": "r", "versions": "v", "machine": "m"}
 
 
-def record(row="cnn/cbam", task="clutter", seed=0, right=7, **facts):
-    hits = np.arange(11) < right
+def record(row="cnn/cbam", task="clutter", seed=0, right=7, scenes=11, **facts):
+    hits = np.arange(scenes) < right
     return Record(row, task, "clutter", seed, hits, 1.5, 0.25, 0.125, {**FACTS, **facts})
 
 
@@ -89,14 +89,33 @@ def test_settings_tell_trainings_apart_and_nothing_else_does():
     others = [digest("digits+fashion"), digest(host="pyramid"), digest(task="clutter"), digest(batch=5)]
     others.append(digest(**efforts("cnn", "clutter", Effort(5, 2))))  # the task that *shift* tests the networks of
     assert len({digest(), *others}) == 6
+    assert digest(**efforts("cnn", "clutter", Effort(4, 2, test=7))) == digest(test=7) != digest()
     for changes in (efforts("cnn", "pointer", Effort(5, 2)), efforts("pyramid", "clutter", Effort(5, 2))):
         assert digest(**changes) == digest()
     more = {"seeds": (7,), "tasks": ("clutter", "shift"), **efforts("cnn", "clutter", Effort(4, 20))}
     assert digest(**more) == digest()
 
 
+def test_a_host_may_have_more_test_scenes(tmp_path):
+    efforts = {**SMOKE.efforts, "pyramid": {"": Effort(1, 1), "count": Effort(1, 1, test=130)}}
+    recipe = replace(SMOKE, efforts=efforts)
+    for row, task, scenes in (
+        ("pyramid/pool", "count", 130),
+        ("pyramid/pool", "pointer", 120),
+        ("cnn/se", "count", 120),
+    ):
+        (one,) = train_row(rows_named(row)[0], task, 0, recipe, "digits", tmp_path)
+        assert len(one.hits) == scenes
+    assert "with 120 test scenes a task, but 130 of count in pyramid." in power_text(recipe)
+
+
+def power_text(recipe):
+    hits = {"count": {name: np.ones((2, 130), bool) for name in ("pyramid/pool", "pyramid/softmax")}}
+    return "\n".join(power_plan(hits, rows_named("pyramid/pool", "pyramid/softmax"), recipe))
+
+
 def test_a_table_is_restored_as_it_was(tmp_path):
-    records = [record(), record(seed=1, right=3), record("cnn/plain", right=0)]
+    records = [record(), record(seed=1, right=3), record("cnn/plain", right=0, scenes=20)]
     export(records, tmp_path / "d.csv")
     lines = list(csv.DictReader((tmp_path / "d.csv").open()))
     assert [line["row"] for line in lines] == ["cnn/cbam", "cnn/cbam", "cnn/plain"]
@@ -182,8 +201,8 @@ def test_rounding_is_no_map():
 @pytest.mark.parametrize("task", ["clutter", "pointer", "neighbour"])
 def test_shuffled_labels_leave_a_network_at_chance(task, tmp_path):
     recipe = replace(RECIPES["small"], train=6_000, test=2_000)
-    (scenes,) = load_scenes(TASKS[task], "train", recipe, "digits", tmp_path)
-    (test,) = load_scenes(TASKS[task], "test", recipe, "digits", tmp_path)
+    (scenes,) = load_scenes(TASKS[task], "train", "cnn", recipe, "digits", tmp_path)
+    (test,) = load_scenes(TASKS[task], "test", "cnn", recipe, "digits", tmp_path)
     torch.manual_seed(0)
     labels = np.random.default_rng(0).permutation(scenes.labels)
     model = first_of("cnn").build(recipe, TASKS[task].classes)

@@ -19,10 +19,12 @@ class Effort:
         steps: Training steps: so many that networks which can learn the task have learnt it with every seed, since what
             is learnt half differs most between seeds.
         seeds: How many seeds each row needs for a difference of 1.5 points to be told, by the spread between them.
+        test: Test scenes, where rows differ on so many that the recipe's would take several times the seeds.
     """
 
     steps: int
     seeds: int
+    test: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Recipe:
     Args:
         size: Side of the training scenes in pixels.
         train: Training scenes of a task, each of which a network meets `steps * batch / train` times.
-        test: Test scenes of a task.
+        test: Test scenes of a task, where its effort names no other number.
         batch: Scenes of a step.
         efforts: For each host how its networks are trained on each task; those that are not named take what `""` has.
         rates: Highest learning rate of AdamW, in one cycle, of each host: all rows of a host share it.
@@ -81,11 +83,15 @@ class Recipe:
             return ()
         return self.seeds or tuple(range(self.effort(host, task).seeds))
 
+    def test_scenes(self, host: str, task: str) -> int:
+        """How many scenes the rows of a host are tested on."""
+        return self.effort(host, task).test or self.test
+
     def digest(self, source: str, host: str, task: str) -> str:
         """What tells records of other settings apart: all that a result on a task follows from but row and seed."""
         trained_on = TASKS[task].trained_on or task
-        facts = {name: getattr(self, name) for name in ("size", "train", "test", "batch", "decay", "device")}
-        facts |= {"network": dict(getattr(self, host)), "rate": self.rates[host]}
+        facts = {name: getattr(self, name) for name in ("size", "train", "batch", "decay", "device")}
+        facts |= {"test": self.test_scenes(host, task), "network": dict(getattr(self, host)), "rate": self.rates[host]}
         facts |= {"steps": self.effort(host, task).steps, "source": source, "scenes": VERSION}
         facts["difficulty"] = {name: dict(TASKS[name].difficulty) for name in (trained_on, task)}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
@@ -112,7 +118,12 @@ _SMALL = Recipe(
             "neighbour": Effort(500, 3),
             "long way": Effort(700, 3),
         },
-        "pyramid": {**_MIXERS, "clutter": Effort(600, 4), "pointer": Effort(1_500, 3)},
+        "pyramid": {
+            **_MIXERS,
+            "clutter": Effort(600, 4),
+            "pointer": Effort(1_500, 3),
+            "few examples": Effort(250, 9, test=20_000),
+        },
         "columnar": _MIXERS,
     },
     # The last stages keep 8x8 positions: with fewer the network learns little in so few steps.

@@ -81,8 +81,10 @@ def export(records: Iterable[Record], path: Path) -> None:
         writer.writeheader()
         writer.writerows(record.line() for record in ordered)
     with replacing(_hits_of(path)) as temporary, temporary.open("wb") as file:
-        bits = [np.packbits(record.hits) for record in ordered]
-        np.savez_compressed(file, keys=np.array([record.key for record in ordered]), bits=np.stack(bits))
+        bits = np.zeros((len(ordered), max(-(-len(record.hits) // 8) for record in ordered)), np.uint8)
+        for own, record in zip(bits, ordered, strict=True):
+            own[: -(-len(record.hits) // 8)] = np.packbits(record.hits)
+        np.savez_compressed(file, keys=np.array([record.key for record in ordered]), bits=bits)
 
 
 def restore(path: Path, folder: Path, fits: Callable[[Record], bool]) -> int:

@@ -132,7 +132,7 @@ def power_plan(hits: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[Row]
             between = float(np.median([gain.mean(1).var(ddof=1) for gain in gains]))
             over = float(np.median([gain[0].var() for gain in gains]))
             compared = sum(row.host == host for row in rows) - 1
-            seeds = plan_seeds(between, over, recipe.test, compared, DIFFERENCE)
+            seeds = plan_seeds(between, over, recipe.test_scenes(host, task), compared, DIFFERENCE)
             planned = len(recipe.seeds_of(host, task))
             wanted = "no number" if seeds is None else f"{seeds}"
             numbers = f"{100 * math.sqrt(between):.2f} | {100 * over:.1f} % | {wanted} | {planned}"
@@ -144,7 +144,7 @@ def power_plan(hits: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[Row]
         *lines,
         "",
         "Of the row in the middle, at 95 % for all rows of a host at once, told in four of five cases, with "
-        f"{recipe.test:,} test scenes a task. The spread is the standard deviation, in points. What a row differs by "
+        f"{_test_scenes(recipe)}. The spread is the standard deviation, in points. What a row differs by "
         "from its baseline beyond its own interval is told with any number of seeds.",
         "",
         *(
@@ -153,6 +153,13 @@ def power_plan(hits: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[Row]
             for host, own in enough.items()
         ),
     ]
+
+
+def _test_scenes(recipe: Recipe) -> str:
+    """How many test scenes there are, in words."""
+    counts = {(host, task): recipe.test_scenes(host, task) for host in recipe.efforts for task in recipe.tasks}
+    others = [f"{count:,} of {task} in {host}" for (host, task), count in counts.items() if count != recipe.test]
+    return f"{recipe.test:,} test scenes a task" + (f", but {' and '.join(others)}" if others else "")
 
 
 def _status(records: Sequence[Record], rows: Sequence[Row], recipe: Recipe) -> list[str]:

@@ -88,9 +88,10 @@ def run_diagnostics(
         for one in pending:
             _tell(train_row(*one, recipe, source, folder, deadline))
     elif pending:
-        for task in recipe.tasks:  # once, before all processes want them
-            for split in ("train", "test") if TASKS[task].trained_on is None else ("test",):
-                load_scenes(TASKS[task], split, recipe, source, folder / "scenes")
+        wants = {(row.host, tested, TASKS[task]) for row, task, _ in pending for tested in recipe.tested(TASKS[task])}
+        for host, tested, task in wants:  # once, before all processes want them
+            load_scenes(task, "train", host, recipe, source, folder / "scenes")
+            load_scenes(tested, "test", host, recipe, source, folder / "scenes")
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             running = [pool.submit(train_row, *one, recipe, source, folder, deadline) for one in pending]
             for future in as_completed(running):
@@ -217,7 +218,7 @@ def train_row(
     for tested, hits in outcome.hits.items():
         score, chance = float("nan"), float("nan")
         if seed == recipe.seeds_of(row.host, task)[0]:
-            scenes = load_scenes(TASKS[tested], "test", recipe, source, folder / "scenes")[0]
+            scenes = load_scenes(TASKS[tested], "test", row.host, recipe, source, folder / "scenes")[0]
             maps = look(model, scenes, LOOKED)
             score, chance = pointing(maps, scenes)
             if maps is not None:

@@ -59,15 +59,15 @@ def train(row: Row, task: Task, seed: int, recipe: Recipe, source: str, folder: 
     """
     torch.manual_seed(seed)
     model = row.build(recipe, task.classes).to(recipe.device).to(memory_format=torch.channels_last)
-    (scenes,) = load_scenes(task, "train", recipe, source, folder)
+    (scenes,) = load_scenes(task, "train", row.host, recipe, source, folder)
     started = time.process_time()
     losses = fit(model, scenes, recipe, recipe.effort(row.host, task.name).steps, recipe.rates[row.host], seed)
     train_seconds = time.process_time() - started
     hits, seconds = {}, {}
     for tested in recipe.tested(task):
         started = time.process_time()
-        parts = [evaluate(model, part, recipe) for part in load_scenes(tested, "test", recipe, source, folder)]
-        hits[tested.name] = np.concatenate(parts)
+        scenes_of_sizes = load_scenes(tested, "test", row.host, recipe, source, folder)
+        hits[tested.name] = np.concatenate([evaluate(model, part, recipe) for part in scenes_of_sizes])
         seconds[tested.name] = time.process_time() - started
     return model, Outcome(hits, losses, train_seconds, seconds[task.name])
 
@@ -115,9 +115,9 @@ def to_inputs(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
     return (torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() - 64) / 64
 
 
-def load_scenes(task: Task, split: str, recipe: Recipe, source: str, folder: Path) -> list[Scenes]:
-    """The scenes of a task, generated once and kept in a folder; several of different sizes in turn."""
-    count = getattr(recipe, split)
+def load_scenes(task: Task, split: str, host: str, recipe: Recipe, source: str, folder: Path) -> list[Scenes]:
+    """The scenes of a task for a host, generated once and kept in a folder; several of different sizes in turn."""
+    count = recipe.train if split == "train" else recipe.test_scenes(host, task.name)
     facts = f"{VERSION} {recipe.size} {count} {source} {sorted(task.difficulty.items())}"
     key = f"{task.name.replace(' ', '-')}-{split}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
     return _load(folder / f"{key}.npz", task.name, split, count, recipe.size, source)
