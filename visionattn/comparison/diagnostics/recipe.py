@@ -122,7 +122,7 @@ _SMALL = Recipe(
             **_MIXERS,
             "clutter": Effort(600, 4),
             "pointer": Effort(1_500, 3),
-            "few examples": Effort(250, 9, test=20_000),
+            "few examples": Effort(250, 15, test=20_000),
         },
         "columnar": _MIXERS,
     },
