@@ -176,11 +176,15 @@ def _status(records: Sequence[Record], rows: Sequence[Row], recipe: Recipe) -> l
 
 def _explanation(recipe: Recipe, source: str, records: Sequence[Record]) -> list[str]:
     seconds = sum({(r.row, r.trained_on, r.seed): r.train_seconds for r in records}.values())
-    facts = sorted({(r.facts["revision"], r.facts["versions"], r.facts["machine"]) for r in records})
+    revisions: dict[str, set[str]] = {}
+    for record in records:
+        revisions.setdefault(f"{record.facts['versions']}, {record.facts['machine']}", set()).add(
+            record.facts["revision"]
+        )
     left = [name for name in TASKS if name not in recipe.tasks]
     left += [f"{name} in {host}" for host, names in recipe.left_out.items() for name in names if name in recipe.tasks]
     without = f" Left out, since at this scale networks stay at chance there: {', '.join(left)}." if left else ""
-    made = "; ".join(f"revision {revision}, {versions}, {machine}" for revision, versions, machine in facts)
+    made = "; ".join(f"{where}, revision {', '.join(sorted(own))}" for where, own in sorted(revisions.items()))
     return [
         f"Small generated tasks ({source}) that each ask for one ability. Every plug-in stands in every block of one "
         "narrow ResNet, every mixer in one pyramid or, where its card names none, in one plain transformer. Scenes of "
