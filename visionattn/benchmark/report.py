@@ -89,7 +89,7 @@ def format_record(record: Record) -> str:
         + ("" if gpu else "; one thread")
         + f"; revision {record['revision']}.",
     ]
-    if record.get("loaded"):
+    if _loaded(record):
         lines.append("Another process copied memory all the time, as on a machine that others use (`--loaded`).")
     lines += later_revisions(record)
     if record.get("ceilings"):
@@ -150,6 +150,7 @@ def page_block(records: Sequence[Record]) -> str:
     parts = []
     for kind in ("cuda", "cpu"):
         found = [r for r in records if r["device"]["kind"] == kind and r["suite"] != "growth"]
+        found.sort(key=_loaded)
         lowest: dict[tuple[str, ...], Row] = {}
         for row in (row for record in found for row in record["rows"] if "contenders" in row):
             lowest[key(row)] = min(lowest.get(key(row), row), row, key=_ahead)
@@ -167,7 +168,7 @@ def page_block(records: Sequence[Record]) -> str:
             f"Speed ratio on {', '.join(where)}"
             + (", one thread" if kind == "cpu" else "")
             + f" ({', '.join(versions)}); two numbers are NCHW and NHWC"
-            + (", each the lower of a quiet and a loaded machine:" if any(r.get("loaded") for r in found) else ":"),
+            + (", the lower of a quiet and a loaded machine where both were measured:" if _loaded(found[-1]) else ":"),
             "",
             "| | against | input | inference | training |",
             "|---|---|---|---|---|",
@@ -207,6 +208,11 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
         cells += [f"{row['noise']['p10']:.2f}-{row['noise']['p90']:.2f}", str(row["rounds"])]
         cells += [show(row) for show in extra.values()]
         yield f"| {' | '.join(cells)} |"
+
+
+def _loaded(record: Record) -> bool:
+    loaded: bool = record.get("loaded", False)
+    return loaded
 
 
 def _ahead(row: Row) -> float:
