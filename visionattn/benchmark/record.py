@@ -109,10 +109,9 @@ def own_revision(base: Record, new: Record) -> Row:
         ValueError: If they are not of one machine with the same versions and load.
     """
     for fact in ("device", "versions", "loaded"):
-        if base.get(fact, False) != new.get(fact, False):
-            raise ValueError(
-                f"a record of {fact} {base.get(fact, False)} can't be extended with {fact} {new.get(fact, False)}"
-            )
+        before, now = base.get(fact, False), new.get(fact, False)
+        if before != now:
+            raise ValueError(f"a record of {fact} {before} can't be extended with {fact} {now}")
     return {} if new["revision"] == base["revision"] else {"revision": new["revision"]}
 
 

@@ -178,9 +178,8 @@ def _explanation(recipe: Recipe, source: str, records: Sequence[Record]) -> list
     seconds = sum({(r.row, r.trained_on, r.seed): r.train_seconds for r in records}.values())
     revisions: dict[str, set[str]] = {}
     for record in records:
-        revisions.setdefault(f"{record.facts['versions']}, {record.facts['machine']}", set()).add(
-            record.facts["revision"]
-        )
+        where = f"{record.facts['versions']}, {record.facts['machine']}"
+        revisions.setdefault(where, set()).add(record.facts["revision"])
     left = [name for name in TASKS if name not in recipe.tasks]
     left += [f"{name} in {host}" for host, names in recipe.left_out.items() for name in names if name in recipe.tasks]
     without = f" Left out, since at this scale networks stay at chance there: {', '.join(left)}." if left else ""
