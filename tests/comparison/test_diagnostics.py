@@ -164,7 +164,7 @@ def test_a_run_goes_on_and_says_that_it_is_unfinished(tmp_path, capsys):
     assert "took 2 results" in printed and "2 of 4 trainings are finished" in printed
     assert "**Unfinished: 2 of 4 results.**" in text and "better than plain" not in text
     assert (tmp_path / "d-which.md").is_file() and (tmp_path / "d-heat-map.png").stat().st_size > 5_000
-    text = run_diagnostics(tmp_path / "d.md", tmp_path / "runs", **options)
+    text = run_diagnostics(tmp_path / "d.md", tmp_path / "runs", **{**options, "jobs": 2})
     assert "Complete: 2 rows, 1 tasks, 2 seeds" in text
     assert "nothing has learnt this task" in text or "than plain" in text
 

@@ -88,10 +88,10 @@ def run_diagnostics(
         for one in pending:
             _tell(train_row(*one, recipe, source, folder, deadline))
     elif pending:
-        wants = {(row.host, tested, TASKS[task]) for row, task, _ in pending for tested in recipe.tested(TASKS[task])}
-        for host, tested, task in wants:  # once, before all processes want them
-            load_scenes(task, "train", host, recipe, source, folder / "scenes")
-            load_scenes(tested, "test", host, recipe, source, folder / "scenes")
+        for host, name in {(row.host, name) for row, name, _ in pending}:  # once, before all processes want them
+            load_scenes(TASKS[name], "train", host, recipe, source, folder / "scenes")
+            for tested in recipe.tested(TASKS[name]):
+                load_scenes(tested, "test", host, recipe, source, folder / "scenes")
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             running = [pool.submit(train_row, *one, recipe, source, folder, deadline) for one in pending]
             for future in as_completed(running):
