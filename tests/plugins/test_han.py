@@ -16,7 +16,9 @@ def test_golden_of_layers(name, stated):
     channels, layers = golden.meta["constructor"]["channels"], golden.meta["constructor"]["layers"]
     module = LayerAttention(channels, layers=layers if stated else None)
     module.load_state_dict(golden.state_dict)
-    check_module(module, golden, 1e-5)
+    # The recorded gradients are up to 2.4e-5 from those of float64: energies are sums of hundreds of products, and the
+    # order in which a CPU adds them shows in their softmax.
+    check_module(module, golden, 1e-5, gradient_tolerance=5e-5)
 
 
 @pytest.mark.parametrize("name", ["han_csam_1x48x17x9_eval", "han_csam_2x16x14x14_eval"])
