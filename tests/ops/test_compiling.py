@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from visionattn.ops import axis_pools, channel_moments, max_first, plane_conv, strip_conv, subspace_scores
-from visionattn.plugins import CBAM, ULSAM, CoordinateAttention, EfficientLocalAttention, TripletAttention
+from visionattn.ops.pointwise_conv import pointwise_conv
+from visionattn.plugins import (
+    CBAM,
+    ULSAM,
+    CAMAttention,
+    CoordinateAttention,
+    EfficientAttention,
+    EfficientLocalAttention,
+    PixelAttention,
+    TripletAttention,
+)
 from visionattn.testing.contracts import perturbed
 
 
@@ -81,9 +91,23 @@ def test_convolutions_of_strips(conv, size):
     for function in (compiled(strip_conv), strip_conv):
         for actual, plain in zip(results(function), expected, strict=True):
             torch.testing.assert_close(actual, plain)
+    # Gathered from channels that lie innermost, gates would slow down loops over the map.
+    assert results(compiled(strip_conv))[0].is_contiguous()
 
 
-@pytest.mark.parametrize("plugin", [CBAM, CoordinateAttention, EfficientLocalAttention, TripletAttention, ULSAM])
+PLUGINS = [
+    CAMAttention,
+    CBAM,
+    CoordinateAttention,
+    EfficientAttention,
+    EfficientLocalAttention,
+    PixelAttention,
+    TripletAttention,
+    ULSAM,
+]
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
 def test_training_steps_of_plugins(plugin):
     """Outputs, gradients and running statistics of one step."""
     ours = perturbed(plugin(32)).train()
@@ -95,7 +119,7 @@ def test_training_steps_of_plugins(plugin):
         torch.testing.assert_close(other.state_dict()[name], value, msg=name)
 
 
-@pytest.mark.parametrize("plugin", [CBAM, CoordinateAttention, EfficientLocalAttention, TripletAttention, ULSAM])
+@pytest.mark.parametrize("plugin", PLUGINS)
 def test_large_maps_as_nhwc(plugin):
     """The layout stays; outputs and gradients are those of eager mode."""
     torch.manual_seed(0)  # rare weights have maxima so close that rounding decides between them
@@ -105,6 +129,16 @@ def test_large_maps_as_nhwc(plugin):
     actual = gradients(compiled(ours), x.contiguous(memory_format=torch.channels_last))
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+def test_pointwise_convolutions_keep_the_layout(layout):
+    x = levels(2, 64, 33, 32).contiguous(memory_format=layout)
+    inputs = x, levels(5, 64, 1, 1), levels(5)
+    actual, expected = gradients(compiled(pointwise_conv), *inputs), gradients(pointwise_conv, *inputs)
+    assert actual[0].is_contiguous(memory_format=layout)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def called(function, *inputs):
@@ -154,3 +188,5 @@ def test_operators_of_compiled_graphs():
         x = x.detach().contiguous(memory_format=layout).requires_grad_()
         torch.library.opcheck(torch.ops.visionattn.subspace_scores_by_hand, (x, *rest))
         torch.library.opcheck(torch.ops.visionattn.stored, (x, layout == torch.channels_last))
+    strips, weight = levels(2, 6, 9).requires_grad_(), levels(4, 3, 5).requires_grad_()
+    torch.library.opcheck(torch.ops.visionattn.strip_conv_by_hand, (strips, weight))

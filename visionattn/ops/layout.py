@@ -32,7 +32,7 @@ def as_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
 
     `(B, N, C)` and 2 for channels_last maps; `(B, C, N)` and 1 for others. Views of dense maps.
     """
-    if memory_format(x) == torch.channels_last:
+    if memory_format(x) == torch.channels_last or stores_channels_last(x):
         return x.permute(0, 2, 3, 1).flatten(1, 2), 2
     return x.flatten(2), 1
 

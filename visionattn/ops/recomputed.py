@@ -6,9 +6,9 @@ from typing import TypeVar
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ._modes import needs_formula
+from ._modes import compiling, needs_formula
 
-__all__ = ["recomputed"]
+__all__ = ["recomputed", "with_mask_recomputed"]
 
 Result = TypeVar("Result")
 
@@ -28,3 +28,14 @@ def recomputed(function: Callable[..., Result], *arguments: object, random: bool
         return function(*arguments)
     result: Result = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)
     return result
+
+
+def with_mask_recomputed(activation: Callable[..., torch.Tensor], x: torch.Tensor, *settings: float) -> torch.Tensor:
+    """`activation(x, *settings)`, such as a ReLU, whose gradient needs to know where x is positive.
+
+    A compiler would store that as a mask of booleans, and on the CPU this takes its loops several times as long as all
+    the rest; so x itself is kept there.
+    """
+    if not compiling() or x.device.type != "cpu" or not torch.is_grad_enabled():
+        return activation(x, *settings)
+    return checkpoint(activation, x, *settings, use_reentrant=False)

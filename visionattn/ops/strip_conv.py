@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ._modes import compiling, use_eager_kernel
 from .eager._opaque import opaque
+from .pointwise_conv import pointwise_rows
 
 __all__ = ["strip_conv"]
 
@@ -31,8 +32,9 @@ def strip_conv(x: torch.Tensor, conv: Any) -> torch.Tensor:
         return conv(x)
     if compiling():
         # Positions stay innermost: the gates made of them meet rows of the map.
-        strips = x.flatten(2)
-        out = _convolved(strips, conv.weight) if isinstance(conv, nn.Conv1d) else conv.weight.flatten(1) @ strips
+        strips, weight = x.flatten(2), conv.weight
+        convolved = isinstance(conv, nn.Conv1d)
+        out = _convolved(strips, weight) if convolved else pointwise_rows(strips, 1, weight.flatten(1))
         out = out if conv.bias is None else out + conv.bias[:, None]
         return out.view(*out.shape, *x.shape[3:])
     if isinstance(conv, nn.Conv2d) and conv.groups == 1 and use_eager_kernel(x):

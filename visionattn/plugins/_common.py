@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from visionattn.catalog import Floor
 from visionattn.ops import plane_conv, strip_conv
+from visionattn.ops.pointwise_conv import pointwise_conv
 from visionattn.utils.arguments import check_odd
 from visionattn.utils.factory import FactoryKwargs
 
-__all__ = ["ONE_POOL", "Matrix", "PlaneGate", "StripGates"]
+__all__ = ["ONE_POOL", "Matrix", "PlaneGate", "PointwiseConv", "StripGates"]
 
 ONE_POOL = Floor(3, 4, "all pools are of x: R, then R and W; back R dy, R x, then R dy, W dx")
 
@@ -38,6 +39,13 @@ class Matrix(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight)
+
+
+class PointwiseConv(nn.Conv2d):
+    """A convolution of one position, which compilers read as a product."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return pointwise_conv(x, self.weight, self.bias)
 
 
 class PlaneGate(nn.Module):

@@ -21,7 +21,7 @@ from visionattn.catalog import Card
 from visionattn.utils.arguments import check_choice, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
-from ._common import Matrix
+from ._common import Matrix, PointwiseConv
 from ._resolve import resolve_plugin
 
 __all__ = ["AttentionInAttention", "DynamicBranch", "PixelAttention"]
@@ -47,7 +47,7 @@ class PixelAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(channels=channels)
-        self.conv = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
+        self.conv = PointwiseConv(channels, channels, 1, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """The official initialisation: PyTorch's default."""

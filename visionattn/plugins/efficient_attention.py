@@ -13,11 +13,11 @@ Golden: tests/golden/efficientattention_module_*.npz (outputs and input gradient
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from visionattn.catalog import Card
 from visionattn.ops._modes import use_eager_kernel
 from visionattn.ops.layout import as_rows
+from visionattn.ops.pointwise_conv import pointwise_rows
 from visionattn.utils.arguments import check_choice, check_positive
 from visionattn.utils.factory import FactoryKwargs
 
@@ -129,11 +129,11 @@ class EfficientAttention(nn.Module):
 
     def _keys(self, rows: torch.Tensor, axis: int) -> torch.Tensor:
         """The normalised keys, in the layout of `rows`; with `scaling` including the queries' factor."""
-        keys = _pointwise(self.keys, rows, axis)
+        keys = pointwise_rows(rows, axis, *_weight_bias(self.keys))
         return _softmax(keys, axis, 1, False) if self.normalization == "softmax" else keys / rows.shape[3 - axis]
 
     def _queries(self, rows: torch.Tensor, axis: int) -> torch.Tensor:
-        queries = _pointwise(self.queries, rows, axis)
+        queries = pointwise_rows(rows, axis, *_weight_bias(self.queries))
         if self.normalization == "scaling":
             return queries
         return _softmax(queries, axis, self.head_count, True)
@@ -149,14 +149,14 @@ class EfficientAttention(nn.Module):
 
     def _unfolded(self, rows: torch.Tensor, axis: int, keys: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """The attended map, lying as `rows`, product by product: for maps of few positions and many channels."""
-        values = _pointwise(self.values, rows, axis)
+        values = pointwise_rows(rows, axis, *_weight_bias(self.values))
         keys, queries, values = (part.unflatten(axis, (self.head_count, -1)) for part in (keys, queries, values))
         if axis == 2:
             keys, queries, values = (part.transpose(1, 2) for part in (keys, queries, values))
             out = (queries @ (keys.mT @ values)).transpose(1, 2).flatten(2)
         else:
             out = ((values @ keys.mT) @ queries).flatten(1, 2)
-        out = _pointwise(self.reprojection, out, axis)
+        out = pointwise_rows(out, axis, *_weight_bias(self.reprojection))
         return out + rows if self.residual else out
 
     def _reader(self, keys: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -181,14 +181,6 @@ def _weight_bias(layer: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
     """The matrix of a convolution of one position, and its bias."""
     assert layer.bias is not None
     return layer.weight.flatten(1), layer.bias
-
-
-def _pointwise(layer: nn.Conv2d, rows: torch.Tensor, axis: int) -> torch.Tensor:
-    """The pointwise convolution of a map with flattened positions, in the map's layout."""
-    weight, bias = _weight_bias(layer)
-    if axis == 2:
-        return F.linear(rows, weight, bias)
-    return torch.baddbmm(bias[:, None], weight.expand(rows.shape[0], -1, -1), rows)
 
 
 def _softmax(rows: torch.Tensor, axis: int, heads: int, channels: bool) -> torch.Tensor:

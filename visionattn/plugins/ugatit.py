@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from visionattn.catalog import Card
 from visionattn.ops import map_pools
 from visionattn.ops.losses import add_loss, find_target
+from visionattn.ops.pointwise_conv import pointwise_conv
+from visionattn.ops.recomputed import with_mask_recomputed
 from visionattn.utils.arguments import check_choice, check_positive, pair
 from visionattn.utils.factory import FactoryKwargs
 
@@ -92,7 +94,8 @@ class CAMAttention(nn.Module):
             logits = torch.cat((F.linear(mean, gap), F.linear(maximum, gmp)), dim=1)
         if domain is not None and logits is not None:
             add_loss("cam", self.domain_loss(logits, domain))
-        out = F.leaky_relu(F.conv2d(x, self._mixing(), self.conv1x1.bias), self.negative_slope)
+        mixed = pointwise_conv(x, self._mixing(), self.conv1x1.bias)
+        out = with_mask_recomputed(F.leaky_relu, mixed, self.negative_slope)
         return (out, logits) if return_logits and logits is not None else out
 
     def domain_loss(self, logits: torch.Tensor, domain: torch.Tensor) -> torch.Tensor:
