@@ -5,8 +5,17 @@ from copy import deepcopy
 import pytest
 import torch
 
-from visionattn.ops import axis_pools, channel_moments, max_first, plane_conv, strip_conv, subspace_scores
+from visionattn.ops import (
+    axis_pools,
+    channel_moments,
+    large_kernel_conv,
+    max_first,
+    plane_conv,
+    strip_conv,
+    subspace_scores,
+)
 from visionattn.ops.pointwise_conv import pointwise_conv
+from visionattn.ops.token_products import token_products
 from visionattn.plugins import (
     CBAM,
     ULSAM,
@@ -131,6 +140,23 @@ def test_large_maps_as_nhwc(plugin):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", [(2, 1, 11, 13), (4, 1, 3, 3), (1, 1, 27, 27)], ids=str)
+def test_large_kernels(kernel):
+    inputs = levels(2, 9, 30, 4), levels(*kernel)
+
+    def convolve(x, kernel):
+        return large_kernel_conv(x, kernel, backend="conv")
+
+    for actual, expected in zip(gradients(compiled(convolve), *inputs), gradients(convolve, *inputs), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_products_of_tokens():
+    x = levels(2, 12, 5)
+    for actual, expected in zip(gradients(compiled(token_products), x), gradients(token_products, x), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
 def test_pointwise_convolutions_keep_the_layout(layout):
     x = levels(2, 64, 33, 32).contiguous(memory_format=layout)
@@ -190,3 +216,5 @@ def test_operators_of_compiled_graphs():
         torch.library.opcheck(torch.ops.visionattn.stored, (x, layout == torch.channels_last))
     strips, weight = levels(2, 6, 9).requires_grad_(), levels(4, 3, 5).requires_grad_()
     torch.library.opcheck(torch.ops.visionattn.strip_conv_by_hand, (strips, weight))
+    tokens, kernel = levels(2, 9, 8, 4).requires_grad_(), levels(4, 1, 11, 11).requires_grad_()
+    torch.library.opcheck(torch.ops.visionattn.depthwise_conv_by_hand, (tokens, kernel))

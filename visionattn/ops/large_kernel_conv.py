@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from ._autocast import wide
-from ._modes import needs_formula
-from .eager.depthwise_conv import DepthwiseConv
+from ._modes import compiling, needs_formula
+from .eager.depthwise_conv import DepthwiseConv, opaque_conv
 
 __all__ = ["interpolate_kernel", "large_kernel_conv", "toeplitz_matrix"]
 
@@ -95,6 +95,9 @@ def _by_conv(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     kernel = kernel.to(x.dtype).expand(-1, x.size(3) // len(kernel), -1, -1).flatten(0, 1).unsqueeze(1)
     if _by_hand(x) and kernel[0].numel() >= _CONV_BY_HAND:
         return DepthwiseConv.apply(_depthwise, x, kernel)
+    if compiling() and x.device.type == "cpu" and x.dtype != torch.float16 and kernel[0].numel() >= _CONV_BY_HAND:
+        convolved: torch.Tensor = opaque_conv(x.contiguous(), kernel.contiguous())
+        return convolved
     return _depthwise(x, kernel)
 
 

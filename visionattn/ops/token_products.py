@@ -1,9 +1,13 @@
 """Products of tokens that are summed over an image, and products of tokens with matrices of their image."""
 
+from typing import Any
+
 import torch
 
 from ._autocast import wide
 from ._dispatch import has_kernel
+from ._modes import compiling
+from .eager._function import Function
 
 __all__ = ["mixed_tokens", "token_products"]
 
@@ -28,7 +32,27 @@ def token_products(x: torch.Tensor, y: torch.Tensor | None = None) -> tuple[torc
     """
     if y is None:
         x = y = x.to(wide(x))
-    return (x.mT @ y).to(wide(x)), y.sum(1, keepdim=True).to(wide(x))
+        products = _Squares.apply(x) if compiling() else x.mT @ x
+    else:
+        products = (x.mT @ y).to(wide(x))
+    return products, y.sum(1, keepdim=True).to(wide(x))
+
+
+class _Squares(Function):
+    """`x' x`. Compilers would take two products for its gradient; one with the sum of two halves serves both."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.mT @ x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return x @ (grad + grad.mT)
 
 
 @has_kernel("token_products", _refuses)
