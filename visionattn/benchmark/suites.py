@@ -103,9 +103,9 @@ def suite_cases(
     if device == "cpu":
         makers: dict[str, Callable[[], list[Case]]] = {
             "plugins": lambda: _cpu_plugins(plugins or _names(cards("plugin")), shapes or CPU_SHAPES, layouts),
-            "frontends": lambda: [replace(case, compiled=("ours",)) for case in frontend_cases()],
-            "mixers": lambda: _cpu_mixers(mixers, given),
-            "windows": window_cases,
+            "frontends": lambda: _with_ours_compiled(frontend_cases()),
+            "mixers": lambda: _with_ours_compiled(mixer_cases(mixers, given, batch=2)),
+            "windows": lambda: _with_ours_compiled(window_cases()),
             "networks": lambda: [*network_cases(), *resnet_cases(CPU_RESNETS)],
         }
         chosen = SUITES if suite == "cpu" else (suite,)
@@ -134,24 +134,20 @@ def suite_cases(
 
 
 def _cpu_plugins(names: Sequence[str], shapes: Sequence[tuple[int, ...]], layouts: Sequence[str]) -> list[Case]:
-    """With ours compiled in the first shape, and the literal formula of one plug-in a paper in the first layout.
+    """With ours compiled, and the literal formula of one plug-in a paper in the first shape and layout.
 
     Compiling takes longer than measuring.
     """
-    cases = []
-    for case in plugin_cases(names, shapes, layouts):
-        if case.shape == shapes[0]:
-            both = case.layout == layouts[0] and case.name in _one_of_each_paper() and "official" in case.baselines
-            case = replace(case, compiled=("ours", "official") if both else ("ours",))
-        cases.append(case)
+    cases = _with_ours_compiled(plugin_cases(names, shapes, layouts))
+    for at, case in enumerate(cases):
+        first = case.shape == shapes[0] and case.layout == layouts[0]
+        if first and case.name in _one_of_each_paper() and "official" in case.baselines:
+            cases[at] = replace(case, compiled=("ours", "official"))
     return cases
 
 
-def _cpu_mixers(names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[Case]:
-    """With ours compiled in the first shape of each."""
-    cases = mixer_cases(names, shapes, batch=2)
-    first = {case.name: case for case in reversed(cases)}
-    return [replace(case, compiled=("ours",)) if case is first[case.name] else case for case in cases]
+def _with_ours_compiled(cases: Iterable[Case]) -> list[Case]:
+    return [replace(case, compiled=("ours",)) for case in cases]
 
 
 def _names(chosen: Iterable[Card]) -> list[str]:
