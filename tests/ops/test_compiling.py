@@ -11,10 +11,12 @@ from visionattn.ops import (
     large_kernel_conv,
     max_first,
     plane_conv,
+    rank_augmented_attention,
     strip_conv,
     subspace_scores,
 )
 from visionattn.ops.pointwise_conv import pointwise_conv
+from visionattn.ops.rank_augmented_attention import rotation_tables
 from visionattn.ops.token_products import token_products
 from visionattn.plugins import (
     CBAM,
@@ -151,6 +153,18 @@ def test_large_kernels(kernel):
         torch.testing.assert_close(actual, expected)
 
 
+def test_rank_augmented_attention():
+    cos, sin = rotation_tables((3, 4), 8, like=levels(1))
+    inputs = levels(3, 12, 16), levels(3, 12, 16) / 2, levels(3, 12, 16)
+
+    def attend(q, k, v):
+        return rank_augmented_attention(q, k, v, cos, sin, num_heads=2)
+
+    for actual, expected in zip(gradients(compiled(attend), *inputs), gradients(attend, *inputs), strict=True):
+        torch.testing.assert_close(actual, expected)
+    assert called(attend, *inputs) == ["visionattn.rank_augmented_attention_by_hand.default"]
+
+
 def test_products_of_tokens():
     x = levels(2, 12, 5)
     for actual, expected in zip(gradients(compiled(token_products), x), gradients(token_products, x), strict=True):
@@ -218,3 +232,6 @@ def test_operators_of_compiled_graphs():
     torch.library.opcheck(torch.ops.visionattn.strip_conv_by_hand, (strips, weight))
     tokens, kernel = levels(2, 9, 8, 4).requires_grad_(), levels(4, 1, 11, 11).requires_grad_()
     torch.library.opcheck(torch.ops.visionattn.depthwise_conv_by_hand, (tokens, kernel))
+    qkv = [levels(2, 12, 16).requires_grad_() for _ in range(3)]
+    tables = rotation_tables((3, 4), 8, like=qkv[0])
+    torch.library.opcheck(torch.ops.visionattn.rank_augmented_attention_by_hand, (*qkv, *tables))

@@ -3,8 +3,17 @@
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["compiling", "is_exporting", "needs_formula", "traced", "transformed", "use_eager_kernel"]
+__all__ = [
+    "calls_eager_kernel",
+    "compiling",
+    "is_exporting",
+    "needs_formula",
+    "traced",
+    "transformed",
+    "use_eager_kernel",
+]
 
+_EXACT = (torch.float32, torch.float64)
 # PyTorch 2.6 can only say that an exporter or a compiler reads the code.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
@@ -39,4 +48,9 @@ def use_eager_kernel(x: torch.Tensor) -> bool:
 
     Half precision does not: PyTorch's own operators accumulate it in float32.
     """
-    return x.is_cpu and x.dtype in (torch.float32, torch.float64) and not needs_formula()
+    return x.is_cpu and x.dtype in _EXACT and not needs_formula()
+
+
+def calls_eager_kernel(x: torch.Tensor) -> bool:
+    """Whether a compiled graph may call the hand-written CPU passes for this tensor, as one operator each."""
+    return compiling() and x.device.type == "cpu" and x.dtype in _EXACT

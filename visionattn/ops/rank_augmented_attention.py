@@ -6,9 +6,9 @@ from torch.nn import functional as F
 from visionattn.utils.factory import FactoryKwargs
 
 from ._autocast import wide, without_autocast
-from ._modes import use_eager_kernel
+from ._modes import calls_eager_kernel, use_eager_kernel
 from .eager.linear_attention import heads, normaliser
-from .eager.rank_augmented_attention import RankAugmented
+from .eager.rank_augmented_attention import RankAugmented, opaque_rank_augmented
 
 __all__ = ["augmented_features", "formula", "rank_augmented_attention", "rotate_pairs", "rotation_tables"]
 
@@ -35,6 +35,9 @@ def rank_augmented_attention(
     with without_autocast(q):
         if use_eager_kernel(q):
             out: torch.Tensor = RankAugmented.apply(formula, q, k, v, cos, sin, num_heads)[0]
+            return out
+        if calls_eager_kernel(q):
+            out = opaque_rank_augmented(*(t.contiguous() for t in (q, k, v)), cos, sin)[0]
             return out
         return formula(q.to(wide(q)), k.to(wide(k)), v.to(wide(v)), cos, sin, num_heads).to(v.dtype)
 

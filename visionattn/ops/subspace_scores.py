@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ._axis import refuses_map
 from ._dispatch import explain, has_kernel
-from ._modes import compiling, use_eager_kernel
+from ._modes import calls_eager_kernel, compiling, use_eager_kernel
 from .eager import subspace_scores as eager
 from .eager.axis_gate import AxisGate
 from .eager.nested_gate import pays
@@ -25,11 +25,7 @@ __all__ = [
 
 def prefer_subspace_scores(x: torch.Tensor) -> bool:
     """Whether `channel_moments` and `subspace_scores` are faster here than convolution, normalisation and pool."""
-    return use_eager_kernel(x) or _compiled(x) or explain(channel_moments, x).backend == "triton"
-
-
-def _compiled(x: torch.Tensor) -> bool:
-    return compiling() and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return use_eager_kernel(x) or calls_eager_kernel(x) or explain(channel_moments, x).backend == "triton"
 
 
 @has_kernel("subspace", refuses_map)
@@ -40,7 +36,7 @@ def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if use_eager_kernel(x):
         return eager.ChannelMoments.apply(_moments, x)[:2]
-    return _two_sums(x) if _compiled(x) else _moments(x)
+    return _two_sums(x) if calls_eager_kernel(x) else _moments(x)
 
 
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +71,7 @@ def subspace_scores(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, w
     scale, shift, weight = (part.to(x.dtype) for part in (scale, shift, weight))
     if use_eager_kernel(x):
         return eager.SubspaceScores.apply(scores_formula, x, scale, shift, weight)
-    if _compiled(x):
+    if calls_eager_kernel(x):
         return eager.opaque_scores(x, scale, shift, weight)
     return scores_formula(x, scale, shift, weight)
 

@@ -1,6 +1,7 @@
 """Passes by hand as operators that `torch.compile` calls as they are, where its own loops are slower."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,19 +16,22 @@ def opaque(
 
     Args:
         name: Of the operation.
-        compute: Gives a tensor, its own memory, of tensors; its annotations are the operator's schema.
-        fake: With the same arguments, gives an empty tensor of the result's shape, strides and dtype.
-        gradients: Called with the result's gradient and the arguments, gives tensors that lie as the arguments do.
+        compute: Gives a tensor, its own memory, of tensors, or a tuple of it and what its gradients need; its
+            annotations are the operator's schema.
+        fake: With the same arguments, gives empty tensors of the results' shapes, strides and dtypes.
+        gradients: Called with the gradient of the first result, the arguments and the other results, gives tensors that
+            lie as the arguments do.
     """
     forward: Any = torch.library.custom_op(f"visionattn::{name}_by_hand", compute, mutates_args=())
     forward.register_fake(fake)
     backward: Any = torch.library.custom_op(f"visionattn::{name}_by_hand_backward", gradients, mutates_args=())
-    backward.register_fake(lambda grad, *inputs: tuple(torch.empty_like(part) for part in inputs))
+    arguments = len(signature(compute).parameters)
+    backward.register_fake(lambda grad, *parts: tuple(torch.empty_like(part) for part in parts[:arguments]))
 
-    def save(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def save(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs, *(output[1:] if isinstance(output, tuple) else ()))
 
-    def backpropagate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def backpropagate(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
         found: tuple[torch.Tensor, ...] = backward(grad, *ctx.saved_tensors)
         return found
 
