@@ -11,7 +11,9 @@ from visionattn.ops import (
     large_kernel_conv,
     max_first,
     plane_conv,
+    project_apart,
     rank_augmented_attention,
+    routed_attention,
     strip_conv,
     subspace_scores,
 )
@@ -165,6 +167,32 @@ def test_rank_augmented_attention():
     assert called(attend, *inputs) == ["visionattn.rank_augmented_attention_by_hand.default"]
 
 
+def test_routed_attention():
+    inputs = (levels(2, 8, 12, 24),)
+    table = torch.randint(24, (2, 24, 2), generator=torch.Generator().manual_seed(0))
+
+    def attend(qkv):
+        return routed_attention(qkv, table, num_heads=2, region=(2, 2), scale=0.5)
+
+    for actual, expected in zip(gradients(compiled(attend), *inputs), gradients(attend, *inputs), strict=True):
+        torch.testing.assert_close(actual, expected)
+    assert called(attend, *inputs) == ["visionattn.pick_rows_by_hand.default"] * 2
+
+
+def test_queries_keys_and_values_are_projected_apart():
+    layer, x = torch.nn.Linear(6, 12, dtype=torch.float64), levels(2, 5, 6)
+    layers = []
+
+    def backend(graph, _):
+        layers.extend(node.name for node in graph.graph.nodes if "linear" in str(node.target))
+        return graph.forward
+
+    parts = torch.compile(lambda x: project_apart(layer, x), fullgraph=True, backend=backend)(x)
+    assert len(layers) == 3
+    for part, expected in zip(parts, layer(x).chunk(3, 2), strict=True):
+        torch.testing.assert_close(part, expected)
+
+
 def test_products_of_tokens():
     x = levels(2, 12, 5)
     for actual, expected in zip(gradients(compiled(token_products), x), gradients(token_products, x), strict=True):
@@ -232,6 +260,7 @@ def test_operators_of_compiled_graphs():
     torch.library.opcheck(torch.ops.visionattn.strip_conv_by_hand, (strips, weight))
     tokens, kernel = levels(2, 9, 8, 4).requires_grad_(), levels(4, 1, 11, 11).requires_grad_()
     torch.library.opcheck(torch.ops.visionattn.depthwise_conv_by_hand, (tokens, kernel))
+    torch.library.opcheck(torch.ops.visionattn.pick_rows_by_hand, (strips.detach()[0], torch.tensor([5, 0, 0, 2])))
     qkv = [levels(2, 12, 16).requires_grad_() for _ in range(3)]
     tables = rotation_tables((3, 4), 8, like=qkv[0])
     torch.library.opcheck(torch.ops.visionattn.rank_augmented_attention_by_hand, (*qkv, *tables))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ._modes import use_eager_kernel
+from ._modes import calls_eager_kernel, use_eager_kernel
 
 __all__ = ["linear_apart", "project_apart", "split_heads"]
 
@@ -21,7 +21,8 @@ def project_apart(qkv: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) 
         qkv: The projection, `(..., C) -> (..., 3 * C')`, split [3, C'].
         x: The tokens.
     """
-    if type(qkv) is not nn.Linear or qkv._forward_hooks or qkv._forward_pre_hooks or not use_eager_kernel(x):
+    apart = use_eager_kernel(x) or calls_eager_kernel(x)
+    if not apart or type(qkv) is not nn.Linear or qkv._forward_hooks or qkv._forward_pre_hooks:
         return list(qkv(x).chunk(3, -1))
     return linear_apart(x, qkv.weight, qkv.bias, 3)
 

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from visionattn.ops._modes import calls_eager_kernel
 from visionattn.ops.attention import softmax_attention
 from visionattn.ops.window_attention import merge_windows, partition_windows
 
 from ._function import EagerFunction, Tensors
+from ._opaque import opaque
 
 __all__ = ["RoutedAttention", "attend_regions", "local_values", "pick_regions"]
 
@@ -30,9 +32,30 @@ def pick_regions(
     first = torch.arange(batch, device=table.device).view(-1, 1, 1) * regions
     picked = (table + first).flatten()
     # Whole regions are copied, with one row for each.
-    kv = kv.flatten(1).index_select(0, picked)
-    k, v = kv.view(batch * regions, count * rows.size(1), 2, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    seen = (batch * regions, count * rows.size(1))
+    if calls_eager_kernel(kv):
+        parts = (opaque_rows(part.flatten(1), picked).view(*seen, num_heads, -1) for part in kv.chunk(2, 2))
+        k, v = (part.transpose(1, 2) for part in parts)
+    else:
+        kv = kv.flatten(1).index_select(0, picked)
+        k, v = kv.view(*seen, 2, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     return (q.unflatten(2, (num_heads, -1)).transpose(1, 2), k, v), picked
+
+
+def _pick(rows: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
+    return rows.index_select(0, picked)
+
+
+def _picked_like(rows: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
+    return rows.new_empty(len(picked), rows.size(1))
+
+
+def _put_back(grad: torch.Tensor, rows: torch.Tensor, picked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros_like(rows).index_add_(0, picked, grad), torch.zeros_like(picked)
+
+
+# A compiler would look up the row of each single number.
+opaque_rows = opaque("pick_rows", _pick, _picked_like, _put_back)
 
 
 class RoutedAttention(EagerFunction):
