@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 SUMMARY = "compare the speed of plug-ins, mixers and networks with other implementations of the same weights"
 EXAMPLES = (
     "--plugins cbam --shapes 4x128x28x28              # a table on the terminal",
-    "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, an hour",
+    "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, two hours",
     "--loaded --json docs/results/cpu-loaded.json     # plug-ins beside a process that copies memory",
     "--suite growth --json docs/results/growth.json   # time and memory of mixers over the tokens, 10 minutes",
     "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
