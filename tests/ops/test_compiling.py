@@ -209,6 +209,21 @@ def test_pointwise_convolutions_keep_the_layout(layout):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_operators_by_hand_under_autocast(given):
+    """An operator of ours gets what it is given: half precision of autocast is chosen before."""
+    strips, tokens = levels(2, 8, 9, dtype=given), levels(2, 9, 30, 4, dtype=given)
+    conv, kernel = torch.nn.Conv1d(8, 8, 5, padding=2, groups=4), levels(4, 1, 11, 13, dtype=torch.float32)
+
+    def functions(strips, tokens):
+        return strip_conv(strips, conv), large_kernel_conv(tokens, kernel, backend="conv")
+
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, expected = compiled(functions)(strips, tokens), functions(strips, tokens)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
 def called(function, *inputs):
     """The names of our operators in the graph."""
     names = []

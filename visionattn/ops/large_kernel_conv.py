@@ -86,19 +86,20 @@ def _depthwise(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 def _by_hand(x: torch.Tensor) -> bool:
     """Whether convolutions of this map have a quick backward pass. PyTorch's CPU code for float16 is slow both ways."""
-    return x.device.type == "cpu" and x.dtype != torch.float16 and not needs_formula()
+    return x.device.type == "cpu" and x.dtype != torch.float16 and (compiling() or not needs_formula())
 
 
 def _by_conv(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    if _by_hand(x) and torch.is_autocast_enabled("cpu"):  # The backward pass runs outside of autocast.
+    by_hand = _by_hand(x)
+    if by_hand and torch.is_autocast_enabled("cpu"):  # The backward pass runs outside of autocast.
         x = x.to(torch.get_autocast_dtype("cpu"))
     kernel = kernel.to(x.dtype).expand(-1, x.size(3) // len(kernel), -1, -1).flatten(0, 1).unsqueeze(1)
-    if _by_hand(x) and kernel[0].numel() >= _CONV_BY_HAND:
-        return DepthwiseConv.apply(_depthwise, x, kernel)
-    if compiling() and x.device.type == "cpu" and x.dtype != torch.float16 and kernel[0].numel() >= _CONV_BY_HAND:
+    if not by_hand or kernel[0].numel() < _CONV_BY_HAND:
+        return _depthwise(x, kernel)
+    if compiling():
         convolved: torch.Tensor = opaque_conv(x.contiguous(), kernel.contiguous())
         return convolved
-    return _depthwise(x, kernel)
+    return DepthwiseConv.apply(_depthwise, x, kernel)
 
 
 def _by_matmul(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:

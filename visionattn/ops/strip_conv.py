@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ._autocast import autocast_dtype
 from ._modes import compiling, use_eager_kernel
 from .eager._opaque import opaque
 from .pointwise_conv import pointwise_rows
@@ -32,10 +33,11 @@ def strip_conv(x: torch.Tensor, conv: Any) -> torch.Tensor:
         return conv(x)
     if compiling():
         # Positions stay innermost: the gates made of them meet rows of the map.
-        strips, weight = x.flatten(2), conv.weight
+        dtype = autocast_dtype(x) or x.dtype  # which the operator does not ask for
+        strips, weight = x.flatten(2).to(dtype), conv.weight.to(dtype)
         convolved = isinstance(conv, nn.Conv1d)
         out = _convolved(strips, weight) if convolved else pointwise_rows(strips, 1, weight.flatten(1))
-        out = out if conv.bias is None else out + conv.bias[:, None]
+        out = out if conv.bias is None else out + conv.bias.to(dtype)[:, None]
         return out.view(*out.shape, *x.shape[3:])
     if isinstance(conv, nn.Conv2d) and conv.groups == 1 and use_eager_kernel(x):
         return _of_positions(x, conv) if x.numel() * conv.out_channels >= _WORTHWHILE else conv(x)
