@@ -28,7 +28,7 @@ __all__ += ["peak_of", "run_growth", "stated_degrees"]
 
 SIDES = (14, 28, 56, 112)
 _DIM, _HEADS = 64, 2
-_TRAINED = 56  # side up to which training is measured, and everything three times
+_THRICE = 56  # side up to which all is measured three times
 # What a row may be expected to take, from the one before; more is not run.
 _BYTES, _SECONDS = 3e9, 12.0
 # How far above the stated degree a measured one may lie: constant parts, rounded sides, and for time the machine.
@@ -89,11 +89,11 @@ def growth(card: Card, side: int, mode: str, seconds: float) -> Row:
     """
     x = torch.randn(1, side, side, _DIM, generator=torch.Generator().manual_seed(1))
     modules = [perturbed(block_of(which, side)).train(mode == "f+b") for which in (card, get("mixer", "softmax"))]
-    for module in modules[: 1 if side > _TRAINED else 2]:
+    for module in modules[: 1 if side > _THRICE else 2]:
         _step(module, x, mode)
     peak = peak_bytes(lambda: _step(modules[0], x, mode))
     steps = [lambda _, module=module: _step(module, x, mode) for module in modules]
-    rounds = take_turns(steps, clock_of("cpu"), seconds=seconds, min_rounds=2 if side > _TRAINED else 3)
+    rounds = take_turns(steps, clock_of("cpu"), seconds=seconds, min_rounds=2 if side > _THRICE else 3)
     ratio = quantiles([softmax / ours for ours, softmax in rounds])
     return {"seconds": quantiles([ours for ours, _ in rounds]), "ratio": ratio, "rounds": len(rounds), "peak": peak}
 
@@ -133,7 +133,7 @@ def run_growth(
     with one_thread():
         for card in chosen:
             for mode in ("fwd", "f+b"):
-                for side in (side for side in sides if mode == "fwd" or side <= _TRAINED):
+                for side in sides:
                     if (card.name, side * side, mode) in known:
                         continue
                     row = {"suite": "growth", "name": card.name, "tokens": side * side, "mode": mode, **own}

@@ -10,7 +10,7 @@ EXAMPLES = (
     "--plugins cbam --shapes 4x128x28x28              # a table on the terminal",
     "--suite cpu --json docs/results/cpu.json         # all that runs on one CPU thread, two hours",
     "--loaded --json docs/results/cpu-loaded.json     # plug-ins beside a process that copies memory",
-    "--suite growth --json docs/results/growth.json   # time and memory of mixers over the tokens, 10 minutes",
+    "--suite growth --json docs/results/growth.json   # time and memory of mixers over the tokens, half an hour",
     "--suite gpu --json docs/results/gpu.json         # all GPU rows, under 9 minutes",
     "--plugins cbam triplet --shapes 4x128x28x28 --seconds 0.3 --json cbam.json",
     "--suite mixers --mixers biformer --shapes 2x56x56x64",
