@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from visionattn.catalog import Card
 from visionattn.ops.query_tiles import in_tiles
+from visionattn.ops.recomputed import with_mask_recomputed
 from visionattn.utils.arguments import check_heads
 from visionattn.utils.factory import FactoryKwargs
 from visionattn.utils.state_dict import StateDict
@@ -126,12 +127,16 @@ class NeuralAttention(TokenMixer):
         return torch.cat(parts, 2)
 
     def _weights(self, some: slice, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        hidden = F.relu(q.unsqueeze(3) + k.unsqueeze(2))  # (B, heads, rows, N, p)
-        scores = self.linear3(F.relu(self.linear2(hidden))).squeeze(-1)
+        hidden = with_mask_recomputed(_pairs, q, k)
+        scores = self.linear3(with_mask_recomputed(F.relu, self.linear2(hidden))).squeeze(-1)
         if self.causal:
             places = torch.arange(k.shape[2], device=k.device)
             scores = scores.masked_fill(places > places[some].unsqueeze(1), float("-inf"))
         return scores.softmax(-1)
+
+
+def _pairs(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    return F.relu(q.unsqueeze(3) + k.unsqueeze(2))  # (B, heads, rows, N, p)
 
 
 CARD = Card(

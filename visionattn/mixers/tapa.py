@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from visionattn.catalog import Card
 from visionattn.ops import attention
 from visionattn.ops._autocast import wide, without_autocast
+from visionattn.ops.layout import tabulated
 from visionattn.ops.query_tiles import in_tiles
 from visionattn.utils.arguments import check_choice, check_heads
 from visionattn.utils.factory import FactoryKwargs
@@ -176,7 +177,7 @@ class TokenAwarePhaseAttention(TokenMixer):
         place = torch.arange(-prefix, height * width, device=like.device)[some]
         row, column = torch.where(place < 0, height, place // width), torch.where(place < 0, width, place % width)
         down, across = (F.pad(self._powers(side, like) * factor, (0, 0, 0, 1)) for side in grid)
-        return down[row].repeat_interleave(width, 1), across[column].repeat(1, height)
+        return tabulated(down[row].repeat_interleave(width, 1)), tabulated(across[column].repeat(1, height))
 
     def _powers(self, side: int, like: torch.Tensor) -> torch.Tensor:
         places = torch.arange(side, device=like.device, dtype=like.dtype)

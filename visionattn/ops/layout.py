@@ -6,7 +6,7 @@ import torch
 
 from ._modes import compiling, needs_formula
 
-__all__ = ["as_rows", "from_layout_of", "memory_format", "stores_channels_last", "to_layout_of"]
+__all__ = ["as_rows", "from_layout_of", "memory_format", "stores_channels_last", "tabulated", "to_layout_of"]
 
 # Maps of fewer numbers are done before copies of what meets them pay.
 _WORTHWHILE = 2**17
@@ -51,6 +51,12 @@ def to_layout_of(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
 def from_layout_of(x: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
     """The reverse, for what was pooled of a map, `(B, C, ...)`: its gradient is stored as the map lies."""
     stored: torch.Tensor = _stored(pool, False) if stores_channels_last(x) else pool
+    return stored
+
+
+def tabulated(x: torch.Tensor) -> torch.Tensor:
+    """A table without a gradient, which a compiler on the CPU would compute anew for each number that meets it."""
+    stored: torch.Tensor = _stored(x, False) if compiling() and x.device.type == "cpu" else x
     return stored
 
 

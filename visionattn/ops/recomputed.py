@@ -30,12 +30,13 @@ def recomputed(function: Callable[..., Result], *arguments: object, random: bool
     return result
 
 
-def with_mask_recomputed(activation: Callable[..., torch.Tensor], x: torch.Tensor, *settings: float) -> torch.Tensor:
-    """`activation(x, *settings)`, such as a ReLU, whose gradient needs to know where x is positive.
+def with_mask_recomputed(activation: Callable[..., torch.Tensor], x: torch.Tensor, *others: object) -> torch.Tensor:
+    """`activation(x, *others)` that ends in a ReLU or its like, whose gradient needs to know what was positive.
 
     A compiler would store that as a mask of booleans, and on the CPU this takes its loops several times as long as all
-    the rest; so x itself is kept there.
+    the rest; so the arguments are kept there.
     """
     if not compiling() or x.device.type != "cpu" or not torch.is_grad_enabled():
-        return activation(x, *settings)
-    return checkpoint(activation, x, *settings, use_reentrant=False)
+        return activation(x, *others)
+    result: torch.Tensor = checkpoint(activation, x, *others, use_reentrant=False)
+    return result
