@@ -36,9 +36,9 @@ __all__ += ["resnet_cases", "window_cases"]
 
 # fwd: eval mode without gradients; f+b: train mode, with the gradients of the input and of all parameters.
 MODES = ("fwd", "f+b")
-# Of what ends in a ReLU of the whole map: of six million numbers one may be so close to zero that rounding decides
-# whether its gradient passes.
-_KINKED = 1e-3
+# Where rounding decides: which pairs are kept or, of what ends in a ReLU of the whole map, whether the gradient of one
+# of its six million numbers passes.
+_JUMPS = 1e-3
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 
@@ -140,7 +140,7 @@ def _plugin_case(
         layout,
         compiled=tuple(other for other in compiled if other == "ours" or other in baselines),
         floor=card.floor,
-        tolerance=_KINKED if name == "cam" else Case.tolerance,
+        tolerance=_JUMPS if name == "cam" else Case.tolerance,
         notes=notes,
         **kwargs,
     )
@@ -248,6 +248,7 @@ def _mixer_case(card: Card, shape: tuple[int, ...], dtype: torch.dtype) -> Case 
         dtype=dtype,
         unequal=frozenset({"SDPA"}),
         floor=card.floor,
+        tolerance=_JUMPS if card.discrete else Case.tolerance,
         exact_only=card.discrete,
     )
 
