@@ -41,7 +41,8 @@ def test_golden(name):
     else:  # chunks on the diagonal, and nothing elsewhere
         length = second.size(-1)
         chunks = rows.view(2, 20 // length, length, 20 // length, length).diagonal(dim1=1, dim2=3).movedim(-1, 1)
-        assert relative_error(chunks, second) < 1e-5
+        # Weights of 1e-3 from an error function near its end: CPUs differ by 1.5e-5 of the largest.
+        assert relative_error(chunks, second) < 3e-5
         assert relative_error(rows.sum((1, 2, 3)), second.sum((1, 2, 3))) < 1e-5
 
 

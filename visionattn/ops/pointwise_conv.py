@@ -33,5 +33,5 @@ def pointwise_rows(
     """The same of a map with flattened positions, in its layout: `rows` and `axis` as `as_rows` gives them."""
     if axis == 2:
         return F.linear(rows, weight, bias)
-    weight = weight.expand(len(rows), -1, -1)
+    weight = weight.expand(rows.size(0), -1, -1)
     return weight @ rows if bias is None else torch.baddbmm(bias[:, None], weight, rows)
