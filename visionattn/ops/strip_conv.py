@@ -56,7 +56,7 @@ def _convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _strips_like(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(len(x), len(weight), x.size(2))
+    return x.new_empty(x.size(0), weight.size(0), x.size(2))
 
 
 def _gradients(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -142,7 +142,7 @@ def _results_like(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.
     side = 2 * cos.size(1)
     count, num_heads = q.size(1), q.size(2) // side
     sizes = (side, side), (side, 1), (count, 1), (1, side)
-    kv, mean, weights, mean_query = (q.new_empty(len(q), num_heads, *size) for size in sizes)
+    kv, mean, weights, mean_query = (q.new_empty(q.size(0), num_heads, *size) for size in sizes)
     return q.new_empty(q.shape), kv, mean, weights, mean_query
 
 

@@ -47,7 +47,7 @@ def _pick(rows: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
 
 
 def _picked_like(rows: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
-    return rows.new_empty(len(picked), rows.size(1))
+    return rows.new_empty(picked.size(0), rows.size(1))
 
 
 def _put_back(grad: torch.Tensor, rows: torch.Tensor, picked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
