@@ -79,11 +79,6 @@ def interpolate_kernel(kernel: torch.Tensor, height: int, width: int) -> torch.T
     return _stretched(_stretched(kernel, 2 * height - 1, 2), 2 * width - 1, 3)
 
 
-def _depthwise(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    padding = (kernel.size(2) // 2, kernel.size(3) // 2)
-    return F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=padding, groups=len(kernel)).permute(0, 2, 3, 1)
-
-
 def _by_hand(x: torch.Tensor) -> bool:
     """Whether convolutions of this map have a quick backward pass. PyTorch's CPU code for float16 is slow both ways."""
     return x.device.type == "cpu" and x.dtype != torch.float16 and (compiling() or not needs_formula())
@@ -95,11 +90,11 @@ def _by_conv(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         x = x.to(torch.get_autocast_dtype("cpu"))
     kernel = kernel.to(x.dtype).expand(-1, x.size(3) // len(kernel), -1, -1).flatten(0, 1).unsqueeze(1)
     if not by_hand or kernel[0].numel() < _CONV_BY_HAND:
-        return _depthwise(x, kernel)
+        return DepthwiseConv.compute(x, kernel)
     if compiling():
         convolved: torch.Tensor = opaque_conv(x.contiguous(), kernel.contiguous())
         return convolved
-    return DepthwiseConv.apply(_depthwise, x, kernel)
+    return DepthwiseConv.apply(DepthwiseConv.compute, x, kernel)
 
 
 def _by_matmul(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
