@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from inspect import signature
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -20,20 +20,19 @@ def opaque(
             annotations are the operator's schema.
         fake: With the same arguments, gives empty tensors of the results' shapes, strides and dtypes.
         gradients: Called with the gradient of the first result, the arguments and the other results, gives tensors that
-            lie as the arguments do.
+            lie as the first arguments do, as many as it is annotated to give; the other arguments get none.
     """
     forward: Any = torch.library.custom_op(f"visionattn::{name}_by_hand", compute, mutates_args=())
     forward.register_fake(fake)
     backward: Any = torch.library.custom_op(f"visionattn::{name}_by_hand_backward", gradients, mutates_args=())
-    arguments = len(signature(compute).parameters)
-    backward.register_fake(lambda grad, *parts: tuple(torch.empty_like(part) for part in parts[:arguments]))
+    arguments, found = len(signature(compute).parameters), len(get_args(signature(gradients).return_annotation))
+    backward.register_fake(lambda grad, *parts: tuple(torch.empty_like(part) for part in parts[:found]))
 
     def save(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs, *(output[1:] if isinstance(output, tuple) else ()))
 
-    def backpropagate(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
-        found: tuple[torch.Tensor, ...] = backward(grad, *ctx.saved_tensors)
-        return found
+    def backpropagate(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        return *backward(grad, *ctx.saved_tensors), *[None] * (arguments - found)
 
     forward.register_autograd(backpropagate, setup_context=save)
     return forward

@@ -47,10 +47,7 @@ class RankAugmented(EagerFunction):
 
     @staticmethod
     def gradients(ctx: Any, grad: torch.Tensor) -> Tensors:
-        return _gradients(grad, *ctx.saved_tensors)
-
-
-Five = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+        return *_gradients(grad, *ctx.saved_tensors), None, None
 
 
 def _gradients(
@@ -64,7 +61,7 @@ def _gradients(
     mean: torch.Tensor,
     weights: torch.Tensor,
     mean_query: torch.Tensor,
-) -> Five:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Those of queries, keys and values; the angles are given."""
     count, side = q.size(1), 2 * cos.size(1)
     num_heads = q.size(2) // side
@@ -105,7 +102,7 @@ def _gradients(
         # The slope of elu + 1 is its value where that is below 1.
         q_grad[images].mul_(features.clamp_max_(1))
         k_grad[images].mul_(key_features.clamp_max_(1))
-    return q_grad, k_grad, v_grad, torch.zeros_like(cos), torch.zeros_like(sin)
+    return q_grad, k_grad, v_grad
 
 
 def _runs(t: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -131,6 +128,9 @@ def _rotate(t: torch.Tensor, rotation: torch.Tensor) -> None:
     """Rotates pairs of channels of `(B, N, C)` in place, every head by the same `(N, 1, C / heads / 2)`."""
     pairs = torch.view_as_complex(t.unflatten(2, (-1, rotation.size(2), 2)))
     pairs *= rotation
+
+
+Five = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _compute(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Five:
