@@ -164,7 +164,7 @@ def _test_scenes(recipe: Recipe) -> str:
 
 def _status(records: Sequence[Record], rows: Sequence[Row], recipe: Recipe) -> list[str]:
     counts = [len(recipe.seeds_of(row.host, task)) for row in rows for task in recipe.tasks]
-    trained = sorted({count for count in counts if count})
+    trained = sorted(set(counts))
     seeds = f"{trained[0]}" if len(trained) == 1 else f"{trained[0]} to {trained[-1]}"
     if len(records) == sum(counts):
         return [f"Complete: {len(rows)} rows, {len(recipe.tasks)} tasks, {seeds} seeds."]
@@ -181,7 +181,6 @@ def _explanation(recipe: Recipe, source: str, records: Sequence[Record]) -> list
         where = f"{record.facts['versions']}, {record.facts['machine']}"
         revisions.setdefault(where, set()).add(record.facts["revision"])
     left = [name for name in TASKS if name not in recipe.tasks]
-    left += [f"{name} in {host}" for host, names in recipe.left_out.items() for name in names if name in recipe.tasks]
     without = f" Left out, since at this scale networks stay at chance there: {', '.join(left)}." if left else ""
     made = "; ".join(f"{where}, revision {', '.join(sorted(own))}" for where, own in sorted(revisions.items()))
     return [

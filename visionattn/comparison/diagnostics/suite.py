@@ -188,7 +188,7 @@ def choose(scale: str, tasks: Sequence[str], seeds: Sequence[int]) -> Recipe:
         if (needed := TASKS[name].trained_on) and needed not in tasks:
             raise ValueError(f"--tasks: {name} tests the networks of {needed}: name that too")
     if tasks:
-        recipe = replace(recipe, tasks=tuple(tasks), left_out={})
+        recipe = replace(recipe, tasks=tuple(tasks))
     return replace(recipe, seeds=tuple(seeds))
 
 

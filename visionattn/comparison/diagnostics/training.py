@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,7 +63,8 @@ def train(row: Row, task: Task, seed: int, recipe: Recipe, source: str, folder: 
     model = row.build(recipe, task.classes).to(recipe.device).to(memory_format=torch.channels_last)
     (scenes,) = load_scenes(task, "train", row.host, recipe, source, folder)
     started = time.process_time()
-    losses = fit(model, scenes, recipe, recipe.effort(row.host, task.name).steps, recipe.rates[row.host], seed)
+    with _tiny_as_zero():
+        losses = fit(model, scenes, recipe, recipe.effort(row.host, task.name).steps, recipe.rates[row.host], seed)
     train_seconds = time.process_time() - started
     hits, seconds = {}, {}
     for tested in recipe.tested(task):
@@ -97,6 +100,16 @@ def fit(model: nn.Module, scenes: Scenes, recipe: Recipe, steps: int, rate: floa
         schedule.step()
         losses.append(loss.detach())
     return np.array([float(part.mean()) for part in torch.stack(losses).tensor_split(20) if len(part)], np.float32)
+
+
+@contextmanager
+def _tiny_as_zero() -> Iterator[None]:
+    """Takes numbers below 1e-38 as zero: what is learnt well has such gradients, and some CPUs are slow at them."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @torch.no_grad()

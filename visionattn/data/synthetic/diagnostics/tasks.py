@@ -426,7 +426,7 @@ TASKS = {
         Task(
             "long way",
             "are the two marks the ends of one path",
-            *(2, 0.5, 0.61, _long_way, {"cell": 4, "length": 9, "apart": 3}),
+            *(2, 0.5, 0.61, _long_way, {"cell": 4, "length": 7, "apart": 3}),
             units=("cell",),
         ),
         Task(
