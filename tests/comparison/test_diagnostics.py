@@ -115,7 +115,8 @@ def power_text(recipe):
 
 
 def test_a_table_is_restored_as_it_was(tmp_path):
-    records = [record(), record(seed=1, right=3), record("cnn/plain", right=0, scenes=20)]
+    look = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    records = [replace(record(), look=look), record(seed=1, right=3), record("cnn/plain", right=0, scenes=20)]
     export(records, tmp_path / "d.csv")
     lines = list(csv.DictReader((tmp_path / "d.csv").open()))
     assert [line["row"] for line in lines] == ["cnn/cbam", "cnn/cbam", "cnn/plain"]
@@ -125,6 +126,7 @@ def test_a_table_is_restored_as_it_was(tmp_path):
     found = load_records(tmp_path / "records", lambda record: record.facts["settings"] == "s")
     for one in records:
         assert np.array_equal(found[one.key].hits, one.hits) and found[one.key].facts == one.facts
+    assert np.array_equal(found[records[0].key].look, look) and found[records[1].key].look is None
     assert load_records(tmp_path / "records", lambda record: False) == {}
 
 
@@ -158,12 +160,18 @@ def test_a_run_goes_on_and_says_that_it_is_unfinished(tmp_path, capsys):
     text = run_diagnostics(tmp_path / "d.md", tmp_path / "runs", seeds=[0], **options)
     assert "Complete: 2 rows, 1 tasks, 1 seeds" in text
     capsys.readouterr()
-    # Only the report was kept.
+    # Only the report and the files of numbers were kept.
+    for picture in tmp_path.glob("d-*.png"):
+        picture.unlink()
     text = run_diagnostics(tmp_path / "d.md", tmp_path / "elsewhere", minutes=0, **options)
     printed = capsys.readouterr().out
     assert "took 2 results" in printed and "2 of 4 trainings are finished" in printed
     assert "**Unfinished: 2 of 4 results.**" in text and "better than plain" not in text
-    assert (tmp_path / "d-which.md").is_file() and (tmp_path / "d-heat-map.png").stat().st_size > 5_000
+    assert (
+        (tmp_path / "d-which.md").is_file()
+        and (tmp_path / "d-looks.png").is_file()
+        and (tmp_path / "d-heat-map.png").stat().st_size > 5_000
+    )
     text = run_diagnostics(tmp_path / "d.md", tmp_path / "runs", **{**options, "jobs": 2})
     assert "Complete: 2 rows, 1 tasks, 2 seeds" in text
     assert "nothing has learnt this task" in text or "than plain" in text

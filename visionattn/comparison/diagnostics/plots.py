@@ -187,7 +187,7 @@ def draw_looks(
     Args:
         rows: Down, as far as they have maps.
         scenes: Task -> its scenes.
-        looks: By row and task the maps `(N, H, W)`.
+        looks: By row and task the map `(H, W)`, of bytes.
         path: A `.png` file.
     """
     shown = [row for row in rows if any((row.name, task) in looks for task in scenes)]
@@ -200,7 +200,7 @@ def draw_looks(
         grid[0][column].set_title(task, fontsize=8)
         for row, axes in zip(shown, grid[1:, column], strict=True):
             axes.imshow(own.images[0].mean(-1), cmap="gray")
-            look = looks[row.name, task][0] if (row.name, task) in looks else None
+            look = looks.get((row.name, task))
             if look is not None and np.ptp(look) > 0:
                 axes.imshow(look, cmap="inferno", alpha=0.6)
             elif look is not None:

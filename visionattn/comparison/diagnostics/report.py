@@ -14,11 +14,13 @@ from .plots import draw_heat_map, draw_looks, draw_profiles, draw_tasks
 from .recipe import Recipe
 from .records import Record
 from .rows import Row, first_of
-from .training import DATA_SEED, SHOWN
+from .training import DATA_SEED
 from .verdicts import Verdict, export_verdicts, judge, plan_seeds
 
 __all__ = ["collect_hits", "power_plan", "summary", "write_report"]
 
+# Test scenes of each task that are drawn.
+_SHOWN = 6
 # Scenes that the reference solutions are asked about.
 _SOLVED = 1_000
 # Below these shares of the way from chance to ceiling a baseline has learnt nothing, and nothing follows from its row.
@@ -33,7 +35,6 @@ def write_report(
     source: str,
     out: Path,
     scale: str,
-    looks: Mapping[tuple[str, str], np.ndarray],
 ) -> str:
     """Writes the report, `<stem>-which.md` and the pictures.
 
@@ -44,7 +45,6 @@ def write_report(
         source: A name in `SOURCES`.
         out: A `.md` file.
         scale: How the command names the recipe.
-        looks: By row and task where attention looks in the first test scenes, `(N, H, W)`; those that are at hand.
 
     Returns:
         The text of both pages.
@@ -58,9 +58,10 @@ def write_report(
         costs |= measure([first, *(row for row in shown if row.host == host and row != first)], recipe)
     ceilings = {task: float(solve(task, _SOLVED, size=recipe.size, source=source).mean()) for task in hits}
     scenes = {
-        task: TASKS[task].make("test", SHOWN, size=recipe.size, source=source, seed=DATA_SEED)[0] for task in hits
+        task: TASKS[task].make("test", _SHOWN, size=recipe.size, source=source, seed=DATA_SEED)[0] for task in hits
     }
     draw_tasks(scenes, out.with_name(f"{out.stem}-tasks.png"))
+    looks = {(record.row, record.task): record.look for record in records if record.look is not None}
     if looks:
         draw_looks(shown, scenes, looks, out.with_name(f"{out.stem}-looks.png"))
     baselines = {row.name: first_of(row.host).name for row in shown}
@@ -76,7 +77,7 @@ def write_report(
     lines += ["## Mechanisms and abilities", "", f"![Heat map]({out.stem}-heat-map.png)", ""]
     lines += [*_table(shown, verdicts), "", f"![Profiles]({out.stem}-profiles.png)", ""]
     lines += ["## Cost", "", *_costs(shown, costs), "", "## Where attention looks", "", *_pointing(records, shown), ""]
-    if out.with_name(f"{out.stem}-looks.png").is_file():
+    if looks:
         lines += [f"![Where attention looks in the first test scene of each task]({out.stem}-looks.png)", ""]
     lines += [f"Made by `{command}`; every training is a line of [{out.stem}.csv]({out.stem}.csv).", ""]
     which = [*_which(verdicts, hits, ceilings, costs, rows, _status(records, rows, recipe), out.name)]

@@ -14,7 +14,6 @@ import torch
 from visionattn.benchmark.record import surroundings
 from visionattn.data.synthetic.diagnostics import TASKS, find_source
 from visionattn.profiling.cost import count_macs
-from visionattn.utils.files import replacing
 from visionattn.utils.tables import format_table
 
 from .looking import LOOKED, look, pointing
@@ -22,7 +21,7 @@ from .recipe import RECIPES, Recipe
 from .records import Record, export, load_records, restore
 from .report import collect_hits, power_plan, write_report
 from .rows import Row, choose_rows
-from .training import SHOWN, load_scenes, train
+from .training import load_scenes, train
 
 __all__ = ["dry_run", "run_diagnostics", "train_again", "train_row"]
 
@@ -108,10 +107,7 @@ def run_diagnostics(
         raise ValueError("nothing is finished yet: give more minutes")
     out.parent.mkdir(parents=True, exist_ok=True)
     export(everything.values(), out.with_suffix(".csv"))
-    looks = {(row.name, task): _look(folder / "looks", row.name, task) for row in chosen for task in recipe.tasks}
-    return write_report(
-        records, chosen, recipe, source, out, scale, {key: maps for key, maps in looks.items() if maps is not None}
-    )
+    return write_report(records, chosen, recipe, source, out, scale)
 
 
 def train_again(
@@ -216,15 +212,15 @@ def train_row(
     model, outcome = train(row, TASKS[task], seed, recipe, source, folder / "scenes")
     records = []
     for tested, hits in outcome.hits.items():
-        score, chance = float("nan"), float("nan")
+        score, chance, seen = float("nan"), float("nan"), None
         if seed == recipe.seeds_of(row.host, task)[0]:
             scenes = load_scenes(TASKS[tested], "test", row.host, recipe, source, folder / "scenes")[0]
             maps = look(model, scenes, LOOKED)
             score, chance = pointing(maps, scenes)
             if maps is not None:
-                _keep_look(folder / "looks", row.name, tested, maps[:SHOWN].numpy())
+                seen = (255 * maps[0].numpy()).astype(np.uint8)
         own = {**facts, "settings": recipe.digest(source, row.host, tested)}
-        records.append(Record(row.name, tested, task, seed, hits, outcome.train_seconds, score, chance, own))
+        records.append(Record(row.name, tested, task, seed, hits, outcome.train_seconds, score, chance, own, seen))
         records[-1].save(folder / "records")
     return records
 
@@ -264,22 +260,6 @@ def _fits(recipe: Recipe, source: str, record: Record) -> bool:
     """Whether a record was made with the settings of a run."""
     host = record.row.partition("/")[0]
     return record.task in TASKS and record.facts["settings"] == recipe.digest(source, host, record.task)
-
-
-def _keep_look(folder: Path, row: str, task: str, maps: np.ndarray) -> None:
-    path = _path(folder, row, task)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, (255 * maps).astype(np.uint8))
-
-
-def _look(folder: Path, row: str, task: str) -> np.ndarray | None:
-    path = _path(folder, row, task)
-    return np.load(path, allow_pickle=False) if path.is_file() else None
-
-
-def _path(folder: Path, row: str, task: str) -> Path:
-    return folder / f"{row.replace('/', '-')}.{task.replace(' ', '-')}.npy"
 
 
 def _tell(records: Sequence[Record]) -> None:

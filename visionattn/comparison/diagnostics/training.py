@@ -19,11 +19,9 @@ from visionattn.utils.files import replacing
 from .recipe import Recipe
 from .rows import Row
 
-__all__ = ["DATA_SEED", "SHOWN", "Outcome", "evaluate", "fit", "load_scenes", "to_inputs", "train"]
+__all__ = ["DATA_SEED", "Outcome", "evaluate", "fit", "load_scenes", "to_inputs", "train"]
 
 DATA_SEED = 0
-# Test scenes whose maps are kept to be drawn.
-SHOWN = 6
 
 
 @dataclass(frozen=True)
