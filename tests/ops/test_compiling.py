@@ -16,6 +16,7 @@ from visionattn.ops import (
     routed_attention,
     strip_conv,
     subspace_scores,
+    toeplitz_matrix,
 )
 from visionattn.ops.pointwise_conv import pointwise_conv
 from visionattn.ops.rank_augmented_attention import rotation_tables
@@ -153,6 +154,15 @@ def test_large_kernels(kernel):
 
     for actual, expected in zip(gradients(compiled(convolve), *inputs), gradients(convolve, *inputs), strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("kernel", [(2, 1, 5, 7), (1, 1, 3, 3), (3, 1, 11, 1)], ids=str)
+def test_convolutions_as_matrices_in_use(kernel):
+    inputs = levels(*kernel)
+    for grid in ((3, 4), (1, 5)):
+        with torch.no_grad():
+            actual = compiled(toeplitz_matrix)(inputs, *grid)
+        assert torch.equal(actual, toeplitz_matrix(inputs, *grid))
 
 
 def test_rank_augmented_attention():
