@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from ._modes import needs_formula
+from ._modes import compiling, needs_formula
 
 __all__ = ["nhwc_conv", "nhwc_upconv"]
 
@@ -50,4 +50,4 @@ def nhwc_upconv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def _prefer_weight(weight: torch.Tensor, numbers: int) -> bool:
     """Whether few positions are rather laid out as a weight of many channels lies than the other way round."""
-    return not needs_formula() and numbers < weight.numel()
+    return (compiling() or not needs_formula()) and numbers < weight.numel()
