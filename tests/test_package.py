@@ -101,18 +101,20 @@ def python(code):
 
 
 def test_import_is_light():
+    """Two fifths of timm's own at most, whatever the machine."""
     code = """
-import gc, sys, time, timm
+import gc, sys, time, torch, torchvision
+start = time.process_time(); import timm; theirs = time.process_time() - start
 gc.collect()  # what timm's import left over is not to be collected on our time
-start = time.process_time(); import visionattn; cost = time.process_time() - start
+start = time.process_time(); import visionattn; cost = (time.process_time() - start) / theirs
 heavy = {'triton', 'mmengine', 'cv2', 'albumentations', 'matplotlib', 'torchmetrics'} & set(sys.modules)
 import json; print(json.dumps([cost, sorted(heavy)]))
 """
     results = [json.loads(python(code).stdout) for _ in range(3)]
     # torch itself imports triton where it is installed; what counts is what we add.
-    before = json.loads(python("import sys, timm, json; print(json.dumps(sorted(sys.modules)))").stdout)
+    before = json.loads(python("import sys, torchvision, timm, json; print(json.dumps(sorted(sys.modules)))").stdout)
     assert set(results[0][1]) <= set(before)
-    assert min(cost for cost, _ in results) < 0.1
+    assert min(cost for cost, _ in results) < 0.4
 
 
 def test_kernels_are_not_imported_before_they_are_wanted():
